@@ -1,0 +1,1 @@
+"""One folder a stage, and one for the whole."""

@@ -1,0 +1,165 @@
+"""Ingest: raw datasets to rows, one shard a dataset (method.md section 1)."""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from rebase.cells import content_hash, flatten_row, row_json
+from rebase.errors import RebaseError
+from rebase.parameters import IngestParameters
+from rebase.records import ROW_COLUMNS, DatasetCard
+from rebase.sampling import sample_evenly
+from rebase.shards import Shard, ShardPlan, Shards, metadata_of, with_metadata
+from rebase.sources import Source
+
+logger = logging.getLogger(__name__)
+
+_VERSION = "1"  # Part of every fingerprint: a change of what ingest writes must raise it.
+_SCHEMA = pa.schema([(name, pa.int64() if name == "row_index" else pa.string()) for name in ROW_COLUMNS])
+
+
+def plan_ingest(sources: list[Source], parameters: IngestParameters) -> ShardPlan:
+    """Plan one shard of rows a dataset; a dataset whose content did not change keeps its shard.
+
+    A dataset that cannot be read becomes an empty shard that says why, and the others go on.
+    """
+    return ShardPlan([_plan_source(source, parameters) for source in sources])
+
+
+def summarise_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Collect what ingest kept and refused.
+
+    Returns:
+        The cards, one line a dataset: what it says of itself, ``rows_in`` and ``rows_kept``; the refusals, one
+        line a (dataset, config, reason) with its count; the stage's summary.
+
+    Raises:
+        RebaseError: No row was kept.
+    """
+    shards = [metadata_of(rows[name]) for name in rows]
+    cards = pd.DataFrame([{**shard["card"], "rows_in": shard["in"], "rows_kept": shard["kept"]} for shard in shards])
+    cards["languages"] = cards["languages"].map(", ".join) if len(cards) else None
+    refused = pd.DataFrame(
+        [refusal for shard in shards for refusal in shard["refused"]],
+        columns=["dataset", "config", "reason", "rows", "detail"],
+    )
+    kept = int(sum(shard["kept"] for shard in shards))
+    if not kept:
+        why = "; ".join(f"{line.dataset}: {line.reason} ({line.detail})" for line in refused.head(5).itertuples())
+        raise RebaseError(f"ingest: no row was kept from {len(shards)} datasets. Check `sources`. {why}")
+    unread = int((refused["rows"] == 0).sum())
+    if unread:
+        logger.warning("%d datasets or configs could not be read; ingest_refused says why", unread)
+    by_reason = refused.groupby("reason")["rows"].sum()
+    summary = {
+        "stage": "ingest",
+        "in": int(sum(shard["in"] for shard in shards)),
+        "kept": kept,
+        "refused": {reason: int(count) for reason, count in by_reason.items() if count},
+        "datasets": len(shards),
+        "datasets_unread": sorted(set(refused.loc[refused["rows"] == 0, "dataset"])),
+    }
+    return cards, refused, summary
+
+
+def _plan_source(source: Source, parameters: IngestParameters) -> Shard:
+    try:
+        content = source.fingerprint()
+    except Exception as error:  # A hub answers in many ways; each is a recorded refusal of this one dataset.
+        reason = f"{type(error).__name__}: {error}"
+        return Shard(source.dataset, _digest("unreachable", reason), _unread(source.dataset, reason))
+    fingerprint = _digest(_VERSION, content, str(parameters.max_rows))
+    return Shard(source.dataset, fingerprint, lambda _: _read(source, parameters.max_rows))
+
+
+def _unread(dataset: str, reason: str) -> Callable[[Any], pa.Table]:
+    refusal = {"dataset": dataset, "config": "", "reason": "unreachable", "rows": 0, "detail": reason[:500]}
+    return lambda _: _shard([], DatasetCard(dataset=dataset), 0, [refusal])
+
+
+def _read(source: Source, max_rows: int) -> pa.Table:
+    """Read a dataset: its sampled rows, and in the metadata its card and refusals."""
+    records: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
+    total = 0
+
+    def refuse(config: str, reason: str, rows: int, detail: str = "") -> None:
+        if rows or detail:
+            refused.append(
+                {"dataset": source.dataset, "config": config, "reason": reason, "rows": rows, "detail": detail[:500]}
+            )
+
+    card = DatasetCard(dataset=source.dataset)
+    try:
+        card = source.card()
+        configs = source.configs()
+        if not configs:
+            refuse("", "no_data_files", 0, "no file that can be read as a table")
+    except Exception as error:  # As above: whatever a dataset does, it is one recorded refusal.
+        configs = []
+        refuse("", "malformed", 0, _one_line(error))
+    for config in configs:
+        try:
+            sampled, seen, empty = _read_config(source, card, config, max_rows)
+        except Exception as error:
+            refuse(config, "malformed", 0, _one_line(error))
+            continue
+        records += sampled
+        total += seen
+        refuse(config, "not_sampled", seen - len(sampled) - empty)
+        refuse(config, "empty_row", empty)
+    return _shard(records, card, total, refused)
+
+
+def _read_config(
+    source: Source, card: DatasetCard, config: str, max_rows: int
+) -> tuple[list[dict[str, Any]], int, int]:
+    """The kept rows of one config, the number of rows it has, and how many of the sampled ones were empty."""
+    split = source.split(config)
+    label_names: dict[str, list[str]] = {}
+
+    def tables() -> Iterator[pa.Table]:
+        for batch in source.batches(config, split):
+            label_names.update(batch.label_names)
+            yield batch.table
+
+    table, positions, total = sample_evenly(tables(), max_rows)
+    rows = [] if table is None else table.to_pylist()
+    records = []
+    for position, row in zip(positions.tolist(), rows, strict=True):
+        cells = flatten_row(row, label_names)
+        if cells:
+            records.append(
+                {
+                    "row_id": f"{source.dataset}/{config}/{split}/{position}",
+                    "dataset": source.dataset,
+                    "config": config,
+                    "split": split,
+                    "revision": card.revision,
+                    "row_index": position,
+                    "licence": card.licence,
+                    "row": row_json(cells),
+                    "content_hash": content_hash(cells),
+                }
+            )
+    return records, total, len(rows) - len(records)
+
+
+def _shard(records: list[dict[str, Any]], card: DatasetCard, total: int, refused: list[dict[str, Any]]) -> pa.Table:
+    metadata = {"card": card.model_dump(mode="json"), "in": total, "kept": len(records), "refused": refused}
+    return with_metadata(pa.Table.from_pylist(records, schema=_SCHEMA), metadata)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    """The error and its cause in one line: ``datasets`` hides the reader's own words in the cause."""
+    causes = [error, *([error.__cause__] if error.__cause__ else [])]
+    return " <- ".join(f"{type(cause).__name__}: {' '.join(str(cause).split())}" for cause in causes)
