@@ -1,0 +1,15 @@
+"""Embed: every distinct cell value and description as a vector."""
+
+from kedro.pipeline import Node, Pipeline
+
+from rebase.pipelines.embed.nodes import plan_embed, summarise_embed
+
+
+def create_pipeline() -> Pipeline:
+    """``rows`` to ``vectors``."""
+    return Pipeline(
+        [
+            Node(plan_embed, ["rows", "encoder", "params:embed"], "vectors", name="plan_embed"),
+            Node(summarise_embed, "vectors", "embed_summary", name="summarise_embed"),
+        ]
+    )

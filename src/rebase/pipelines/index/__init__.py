@@ -1,0 +1,3 @@
+"""Index: one searchable whole over all vectors."""
+
+from rebase.pipelines.index.pipeline import create_pipeline as create_pipeline

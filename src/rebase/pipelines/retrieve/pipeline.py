@@ -1,0 +1,21 @@
+"""Retrieve: the rows that suit the task best, screened."""
+
+from kedro.pipeline import Node, Pipeline
+
+from rebase.pipelines.retrieve.nodes import retrieve_rows
+from rebase.plots import plot_sources
+
+
+def create_pipeline() -> Pipeline:
+    """``index`` and ``task`` to ``retrieved`` and what was refused."""
+    return Pipeline(
+        [
+            Node(
+                retrieve_rows,
+                ["task", "encoder", "index", "forest", "rows", "evaluation_set", "params:retrieve"],
+                ["retrieved", "retrieval_refused", "retrieve_summary"],
+                name="retrieve_rows",
+            ),
+            Node(plot_sources, "retrieved", "sources_plot", name="plot_sources"),
+        ]
+    )
