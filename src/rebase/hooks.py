@@ -1,0 +1,91 @@
+"""Hooks: they check what can be checked before any work, and tell how the run goes. They do none of the work."""
+
+import logging
+import time
+from typing import Any
+
+import click
+from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+from rich.console import Console
+
+from rebase.console import STAGES, final_table, stage_line
+from rebase.errors import RebaseError
+
+logger = logging.getLogger(__name__)
+
+_SUMMARY = "_summary"
+#: Inputs that are cheap to load and that people get wrong: a wrong one stops the run before any work.
+_CHECKED_FIRST = ("task", "evaluation_set")
+
+
+class RunReporter:
+    """Prints a line when a stage ends and a table when the run ends, and turns our errors into plain words."""
+
+    def __init__(self) -> None:
+        self._stage_started = 0.0
+
+    @hook_impl
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        """Check task, evaluation set and the teacher's key before anything is computed."""
+        self._stage_started = time.monotonic()
+        inputs = pipeline.inputs()
+        try:
+            for name in _CHECKED_FIRST:
+                if name in inputs:
+                    catalog.load(name)
+            if "teacher" in inputs:
+                catalog.load("teacher").check()
+        except Exception as error:
+            raise _plain(error) from error
+
+    @hook_impl
+    def after_node_run(self, outputs: dict[str, Any]) -> None:
+        """Print the line of a stage whose summary is there, with the time since the stage before it ended."""
+        for name, output in outputs.items():
+            if name.endswith(_SUMMARY):
+                now = time.monotonic()
+                logger.info(stage_line(output, now - self._stage_started))
+                self._stage_started = now
+
+    @hook_impl
+    def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+        """Print the table of a run that ends with scores."""
+        if "report" not in pipeline.all_outputs():
+            return
+        names = [f"{stage}{_SUMMARY}" for stage in STAGES]
+        summaries = {name.removesuffix(_SUMMARY): catalog.load(name) for name in names if catalog.exists(name)}
+        scores = catalog.load("scores")
+        console = Console()
+        console.print(final_table(scores["task"], summaries, scores))
+        for name in ("adapter", "examples", "predictions", "report"):
+            console.print(f"{name:<12} {_path(catalog, name)}", soft_wrap=True, highlight=False)
+        console.print("Next: open the report; look at the lineage with `kedro viz run`; "
+                      "another task with `kedro run --params=task=NAME`.")  # fmt: skip
+
+    @hook_impl
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Show an error that the user can mend as its words alone."""
+        plain = _plain(error)
+        if plain is not error:
+            raise plain from error
+
+
+def _plain(error: BaseException) -> BaseException:
+    """The RebaseError behind an error, as click shows it; the error itself where there is none."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, RebaseError):
+            return click.ClickException(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
+def _path(catalog: CatalogProtocol, name: str) -> str:
+    """Where a dataset lies, of the version just written."""
+    dataset = catalog.get(name)
+    resolve = getattr(dataset, "resolve_load_version", lambda: None)
+    resolve()
+    get_path = getattr(dataset, "_get_load_path", None)
+    return str(get_path() if get_path else getattr(dataset, "_filepath", ""))

@@ -1,0 +1,11 @@
+"""The whole method: the eight stages, composed."""
+
+from kedro.pipeline import Pipeline
+
+from rebase.pipelines import cot, embed, evaluate, index, ingest, retrieve, train, transform
+
+
+def create_pipeline() -> Pipeline:
+    """From ``sources`` and ``task`` to ``adapter``, ``scores`` and ``report``."""
+    stages = (ingest, embed, index, retrieve, transform, cot, train, evaluate)
+    return sum((stage.create_pipeline() for stage in stages), Pipeline([]))
