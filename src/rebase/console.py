@@ -24,8 +24,8 @@ def final_table(task: str, summaries: Mapping[str, Mapping[str, Any]], scores: M
     table.add_column()
     for stage in STAGES:
         if summary := summaries.get(stage):
-            reasons = _reasons(summary["refused"])
-            table.add_row(stage, f"{summary['kept']:,} of {summary['in']:,}" + (f"; refused: {reasons}" if reasons else ""))
+            refused = f"; refused: {_reasons(summary['refused'])}" if summary["refused"] else ""
+            table.add_row(stage, f"{summary['kept']:,} of {summary['in']:,}{refused}")
     table.add_section()
     for system, metrics in scores["systems"].items():
         for metric, score in metrics.items():

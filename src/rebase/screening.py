@@ -59,7 +59,7 @@ def exclusion_gate(task: Task) -> Gate:
 def licence_allowed(licence: str, policy: LicencePolicy) -> bool:
     """Whether the policy lets a licence through. A card with several licences needs all of them allowed."""
     parts = [part.strip().casefold() for part in licence.split(";") if part.strip()]
-    if not parts or parts == ["unknown"] or parts == ["other"]:
+    if not parts or parts in (["unknown"], ["other"]):
         return policy.unknown == "allow"
 
     def matches(part: str, patterns: Iterable[str]) -> bool:

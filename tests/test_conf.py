@@ -1,0 +1,102 @@
+"""Every environment's configuration: it resolves, it is used, and it follows the house's rules."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from kedro.framework.project import pipelines
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENTS = ("base", "local", "gpu", "test")
+LAYERS = {
+    "01_raw",
+    "02_intermediate",
+    "03_primary",
+    "04_feature",
+    "05_model_input",
+    "06_models",
+    "07_model_output",
+    "08_reporting",
+}
+STAGES = {"ingest", "embed", "index", "retrieve", "transform", "cot", "train", "evaluate"}
+PROMISED = {
+    "cards", "rows", "vectors", "index", "task", "retrieved", "retrieval_refused", "examples", "examples_refused",
+    "reasoned_examples", "training_set", "adapter", "training_log", "predictions", "scores", "report",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def project():
+    bootstrap_project(ROOT)
+    pipelines.set_requested(None)
+
+
+def context_of(environment: str, **params):
+    with KedroSession.create(ROOT, env=environment, runtime_params=params) as session:
+        return session.load_context()
+
+
+def entries() -> dict[str, dict]:
+    files = (ROOT / "conf").rglob("catalog*.yml")
+    return {
+        name: entry
+        for file in files
+        for name, entry in yaml.safe_load(file.read_text()).items()
+        if not name.startswith("_")
+    }
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_catalog_resolves_in_every_environment(environment):
+    catalog = context_of(environment).catalog
+    for name in entries():
+        assert catalog.get(name) is not None, name
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_parameters_are_valid_in_every_environment(environment):
+    parameters = context_of(environment).params
+    assert set(parameters) >= STAGES
+    assert all(not isinstance(parameters[stage], dict) for stage in STAGES), "typed groups are instantiated"
+
+
+def test_the_promised_names_and_pipelines_are_there():
+    assert set(entries()) >= PROMISED
+    assert set(pipelines) >= STAGES | {"rebase", "__default__"}
+    assert pipelines["__default__"].nodes == pipelines["rebase"].nodes
+
+
+def test_every_entry_and_every_parameter_is_used():
+    used = pipelines["__default__"].datasets()
+    assert set(entries()) <= used
+    assert {f"params:{name}" for name in STAGES} == {name for name in used if name.startswith("params:")}
+
+
+def test_nothing_but_parameters_is_left_in_memory():
+    in_memory = {name for name in pipelines["__default__"].datasets() if not name.startswith("params:")} - set(entries())
+    assert not in_memory, "a run must be able to start from any node"
+
+
+def test_layers_are_known_and_handles_have_none():
+    for name, entry in entries().items():
+        layer = entry.get("metadata", {}).get("kedro-viz", {}).get("layer")
+        assert layer in (LAYERS if name not in {"teacher", "encoder", "student"} else {None}), name
+
+
+def test_a_task_has_its_own_folder():
+    first, second = (context_of("base", task=task).catalog for task in ("reading_qa", "news_topic"))
+    for name in ("retrieved", "examples", "predictions"):
+        assert str(first.get(name)) != str(second.get(name))
+
+
+def test_base_holds_no_structure_of_other_environments():
+    for environment in ("gpu", "test"):
+        assert not list((ROOT / "conf" / environment).glob("catalog*.yml")), "differences belong in globals"
+
+
+def test_only_the_placeholder_of_local_is_committed():
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert "conf/local/*" in ignored
+    assert "!conf/local/.gitkeep" in ignored
