@@ -7,3 +7,4 @@ from rebase.datasets.inputs import EvaluationDataset as EvaluationDataset
 from rebase.datasets.inputs import SourcesDataset as SourcesDataset
 from rebase.datasets.inputs import TaskDataset as TaskDataset
 from rebase.datasets.shards import ShardStore as ShardStore
+from rebase.datasets.teacher import TeacherDataset as TeacherDataset
