@@ -1,7 +1,6 @@
 """Rows as text: how nested values become flat cells, and which cells are worth embedding."""
 
 import datetime
-import decimal
 import hashlib
 import json
 import math
@@ -12,42 +11,71 @@ from typing import Any
 _URL = re.compile(r"\s*(https?|ftp)://\S+\s*", re.IGNORECASE)
 _HEX = re.compile(r"\s*(0x)?[0-9a-f-]{16,}\s*", re.IGNORECASE)
 _SURROGATES = re.compile("[\ud800-\udfff]")
+#: What the ``datasets`` library stores an image, a sound, a video or a document as.
+_MEDIA = {"bytes", "path"}
 
 
 def flatten_row(row: Mapping[str, Any], label_names: Mapping[str, list[str]]) -> dict[str, str]:
-    """Turn a row into ``{column: text}``: nested columns joined by ``.``, empty and binary values left out.
+    """Turn a row into ``{column: text}``: nested columns joined by ``.``; empty, binary and media values left out.
 
     ``label_names`` maps a flat column to the names of its class labels (method.md section 1).
     """
-    return {column: text for column, value in _leaves("", row) if (text := _text(value, label_names.get(column)))}
+    cells: dict[str, str] = {}
+    for column, value in _leaves("", row):
+        if text := _clean(_text(value, column, label_names)):
+            cells[_unused(_clean(column), cells)] = text
+    return cells
 
 
 def _leaves(prefix: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
         column = f"{prefix}{key}"
-        if isinstance(item, Mapping):
+        if isinstance(item, Mapping) and set(item) != _MEDIA:
             yield from _leaves(f"{column}.", item)
         else:
             yield column, item
 
 
-def _text(value: Any, names: list[str] | None = None) -> str:
+def _unused(column: str, cells: Mapping[str, str]) -> str:
+    """The column's name, told apart from a nested column that flattens to the same one."""
+    while column in cells:
+        column += "'"
+    return column
+
+
+def _text(value: Any, column: str, label_names: Mapping[str, list[str]]) -> str:
     """One value as text; the empty string where there is nothing to say."""
-    if value is None or isinstance(value, bytes | bytearray) or (isinstance(value, float) and math.isnan(value)):
+    if value is None or isinstance(value, bytes | bytearray):
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int) and names is not None:
+    if isinstance(value, int) and column in label_names:
+        names = label_names[column]
         return names[value] if 0 <= value < len(names) else ""
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
-    if isinstance(value, float | decimal.Decimal):
-        return f"{value:g}" if isinstance(value, float) and abs(value) < 1e15 else str(value)
+    if isinstance(value, float):
+        return _number(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {text}" for key, item in value.items() if (text := _text(item)))
+        if set(value) == _MEDIA:
+            return ""
+        texts = {key: _text(item, f"{column}.{key}", label_names) for key, item in value.items()}
+        return ", ".join(f"{key}: {text}" for key, text in texts.items() if text)
     if isinstance(value, list | tuple):
-        return "; ".join(text for item in value if (text := _text(item, names)))
-    return _SURROGATES.sub("\ufffd", str(value)).replace("\x00", "").strip()
+        return "; ".join(text for item in value if (text := _text(item, column, label_names)))
+    return str(value).strip()
+
+
+def _number(value: float) -> str:
+    """All digits of a number; without ``.0``, which a column of integers gets where a value is missing."""
+    if math.isnan(value):
+        return ""
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
+def _clean(text: str) -> str:
+    """The text as every reader takes it: valid Unicode, without NUL and outer spaces."""
+    return _SURROGATES.sub("\ufffd", text).replace("\x00", "").strip()
 
 
 def worth_embedding(text: str) -> bool:
@@ -62,4 +90,4 @@ def row_json(cells: Mapping[str, str]) -> str:
 
 def content_hash(cells: Mapping[str, str]) -> str:
     """SHA-256 over a row's values in order, whatever its columns are called: mirrors have the same one."""
-    return hashlib.sha256("\x1f".join(cells.values()).encode()).hexdigest()
+    return hashlib.sha256("\x00".join(cells.values()).encode()).hexdigest()

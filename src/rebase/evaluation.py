@@ -31,9 +31,12 @@ def _item(task: Task, number: int, row: Mapping[str, Any], where: str) -> dict[s
     if not answers or (task.answer.labels and outside):
         wrong = f"the answer {outside} is outside the task's labels" if answers else "there is no answer"
         raise RebaseError(f"{where}, row {number}: {wrong}. Mend the row, or `evaluation.label_names` of the task.")
+    missing = [task.evaluation.fields[field] for field, value in values.items() if value is None]
+    if missing:
+        raise RebaseError(f"{where}, row {number}: there is no value in {', '.join(missing)}. Mend the row.")
     fields = {field: str(value) for field, value in values.items()}
     return {
-        "item_id": str(row.get("id", number)),
+        "item_id": str(number if row.get("id") is None else row["id"]),
         "fields": json.dumps(fields, ensure_ascii=False),
         "query": task.render_query(fields),
         "answers": json.dumps(answers, ensure_ascii=False),

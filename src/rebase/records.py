@@ -56,9 +56,9 @@ class EvaluationSpec(Strict):
 
 
 class Task(Strict):
-    """A task: what the expert is to do, as one YAML file says it.
+    r"""A task: what the expert is to do, as one YAML file says it.
 
-    ``query`` is a template such as ``"{context}\\n\\nQuestion: {question}"``; each example gives its fields and
+    ``query`` is a template such as ``"{context}\n\nQuestion: {question}"``; each example gives its fields and
     the answer. ``passage`` names the field that is taken word for word from a source row (a reading passage):
     the teacher writes the other fields and the answer.
     """

@@ -6,28 +6,26 @@ import numpy as np
 import pyarrow as pa
 
 
-def sample_evenly(tables: Iterable[pa.Table], cap: int) -> tuple[pa.Table | None, np.ndarray, int]:
+def sample_evenly(tables: Iterable[pa.Table], cap: int) -> tuple[list[pa.Table], np.ndarray, int]:
     """Take at most ``cap`` rows by even stride from consecutive tables, in one pass and bounded memory.
 
     Every ``stride``-th row is held; whenever more than twice the cap are held, the stride doubles. What is left
-    at the end is thinned evenly to the cap. Returns the rows, their positions in the stream ``[n]``, and the
-    stream's length; no tables give ``None``.
+    at the end is thinned evenly to the cap. Returns the rows, as pieces of the tables, whose types may differ;
+    their positions in the stream ``[n]``; and the stream's length.
     """
     stride, total = 1, 0
     held: list[tuple[pa.Table, np.ndarray]] = []
     for table in tables:
         positions = np.arange(total, total + table.num_rows)
         total += table.num_rows
-        held.append(_every(table, positions, stride))
+        held.append(_pick(table, positions, positions % stride == 0))
         while sum(len(kept) for _, kept in held) > 2 * cap:
             stride *= 2
-            held = [_every(*piece, stride) for piece in held]
-    if not held:
-        return None, np.empty(0, dtype=np.int64), total
-    rows = pa.concat_tables([piece for piece, _ in held], promote_options="permissive")
-    positions = np.concatenate([kept for _, kept in held])
-    chosen = even_positions(len(positions), cap)
-    return rows.take(chosen), positions[chosen], total
+            held = [_pick(piece, kept, kept % stride == 0) for piece, kept in held]
+    positions = np.concatenate([np.empty(0, dtype=np.int64), *(kept for _, kept in held)])
+    chosen = positions[even_positions(len(positions), cap)]
+    pieces = [_pick(piece, kept, np.isin(kept, chosen))[0] for piece, kept in held]
+    return [piece for piece in pieces if piece.num_rows], chosen, total
 
 
 def even_positions(count: int, cap: int) -> np.ndarray:
@@ -37,7 +35,6 @@ def even_positions(count: int, cap: int) -> np.ndarray:
     return np.arange(cap) * count // cap
 
 
-def _every(table: pa.Table, positions: np.ndarray, stride: int) -> tuple[pa.Table, np.ndarray]:
-    """The rows whose position in the stream is a multiple of the stride, copied so that the rest can be freed."""
-    keep = np.flatnonzero(positions % stride == 0)
-    return (table, positions) if len(keep) == len(positions) else (table.take(keep), positions[keep])
+def _pick(table: pa.Table, positions: np.ndarray, keep: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+    """The rows that ``keep`` marks, and their positions; copied, so that the rest can be freed."""
+    return (table, positions) if keep.all() else (table.take(np.flatnonzero(keep)), positions[keep])

@@ -1,6 +1,7 @@
 """The gates between the ranking and the teacher (method.md section 4): what may not, or need not, be paid for."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _MIN_EXACT_TOKENS = 4
 _SHINGLE = 3
 _PERMUTATIONS = 128
+_UNKNOWN_LICENCES = {"unknown", "other", "none"}
+_LICENCE_SPACE = re.compile(r"[\s_]+")
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,18 @@ def exclusion_gate(task: Task) -> Gate:
 
 def licence_allowed(licence: str, policy: LicencePolicy) -> bool:
     """Whether the policy lets a licence through. A card with several licences needs all of them allowed."""
-    parts = [part.strip().casefold() for part in licence.split(";") if part.strip()]
-    if not parts or parts in (["unknown"], ["other"]):
-        return policy.unknown == "allow"
 
     def matches(part: str, patterns: Iterable[str]) -> bool:
         return any(fnmatchcase(part, pattern.casefold()) for pattern in patterns)
 
-    return all(not matches(part, policy.deny) and matches(part, policy.allow) for part in parts)
+    def allowed(part: str) -> bool:
+        if matches(part, policy.deny):
+            return False
+        return policy.unknown == "allow" if part in _UNKNOWN_LICENCES else matches(part, policy.allow)
+
+    # "CC BY-NC 4.0" is how people write cc-by-nc-4.0.
+    parts = [_LICENCE_SPACE.sub("-", part.strip().casefold()) for part in licence.split(";") if part.strip()]
+    return all(map(allowed, parts or ["unknown"]))
 
 
 def licence_gate(policy: LicencePolicy) -> Gate:
@@ -163,8 +170,9 @@ class Twins:
         if self._lsh is None:
             from datasketch import MinHashLSH
 
-            # A little below the threshold: a proposal costs one comparison, a miss a duplicate.
-            self._lsh = MinHashLSH(threshold=max(self.threshold - 0.1, 0.1), num_perm=_PERMUTATIONS)
+            # Well below the threshold, where hardly a pair at the threshold is missed: a proposal costs one
+            # comparison, a miss a duplicate.
+            self._lsh = MinHashLSH(threshold=0.6 * self.threshold, num_perm=_PERMUTATIONS, weights=(0.2, 0.8))
         return self._lsh
 
 

@@ -33,6 +33,7 @@ class VectorIndex:
         datasets: ``D`` names; columns: the names of all columns.
         encoder: the identity of the encoder that made the vectors.
         fingerprint: of the vectors that the index was built from.
+
     """
 
     vectors: np.ndarray
@@ -102,7 +103,7 @@ class Scores:
 
 def score_rows(index: VectorIndex, task: TaskVectors, aggregation: Aggregation, block: int) -> Scores:
     """Score every row exactly, ``block`` texts at a time (arXiv 2407.05463, section 3; method.md section 4)."""
-    per_dataset = index.descriptions @ task.instruction
+    per_dataset = np.vecdot(index.descriptions, task.instruction)
     return Scores(
         dataset=np.repeat(per_dataset, np.diff(index.dataset_start)),
         query=_aggregate(index, task.queries, aggregation, block),
@@ -177,8 +178,9 @@ def _aggregate(index: VectorIndex, examples: np.ndarray, aggregation: Aggregatio
         return result
     total = np.zeros(int(filled.sum()), dtype=np.float32)
     for query in queries:
+        # vecdot, not @: a matrix product rounds by a row's place in its block, and equal vectors would not tie.
         per_text = np.concatenate(
-            [index.vectors[start : start + block] @ query for start in range(0, len(index.vectors), block)]
+            [np.vecdot(index.vectors[start : start + block], query) for start in range(0, len(index.vectors), block)]
         )
         # reduceat over the filled rows alone: for an empty row it would return its neighbour's cell.
         total += np.maximum.reduceat(per_text[index.cell_text], starts[filled])

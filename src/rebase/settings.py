@@ -1,6 +1,11 @@
 """Project settings: see https://docs.kedro.org/en/stable/configure/configuration_basics/."""
 
+import warnings
+
 from rebase.hooks import RunReporter
+
+# Kedro's own call of omegaconf: nothing that a user could mend.
+warnings.filterwarnings("ignore", r"register_new_resolver\(\) is deprecated", UserWarning)
 
 HOOKS = (RunReporter(),)
 
@@ -8,5 +13,5 @@ CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
     # An environment, or --params, changes single parameters; the others stay as in base.
-    "merge_strategy": {"parameters": "soft", "globals": "soft"},
+    "merge_strategy": {"parameters": "soft", "globals": "soft", "credentials": "soft"},
 }

@@ -47,6 +47,11 @@ class Shards(Mapping[str, pa.Table]):
         return len(self.fingerprints)
 
 
+def is_provisional(table: pa.Table) -> bool:
+    """Whether the shard stands in for data that could not be reached: the next save builds it again."""
+    return _METADATA_KEY in (table.schema.metadata or {}) and bool(metadata_of(table).get("provisional"))
+
+
 def with_metadata(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
     """The table with what is to be known about it, as JSON in its schema."""
     return table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})

@@ -1,5 +1,6 @@
 """The catalog's own dataset types."""
 
+from rebase.datasets.adapter import AdapterDataset as AdapterDataset
 from rebase.datasets.encoder import EncoderDataset as EncoderDataset
 from rebase.datasets.index import ForestDataset as ForestDataset
 from rebase.datasets.index import VectorIndexDataset as VectorIndexDataset
@@ -7,4 +8,5 @@ from rebase.datasets.inputs import EvaluationDataset as EvaluationDataset
 from rebase.datasets.inputs import SourcesDataset as SourcesDataset
 from rebase.datasets.inputs import TaskDataset as TaskDataset
 from rebase.datasets.shards import ShardStore as ShardStore
+from rebase.datasets.student import StudentDataset as StudentDataset
 from rebase.datasets.teacher import TeacherDataset as TeacherDataset

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import pandas as pd
 import yaml
 from kedro.io import AbstractDataset, DatasetError
+from kedro_datasets._typing import JSONPreview, TablePreview
 
 from rebase.errors import RebaseError
 from rebase.evaluation import evaluation_items
@@ -51,9 +52,9 @@ class TaskDataset(ReadOnly, AbstractDataset[Any, Task]):
     def load(self) -> Task:
         return load_task(self._folder, self._name)
 
-    def preview(self) -> dict[str, Any]:
+    def preview(self) -> JSONPreview:
         """The task as kedro-viz shows it."""
-        return self.load().model_dump(mode="json")
+        return JSONPreview(self.load().model_dump_json())
 
     def _describe(self) -> dict[str, Any]:
         return {"folder": str(self._folder), "name": self._name}
@@ -84,11 +85,20 @@ class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
         where = self._source or task.evaluation.source
         return evaluation_items(task, self._rows(task, where), where)
 
+    def preview(self, nrows: int = 20) -> TablePreview:
+        """The first items as kedro-viz shows them."""
+        return TablePreview(self.load().head(nrows).to_dict(orient="split"))
+
     def _rows(self, task: Task, where: str) -> list[dict[str, Any]]:
         if Path(where).suffix in (".parquet", ".jsonl", ".json", ".csv", ".tsv"):
             if not Path(where).exists():
                 raise RebaseError(f"The evaluation set of task {task.name!r} is missing: there is no file {where}.")
-            return list(read_rows(read_files([Path(where)])))
+            try:
+                return list(read_rows(read_files([Path(where)])))
+            except Exception as error:  # The readers raise whatever their format makes them raise.
+                raise RebaseError(
+                    f"The evaluation set of task {task.name!r} cannot be read from {where}: {error}\nMend the file."
+                ) from error
         spec = task.evaluation
         try:
             source = HubSource(where, spec.revision, self._token)
@@ -118,4 +128,3 @@ def load_task(folder: Path, name: str) -> Task:
     if task.name != name:
         raise RebaseError(f"{path}: `name` is {task.name!r}, the file's name says {name!r}. Make them the same.")
     return task
-

@@ -2,8 +2,7 @@
 
 import hashlib
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -15,11 +14,13 @@ from rebase.parameters import IngestParameters
 from rebase.records import ROW_COLUMNS, DatasetCard
 from rebase.sampling import sample_evenly
 from rebase.shards import Shard, ShardPlan, Shards, metadata_of, with_metadata
-from rebase.sources import Source
+from rebase.sources import Source, rows_of, why_unread
 
 logger = logging.getLogger(__name__)
 
-_VERSION = "1"  # Part of every fingerprint: a change of what ingest writes must raise it.
+_VERSION = "2"  # Part of every fingerprint: a change of what ingest writes must raise it.
+#: Reasons that another day may lift: such a dataset is tried again by the next run.
+_MAY_PASS = {"gated", "missing", "unreachable"}
 _SCHEMA = pa.schema([(name, pa.int64() if name == "row_index" else pa.string()) for name in ROW_COLUMNS])
 
 
@@ -40,6 +41,7 @@ def summarise_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str
 
     Raises:
         RebaseError: No row was kept.
+
     """
     shards = [metadata_of(rows[name]) for name in rows]
     cards = pd.DataFrame([{**shard["card"], "rows_in": shard["in"], "rows_kept": shard["kept"]} for shard in shards])
@@ -71,15 +73,11 @@ def _plan_source(source: Source, parameters: IngestParameters) -> Shard:
     try:
         content = source.fingerprint()
     except Exception as error:  # A hub answers in many ways; each is a recorded refusal of this one dataset.
-        reason = f"{type(error).__name__}: {error}"
-        return Shard(source.dataset, _digest("unreachable", reason), _unread(source.dataset, reason))
+        refusal = _unread(source.dataset, "", error)
+        empty = _shard([], DatasetCard(dataset=source.dataset), 0, [refusal])
+        return Shard(source.dataset, _digest(_VERSION, *map(str, refusal.values())), lambda _: empty)
     fingerprint = _digest(_VERSION, content, str(parameters.max_rows))
     return Shard(source.dataset, fingerprint, lambda _: _read(source, parameters.max_rows))
-
-
-def _unread(dataset: str, reason: str) -> Callable[[Any], pa.Table]:
-    refusal = {"dataset": dataset, "config": "", "reason": "unreachable", "rows": 0, "detail": reason[:500]}
-    return lambda _: _shard([], DatasetCard(dataset=dataset), 0, [refusal])
 
 
 def _read(source: Source, max_rows: int) -> pa.Table:
@@ -89,10 +87,7 @@ def _read(source: Source, max_rows: int) -> pa.Table:
     total = 0
 
     def refuse(config: str, reason: str, rows: int, detail: str = "") -> None:
-        if rows or detail:
-            refused.append(
-                {"dataset": source.dataset, "config": config, "reason": reason, "rows": rows, "detail": detail[:500]}
-            )
+        refused.append(_refusal(source.dataset, config, reason, rows, detail))
 
     card = DatasetCard(dataset=source.dataset)
     try:
@@ -102,17 +97,21 @@ def _read(source: Source, max_rows: int) -> pa.Table:
             refuse("", "no_data_files", 0, "no file that can be read as a table")
     except Exception as error:  # As above: whatever a dataset does, it is one recorded refusal.
         configs = []
-        refuse("", "malformed", 0, _one_line(error))
+        refused.append(_unread(source.dataset, "", error))
     for config in configs:
         try:
             sampled, seen, empty = _read_config(source, card, config, max_rows)
         except Exception as error:
-            refuse(config, "malformed", 0, _one_line(error))
+            refused.append(_unread(source.dataset, config, error))
             continue
         records += sampled
         total += seen
-        refuse(config, "not_sampled", seen - len(sampled) - empty)
-        refuse(config, "empty_row", empty)
+        if not seen:
+            refuse(config, "no_rows", 0, "the files hold no row")
+        if seen > len(sampled) + empty:
+            refuse(config, "not_sampled", seen - len(sampled) - empty)
+        if empty:
+            refuse(config, "empty_row", empty)
     return _shard(records, card, total, refused)
 
 
@@ -128,8 +127,8 @@ def _read_config(
             label_names.update(batch.label_names)
             yield batch.table
 
-    table, positions, total = sample_evenly(tables(), max_rows)
-    rows = [] if table is None else table.to_pylist()
+    pieces, positions, total = sample_evenly(tables(), max_rows)
+    rows = [row for piece in pieces for row in rows_of(piece)]
     records = []
     for position, row in zip(positions.tolist(), rows, strict=True):
         cells = flatten_row(row, label_names)
@@ -151,8 +150,23 @@ def _read_config(
 
 
 def _shard(records: list[dict[str, Any]], card: DatasetCard, total: int, refused: list[dict[str, Any]]) -> pa.Table:
-    metadata = {"card": card.model_dump(mode="json"), "in": total, "kept": len(records), "refused": refused}
+    metadata = {
+        "card": card.model_dump(mode="json"),
+        "in": total,
+        "kept": len(records),
+        "refused": refused,
+        "provisional": any(refusal["reason"] in _MAY_PASS for refusal in refused),
+    }
     return with_metadata(pa.Table.from_pylist(records, schema=_SCHEMA), metadata)
+
+
+def _refusal(dataset: str, config: str, reason: str, rows: int, detail: str) -> dict[str, Any]:
+    return {"dataset": dataset, "config": config, "reason": reason, "rows": rows, "detail": detail[:500]}
+
+
+def _unread(dataset: str, config: str, error: Exception) -> dict[str, Any]:
+    """The refusal of a dataset or a config that could not be read."""
+    return _refusal(dataset, config, why_unread(error), 0, _one_line(error))
 
 
 def _digest(*parts: str) -> str:

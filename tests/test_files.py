@@ -1,0 +1,57 @@
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from rebase.files import replacing_file, replacing_folder
+
+
+@pytest.mark.parametrize("replacing", [replacing_file, replacing_folder])
+def test_an_error_leaves_the_old_content_and_no_litter(tmp_path, replacing):
+    target = tmp_path / "target"
+    with replacing(target) as temporary:
+        (temporary / "f" if temporary.is_dir() else temporary).write_text("old")
+
+    def fail_half_way():
+        with replacing(target) as temporary:
+            (temporary / "f" if temporary.is_dir() else temporary).write_text("ne")
+            raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half"):
+        fail_half_way()
+    assert (target / "f" if target.is_dir() else target).read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_file_is_replaced_and_readable_by_all(tmp_path):
+    target = tmp_path / "new" / "a.txt"
+    for text in ("one", "two"):
+        with replacing_file(target) as temporary:
+            temporary.write_text(text)
+            assert temporary != target
+    assert target.read_text() == "two"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+
+
+def test_folder_is_replaced_whole(tmp_path):
+    target = tmp_path / "folder"
+    for name in ("one", "two"):
+        with replacing_folder(target) as temporary:
+            (temporary / name).write_text(name)
+    assert [file.name for file in target.iterdir()] == ["two"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("replacing", ["replacing_file", "replacing_folder"])
+def test_a_killed_write_leaves_the_target_as_it_was(tmp_path, replacing):
+    script = (
+        "import os, pathlib, signal, sys\n"
+        f"from rebase.files import {replacing} as replacing\n"
+        "with replacing(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    (temporary / 'f' if temporary.is_dir() else temporary).write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    target = tmp_path / "target"
+    assert subprocess.run([sys.executable, "-c", script, target], check=False).returncode == -9
+    assert not target.exists()

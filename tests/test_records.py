@@ -1,0 +1,57 @@
+import pytest
+
+from rebase.errors import RebaseError
+from rebase.records import Task
+
+GOOD = {
+    "name": "topic",
+    "version": 1,
+    "instruction": "Name the topic.",
+    "query": "{text}",
+    "examples": [{"text": "The match ended 2:1.", "answer": "sport"}],
+    "answer": {"type": "label", "labels": ["sport", "science"]},
+    "metrics": ["accuracy"],
+    "evaluation": {"source": "e.jsonl", "fields": {"text": "text", "answers": "label"}},
+}
+
+
+def test_a_good_task_renders_its_query():
+    task = Task.parse(GOOD | {"query": "{text}\n{{{text}}} {mood}", "examples": [
+        {"text": "t", "mood": "m", "answer": "sport"}], "evaluation": {
+        "source": "e", "fields": {"text": "text", "mood": "m", "answers": "a"}}}, "topic.yml")  # fmt: skip
+    assert task.query_fields == ("text", "mood")
+    assert task.written_fields == ("text", "mood")
+    # Braces in a value are text, not fields.
+    assert task.render_query({"text": "{x}", "mood": "calm", "more": "unused"}) == "{x}\n{{x}} calm"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"instruction": ""}, "instruction"),
+        ({"metrics": ["acuracy"]}, "metrics.0"),
+        ({"colour": "red"}, "colour"),
+        ({"version": "one"}, "version"),
+        ({"name": "../topic"}, "name"),
+        ({"examples": []}, "examples"),
+        ({"examples": [{"text": "t"}]}, r"examples\[0\] must have exactly"),
+        ({"examples": [{"text": "t", "answer": "art"}]}, r"examples\[0\]\.answer"),
+        ({"answer": {"type": "label"}}, "labels"),
+        ({"answer": {"type": "span", "labels": ["a"]}}, "labels"),
+        ({"query": "no field"}, "query"),
+        ({"passage": "context"}, "passage"),
+        ({"cot": True}, "rationale"),
+        ({"evaluation": {"source": "e", "fields": {"text": "t"}}}, r"evaluation\.fields"),
+        ({"evaluation": {"fields": {"text": "t", "answers": "a"}}}, r"evaluation\.source"),
+    ],
+)
+def test_a_wrong_field_is_named(change, named):
+    with pytest.raises(RebaseError, match=named) as error:
+        Task.parse(GOOD | change, "tasks/topic.yml")
+    assert "tasks/topic.yml" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, [], "text", 3])
+def test_a_file_that_is_no_mapping_is_refused(content):
+    with pytest.raises(RebaseError, match="not a valid task"):
+        Task.parse(content, "topic.yml")
