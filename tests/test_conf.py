@@ -75,7 +75,9 @@ def test_every_entry_and_every_parameter_is_used():
 
 
 def test_nothing_but_parameters_is_left_in_memory():
-    in_memory = {name for name in pipelines["__default__"].datasets() if not name.startswith("params:")} - set(entries())
+    in_memory = {name for name in pipelines["__default__"].datasets() if not name.startswith("params:")} - set(
+        entries()
+    )
     assert not in_memory, "a run must be able to start from any node"
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -79,7 +78,7 @@ def convert_gguf(gguf: Path, folder: Path) -> Path:
         # mkdtemp makes it private; a model folder is as readable as its neighbours.
         temporary.chmod(0o755)
         try:
-            os.rename(temporary, target)
+            temporary.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
@@ -95,7 +94,7 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The weights are plain float32 now; without these two, saving takes them for GGUF and refuses.
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
     model.config.name_or_path = gguf.stem
     model.save_pretrained(folder)

@@ -61,10 +61,14 @@ class SamplingParameters(Strict):
 
 
 class TransformParameters(Strict):
-    """One request a row until ``max_examples`` examples have passed; the source row is cut at ``max_row_chars``."""
+    """One request a row until ``max_examples`` examples have passed; the source row is cut at ``max_row_chars``.
+
+    ``led`` leads a weak teacher in tasks that ask about a passage: one sentence, the span to ask for, how to open.
+    """
 
     max_examples: int = Field(ge=1)
     max_row_chars: int = Field(ge=1)
+    led: bool
     sampling: SamplingParameters
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -20,7 +21,7 @@ def rows_of(contents, version="1"):
 
     def read(name):
         table = pa.table({"row": pa.array([json.dumps(row) for row in contents[name]], pa.string())})
-        return with_metadata(table, {"card": {"description": f"About {name}."}})
+        return with_metadata(table, {"card": {"dataset": name, "description": f"About {name}."}})
 
     return Shards({name: f"{version}{name}" for name in contents}, read)
 
@@ -56,10 +57,15 @@ def times(folder):
     return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.parquet")}
 
 
+def plan_of(rows, encoder, parameters):
+    cards = pd.DataFrame([metadata_of(rows[name])["card"] for name in rows])
+    return plan_embed(rows, cards, encoder, parameters)
+
+
 def test_only_a_changed_dataset_is_embedded_again(tmp_path, encoder):
     store = ShardStore(str(tmp_path))
     contents = {"a": [{"t": "one text"}, {"t": "one text"}], "b": [{"t": "another", "n": "7"}], "none": []}
-    store.save(plan_embed(rows_of(contents), encoder, PARAMETERS))
+    store.save(plan_of(rows_of(contents), encoder, PARAMETERS))
     before = times(tmp_path)
     assert metadata_of(store.load()["a"])["cells"] == 2
     assert store.load()["a"].num_rows == 2  # the description and one text
@@ -67,7 +73,7 @@ def test_only_a_changed_dataset_is_embedded_again(tmp_path, encoder):
 
     changed = rows_of(contents)
     changed = dataclasses.replace(changed, fingerprints=dict(changed.fingerprints) | {"b": "new"})
-    store.save(plan_embed(changed, encoder, PARAMETERS))
+    store.save(plan_of(changed, encoder, PARAMETERS))
     assert len(before.items() & times(tmp_path).items()) == 2
     assert summarise_embed(store.load())["refused"] == {"not_text": 1}
 
@@ -78,8 +84,8 @@ def test_the_encoder_is_opened_only_where_something_is_missing(tmp_path, encoder
 
     store = ShardStore(str(tmp_path))
     rows = rows_of({"a": [{"t": "one text"}]})
-    store.save(plan_embed(rows, encoder, PARAMETERS))
-    store.save(dataclasses.replace(plan_embed(rows, encoder, PARAMETERS), open=must_not_open))
+    store.save(plan_of(rows, encoder, PARAMETERS))
+    store.save(dataclasses.replace(plan_of(rows, encoder, PARAMETERS), open=must_not_open))
     other = Encoder("owner/other", None, tmp_path)
     with pytest.raises(Exception, match="opened"):
-        store.save(dataclasses.replace(plan_embed(rows, other, PARAMETERS), open=must_not_open))
+        store.save(dataclasses.replace(plan_of(rows, other, PARAMETERS), open=must_not_open))

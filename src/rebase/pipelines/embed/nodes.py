@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from rebase.cells import worth_embedding
@@ -18,17 +19,22 @@ _VERSION = "1"  # Part of every fingerprint: a change of which cells are embedde
 DESCRIPTION = -1
 
 
-def plan_embed(rows: Shards, encoder: Encoder, parameters: EmbedParameters) -> ShardPlan:
+def plan_embed(rows: Shards, cards: pd.DataFrame, encoder: Encoder, parameters: EmbedParameters) -> ShardPlan:
     """Plan one shard of vectors a dataset; only new or changed datasets, or another encoder, cost anything.
 
     A shard has one line a distinct text: ``digest`` (16 bytes of its SHA-256), ``vector`` (float32 list), and the
     cells it stands in as two lists of equal length, ``rows`` (positions in the dataset's shard of rows, -1 for the
     description) and ``columns`` (positions in the list of column names in the metadata).
     """
+    descriptions = dict(zip(cards["dataset"], cards["description"], strict=True))
 
     def shard(name: str) -> Shard:
         fingerprint = hashlib.sha256(f"{_VERSION}|{encoder.identity}|{rows.fingerprints[name]}".encode()).hexdigest()
-        return Shard(name, fingerprint, lambda opened: _embed(rows[name], encoder.identity, opened, parameters))
+        return Shard(
+            name,
+            fingerprint,
+            lambda opened: _embed(rows[name], descriptions[name], encoder.identity, opened, parameters),
+        )
 
     return ShardPlan([shard(name) for name in rows], open=encoder.open)
 
@@ -47,9 +53,11 @@ def summarise_embed(vectors: Shards) -> dict[str, Any]:
     }
 
 
-def _embed(table: pa.Table, identity: str, encoder: OpenEncoder, parameters: EmbedParameters) -> pa.Table:
+def _embed(
+    table: pa.Table, description: str, identity: str, encoder: OpenEncoder, parameters: EmbedParameters
+) -> pa.Table:
     """Embed one dataset's distinct texts."""
-    cells: dict[str, list[tuple[int, int]]] = {metadata_of(table)["card"]["description"]: [(DESCRIPTION, 0)]}
+    cells: dict[str, list[tuple[int, int]]] = {description: [(DESCRIPTION, 0)]}
     columns: dict[str, int] = {"": 0}
     skipped = 0
     for position, row in enumerate(table["row"].to_pylist()):

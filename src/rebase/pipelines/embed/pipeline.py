@@ -6,10 +6,10 @@ from rebase.pipelines.embed.nodes import plan_embed, summarise_embed
 
 
 def create_pipeline() -> Pipeline:
-    """``rows`` to ``vectors``."""
+    """``rows`` and ``cards`` to ``vectors``."""
     return Pipeline(
         [
-            Node(plan_embed, ["rows", "encoder", "params:embed"], "vectors", name="plan_embed"),
+            Node(plan_embed, ["rows", "cards", "encoder", "params:embed"], "vectors", name="plan_embed"),
             Node(summarise_embed, "vectors", "embed_summary", name="summarise_embed"),
         ]
     )

@@ -1,0 +1,58 @@
+"""What the main job costs and what it gains, for each sample task, from nothing.
+
+    python benchmarks/main_job.py [TASK ...]
+
+Runs ``kedro run --pipelines=rebase`` in a temporary copy of the project, one process a task. The first task also builds
+the datastore and converts the model. Prints a line a task, then JSON. Times depend on the machine and on what else
+it does: compare them with the budget on the same machine only.
+"""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TASKS = ("reading_qa", "news_topic", "word_problems")
+BUDGET_SECONDS = 360
+BUDGET_GIB = 4
+
+
+def run(project: Path, task: str) -> dict:
+    """Run one task; seconds, peak memory so far (GiB) and scores."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "kedro", "run", "--pipelines=rebase", f"--params=task={task}"]
+    subprocess.run(command, cwd=project, check=True, env={**os.environ, "DO_NOT_TRACK": "1"})
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    scores = max((project / "data/08_reporting" / task / "scores.json").iterdir()) / "scores.json"
+    return {"seconds": round(seconds), "peak_gib_so_far": round(peak, 2), "scores": json.loads(scores.read_text())}
+
+
+def main(tasks: list[str]) -> None:
+    """Run the tasks one after the other and print what they cost and gain."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder)
+        for name in ("conf", "src"):
+            shutil.copytree(ROOT / name, project / name)
+        shutil.copytree(ROOT / "data/01_raw", project / "data/01_raw")
+        shutil.copy(ROOT / "pyproject.toml", project)
+        results = {task: run(project, task) for task in tasks}
+    for task, result in results.items():
+        systems = result["scores"]["systems"]
+        gains = ", ".join(
+            f"{metric} {systems['student'][metric]['value']:.1f} -> {systems['expert'][metric]['value']:.1f}"
+            for metric in systems["student"]
+        )
+        print(f"{task:<14} {result['seconds']:>4} s ({result['seconds'] / BUDGET_SECONDS:.2f} of the budget)  "
+              f"{result['peak_gib_so_far']:.2f} GiB ({result['peak_gib_so_far'] / BUDGET_GIB:.2f})  {gains}")  # fmt: skip
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(TASKS))

@@ -1,0 +1,176 @@
+"""Chain of thought: ask the teacher how each answer comes about, and keep what agrees (method.md section 6)."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from rebase.errors import RebaseError
+from rebase.parameters import CotParameters
+from rebase.prompts import CotPrompt, cot_request, read_rationale
+from rebase.records import Task
+from rebase.teacher.protocol import Failure, Reply, Request, Teacher
+from rebase.verification import refuse_rationale, same_answer, tidy_answer
+
+logger = logging.getLogger(__name__)
+
+REFUSED_COLUMNS = ["row_id", "dataset", "rank", "reason", "detail", "reply_key", "text"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one reply came to: a rationale and the answer it leads to, or why it counts for nothing."""
+
+    reply: Reply | Failure
+    rationale: str = ""
+    answer: str = ""
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What all samples of an example come to: answer, rationale and agreement, or why it is refused."""
+
+    answer: str = ""
+    rationale: str = ""
+    agreement: float = 0.0
+    refused: str | None = None
+    detail: str = ""
+
+
+def reason_examples(
+    task: Task,
+    examples: pd.DataFrame,
+    retrieved: pd.DataFrame,
+    teacher: Teacher,
+    cot_prompt: dict[str, Any],
+    parameters: CotParameters,
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Give each example the reasoning that leads to its answer; for a task without ``cot`` pass all on as they are.
+
+    Of ``samples`` replies an example needs more than half to reach one answer, by reasoning without a wrong sum. Where
+    that is another answer than the example's, it is refused, or takes the majority's (``on_disagreement``).
+
+    Returns:
+        The examples with ``rationale`` and ``agreement`` (the share of samples behind the answer); the examples
+        that were refused, with reasons; the stage's summary.
+
+    Raises:
+        RebaseError: No example was left, or the teacher answers nothing.
+
+    """
+    if not task.cot:
+        passed = examples.assign(rationale=None, agreement=None).astype({"rationale": "str", "agreement": "float64"})
+        return passed, pd.DataFrame(columns=REFUSED_COLUMNS), _summary(passed, {}, relabelled=0)
+    prompt = CotPrompt.parse(cot_prompt, "data/01_raw/prompts/cot.yml")
+    sources = {row["row_id"]: row for row in retrieved.to_dict("records")}
+    lines = examples.to_dict("records")
+
+    def requests() -> Iterator[Request]:
+        for line in lines:
+            for sample in range(parameters.samples):
+                yield cot_request(task, line, sources.get(line["row_id"]), prompt, parameters, sample)
+
+    kept: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
+    with teacher.open() as session, tqdm(total=len(lines), desc="cot", unit="example") as bar:
+        replies = session.ask(requests())
+        for line in lines:
+            samples = [read_sample(task, line, reply) for reply in islice(replies, parameters.samples)]
+            verdict = judge(samples, line["answer"], parameters)
+            if verdict.refused:
+                refused.append(_refusal(line, verdict, samples))
+            else:
+                found = {"answer": verdict.answer, "rationale": verdict.rationale, "agreement": verdict.agreement}
+                kept.append({**line, **found, "relabelled": not same_answer(verdict.answer, line["answer"])})
+            bar.update()
+    by_reason = dict(Counter(line["reason"] for line in refused).most_common())
+    if not kept:
+        raise RebaseError(_explain_nothing(task, teacher, by_reason, refused))
+    reasoned = pd.DataFrame(kept)
+    relabelled = int(reasoned.pop("relabelled").sum())
+    return reasoned, pd.DataFrame(refused, columns=REFUSED_COLUMNS), _summary(reasoned, by_reason, relabelled)
+
+
+def read_sample(task: Task, example: dict[str, Any], reply: Reply | Failure) -> Sample:
+    """What a reply says, checked: a rationale with a wrong sum in it, say, has a fault."""
+    if isinstance(reply, Failure):
+        return Sample(reply, fault="teacher_failed")
+    if reply.finish != "stop":
+        return Sample(reply, fault="reply_cut_off" if reply.finish == "length" else "teacher_refused")
+    try:
+        rationale, answer = read_rationale(reply.text)
+    except ValueError:
+        return Sample(reply, fault="not_as_asked")
+    answer = tidy_answer(task, json.loads(example["fields"]), answer)
+    return Sample(reply, rationale, answer, refuse_rationale(task, rationale, answer))
+
+
+def judge(samples: list[Sample], answer: str, parameters: CotParameters) -> Verdict:
+    """What the samples say of ``answer``: the majority must reach it, or its own answer takes over if that may be.
+
+    Faulty samples count against a majority. The rationale is the shortest of those that lead to the answer.
+    """
+    sound = [sample for sample in samples if sample.fault is None]
+    if not sound:
+        fault = Counter(sample.fault for sample in samples).most_common(1)[0][0]
+        return Verdict(refused=fault)
+    groups: list[list[Sample]] = []
+    for sample in sound:
+        group = next((group for group in groups if same_answer(group[0].answer, sample.answer)), None)
+        if group is None:
+            groups.append([sample])
+        else:
+            group.append(sample)
+    majority = max(groups, key=len)
+    agreement = len(majority) / len(samples)
+    reached = majority[0].answer
+    if 2 * len(majority) <= len(samples):
+        return Verdict(refused="no_majority", detail=", ".join(sample.answer for sample in sound))
+    agrees = same_answer(reached, answer)
+    if not agrees and parameters.on_disagreement == "refuse":
+        return Verdict(refused="another_answer", detail=f"{reached} for {answer}")
+    rationale = min((sample.rationale for sample in majority), key=len)
+    return Verdict(answer if agrees else reached, rationale, agreement)
+
+
+def _summary(reasoned: pd.DataFrame, by_reason: dict[str, int], relabelled: int) -> dict[str, Any]:
+    return {
+        "stage": "cot",
+        "in": len(reasoned) + sum(by_reason.values()),
+        "kept": len(reasoned),
+        "refused": by_reason,
+        "relabelled": relabelled,
+    }
+
+
+def _refusal(line: dict[str, Any], verdict: Verdict, samples: list[Sample]) -> dict[str, Any]:
+    """The refused example with the first of its replies."""
+    first = samples[0].reply
+    return {
+        **{name: line[name] for name in ("row_id", "dataset", "rank")},
+        "reason": verdict.refused,
+        "detail": verdict.detail or (first.reason if isinstance(first, Failure) else ""),
+        "reply_key": first.key,
+        "text": first.text if isinstance(first, Reply) else None,
+    }
+
+
+def _explain_nothing(task: Task, teacher: Teacher, by_reason: dict[str, int], refused: list[dict[str, Any]]) -> str:
+    name = f"the teacher {teacher.provider}/{teacher.model}"
+    if set(by_reason) == {"teacher_failed"}:
+        words = Counter(line["detail"] for line in refused).most_common(1)[0][0]
+        return (
+            f"cot: {name} answered none of the requests. It says: {words}\n"
+            "Look at `teacher` in globals.yml and at the credentials, then run again: nothing is paid twice."
+        )
+    return (
+        f"cot: {name} found no reasoning that leads to an answer of task {task.name!r}: {by_reason}. Take a stronger "
+        "teacher, set `cot.on_disagreement: relabel`, or set `cot: false` in the task to train on the answers alone."
+    )

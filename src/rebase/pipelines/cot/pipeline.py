@@ -1,0 +1,19 @@
+"""Chain of thought: the reasoning that leads to each answer, kept where it does."""
+
+from kedro.pipeline import Node, Pipeline
+
+from rebase.pipelines.cot.nodes import reason_examples
+
+
+def create_pipeline() -> Pipeline:
+    """``examples`` to ``reasoned_examples`` and what was refused."""
+    return Pipeline(
+        [
+            Node(
+                reason_examples,
+                ["task", "examples", "retrieved", "teacher", "cot_prompt", "params:cot"],
+                ["reasoned_examples", "reasoning_refused", "cot_summary"],
+                name="reason_examples",
+            )
+        ]
+    )

@@ -1,0 +1,93 @@
+"""Evaluate: the student and the expert on the same items (method.md section 8)."""
+
+import json
+import time
+from typing import Any
+
+import pandas as pd
+
+from rebase.extraction import extract
+from rebase.metrics import bootstrap_interval, score
+from rebase.parameters import EvaluateParameters
+from rebase.records import Adapter, Task
+from rebase.sampling import even_positions
+from rebase.student.formatting import render_prompt
+from rebase.student.generation import generate
+from rebase.student.handle import Student
+
+#: The systems, in the order of the tables: the student as it came, and with the adapter.
+STUDENT, EXPERT = "student", "expert"
+
+
+def predict(
+    task: Task, evaluation_set: pd.DataFrame, student: Student, adapter: Adapter, parameters: EvaluateParameters
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Let both systems answer the items, ``limit`` of them by even stride; the weights are loaded once.
+
+    Returns ``generations`` (``system``, ``item_id``, ``prompt``, ``raw``, ``answers``) and the stage's summary.
+    """
+    began = time.monotonic()
+    items = evaluation_set.iloc[even_positions(len(evaluation_set), parameters.limit or len(evaluation_set))]
+    with student.open(adapter) as (model, tokenizer):
+        prompts = [render_prompt(tokenizer, task, query) for query in items["query"]]
+
+        def answer(system: str) -> pd.DataFrame:
+            raw = generate(model, tokenizer, prompts, task.max_new_tokens, parameters.batch_size, f"{system} answers")
+            return pd.DataFrame(
+                {
+                    "system": system,
+                    "item_id": items["item_id"].to_list(),
+                    "prompt": prompts,
+                    "raw": raw,
+                    "answers": items["answers"].to_list(),
+                }
+            )
+
+        with model.disable_adapter():
+            before = answer(STUDENT)
+        after = answer(EXPERT)
+    left_out = len(evaluation_set) - len(items)
+    summary = {
+        "stage": "evaluate",
+        "in": len(evaluation_set),
+        "kept": len(items),
+        "refused": {"over_limit": left_out} if left_out else {},
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    return pd.concat([before, after], ignore_index=True), summary
+
+
+def score_predictions(
+    task: Task, generations: pd.DataFrame, parameters: EvaluateParameters
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Extract every answer and score it by the task's metrics.
+
+    Returns ``predictions`` (``generations`` with ``extracted`` and one column a metric, 0 .. 1) and ``scores``:
+    percentages with bootstrap intervals, for each system and for the paired difference expert - student.
+    """
+    predictions = generations.assign(extracted=[extract(raw, task.answer) for raw in generations["raw"]])
+    accepted = [json.loads(answers) for answers in predictions["answers"]]
+    for metric in task.metrics:
+        predictions[metric] = [
+            score(metric, extracted, answers)
+            for extracted, answers in zip(predictions["extracted"], accepted, strict=True)
+        ]
+    by_system = {str(system): frame.set_index("item_id") for system, frame in predictions.groupby("system", sort=False)}
+
+    def interval(values: pd.Series) -> dict[str, float]:
+        return bootstrap_interval(
+            values.to_list(), parameters.bootstrap_samples, parameters.confidence, parameters.seed
+        )
+
+    gains = {metric: by_system[EXPERT][metric] - by_system[STUDENT][metric] for metric in task.metrics}
+    scores = {
+        "task": task.name,
+        "n": len(by_system[STUDENT]),
+        "unit": "percent",
+        "confidence": parameters.confidence,
+        "systems": {
+            system: {metric: interval(frame[metric]) for metric in task.metrics} for system, frame in by_system.items()
+        },
+        "differences": {f"{EXPERT} - {STUDENT}": {metric: interval(gain) for metric, gain in gains.items()}},
+    }
+    return predictions, scores

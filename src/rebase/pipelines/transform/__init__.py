@@ -1,0 +1,3 @@
+"""Transform: retrieved rows become training examples."""
+
+from rebase.pipelines.transform.pipeline import create_pipeline as create_pipeline

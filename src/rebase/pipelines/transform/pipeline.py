@@ -1,0 +1,19 @@
+"""Transform: retrieved rows become training examples."""
+
+from kedro.pipeline import Node, Pipeline
+
+from rebase.pipelines.transform.nodes import transform_rows
+
+
+def create_pipeline() -> Pipeline:
+    """``retrieved`` to ``examples`` and what was refused."""
+    return Pipeline(
+        [
+            Node(
+                transform_rows,
+                ["task", "retrieved", "evaluation_set", "teacher", "transform_prompt", "params:transform"],
+                ["examples", "examples_refused", "transform_summary"],
+                name="transform_rows",
+            )
+        ]
+    )

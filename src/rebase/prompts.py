@@ -1,0 +1,369 @@
+"""What the teacher is asked: requests rendered from a task, a source row and a prompt file; and what it said.
+
+A row is data, never an instruction: it stands as JSON between ``<data>`` lines, with every ``<`` escaped so that it
+cannot close them, and the reply's shape is fixed by a JSON schema whatever the row says.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from rebase.errors import RebaseError
+from rebase.parameters import CotParameters, SamplingParameters, TransformParameters
+from rebase.records import Strict, Task, explain_validation
+from rebase.spans import Lead, choose_lead, sentences
+from rebase.teacher.protocol import Message, Request, Sampling
+
+_TYPE_IN_WORDS = {
+    "span": "a few words copied from the passage",
+    "label": "one of the labels",
+    "number": "a number",
+    "text": "a text",
+    "code": "code",
+}
+
+
+#: A cell with fewer words is a name or a label, no text to be answered.
+MIN_OWN_WORDS = 5
+
+
+class Prompt(Strict):
+    """A prompt file: the system message and the user's turn, as templates with fields in braces."""
+
+    version: int = Field(ge=1)
+    system: str = Field(min_length=1)
+    user: str = Field(min_length=1)
+
+
+class TransformPrompt(Prompt):
+    """The transform's prompt file, with what a teacher gets that is led (parameter ``led``).
+
+    ``ask`` is for tasks about a passage (see ``Lead``), ``solve`` for the others (see ``OwnText``).
+    """
+
+    ask: Prompt
+    solve: Prompt
+
+    @classmethod
+    def parse(cls, data: Any, where: str) -> "TransformPrompt":
+        """Validate what the file says; a RebaseError names each wrong field."""
+        return _parse(cls, data, where)
+
+
+class CotPrompt(Prompt):
+    """The prompt file for reasoning."""
+
+    @classmethod
+    def parse(cls, data: Any, where: str) -> "CotPrompt":
+        """Validate what the file says; a RebaseError names each wrong field."""
+        return _parse(cls, data, where)
+
+
+P = TypeVar("P", bound=Prompt)
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """What a teacher is led to where there is no passage: to answer the row's own text, in the cell ``column``."""
+
+    column: str
+    text: str
+
+
+#: What a weak teacher is led to: a span to ask about, or the row's own text to answer.
+Led = Lead | OwnText
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a reply says: the query's fields and the answer."""
+
+    fields: dict[str, str]
+    answer: str
+
+
+def prompt_hash(prompt: Prompt, task: Task) -> str:
+    """Which prompt made an example: a fingerprint of the templates and of all that the task puts into them."""
+    spoken = [prompt.model_dump(), task.model_dump(include={"instruction", "query", "passage", "examples", "answer"})]
+    return hashlib.sha256(json.dumps(spoken, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def can_be_led(task: Task) -> bool:
+    """If a teacher can be led in the task: it is to write one field, which for a passage asks for a span."""
+    return len(task.written_fields) == 1 and (task.passage is None or task.answer.type == "span")
+
+
+def find_lead(task: Task, row: Mapping[str, Any], columns: Mapping[str, str]) -> Led | None:
+    """What to lead the teacher to in this row; None where the row offers nothing.
+
+    ``columns`` names each dataset's column of own texts (``own_text_columns``).
+    """
+    if task.passage:
+        return choose_lead(row["passage"], seed=str(row["row_id"]))
+    column = columns.get(row["dataset"], "")
+    text = str(json.loads(row["row"]).get(column, "")).strip()
+    return OwnText(column, text) if len(text.split()) >= MIN_OWN_WORDS else None
+
+
+def own_text_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """For each dataset the column that holds what the task's queries are like.
+
+    That is, of the columns for which its rows were retrieved (``query_column``), the one with the longest texts: short
+    cells are names and labels, and a problem is longer than its answer.
+    """
+    rows = list(rows)
+    columns: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if isinstance(row["query_column"], str):
+            columns[row["dataset"]].add(row["query_column"])
+    words: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        cells = json.loads(row["row"])
+        for column in columns[row["dataset"]]:
+            words[row["dataset"], column] += len(str(cells.get(column, "")).split())
+    return {dataset: max(sorted(names), key=lambda name: words[dataset, name]) for dataset, names in columns.items()}
+
+
+def transform_request(
+    task: Task,
+    row: Mapping[str, Any],
+    prompt: TransformPrompt,
+    parameters: TransformParameters,
+    lead: Led | None = None,
+) -> Request:
+    """Ask for one new example made from the row, or for ``null`` if the row is unfit.
+
+    ``row`` is a row of the ``retrieved`` table. The task's examples are turns that were answered already. With a
+    ``lead`` only what it leaves open is asked for: the question for a span, or the answer to the row's own text.
+    """
+    if isinstance(lead, Lead):
+        return _ask_request(task, lead, prompt.ask, parameters.sampling)
+    if isinstance(lead, OwnText):
+        return _solve_request(task, row, lead, prompt.solve, parameters)
+    data, cut = _source(task, row, parameters.max_row_chars)
+    asked = _wording(task)
+    turns = []
+    for example in task.examples:
+        shown = {name: example[name] for name in ([task.passage] if task.passage else [*task.query_fields, "answer"])}
+        written = {name: example[name] for name in task.written_fields} | {"answer": _typed(task, example["answer"])}
+        turns += [
+            Message("user", prompt.user.format(data=fence(shown), cut="", **asked)),
+            Message("assistant", _dump({"example": written})),
+        ]
+    turns.append(Message("user", prompt.user.format(data=fence(data), cut=_say_cut(cut), **asked)))
+    return Request(prompt.system.format(**asked), tuple(turns), example_schema(task), _sampling(parameters.sampling))
+
+
+def read_example(task: Task, text: str, passage: str | None, lead: Led | None = None) -> Example | None:
+    """The example that a reply gives; None where it says that the row is unfit.
+
+    Raises ValueError where the reply is not what its schema asked for.
+    """
+    reply = json.loads(text)
+    written = reply["example"] if isinstance(reply, dict) and set(reply) == {"example"} else reply
+    if written is None:
+        return None
+    expected = _asked_for(task, lead)
+    if not isinstance(written, dict) or set(written) != expected:
+        raise ValueError(f"a reply with the fields {sorted(expected)} was asked for")
+    if isinstance(lead, OwnText):
+        return Example({task.query_fields[0]: lead.text}, _plain(written["answer"]).strip())
+    fields = {name: str(written[name]).strip() for name in task.written_fields}
+    if task.passage:
+        fields[task.passage] = passage or ""
+    answer = lead.answer if lead else _plain(written["answer"]).strip()
+    return Example({name: fields[name] for name in task.query_fields}, answer)
+
+
+def cot_request(
+    task: Task,
+    example: Mapping[str, Any],
+    row: Mapping[str, Any] | None,
+    prompt: CotPrompt,
+    parameters: CotParameters,
+    sample: int,
+) -> Request:
+    """Ask for the reasoning that leads to the answer of ``example``, a row of the ``examples`` table.
+
+    ``row`` is its source row, shown as data because it often holds the working. ``sample`` tells repeats apart.
+    """
+    asked = {"instruction": task.instruction}
+    turns = []
+    for shown in task.examples:
+        data = {name: shown[name] for name in ("rationale", "answer")}
+        said = {"rationale": shown["rationale"], "answer": _typed(task, shown["answer"])}
+        turns += [
+            Message("user", prompt.user.format(data=fence(data), cut="", query=task.render_query(shown), **asked)),
+            Message("assistant", _dump(said)),
+        ]
+    asked_already = set(json.loads(example["fields"]).values())
+    cells = {name: value for name, value in _cells(row).items() if value not in asked_already} if row else {}
+    data, cut = trim_row(cells, parameters.max_row_chars)
+    turns.append(
+        Message("user", prompt.user.format(data=fence(data), cut=_say_cut(cut), query=example["query"], **asked))
+    )
+    schema = _object({"rationale": {"type": "string"}, "answer": _answer_schema(task)})
+    return Request(prompt.system.format(**asked), tuple(turns), schema, _sampling(parameters.sampling), sample)
+
+
+def read_rationale(text: str) -> tuple[str, str]:
+    """The rationale and the answer that a reply gives; ValueError where it is not what its schema asked for."""
+    reply = json.loads(text)
+    if not isinstance(reply, dict) or set(reply) != {"rationale", "answer"}:
+        raise ValueError("a reply with the fields ['answer', 'rationale'] was asked for")
+    return str(reply["rationale"]).strip(), _plain(reply["answer"]).strip()
+
+
+def example_schema(task: Task) -> dict[str, Any]:
+    """The reply's JSON schema: one example with the fields that the teacher writes, or null for an unfit row.
+
+    Only what every provider's structured output knows: objects, strings, numbers, enums and ``anyOf``.
+    """
+    written: dict[str, Any] = {name: {"type": "string"} for name in task.written_fields}
+    example = _object(written | {"answer": _answer_schema(task)})
+    return _object({"example": {"anyOf": [example, {"type": "null"}]}})
+
+
+def trim_row(cells: Mapping[str, str], max_chars: int) -> tuple[dict[str, str], list[str]]:
+    """As many whole columns, in the order given, as fit ``max_chars``; and the names of those cut or left out.
+
+    Only where not even the first column fits, its beginning is kept.
+    """
+    kept: dict[str, str] = {}
+    cut: list[str] = []
+    room = max_chars
+    for name, value in cells.items():
+        size = len(name) + len(value)
+        if size <= room:
+            kept[name] = value
+            room -= size
+        else:
+            cut.append(name)
+    if not kept and cut:
+        first = cut[0]
+        kept[first] = cells[first][: max(1, max_chars - len(first))].rsplit(" ", 1)[0]
+    return kept, cut
+
+
+def fence(data: Mapping[str, Any]) -> str:
+    """The data as one line of JSON between ``<data>`` and ``</data>``, which nothing in it can close."""
+    return f"<data>\n{_dump(dict(data)).replace('<', chr(92) + 'u003c')}\n</data>"
+
+
+def _ask_request(task: Task, lead: Lead, prompt: Prompt, sampling: SamplingParameters) -> Request:
+    """One sentence with a gap and the span that fills it. Each stands on a line of its own, which it cannot leave."""
+    (field,) = task.written_fields
+    turns = []
+    for example in task.examples:
+        answer = example["answer"]
+        shown = _cloze(prompt, _sentence_with(example[task.passage or ""], answer), answer)
+        turns += [shown, Message("assistant", _dump({field: example[field]}))]
+    turns.append(_cloze(prompt, lead.sentence, lead.answer))
+    openings = "|".join(lead.openings)
+    # No quotes, backslashes or brackets: a weak teacher ends a question with them instead of a question mark.
+    schema = _object({field: {"type": "string", "pattern": rf"^({openings}) [^?\"\\\[\]\n]{{4,120}}\?$"}})
+    return Request(prompt.system.format(instruction=task.instruction), tuple(turns), schema, _sampling(sampling))
+
+
+def _solve_request(
+    task: Task, row: Mapping[str, Any], lead: OwnText, prompt: Prompt, parameters: TransformParameters
+) -> Request:
+    """The row's own text as the query, and the rest of the row as data: it often tells the answer."""
+    (field,) = task.query_fields
+    turns = []
+    for example in task.examples:
+        told = {name: text for name, text in example.items() if name in ("rationale", "answer")}
+        shown = prompt.user.format(data=fence(told), cut="", query=task.render_query(example))
+        turns += [Message("user", shown), Message("assistant", _dump({"answer": _typed(task, example["answer"])}))]
+    cells = {name: value for name, value in _cells(row).items() if name != lead.column}
+    data, cut = trim_row(cells, parameters.max_row_chars)
+    shown = prompt.user.format(data=fence(data), cut=_say_cut(cut), query=task.render_query({field: lead.text}))
+    turns.append(Message("user", shown))
+    schema = _object({"answer": _answer_schema(task)})
+    system = prompt.system.format(instruction=task.instruction)
+    return Request(system, tuple(turns), schema, _sampling(parameters.sampling))
+
+
+def _asked_for(task: Task, lead: Led | None) -> set[str]:
+    """The fields that a reply must have."""
+    if isinstance(lead, OwnText):
+        return {"answer"}
+    return set(task.written_fields) | (set() if lead else {"answer"})
+
+
+def _cloze(prompt: Prompt, sentence: str, answer: str) -> Message:
+    return Message("user", prompt.user.format(sentence=sentence.replace(answer, "____", 1), answer=answer))
+
+
+def _sentence_with(passage: str, answer: str) -> str:
+    return next((sentence for sentence in sentences(passage) if answer in sentence), " ".join(passage.split()))
+
+
+def _source(task: Task, row: Mapping[str, Any], max_chars: int) -> tuple[dict[str, str], list[str]]:
+    """What the teacher sees of the row. For a reading task the passage alone: a question must do without the rest."""
+    if task.passage:
+        return {task.passage: row["passage"]}, []
+    return trim_row(_cells(row), max_chars)
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """The row's cells, those first for which it was retrieved: they are kept where not all fit."""
+    cells = {name: str(value) for name, value in json.loads(row["row"]).items()}
+    first = [name for name in (row.get("query_column"), row.get("answer_column")) if name in cells]
+    return {name: cells[name] for name in dict.fromkeys([*first, *cells])}
+
+
+def _say_cut(cut: list[str]) -> str:
+    return f"\n(Too long to show whole: {', '.join(cut)}.)" if cut else ""
+
+
+def _wording(task: Task) -> dict[str, str]:
+    fields = ", ".join([*task.written_fields, "answer"])
+    answer = _TYPE_IN_WORDS[task.answer.type]
+    if task.answer.labels:
+        answer += f" {', '.join(task.answer.labels)}"
+    return {"instruction": task.instruction, "fields": fields, "answer": answer}
+
+
+def _answer_schema(task: Task) -> dict[str, Any]:
+    if task.answer.type == "label":
+        return {"type": "string", "enum": list(task.answer.labels)}
+    return {"type": "number" if task.answer.type == "number" else "string"}
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _typed(task: Task, answer: str) -> Any:
+    """The answer as the schema has it: a number where the task's answers are numbers."""
+    if task.answer.type != "number":
+        return answer
+    return float(answer) if "." in answer else int(answer)
+
+
+def _plain(answer: Any) -> str:
+    """The answer as text; a whole number without a decimal point."""
+    if isinstance(answer, float) and answer.is_integer():
+        return str(int(answer))
+    return str(answer)
+
+
+def _sampling(sampling: SamplingParameters) -> Sampling:
+    return Sampling(sampling.temperature, sampling.max_tokens)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _parse(cls: type[P], data: Any, where: str) -> P:
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        raise RebaseError(f"{where}: not a valid prompt.\n{explain_validation(error)}") from None

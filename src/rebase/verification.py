@@ -1,0 +1,232 @@
+"""Which examples a teacher's reply may become: cheap checks that need no model, a reason for each refusal.
+
+They meet a weak teacher's faults without another teacher: an answer that is not in the passage, a question that
+gives its answer away or asks about something else, a sum that does not add up, copies, and evaluation items.
+"""
+
+import ast
+import operator
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from rebase.records import Task
+from rebase.text import ngrams, normalise, tokens
+
+MAX_SPAN_WORDS = 12
+
+_STOPWORDS = frozenset(
+    tokens("""
+    a an and are as at be been by called can did do does for from had has have how if in into is it its many much
+    name named of on or that the their there they this to was were what when where which who whom whose why will  with
+    would you your
+    """)
+)
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_TERM = r"\(?-?\d[\d,]*(?:\.\d+)?\)?"
+_EQUATION = re.compile(rf"(?P<left>{_TERM}(?:\s*[-+*/×÷]\s*{_TERM})+)\s*=\s*(?P<right>-?\d[\d,]*(?:\.\d+)?)")
+_OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an example must not repeat, normalised: queries of the evaluation set, and the prompt's own examples.
+
+    ``copied`` holds the examples' queries and each of the fields that the teacher writes.
+    """
+
+    evaluation: frozenset[str]
+    copied: frozenset[str]
+
+    @classmethod
+    def of(cls, task: Task, evaluation_queries: Iterable[str]) -> "Known":
+        """Gather what the task's examples and its evaluation set say."""
+        copied = {normalise(task.render_query(example)) for example in task.examples}
+        copied |= {normalise(example[name]) for example in task.examples for name in task.written_fields}
+        return cls(frozenset(map(normalise, evaluation_queries)), frozenset(copied))
+
+
+def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
+    """The answer as it is kept: a span in the passage's own spelling, a label as the task spells it, a bare number."""
+    answer = answer.strip("\n") if task.answer.type == "code" else answer.strip()
+    match task.answer.type:
+        case "span":
+            answer = answer.strip("\"'“”").rstrip(".").strip()
+            found = re.search(re.escape(answer), _passage(task, fields), re.IGNORECASE) if answer else None
+            return found.group() if found else answer
+        case "label":
+            return next((label for label in task.answer.labels if label.casefold() == answer.casefold()), answer)
+        case "number":
+            return _tidy_number(answer)
+    return answer
+
+
+def refuse_example(
+    task: Task, fields: Mapping[str, str], answer: str, seen: Collection[str], known: Known
+) -> str | None:
+    """Why the example is refused; None where it may be kept.
+
+    ``answer`` is tidied, ``seen`` holds the normalised queries of the examples kept so far.
+    """
+    if not answer.strip() or not all(fields[name].strip() for name in task.query_fields):
+        return "empty"
+    query = normalise(task.render_query(fields))
+    if query in known.evaluation:
+        return "equals_evaluation_item"
+    if query in known.copied or any(normalise(fields[name]) in known.copied for name in task.written_fields):
+        return "copies_prompt_example"
+    if query in seen:
+        return "duplicate"
+    match task.answer.type:
+        case "span":
+            return _refuse_span(task, fields, answer)
+        case "label":
+            return None if answer in task.answer.labels else "unknown_label"
+        case "number":
+            return None if _NUMBER.fullmatch(answer) else "not_a_number"
+        case "code":
+            return "not_code" if normalise(answer) == query else None
+        case "text":
+            return "repeats_query" if normalise(answer) == query else None
+
+
+def names_label(label: str, texts: Iterable[str]) -> bool:
+    """If one of the texts names the label: by a word that begins as the label does ("Sports" for ``sport``)."""
+    stem = normalise(label)
+    return any(f" {stem}" in f" {normalise(text)}" for text in texts)
+
+
+def refuse_rationale(task: Task, rationale: str, answer: str) -> str | None:
+    """Why a rationale for this answer is refused: empty, a wrong sum in it, or an answer that it does not reach.
+
+    The answer of a calculation must be the result of one of the rationale's equations.
+    """
+    if not rationale.strip():
+        return "empty_rationale"
+    found = equations(rationale)
+    if not all(equation.is_true for equation in found):
+        return "wrong_equation"
+    stated = stated_answer(rationale)
+    if stated is not None and not same_answer(stated, answer):
+        return "states_another_answer"
+    if task.answer.type == "number" and not any(same_answer(equation.result, answer) for equation in found):
+        return "answer_not_derived"
+    return None
+
+
+@dataclass(frozen=True)
+class Equation:
+    """An equation between plain numbers, such as ``6 * 8 = 48``: its result and if it is true."""
+
+    result: str
+    is_true: bool
+
+
+def equations(text: str) -> list[Equation]:
+    """The equations between plain numbers in the text, in order. Signs of currency are passed over."""
+    bare = re.sub(r"[$£€]\s?", "", text)
+    return [Equation(match["right"], not _is_false(match)) for match in _EQUATION.finditer(bare)]
+
+
+def stated_answer(rationale: str) -> str | None:
+    """The answer that the rationale states at its end: "So the answer is X."; None where it states none."""
+    found = re.findall(r"\banswer is:?\s+(.+?)\.?\s*$", rationale, re.IGNORECASE)
+    return found[-1] if found else None
+
+
+def same_answer(one: str, other: str) -> bool:
+    """If two answers agree: as numbers where both are numbers, else as normalised text."""
+    left, right = _as_number(one), _as_number(other)
+    if left is not None and right is not None:
+        return left == right
+    return normalise(one) == normalise(other)
+
+
+def _refuse_span(task: Task, fields: Mapping[str, str], answer: str) -> str | None:
+    if len(answer.split()) > MAX_SPAN_WORDS:
+        return "answer_too_long"
+    passage = _passage(task, fields)
+    if f" {normalise(answer)} " not in f" {normalise(passage)} ":
+        return "answer_not_in_passage"
+    asked = " ".join(fields[name] for name in task.written_fields)
+    if task.passage is None or not asked:
+        return None
+    if f" {normalise(answer)} " in f" {normalise(asked)} ":
+        return "answer_given_away"
+    if not asked.rstrip().endswith(("?", "？")):
+        return "not_a_question"
+    return _refuse_question(asked, answer, passage)
+
+
+def _refuse_question(question: str, answer: str, passage: str) -> str | None:
+    """A question must share a word with the passage, and its question word must fit the answer."""
+    words = tokens(question)
+    if len(set(ngrams(words, 3))) < max(0, len(words) - 2):
+        return "question_repeats_itself"
+    asked = _stems(question)
+    if asked and not asked & _stems(passage):
+        return "question_off_passage"
+    if asked and asked <= _stems(answer):
+        return "answer_given_away"
+    has_digit = any(letter.isdigit() for letter in answer)
+    if has_digit and re.match(r"(?:who|why)\b", question, re.IGNORECASE):
+        return "question_word_mismatch"
+    return None
+
+
+def _passage(task: Task, fields: Mapping[str, str]) -> str:
+    """The text that a span is taken from: the passage field, or all fields where the task names none."""
+    return fields[task.passage] if task.passage else " ".join(fields[name] for name in task.query_fields)
+
+
+def _stems(text: str) -> set[str]:
+    """The beginnings of the words that carry meaning: enough to match ``measure`` with ``measured``."""
+    return {token[:5] for token in tokens(text) if token not in _STOPWORDS}
+
+
+def _tidy_number(answer: str) -> str:
+    number = _as_number(answer.rstrip("."))
+    if number is None:
+        return answer
+    return str(number.numerator) if number.denominator == 1 else answer.rstrip(".").replace(",", "").lstrip("+")
+
+
+def _as_number(text: str) -> Fraction | None:
+    text = text.strip()
+    return Fraction(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+
+
+def _is_false(equation: re.Match[str]) -> bool:
+    left = equation["left"].replace(",", "").replace("×", "*").replace("÷", "/")
+    value = _evaluate(left)
+    if value is None:
+        return False
+    right = equation["right"].replace(",", "").rstrip(".")
+    # A rounded result is right to the digits that it shows.
+    digits = len(right.partition(".")[2])
+    return abs(value - Fraction(right)) > (Fraction(1, 2 * 10**digits) if digits else 0)
+
+
+def _evaluate(expression: str) -> Fraction | None:
+    """The value of a sum of plain numbers, exactly; None where it is malformed or divides by zero."""
+    try:
+        return _value(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, KeyError):
+        return None
+
+
+def _value(node: ast.expr) -> Fraction:
+    match node:
+        case ast.Constant(value=int() | float()):
+            return Fraction(str(node.value))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand)
+        case ast.BinOp(left=left, op=op, right=right):
+            return _OPERATORS[type(op)](_value(left), _value(right))
+    raise ValueError("not a sum of plain numbers")

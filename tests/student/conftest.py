@@ -1,0 +1,18 @@
+"""The tiny student."""
+
+import pytest
+
+from rebase.student.handle import Student
+from tests.tiny import make_student
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    """A student with a chat template."""
+    return make_student(tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(scope="session")
+def plain_student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    """A base model: no chat template."""
+    return make_student(tmp_path_factory.mktemp("plain"), chat=False)

@@ -1,0 +1,62 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebase.records import Task
+from rebase.student.formatting import IGNORED, encode_example, encode_prompt, render_completion, render_prompt
+from rebase.student.handle import Student
+
+QUERY = "Herons nest in trees.\n\nQuestion: Where do herons nest?"
+
+
+@pytest.fixture(params=["chat", "plain"])
+def tokenizer(request, student: Student, plain_student: Student):
+    return (student if request.param == "chat" else plain_student).tokenizer()
+
+
+@given(query=st.text(max_size=40), completion=st.text(max_size=20))
+def test_training_sees_the_prompt_ids_of_generation(
+    student: Student, reading_task: Task, query: str, completion: str
+) -> None:
+    tokenizer = student.tokenizer()
+    prompt = render_prompt(tokenizer, reading_task, query)
+    ids, labels = encode_example(tokenizer, prompt, completion)
+    asked = encode_prompt(tokenizer, prompt)
+    assert ids[: len(asked)] == asked
+    assert labels[: len(asked)] == [IGNORED] * len(asked)
+    assert labels[len(asked) :] == ids[len(asked) :]
+
+
+def test_one_bos_and_one_end_of_turn(tokenizer, reading_task: Task) -> None:
+    prompt = render_prompt(tokenizer, reading_task, QUERY)
+    ids, labels = encode_example(tokenizer, prompt, "in trees")
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids[-1] == labels[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode([label for label in labels if label != IGNORED]) == "in trees" + tokenizer.eos_token
+
+
+def test_prompt_holds_instruction_and_query(tokenizer, reading_task: Task) -> None:
+    prompt = render_prompt(tokenizer, reading_task, QUERY)
+    assert reading_task.instruction in prompt
+    assert QUERY in prompt
+    assert prompt.endswith("assistant\n" if tokenizer.chat_template else "Answer:\n")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}",
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+    ],
+)
+def test_template_without_system_turn(student: Student, reading_task: Task, template: str) -> None:
+    tokenizer = student.tokenizer()
+    tokenizer.chat_template = template
+    assert render_prompt(tokenizer, reading_task, QUERY) == f"{reading_task.instruction}\n\n{QUERY}"
+
+
+def test_completion_by_target() -> None:
+    assert render_completion("18", "6 * 3 = 18.", "answer") == "18"
+    assert render_completion("18", "6 * 3 = 18. ", "rationale_then_answer") == "6 * 3 = 18. So the answer is 18."
+    assert render_completion("18", None, "rationale_then_answer") == "18"

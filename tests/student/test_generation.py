@@ -1,0 +1,52 @@
+import pytest
+
+from rebase.student.generation import generate
+from rebase.student.handle import Student
+
+PROMPTS = [
+    "Where?",
+    "A much longer prompt about herons, trees and rivers.",
+    "Who",
+    "In which year was it?",
+    "Yes or no?",
+]
+
+SHARED = [f"Answer the question. {prompt}" for prompt in PROMPTS]
+
+
+def plainly(model, tokenizer, prompt: str) -> str:
+    """One prompt through the model without a batch, padding, or a cache of ours."""
+    import torch
+
+    ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+    with torch.inference_mode():
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    return tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, SHARED, ["Same?", "Same?"]])
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_batches_give_what_single_prompts_give(student: Student, prompts: list[str], batch_size: int) -> None:
+    with student.open() as (model, tokenizer):
+        alone = [plainly(model, tokenizer, prompt) for prompt in prompts]
+        together = generate(model, tokenizer, prompts, 8, batch_size, "together")
+    assert together == alone
+    assert len(set(alone)) >= min(2, len(set(prompts)))
+
+
+def test_text_ends_with_the_turn(student: Student) -> None:
+    import torch
+
+    with student.open() as (model, tokenizer):
+        # A head that always says "end of turn".
+        with torch.no_grad():
+            model.lm_head.weight.zero_()
+            model.lm_head.weight[tokenizer.eos_token_id] = 1.0
+            model.model.norm.weight.copy_(model.model.norm.weight.abs())
+            model.model.norm.register_forward_hook(lambda module, inputs, output: output.abs())
+        assert generate(model, tokenizer, PROMPTS, 8, 5, "ends") == [""] * len(PROMPTS)
+
+
+def test_no_prompts(student: Student) -> None:
+    with student.open() as (model, tokenizer):
+        assert generate(model, tokenizer, [], 8, 4, "none") == []

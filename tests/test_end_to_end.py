@@ -1,0 +1,190 @@
+"""The whole method with the real embedded models in a tiny size, as a user runs it: in a project of its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KEDRO = [sys.executable, "-m", "kedro"]
+pytestmark = pytest.mark.slow
+
+
+def copy_of_project(folder: Path) -> Path:
+    """The project without what was produced in it."""
+    for name in ("conf", "notebooks"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "data" / "01_raw", folder / "data" / "01_raw")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    (folder / "src").symlink_to(ROOT / "src")
+    return folder
+
+
+def kedro(project: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    environment.pop("ANTHROPIC_API_KEY", None)
+    done = subprocess.run(
+        [*KEDRO, *arguments], cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=900
+    )
+    assert not check or done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done
+
+
+def outputs(project: Path) -> Path:
+    return project / "data" / "test"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project in which the main job has run once."""
+    project = copy_of_project(tmp_path_factory.mktemp("project"))
+    project.joinpath("said.txt").write_text(kedro(project, "run", "--pipelines=rebase", "--env=test").stdout)
+    return project
+
+
+def latest(folder: Path) -> Path:
+    return max(folder.iterdir()) / folder.name
+
+
+def test_scores_have_the_promised_shape(project):
+    scores = json.loads(latest(outputs(project) / "08_reporting" / "reading_qa" / "scores.json").read_text())
+    assert scores["task"] == "reading_qa"
+    assert scores["n"] == 6
+    assert set(scores["systems"]) == {"student", "expert"}
+    for metrics in scores["systems"].values():
+        assert set(metrics) == {"exact_match", "f1"}
+        for score in metrics.values():
+            assert score["low"] <= score["value"] <= score["high"]
+
+
+def test_the_run_tells_every_stage_and_ends_with_a_table(project):
+    said = (project / "said.txt").read_text()
+    for stage in ("ingest", "embed", "index", "retrieve", "transform", "cot", "train", "evaluate"):
+        assert f"{stage:<9} in " in said
+    assert "rebase · task reading_qa" in said
+    assert "expert · f1" in said
+    assert "Traceback" not in said
+
+
+def test_counts_add_up_from_stage_to_stage(project):
+    def summary(stage: str) -> dict:
+        [file] = (outputs(project) / "08_reporting").rglob(f"{stage}_summary.json")
+        return json.loads(file.read_text())
+
+    summaries = {
+        stage: summary(stage) for stage in ("ingest", "embed", "index", "retrieve", "transform", "cot", "train")
+    }
+    for stage, content in summaries.items():
+        assert content["in"] == content["kept"] + sum(content["refused"].values()), stage
+    assert summaries["index"]["in"] == summaries["ingest"]["kept"]
+    assert summaries["transform"]["in"] == summaries["retrieve"]["kept"]
+    assert summaries["cot"]["in"] == summaries["transform"]["kept"]
+    assert summaries["train"]["in"] == summaries["cot"]["kept"]
+
+
+def test_every_example_leads_back_to_its_row(project):
+    examples = pd.read_parquet(outputs(project) / "05_model_input" / "reading_qa" / "examples.parquet")
+    retrieved = pd.read_parquet(outputs(project) / "04_feature" / "reading_qa" / "retrieved.parquet")
+    joined = examples.merge(retrieved, on="row_id", suffixes=("", "_row"))
+    assert len(joined) == len(examples) > 0
+    for example in joined.itertuples():
+        fields = json.loads(example.fields)
+        assert fields["context"] in json.loads(example.row).values()
+        assert example.answer in fields["context"]
+        assert len(example.prompt_hash) == 64
+        assert len(example.reply_key) == 64
+
+
+def test_running_again_asks_nothing_twice_and_only_missing_outputs_do_run(project):
+    again = kedro(project, "run", "--env=test", "--to-nodes=reason_examples")
+    assert "local teacher" not in again.stderr, "every reply is in the store"
+    scores = outputs(project) / "08_reporting" / "reading_qa" / "report.html"
+    before = scores.stat().st_mtime if scores.exists() else 0
+    kedro(project, "run", "--env=test", "--only-missing-outputs", "--pipelines=ingest,embed,index")
+    assert (scores.stat().st_mtime if scores.exists() else 0) == before
+
+
+def test_each_pipeline_runs_alone_and_from_any_node(project):
+    kedro(project, "run", "--env=test", "--pipeline=index")
+    kedro(project, "run", "--env=test", "--pipelines=retrieve")
+    kedro(project, "run", "--env=test", "--from-nodes=retrieve_rows", "--to-nodes=transform_rows")
+
+
+def test_a_run_killed_in_transform_goes_on_where_it_was(project, tmp_path):
+    killed = copy_of_project(tmp_path)
+    shutil.copytree(outputs(project), outputs(killed), ignore=shutil.ignore_patterns("05_model_input", "cache"))
+    store = outputs(killed) / "cache" / "replies.sqlite"
+    process = subprocess.Popen(
+        [*KEDRO, "run", "--env=test", "--pipelines=transform"], cwd=killed,
+        env={**os.environ, "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while replies(store) == 0 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    bought = replies(store)
+    kedro(killed, "run", "--env=test", "--pipelines=transform")
+    assert 0 < bought <= replies(store)
+    first, second = (
+        pd.read_parquet(outputs(one) / "05_model_input" / "reading_qa" / "examples.parquet")
+        for one in (project, killed)
+    )
+    pd.testing.assert_frame_equal(first, second)
+
+
+def replies(store: Path) -> int:
+    import sqlite3
+
+    try:
+        with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as connection:
+            return int(connection.execute("select count(*) from replies").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--params=task=nonsense"], ["no task 'nonsense'", "reading_qa"]),
+        (["--params=sources=data/01_raw/nothing/*"], ["no folder matches"]),
+        (["--params=evaluation_source=nowhere.jsonl"], ["evaluation set", "nowhere.jsonl"]),
+        (["--params=teacher.provider=anthropic"], ["ANTHROPIC_API_KEY", "conf/local/credentials.yml"]),
+        (["--params=retrieve.aggregation=median"], ["retrieve", "median"]),
+        (["--params=retrieve.min_passage_words=100000"], ["none of", "no_passage"]),
+    ],
+)
+def test_bad_input_is_said_plainly_before_the_expensive_work(project, arguments, words):
+    done = kedro(project, "run", "--env=test", "--to-nodes=retrieve_rows,transform_rows", *arguments, check=False)
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert all(word in said for word in words), said[-3000:]
+
+
+def test_another_encoder_on_the_same_index_is_an_error(project):
+    done = kedro(
+        project, "run", "--env=test", "--pipelines=retrieve", "--params=encoder.model=owner/other-encoder", check=False
+    )
+    assert done.returncode != 0
+    assert "owner/other-encoder" in done.stdout + done.stderr
+    assert "embed,index" in done.stdout + done.stderr
+
+
+def test_the_notebook_runs_on_the_run(project):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(project / "notebooks" / "explore_run.ipynb", as_version=4)
+    os.environ["REBASE_ENV"] = "test"
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(project / "notebooks")}}).execute()
+    text = json.dumps(notebook)
+    assert "score_query" in text
+    assert "expert" in text

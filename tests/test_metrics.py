@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebase.metrics import bootstrap_interval, exact_match, f1, normalise_answer, same_label, same_number, score
+
+words = st.text(alphabet="ab th e.,'", max_size=20)
+
+
+def test_normalisation_is_the_official_one() -> None:
+    assert normalise_answer("The  Eiffel-Tower, a 'tower' in an area!") == "eiffeltower tower in area"
+    assert normalise_answer("theatre") == "theatre"
+    # Only ASCII punctuation goes, as in the official script.
+    assert normalise_answer("\u201cColza\u201d") == "\u201ccolza\u201d"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "exact", "overlap"),
+    [
+        ("the colza oil.", "Colza oil", 1.0, 1.0),
+        ("colza", "colza oil", 0.0, 2 / 3),
+        ("oil oil", "oil", 0.0, 2 / 3),
+        ("rape oil", "colza oil", 0.0, 0.5),
+        ("paraffin", "colza oil", 0.0, 0.0),
+        ("", "colza oil", 0.0, 0.0),
+        ("the", "a", 1.0, 0.0),  # nothing is left of either: the v1.1 script finds no common word
+    ],
+)
+def test_squad_cases(prediction: str, answer: str, exact: float, overlap: float) -> None:
+    assert exact_match(prediction, answer) == exact
+    assert f1(prediction, answer) == pytest.approx(overlap)
+
+
+@given(left=words, right=words)
+def test_f1_is_symmetric_and_bounded(left: str, right: str) -> None:
+    assert f1(left, right) == f1(right, left)
+    assert 0 <= f1(left, right) <= 1
+    if exact_match(left, right) and normalise_answer(left):
+        assert f1(left, right) == 1
+
+
+def test_best_over_the_accepted_answers() -> None:
+    assert score("exact_match", "oil", ["colza oil", "oil"]) == 1
+    assert score("f1", "oil", ["colza oil", "lamp"]) == pytest.approx(2 / 3)
+    assert score("accuracy", "Sport", ["sport"]) == 1
+    assert score("numeric_match", "18", ["17", "18.0"]) == 1
+    assert score("f1", "oil", []) == 0
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        ("1,800", "1800", 1), ("$18.50", "18.5", 1), ("18", "19", 0), ("", "0", 0), ("eighteen", "18", 0),
+        ("0.1", ".10", 1), ("nan", "nan", 0), ("\u22125", "-5", 1),
+    ],
+)  # fmt: skip
+def test_numbers(left: str, right: str, same: float) -> None:
+    assert same_number(left, right) == same
+
+
+def test_labels() -> None:
+    assert same_label(" Sport", "sport ") == 1
+    assert same_label("sports", "sport") == 0
+
+
+@given(scores=st.lists(st.floats(0, 1), min_size=1, max_size=30), seed=st.integers(0, 5))
+def test_interval_holds_the_mean_of_constant_scores_and_is_ordered(scores: list[float], seed: int) -> None:
+    interval = bootstrap_interval(scores, 60, 0.9, seed)
+    assert interval == bootstrap_interval(scores, 60, 0.9, seed)
+    assert interval["value"] == pytest.approx(100 * float(np.mean(scores)), abs=0.01)
+    assert 0 <= interval["low"] <= interval["high"] <= 100.01
+    constant = bootstrap_interval([scores[0]] * 5, 20, 0.9, seed)
+    assert constant["low"] == constant["high"] == constant["value"]
+
+
+def test_interval_covers_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(0)
+    inside = 0
+    for number in range(200):
+        interval = bootstrap_interval((draw.random(60) < 0.3).astype(float).tolist(), 200, 0.9, number)
+        inside += interval["low"] <= 30 <= interval["high"]
+    assert 0.82 <= inside / 200 <= 0.96

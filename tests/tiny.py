@@ -1,0 +1,96 @@
+"""A student that is real and tiny: random weights by configuration, a byte-level tokenizer, a chat template."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from rebase.parameters import EvaluateParameters, LoraParameters, TrainParameters
+from rebase.student.handle import Student
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_student(folder: Path, chat: bool = True) -> Student:
+    """Write the model to ``folder/tiny`` and give its handle; its tokenizer puts a BOS before every text."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<s>", "<|im_start|>", "<|im_end|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(special + letters)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(special)
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="<|im_end|>")
+    tokenizer.chat_template = CHAT_TEMPLATE if chat else None
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            bos_token_id=0,
+            eos_token_id=2,
+        )
+    )
+    model.save_pretrained(folder / "tiny")
+    tokenizer.save_pretrained(folder / "tiny")
+    return Student(str(folder / "tiny"), None, folder / "base", folder / "work")
+
+
+def train_parameters(**changes: object) -> TrainParameters:
+    """Small settings for tests."""
+    settings: dict[str, object] = {
+        "target": "answer",
+        "four_bit": False,
+        "lora": LoraParameters(rank=2, alpha=4, dropout=0.1),
+        "max_length": 400,
+        "batch_size": 2,
+        "gradient_accumulation": 2,
+        "learning_rate": 1e-2,
+        "scheduler": "linear",
+        "warmup_steps": 1,
+        "weight_decay": 0.0,
+        "optimizer": "adamw_torch",
+        "epochs": 1,
+        "checkpoint_steps": 1,
+        "packing": False,
+        "seed": 1,
+    }
+    return TrainParameters.model_validate(settings | changes)
+
+
+def evaluate_parameters(**changes: object) -> EvaluateParameters:
+    """Small settings for tests."""
+    settings: dict[str, object] = {
+        "limit": None, "batch_size": 4, "bootstrap_samples": 50, "confidence": 0.9, "seed": 1,
+    }  # fmt: skip
+    return EvaluateParameters.model_validate(settings | changes)
+
+
+def reasoned_examples(count: int, rationale: str | None = None) -> pd.DataFrame:
+    """Examples for the reading task, as `cot` hands them on."""
+    return pd.DataFrame(
+        {
+            "example_id": [f"e{n}" for n in range(count)],
+            "row_id": [f"e{n}" for n in range(count)],
+            "dataset": ["birds" if n % 2 else "foxes" for n in range(count)],
+            "licence": "cc0-1.0",
+            "rank": range(1, count + 1),
+            "query": [f"The bird number {n} nests in tree {n}.\n\nQuestion: Where does it nest?" for n in range(count)],
+            "answer": [f"in tree {n}" for n in range(count)],
+            "teacher": "local:tiny",
+            "rationale": [rationale] * count,
+        }
+    )
