@@ -45,12 +45,11 @@ def main(tasks: list[str]) -> None:
         results = {task: run(project, task) for task in tasks}
     for task, result in results.items():
         systems = result["scores"]["systems"]
-        gains = ", ".join(
-            f"{metric} {systems['student'][metric]['value']:.1f} -> {systems['expert'][metric]['value']:.1f}"
-            for metric in systems["student"]
-        )
-        print(f"{task:<14} {result['seconds']:>4} s ({result['seconds'] / BUDGET_SECONDS:.2f} of the budget)  "
-              f"{result['peak_gib_so_far']:.2f} GiB ({result['peak_gib_so_far'] / BUDGET_GIB:.2f})  {gains}")  # fmt: skip
+        gains = [f"{name} {before['value']:.1f} -> {systems['expert'][name]['value']:.1f}"
+                 for name, before in systems["student"].items()]  # fmt: skip
+        seconds, peak = result["seconds"], result["peak_gib_so_far"]
+        of_budget = f"{seconds / BUDGET_SECONDS:.2f} of the time, {peak / BUDGET_GIB:.2f} of the memory allowed"
+        print(f"{task:<14} {seconds} s, {peak:.2f} GiB ({of_budget}); {', '.join(gains)}")
     print(json.dumps(results))
 
 

@@ -51,7 +51,7 @@ def project_catalog(environment: str = "base", **params: Any) -> Catalog:
 def test_local_teacher_gets_its_revision_and_folder(tmp_path: Path) -> None:
     teacher = dataset(revision="abc", folder=str(tmp_path)).load()
     assert teacher.teacher == LocalTeacher("package:x", "abc", tmp_path)
-    assert (teacher.provider, teacher.model) == ("local", "package:x")
+    assert (teacher.provider, teacher.model) == ("local", "package:x@abc")
     assert teacher.path == Path("cache/replies.sqlite")
 
 

@@ -8,9 +8,10 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from rebase.errors import RebaseError
 from rebase.teacher.anthropic import AnthropicTeacher
 from rebase.teacher.openai import OpenAITeacher
-from rebase.teacher.protocol import Failure, Reply, Request
+from rebase.teacher.protocol import Failure, Reply, Request, ignore
 from rebase.teacher.store import LOOK_AHEAD, ReplyStore, StoredTeacher
 from tests.teacher.server import KEY, MODEL, Answer, Provider
 from tests.teacher.test_api import prompts, request
@@ -78,14 +79,16 @@ class Echo:
         self.opened += 1
         yield self
 
-    def ask(self, requests: Iterable[Request]) -> Iterator[Reply | Failure]:
-        waiting = []
-        for asked in requests:
-            waiting.append(asked)
-            if len(waiting) == self.window:
-                yield from map(self.answer, waiting)
-                waiting = []
-        yield from map(self.answer, waiting)
+    def ask(
+        self, requests: Iterable[Request], arrived: Callable[[Request, Reply], None] = ignore
+    ) -> Iterator[Reply | Failure]:
+        source = iter(requests)
+        while waiting := list(islice(source, self.window)):
+            answers = list(map(self.answer, waiting))
+            for asked, answer in zip(waiting, answers, strict=True):
+                if isinstance(answer, Reply):
+                    arrived(asked, answer)
+            yield from answers
 
     def answer(self, asked: Request) -> Reply | Failure:
         prompt = asked.messages[0].content

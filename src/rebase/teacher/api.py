@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from rebase.errors import RebaseError
-from rebase.teacher.protocol import Failure, Reply, Request
+from rebase.teacher.protocol import Failure, Reply, Request, ignore
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +22,6 @@ RETRIES = 4
 THINKING_TOKENS = 4096
 #: HTTP statuses that every further request would get as well: wrong key, no credit, no permission, no such model.
 _FINAL_STATUSES = frozenset({401, 402, 403, 404})
-
-
-def _ignore(request: Request, reply: Reply) -> None:
-    """Nobody wants to know of a reply before its turn."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ class ApiSession:
         self._told_of_temperature = connection.temperature
 
     def ask(
-        self, requests: Iterable[Request], arrived: Callable[[Request, Reply], None] = _ignore
+        self, requests: Iterable[Request], arrived: Callable[[Request, Reply], None] = ignore
     ) -> Iterator[Reply | Failure]:
         """Answer each request in the order given, ``WINDOW`` of them at a time.
 

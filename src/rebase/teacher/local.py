@@ -7,7 +7,7 @@ about is not decoded but given; rows that are done leave the batch.
 
 import gc
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rebase.errors import RebaseError
 from rebase.models import inference_dtype, locate_model
-from rebase.teacher.protocol import Failure, Reply, Request
+from rebase.teacher.protocol import Failure, Reply, Request, ignore
 
 if TYPE_CHECKING:
     import torch
@@ -29,18 +29,28 @@ T = TypeVar("T")
 MIN_SHARED_TOKENS = 32
 #: The batch shrinks when this share of its rows is done: shrinking copies the cache.
 DONE_SHARE = 0.25
+#: Memory for compiled grammars.
+_GRAMMAR_BYTES = 2**26
 
 
 @dataclass(frozen=True)
 class LocalTeacher:
-    """A handle of a local model. ``batch_size`` rows are decoded at once, ``window`` requests are read ahead."""
+    """A handle of a local model. ``batch_size`` rows are decoded at once, ``window`` requests are read ahead.
 
-    model: str
+    ``source`` is a package, a folder or a hub id.
+    """
+
+    source: str
     revision: str | None
     folder: Path
     batch_size: int = 16
     window: int = 32
     provider: str = "local"
+
+    @property
+    def model(self) -> str:
+        """The model's name in requests' keys: another revision is another model."""
+        return f"{self.source}@{self.revision}" if self.revision else self.source
 
     @contextmanager
     def open(self) -> Iterator["LocalSession"]:
@@ -84,13 +94,14 @@ class LocalSession:
         self._model = model
         self._tokenizer = tokenizer
         self._compiler = compiler
-        self._grammars: dict[str, xgrammar.CompiledGrammar] = {}
         self._shared: tuple[list[int], Any] = ([], None)
         added = tokenizer.get_added_vocab()
         self._control_tokens = sorted(added, key=len, reverse=True)
 
-    def ask(self, requests: Iterable[Request]) -> Iterator[Reply | Failure]:
-        """Answer each request in the order given, reading ``window`` of them ahead."""
+    def ask(
+        self, requests: Iterable[Request], arrived: Callable[[Request, Reply], None] = ignore
+    ) -> Iterator[Reply | Failure]:
+        """Answer each request in the order given, reading ``window`` of them ahead; ``arrived`` is told a batch."""
         from tqdm.auto import tqdm
 
         total = len(requests) if isinstance(requests, Sequence) else None
@@ -109,7 +120,8 @@ class LocalSession:
                 for positions in chunked(order, self._handle.batch_size):
                     self._decode([rows[position] for position in positions])
                     for position in positions:
-                        replies[position] = self._reply(rows[position])
+                        replies[position] = reply = self._reply(rows[position])
+                        arrived(rows[position].request, reply)
                     progress.update(len(positions))
                 for position in range(len(window)):
                     yield replies[position]
@@ -157,11 +169,8 @@ class LocalSession:
             text = cleaned
 
     def _grammar(self, schema: dict[str, Any]) -> "xgrammar.CompiledGrammar":
-        text = json.dumps(schema)
-        if text not in self._grammars:
-            # No free whitespace: a weak model would fill its reply with it.
-            self._grammars[text] = self._compiler.compile_json_schema(text, any_whitespace=False)
-        return self._grammars[text]
+        # No free whitespace: a weak model would fill its reply with it. The compiler keeps what it has compiled.
+        return self._compiler.compile_json_schema(json.dumps(schema), any_whitespace=False)
 
     def _decode(self, rows: list[_Row]) -> None:
         """Write the rows' replies, token by token for all of them at once."""
@@ -283,7 +292,7 @@ def _load(handle: LocalTeacher) -> LocalSession:
     import xgrammar
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = locate_model(handle.model, handle.folder)
+    path = locate_model(handle.source, handle.folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=handle.revision)
         model = AutoModelForCausalLM.from_pretrained(path, revision=handle.revision, dtype=inference_dtype())
@@ -294,4 +303,6 @@ def _load(handle: LocalTeacher) -> LocalSession:
         ) from error
     model.train(mode=False)
     info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=model.config.vocab_size)
-    return LocalSession(handle, model, tokenizer, xgrammar.GrammarCompiler(info, max_threads=2))
+    return LocalSession(
+        handle, model, tokenizer, xgrammar.GrammarCompiler(info, max_threads=2, cache_limit_bytes=_GRAMMAR_BYTES)
+    )

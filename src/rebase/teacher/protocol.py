@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -59,11 +59,20 @@ class Failure:
     reason: str
 
 
+def ignore(request: Request, reply: Reply) -> None:
+    """Nobody wants to know of a reply before its turn."""
+
+
 class Session(Protocol):
     """An open teacher."""
 
-    def ask(self, requests: Iterable[Request]) -> Iterator[Reply | Failure]:
-        """Answer each request, in the order given. A request that fails yields its Failure, the others go on."""
+    def ask(
+        self, requests: Iterable[Request], arrived: Callable[[Request, Reply], None] = ignore
+    ) -> Iterator[Reply | Failure]:
+        """Answer each request, in the order given. A request that fails yields its Failure, the others go on.
+
+        ``arrived`` is told of each reply as soon as it is there, which may be before its turn and in another thread.
+        """
 
 
 class Teacher(Protocol):

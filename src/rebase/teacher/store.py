@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 
 from rebase.errors import RebaseError
-from rebase.teacher.api import ApiSession, ApiTeacher
+from rebase.teacher.api import ApiTeacher
 from rebase.teacher.protocol import Failure, Reply, Request, Session, Teacher
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,6 @@ class StoredSession:
                 if stored := self._store.get(key):
                     line.answers[key] = stored
                 else:
-                    line.asked[key] = request
                     yield request
             if len(line.keys) >= LOOK_AHEAD:
                 return
@@ -186,25 +185,18 @@ class StoredSession:
     def _ask_teacher(self, missing: Iterator[Request], line: "_Line") -> Iterator[Reply | Failure]:
         if self._session is None:
             self._session = self._stack.enter_context(self._teacher.open())
-        if isinstance(self._session, ApiSession):
-            # Many requests are in flight: a reply is stored when it arrives, not when its turn comes.
-            yield from self._session.ask(missing, arrived=self._put)
-            return
-        for answer in self._session.ask(missing):
-            if isinstance(answer, Reply):
-                self._put(line.asked[answer.key], answer)
-            yield answer
+        # A reply is stored when it arrives, not when its turn comes.
+        yield from self._session.ask(missing, arrived=self._put)
 
     def _put(self, request: Request, reply: Reply) -> None:
         self._store.put(request, reply, self._teacher.provider, self._teacher.model)
 
 
 class _Line:
-    """Requests that wait for their turn: their keys in order, those sent to the teacher, the answers so far."""
+    """Requests that wait for their turn: their keys in order, and the answers so far."""
 
     def __init__(self) -> None:
         self.keys: deque[str] = deque()
-        self.asked: dict[str, Request] = {}
         self.answers: dict[str, Reply | Failure] = {}
 
     def ready(self) -> Iterator[Reply | Failure]:
@@ -214,7 +206,6 @@ class _Line:
             yield self.answers[key]
             if key not in self.keys:
                 del self.answers[key]
-                self.asked.pop(key, None)
 
 
 def _open(path: Path) -> sqlite3.Connection:

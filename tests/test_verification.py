@@ -1,0 +1,189 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebase.records import Task
+from rebase.text import normalise
+from rebase.verification import (
+    MAX_SPAN_WORDS,
+    Known,
+    equations,
+    names_label,
+    refuse_example,
+    refuse_rationale,
+    same_answer,
+    stated_answer,
+    tidy_answer,
+)
+
+TASKS = Path(__file__).parents[1] / "data" / "01_raw" / "tasks"
+
+
+def shipped(name: str) -> Task:
+    return Task.parse(yaml.safe_load((TASKS / f"{name}.yml").read_text()), name)
+
+
+READING, TOPIC, SUMS = shipped("reading_qa"), shipped("news_topic"), shipped("word_problems")
+FREE = TOPIC.model_copy(update={"answer": TOPIC.answer.model_copy(update={"type": "text", "labels": ()})})
+CODE = TOPIC.model_copy(update={"answer": TOPIC.answer.model_copy(update={"type": "code", "labels": ()})})
+PASSAGE = "The Skarn bell was cast in 1602 by Anna Dahl, and it weighs about 340 kilograms."
+NOTHING = Known(frozenset(), frozenset())
+
+
+def refuse(question, answer, known=NOTHING, seen=()):
+    return refuse_example(READING, {"context": PASSAGE, "question": question}, answer, seen, known)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "reason"),
+    [
+        ("Who cast the bell?", "Anna Dahl", None),
+        ("Who cast the bell?", "anna dahl", None),
+        ("How heavy is the bell?", "about 340 kilograms", None),
+        ("Who cast the bell?", "Anna Berg", "answer_not_in_passage"),
+        ("Who cast the bell?", "Ann", "answer_not_in_passage"),
+        ("Was Anna Dahl the one who cast the bell?", "Anna Dahl", "answer_given_away"),
+        ("How many kilograms?", "340 kilograms", "answer_given_away"),
+        ("Name who cast the bell.", "Anna Dahl", "not_a_question"),
+        ("What is the capital of Peru?", "Anna Dahl", "question_off_passage"),
+        ("Who cast the bell?", "1602", "question_word_mismatch"),
+        ("When was the bell of the bell of the bell cast?", "1602", "question_repeats_itself"),
+        ("Who cast the bell?", "", "empty"),
+        (" ", "Anna Dahl", "empty"),
+        ("What is told of the bell?", PASSAGE, "answer_too_long"),
+    ],
+)
+def test_spans(question, answer, reason):
+    assert refuse(question, answer) == reason
+
+
+def test_copies_evaluation_items_and_duplicates():
+    question, answer = "Who cast the bell?", "Anna Dahl"
+    query = READING.render_query({"context": PASSAGE, "question": question})
+    assert refuse(question, answer, Known.of(READING, [query.upper()])) == "equals_evaluation_item"
+    assert refuse(question, answer, seen={normalise(query)}) == "duplicate"
+    copied = READING.examples[0]["question"]
+    assert refuse(copied, answer, Known.of(READING, [])) == "copies_prompt_example"
+
+
+def test_labels():
+    fields = {"text": "Rain stopped play."}
+    assert refuse_example(TOPIC, fields, "sport", (), NOTHING) is None
+    assert refuse_example(TOPIC, fields, "weather", (), NOTHING) == "unknown_label"
+    assert tidy_answer(TOPIC, fields, " Sport ") == "sport"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"), [("12", None), ("-2.5", None), ("1,200", None), ("a dozen", "not_a_number")]
+)
+def test_numbers(answer, reason):
+    assert refuse_example(SUMS, {"question": "How many?"}, answer, (), NOTHING) == reason
+
+
+def test_an_answer_that_repeats_its_query():
+    fields = {"text": "Rain stopped play."}
+    query = TOPIC.render_query(fields)
+    assert refuse_example(FREE, fields, query, (), NOTHING) == "repeats_query"
+    assert refuse_example(CODE, fields, query, (), NOTHING) == "not_code"
+    assert refuse_example(CODE, fields, "print('rain')", (), NOTHING) is None
+
+
+def test_a_span_takes_the_passages_spelling():
+    fields = {"context": PASSAGE, "question": "Who?"}
+    assert tidy_answer(READING, fields, ' "anna dahl." ') == "Anna Dahl"
+
+
+def test_code_keeps_its_indentation():
+    assert tidy_answer(CODE, {"text": "x"}, "\n    return 1\n") == "    return 1"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"), [("1,200", "1200"), ("18.0", "18"), ("2.50", "2.50"), ("7.", "7"), ("x", "x")]
+)
+def test_a_number_is_kept_bare(said, kept):
+    assert tidy_answer(SUMS, {"question": "How many?"}, said) == kept
+
+
+@pytest.mark.parametrize(
+    ("rationale", "answer", "reason"),
+    [
+        ("6 * 8 = 48. After 30 are sold, 48 - 30 = 18 are left.", "18", None),
+        ("She pays 3 × $4 = $12.", "12", None),
+        ("A third of 10 is 10 / 3 = 3.33.", "3.33", None),
+        ("So 2 + 2 = 4. So the answer is 4.", "4", None),
+        ("6 * 8 = 42.", "42", "wrong_equation"),
+        ("27 - 12 = 13, then 13 + 12 = 25.", "25", "wrong_equation"),
+        ("2 + 2 = 4. So the answer is 5.", "4", "states_another_answer"),
+        ("12 / 4 = 3", "48", "answer_not_derived"),
+        ("They are left with eighteen.", "18", "answer_not_derived"),
+        ("  ", "18", "empty_rationale"),
+    ],
+)
+def test_rationales(rationale, answer, reason):
+    assert refuse_rationale(SUMS, rationale, answer) == reason
+
+
+def test_words_need_no_equation():
+    assert refuse_rationale(TOPIC, "It is about a football match.", "sport") is None
+
+
+@pytest.mark.parametrize("text", ["no sums here", "1 / 0 = 3", "x + y = z", "on 3-4 = nothing"])
+def test_what_is_no_sum_is_not_called_wrong(text):
+    assert all(equation.is_true for equation in equations(text))
+
+
+def test_the_stated_answer():
+    assert stated_answer("We add. So the answer is 4.") == "4"
+    assert stated_answer("The answer is here: look.  And so on") is None
+
+
+def test_same_answers():
+    assert same_answer("1,200", "1200.0")
+    assert same_answer("The Purser", "the purser.")
+    assert not same_answer("12", "twelve")
+
+
+@pytest.mark.parametrize(
+    ("label", "texts", "named"),
+    [
+        ("sport", ["Sports", "x"], True),
+        ("science", ["Science corner"], True),
+        ("sport", ["transport"], False),
+        ("food", ["Eating out"], False),
+        ("travel", [], False),
+    ],
+)
+def test_a_label_that_a_row_names(label, texts, named):
+    assert names_label(label, texts) is named
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 10**6))
+def test_true_sums_are_true_and_others_are_not(left, right, off):
+    assert [equation.is_true for equation in equations(f"{left} + {right} = {left + right}")] == [True]
+    assert [equation.is_true for equation in equations(f"{left} + {right} = {left + right + off}")] == [False]
+
+
+@given(st.text(max_size=120), st.text(max_size=60), st.text(max_size=40))
+def test_what_is_kept_is_a_short_span_that_is_not_given_away(passage, question, answer):
+    fields = {"context": passage, "question": question}
+    tidied = tidy_answer(READING, fields, answer)
+    if refuse_example(READING, fields, tidied, (), NOTHING) is None:
+        assert f" {normalise(tidied)} " in f" {normalise(passage)} "
+        assert f" {normalise(tidied)} " not in f" {normalise(question)} "
+        assert len(tidied.split()) <= MAX_SPAN_WORDS
+
+
+@given(st.text(max_size=60), st.text(max_size=80))
+def test_tidying_again_changes_nothing(answer, passage):
+    fields = {"context": passage, "question": "Who?"}
+    once = tidy_answer(READING, fields, answer)
+    assert tidy_answer(READING, fields, once) == once
+
+
+@given(st.text(max_size=100))
+def test_no_rationale_breaks_the_checks(text):
+    refuse_rationale(SUMS, text, "4")
+    refuse_rationale(SUMS, f"{text} 2 + 2 = 4 {text}", "4")
