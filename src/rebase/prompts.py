@@ -124,7 +124,7 @@ def own_text_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     words: Counter[tuple[str, str]] = Counter()
     for row in rows:
         cells = json.loads(row["row"])
-        for column in columns[row["dataset"]]:
+        for column in columns.get(row["dataset"], ()):
             words[row["dataset"], column] += len(str(cells.get(column, "")).split())
     return {dataset: max(sorted(names), key=lambda name: words[dataset, name]) for dataset, names in columns.items()}
 

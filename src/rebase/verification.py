@@ -136,8 +136,8 @@ def equations(text: str) -> list[Equation]:
 
 def stated_answer(rationale: str) -> str | None:
     """The answer that the rationale states at its end: "So the answer is X."; None where it states none."""
-    found = re.findall(r"\banswer is:?\s+(.+?)\.?\s*$", rationale, re.IGNORECASE)
-    return found[-1] if found else None
+    found = re.findall(r"\banswer is:?\s+((?:[^.?!]|\.(?=\d))+)[.!]?\s*$", rationale, re.IGNORECASE)
+    return found[-1].strip() if found else None
 
 
 def same_answer(one: str, other: str) -> bool:

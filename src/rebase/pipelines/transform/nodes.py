@@ -164,7 +164,7 @@ def examine(task: Task, asked: Asked, seen: set[str], known: Known) -> Example |
         not reason
         and task.answer.labels
         and asked.lead
-        and not names_label(answer, json.loads(asked.row["row"]).values())
+        and not names_label(answer, map(str, json.loads(asked.row["row"]).values()))
     ):
         # A weak teacher guesses where the row does not tell.
         reason = "label_not_in_row"

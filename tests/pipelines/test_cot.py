@@ -1,0 +1,185 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebase.errors import RebaseError
+from rebase.parameters import CotParameters
+from rebase.pipelines.cot.nodes import REFUSED_COLUMNS, reason_examples
+from rebase.records import Task
+from tests.scripted import Scripted
+
+RAW = Path(__file__).parents[2] / "data" / "01_raw"
+PROMPT = yaml.safe_load((RAW / "prompts" / "cot.yml").read_text())
+
+
+def shipped(name):
+    return Task.parse(yaml.safe_load((RAW / "tasks" / f"{name}.yml").read_text()), name)
+
+
+READING, SUMS = shipped("reading_qa"), shipped("word_problems")
+
+
+def parameters(samples=1, on_disagreement="refuse"):
+    return CotParameters.model_validate(
+        {
+            "samples": samples,
+            "on_disagreement": on_disagreement,
+            "max_row_chars": 300,
+            "sampling": {"temperature": 0.7, "max_tokens": 200},
+        }
+    )
+
+
+def examples(count=1, answer="6"):
+    fields = [{"question": f"Hen {n} lays 3 eggs and then 3 more. How many eggs?"} for n in range(count)]
+    return pd.DataFrame(
+        {
+            "example_id": [f"hens/{n}" for n in range(count)],
+            "row_id": [f"hens/{n}" for n in range(count)],
+            "dataset": "hens",
+            "rank": range(1, count + 1),
+            "fields": list(map(json.dumps, fields)),
+            "query": [SUMS.render_query(one) for one in fields],
+            "answer": answer,
+        }
+    )
+
+
+def retrieved(count=1):
+    return pd.DataFrame(
+        {
+            "row_id": [f"hens/{n}" for n in range(count)],
+            "row": json.dumps({"working": "3 + 3 = 6"}),
+            "query_column": None,
+            "answer_column": "working",
+        }
+    )
+
+
+def said(rationale, answer):
+    return json.dumps({"rationale": rationale, "answer": answer})
+
+
+RIGHT, OTHER, FALSE = said("3 + 3 = 6.", 6), said("3 * 3 = 9.", 9), said("3 + 3 = 7, no: 6.", 6)
+
+
+def run(replies, samples=1, on_disagreement="refuse", count=1):
+    lines = iter(replies)
+    return reason_examples(
+        SUMS, examples(count), retrieved(count), Scripted(lambda _: next(lines)), PROMPT,
+        parameters(samples, on_disagreement),
+    )  # fmt: skip
+
+
+def refused_with(*replies, **settings):
+    """Why an example is refused, beside another that passes."""
+    samples = settings.get("samples", 1)
+    _, refused, summary = run([*replies, *[RIGHT] * samples], count=2, **settings)
+    assert list(refused) == REFUSED_COLUMNS
+    assert (summary["in"], summary["kept"], sum(summary["refused"].values())) == (2, 1, 1)
+    return refused.iloc[0]
+
+
+def test_a_task_without_cot_passes_all_on_and_opens_no_teacher():
+    teacher = Scripted(str)
+    passed, refused, summary = reason_examples(READING, examples(3), retrieved(3), teacher, PROMPT, parameters())
+    assert teacher.opened == 0
+    assert passed.drop(columns=["rationale", "agreement"]).equals(examples(3))
+    assert passed[["rationale", "agreement"]].isna().all(axis=None)
+    assert len(refused) == 0
+    assert (summary["in"], summary["kept"], summary["refused"]) == (3, 3, {})
+
+
+def test_reasoning_that_leads_to_the_answer_is_kept():
+    kept, _, summary = run([RIGHT])
+    assert (kept.iloc[0]["rationale"], kept.iloc[0]["answer"], kept.iloc[0]["agreement"]) == ("3 + 3 = 6.", "6", 1.0)
+    assert summary == {"stage": "cot", "in": 1, "kept": 1, "refused": {}, "relabelled": 0}
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (OTHER, "another_answer"),
+        (FALSE, "wrong_equation"),
+        (said("They have six.", 6), "answer_not_derived"),
+        (said("3 + 3 = 6. So the answer is 5.", 6), "states_another_answer"),
+        (said("", 6), "empty_rationale"),
+        (('{"rationale": "3 + 3', "length"), "reply_cut_off"),
+        (("No.", "refusal"), "teacher_refused"),
+        ("six", "not_as_asked"),
+        (ConnectionError("no line"), "teacher_failed"),
+    ],
+)
+def test_reasoning_that_does_not_is_refused(reply, reason):
+    assert refused_with(reply)["reason"] == reason
+
+
+def test_the_majority_decides():
+    kept, _, _ = run([OTHER, RIGHT, RIGHT], samples=3)
+    assert (kept.iloc[0]["answer"], kept.iloc[0]["agreement"]) == ("6", pytest.approx(2 / 3))
+
+
+def test_half_is_no_majority():
+    assert refused_with(RIGHT, OTHER, samples=2)["reason"] == "no_majority"
+
+
+def test_faulty_samples_count_against_a_majority():
+    assert refused_with(RIGHT, FALSE, FALSE, samples=3)["reason"] == "no_majority"
+
+
+def test_samples_are_told_apart():
+    teacher = Scripted(lambda _: RIGHT)
+    reason_examples(SUMS, examples(2), retrieved(2), teacher, PROMPT, parameters(3))
+    assert [request.sample for request in teacher.asked] == [0, 1, 2, 0, 1, 2]
+    assert len({request.key("p", "m") for request in teacher.asked}) == 6
+
+
+def test_another_majority_relabels_if_it_may():
+    kept, _, summary = run([OTHER, OTHER, RIGHT], samples=3, on_disagreement="relabel")
+    assert (kept.iloc[0]["answer"], kept.iloc[0]["rationale"]) == ("9", "3 * 3 = 9.")
+    assert summary["relabelled"] == 1
+    assert refused_with(OTHER, OTHER, RIGHT, samples=3)["detail"] == "9 for 6"
+
+
+def test_an_agreeing_answer_keeps_its_spelling():
+    kept, _, summary = run([said("3 + 3 = 6.", 6.0)], on_disagreement="relabel")
+    assert (kept.iloc[0]["answer"], summary["relabelled"]) == ("6", 0)
+
+
+def test_nothing_left_says_what_and_what_to_do():
+    with pytest.raises(RebaseError, match=r"'word_problems'.*another_answer': 2.*relabel"):
+        run([OTHER, OTHER], count=2)
+
+
+def test_a_teacher_out_of_order_is_quoted():
+    with pytest.raises(RebaseError, match=r"(?s)answered none.*the quota is used up.*credentials"):
+        run([ConnectionError("the quota is used up")] * 2, count=2)
+
+
+def test_a_wrong_prompt_file_is_named():
+    with pytest.raises(RebaseError, match=r"cot\.yml"):
+        reason_examples(SUMS, examples(), retrieved(), Scripted(str), {"version": 1}, parameters())
+
+
+def test_an_example_whose_source_row_is_gone_is_reasoned_about_without_it():
+    teacher = Scripted(lambda _: RIGHT)
+    kept, _, _ = reason_examples(SUMS, examples(), retrieved(0), teacher, PROMPT, parameters())
+    assert len(kept) == 1
+    assert "3 + 3 = 6" not in teacher.asked[0].messages[-1].content
+
+
+@given(
+    st.lists(st.sampled_from([RIGHT, OTHER, FALSE, "six"]), min_size=3, max_size=3),
+    st.sampled_from(["refuse", "relabel"]),
+)
+def test_what_is_kept_has_a_sound_majority(replies, on_disagreement):
+    kept, refused, summary = run([*replies, RIGHT, RIGHT, RIGHT], 3, on_disagreement, count=2)
+    agreeing, disagreeing = replies.count(RIGHT) > 1, replies.count(OTHER) > 1
+    assert len(kept) == 1 + (agreeing or (disagreeing and on_disagreement == "relabel"))
+    assert summary["in"] == 2 == len(kept) + len(refused)
+    assert (kept["agreement"] > 0.5).all()

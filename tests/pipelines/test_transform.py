@@ -1,0 +1,252 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebase.errors import RebaseError
+from rebase.parameters import TransformParameters
+from rebase.pipelines.transform.nodes import EXAMPLE_COLUMNS, REFUSED_COLUMNS, transform_rows
+from rebase.records import Task
+from rebase.teacher.local import LocalTeacher
+from tests.scripted import Scripted
+from tests.tiny import make_student
+
+RAW = Path(__file__).parents[2] / "data" / "01_raw"
+PROMPT = yaml.safe_load((RAW / "prompts" / "transform.yml").read_text())
+NO_EVALUATION = pd.DataFrame({"query": []})
+
+
+def shipped(name):
+    return Task.parse(yaml.safe_load((RAW / "tasks" / f"{name}.yml").read_text()), name)
+
+
+READING, TOPIC, SUMS = shipped("reading_qa"), shipped("news_topic"), shipped("word_problems")
+PASSAGES = [
+    f"The bell of tower number {n} was cast in 16{n:02d} by a smith. It hangs in the north room." for n in range(12)
+]
+
+
+def parameters(max_examples=100, led=False, max_tokens=200):
+    sampling = {"temperature": 0.7, "max_tokens": max_tokens}
+    return TransformParameters.model_validate(
+        {"max_examples": max_examples, "max_row_chars": 300, "led": led, "sampling": sampling}
+    )
+
+
+def retrieved(cells=None, passages=None, query_column=None, dataset="bells"):
+    cells = cells or [{"text": passage} for passage in passages]
+    return pd.DataFrame(
+        {
+            "rank": range(1, len(cells) + 1),
+            "row_id": [f"{dataset}/{n}" for n in range(len(cells))],
+            "dataset": dataset,
+            "config": "default",
+            "revision": "r1",
+            "row_index": range(len(cells)),
+            "licence": "cc0-1.0",
+            "score": 0.5,
+            "row": [json.dumps(cell) for cell in cells],
+            "passage": passages if passages else None,
+            "query_column": query_column,
+            "answer_column": None,
+        }
+    )
+
+
+def asks_for_the_year(request):
+    """A good reply about the passage in the request's last turn."""
+    context = json.loads(request.messages[-1].content.split("\n")[1])["context"]
+    year = context.split("cast in ")[1].split()[0]
+    return json.dumps({"example": {"question": "When was the bell of this tower cast?", "answer": year}})
+
+
+def test_good_replies_become_examples_with_their_provenance():
+    teacher = Scripted(asks_for_the_year)
+    examples, refused, summary = transform_rows(
+        READING, retrieved(passages=PASSAGES[:3]), NO_EVALUATION, teacher, PROMPT, parameters()
+    )
+    assert list(examples) == EXAMPLE_COLUMNS
+    assert list(refused) == REFUSED_COLUMNS
+    assert list(examples["answer"]) == ["1600", "1601", "1602"]
+    first = examples.iloc[0]
+    assert first["query"] == READING.render_query(json.loads(first["fields"]))
+    assert json.loads(first["fields"])["context"] == PASSAGES[0]
+    assert (first["row_id"], first["example_id"], first["licence"], first["revision"]) == (
+        "bells/0", "bells/0", "cc0-1.0", "r1",
+    )  # fmt: skip
+    assert first["teacher"] == "scripted/test"
+    assert first["reply_key"] == teacher.asked[0].key("scripted", "test")
+    assert (summary["in"], summary["kept"], summary["refused"]) == (3, 3, {})
+
+
+def test_it_stops_when_there_are_enough():
+    teacher = Scripted(asks_for_the_year)
+    examples, refused, summary = transform_rows(
+        READING, retrieved(passages=PASSAGES), NO_EVALUATION, teacher, PROMPT, parameters(max_examples=4)
+    )
+    assert len(examples) == len(teacher.asked) == 4
+    assert list(refused["reason"]) == ["not_needed"] * 8
+    assert summary["refused"] == {"not_needed": 8}
+
+
+def test_the_best_rows_come_first():
+    rows = retrieved(passages=PASSAGES[:4]).sample(frac=1, random_state=1)
+    examples, _, _ = transform_rows(READING, rows, NO_EVALUATION, Scripted(asks_for_the_year), PROMPT, parameters(2))
+    assert list(examples["rank"]) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ('{"example": null}', "unfit_row"),
+        ("well, here it is", "not_as_asked"),
+        ('{"example": {"question": "Who?"}}', "not_as_asked"),
+        (('{"example": {"quest', "length"), "reply_cut_off"),
+        (("I would rather not.", "refusal"), "teacher_refused"),
+        (ConnectionError("no line"), "teacher_failed"),
+        ('{"example": {"question": "Who cast the bell?", "answer": "a baker"}}', "answer_not_in_passage"),
+        ('{"example": {"question": "", "answer": "a smith"}}', "empty"),
+    ],
+)
+def test_bad_replies_are_refused_with_their_reason(said, reason):
+    calls = iter(range(9))
+    teacher = Scripted(lambda request: said if next(calls) == 0 else asks_for_the_year(request))
+    examples, refused, _ = transform_rows(
+        READING, retrieved(passages=PASSAGES[:2]), NO_EVALUATION, teacher, PROMPT, parameters()
+    )
+    assert len(examples) == 1
+    assert list(refused["reason"]) == [reason]
+    assert refused.iloc[0]["row_id"] == "bells/0"
+    assert refused.iloc[0]["reply_key"]
+
+
+def test_evaluation_items_are_refused():
+    query = READING.render_query({"context": PASSAGES[0], "question": "When was the bell of this tower cast?"})
+    _, refused, _ = transform_rows(
+        READING, retrieved(passages=PASSAGES[:2]), pd.DataFrame({"query": [query]}), Scripted(asks_for_the_year),
+        PROMPT, parameters(),
+    )  # fmt: skip
+    assert list(refused["reason"]) == ["equals_evaluation_item"]
+
+
+def test_nothing_usable_says_what_and_what_to_do():
+    with pytest.raises(RebaseError, match=r"nothing usable for task 'reading_qa'.*unfit_row': 3.*top_n"):
+        transform_rows(
+            READING, retrieved(passages=PASSAGES[:3]), NO_EVALUATION, Scripted(lambda _: '{"example": null}'), PROMPT,
+            parameters(),
+        )  # fmt: skip
+
+
+def test_a_teacher_out_of_order_is_quoted_and_not_asked_for_ever():
+    teacher = Scripted(lambda _: ConnectionError("the quota is used up"))
+    rows = retrieved(passages=[f"{passage} Again {n}." for n in range(9) for passage in PASSAGES])
+    with pytest.raises(RebaseError, match=r"(?s)answered none of 20 requests.*the quota is used up.*credentials"):
+        transform_rows(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters())
+    assert len(teacher.asked) == 20
+
+
+def test_a_wrong_prompt_file_is_named():
+    with pytest.raises(RebaseError, match=r"transform\.yml"):
+        transform_rows(
+            READING, retrieved(passages=PASSAGES), NO_EVALUATION, Scripted(str), {"version": 1}, parameters()
+        )
+
+
+def test_a_led_teacher_is_asked_for_questions_only():
+    teacher = Scripted(lambda _: '{"question": "In what year was the bell in this tower cast?"}')
+    rows = retrieved(passages=[PASSAGES[0], "Nothing to be had from this.", PASSAGES[1]])
+    examples, refused, summary = transform_rows(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters(led=True))
+    assert list(examples["answer"]) == ["1600", "1601"]
+    assert list(refused["reason"]) == ["nothing_to_ask_about"]
+    assert list(refused["row_id"]) == ["bells/1"]
+    assert len(teacher.asked) == 2
+    assert summary["in"] == 3
+
+
+def test_rows_that_a_led_teacher_is_not_asked_about_are_refused_to_the_last():
+    rows = retrieved(passages=[PASSAGES[0], "Nothing here.", "Nor here, alas."])
+    teacher = Scripted(lambda _: '{"question": "In what year was the bell in this tower cast?"}')
+    _, refused, _ = transform_rows(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters(led=True))
+    assert list(refused["reason"]) == ["nothing_to_ask_about"] * 2
+
+
+def test_a_led_teachers_label_must_be_named_by_the_row():
+    cells = [
+        {"lead": "The rovers won their match on Sunday.", "section": "Sports pages"},
+        {"lead": "The rovers lost their match on Monday.", "section": "Local"},
+    ]
+    examples, refused, summary = transform_rows(
+        TOPIC, retrieved(cells, query_column="lead"), NO_EVALUATION, Scripted(lambda _: '{"answer": "sport"}'), PROMPT,
+        parameters(led=True),
+    )  # fmt: skip
+    assert list(examples["query"]) == ["News item: The rovers won their match on Sunday."]
+    assert list(refused["reason"]) == ["label_not_in_row"]
+    assert summary["labels"] == {"business": 0, "food": 0, "science": 0, "sport": 1, "travel": 0}
+
+
+def test_a_teacher_that_is_not_led_may_label_as_it_sees_fit():
+    said = json.dumps({"example": {"text": "The rovers lost.", "answer": "sport"}})
+    examples, _, _ = transform_rows(
+        TOPIC, retrieved([{"lead": "The rovers lost."}]), NO_EVALUATION, Scripted(lambda _: said), PROMPT, parameters()
+    )
+    assert list(examples["answer"]) == ["sport"]
+
+
+def test_numbers_are_kept_as_the_task_writes_them():
+    cells = [{"story": "Two hens lay 3 eggs each. How many eggs is that?", "result": "6"}]
+    examples, _, _ = transform_rows(
+        SUMS, retrieved(cells, query_column="story"), NO_EVALUATION, Scripted(lambda _: '{"answer": 6.0}'), PROMPT,
+        parameters(led=True),
+    )  # fmt: skip
+    assert list(examples["answer"]) == ["6"]
+
+
+REPLIES = st.sampled_from(
+    [
+        "good",
+        '{"example": null}',
+        "x",
+        ("{", "length"),
+        ConnectionError("no line"),
+        '{"example": {"question": "Who?", "answer": "y"}}',
+    ]
+)
+
+
+@given(st.lists(REPLIES, min_size=1, max_size=12), st.integers(1, 6))
+def test_every_row_is_accounted_for(script, wanted):
+    said = iter(script)
+
+    def say(request):
+        one = next(said)
+        return asks_for_the_year(request) if one == "good" else one
+
+    rows = retrieved(passages=PASSAGES[: len(script)])
+    if "good" not in script:
+        with pytest.raises(RebaseError):
+            transform_rows(READING, rows, NO_EVALUATION, Scripted(say), PROMPT, parameters(wanted))
+        return
+    examples, refused, summary = transform_rows(READING, rows, NO_EVALUATION, Scripted(say), PROMPT, parameters(wanted))
+    assert len(examples) == min(wanted, script.count("good")) == summary["kept"]
+    assert sorted([*examples["row_id"], *refused["row_id"]]) == sorted(rows["row_id"])
+    assert summary["in"] == summary["kept"] + sum(summary["refused"].values()) == len(rows)
+    assert summary["refused"] == refused["reason"].value_counts().to_dict()
+
+
+def test_a_real_model_gives_replies_in_shape(tmp_path):
+    make_student(tmp_path)
+    teacher = LocalTeacher(str(tmp_path / "tiny"), None, tmp_path)
+    # The tiny model holds 1024 tokens of one byte: a short prompt.
+    prompt = PROMPT | {"solve": {"version": 1, "system": "Label it.", "user": "{query}\n{data}"}}
+    task = TOPIC.model_copy(update={"examples": TOPIC.examples[:1]})
+    cells = [{"lead": f"The rovers won match {n} at home.", "all": " ".join(TOPIC.answer.labels)} for n in range(5)]
+    examples, _, summary = transform_rows(
+        task, retrieved(cells, query_column="lead"), NO_EVALUATION, teacher, prompt, parameters(led=True)
+    )
+    assert len(examples) == 5
+    assert set(examples["answer"]) <= set(TOPIC.answer.labels)
+    assert sum(summary["labels"].values()) == 5
