@@ -58,7 +58,7 @@ def searches(draw):
 
 
 def brute_force(index, task, aggregation):
-    """The score of every row as method.md section 4 writes it, in float64, cell by cell."""
+    """The score of every row as docs/method.md section 4 writes it, in float64, cell by cell."""
     vectors = np.asarray(index.vectors, dtype=np.float64)
 
     def side(row, examples):

@@ -18,7 +18,7 @@ _MEDIA = {"bytes", "path"}
 def flatten_row(row: Mapping[str, Any], label_names: Mapping[str, list[str]]) -> dict[str, str]:
     """Turn a row into ``{column: text}``: nested columns joined by ``.``; empty, binary and media values left out.
 
-    ``label_names`` maps a flat column to the names of its class labels (method.md section 1).
+    ``label_names`` maps a flat column to the names of its class labels (docs/method.md section 1).
     """
     cells: dict[str, str] = {}
     for column, value in _leaves("", row):

@@ -63,7 +63,7 @@ class SamplingParameters(Strict):
 class TransformParameters(Strict):
     """One request a row until ``max_examples`` examples have passed; the source row is cut at ``max_row_chars``.
 
-    ``led`` leads a weak teacher in tasks that ask about a passage: one sentence, the span to ask for, how to open.
+    ``led`` leads a weak teacher: about a passage it only asks for a given span, elsewhere it only answers the row's text.
     """
 
     max_examples: int = Field(ge=1)
@@ -90,7 +90,7 @@ class LoraParameters(Strict):
 
 
 class TrainParameters(Strict):
-    """QLoRA settings (method.md section 7). ``target`` is what the student learns to write."""
+    """QLoRA settings (docs/method.md section 7). ``target`` is what the student learns to write."""
 
     target: Literal["answer", "rationale_then_answer"]
     four_bit: bool

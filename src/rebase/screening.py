@@ -1,4 +1,4 @@
-"""The gates between the ranking and the teacher (method.md section 4): what may not, or need not, be paid for."""
+"""The gates between the ranking and the teacher (docs/method.md section 4): what may not, or need not, be paid for."""
 
 import json
 import re

@@ -89,7 +89,7 @@ class TaskVectors:
 
 @dataclass(frozen=True)
 class Scores:
-    """The three parts of every row's score, float32 ``[R]`` each (method.md section 4)."""
+    """The three parts of every row's score, float32 ``[R]`` each (docs/method.md section 4)."""
 
     dataset: np.ndarray
     query: np.ndarray
@@ -102,7 +102,7 @@ class Scores:
 
 
 def score_rows(index: VectorIndex, task: TaskVectors, aggregation: Aggregation, block: int) -> Scores:
-    """Score every row exactly, ``block`` texts at a time (arXiv 2407.05463, section 3; method.md section 4)."""
+    """Score every row exactly, ``block`` texts at a time (arXiv 2407.05463, section 3; docs/method.md section 4)."""
     per_dataset = np.vecdot(index.descriptions, task.instruction)
     return Scores(
         dataset=np.repeat(per_dataset, np.diff(index.dataset_start)),

@@ -51,7 +51,7 @@ class Student:
     ) -> Iterator[tuple[Any, "PreTrainedTokenizerBase"]]:
         """Load the weights, with ``adapter`` on them if there is one, and the tokenizer; freed at the end.
 
-        ``four_bit`` holds them as NF4 with double quantisation (QLoRA, method.md section 7). The model is
+        ``four_bit`` holds them as NF4 with double quantisation (QLoRA, docs/method.md section 7). The model is
         a ``PreTrainedModel``, with an adapter a ``PeftModel``, whose ``disable_adapter()`` gives the base student back.
         Raises RebaseError where the model cannot be had, or the adapter was made for another one.
         """

@@ -1,4 +1,4 @@
-"""QLoRA fine-tuning of the student (method.md section 7), resumable."""
+"""QLoRA fine-tuning of the student (docs/method.md section 7), resumable."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Chain of thought: ask the teacher how each answer comes about, and keep what agrees (method.md section 6)."""
+"""Chain of thought: ask the teacher how each answer comes about, and keep what agrees (docs/method.md section 6)."""
 
 import json
 import logging

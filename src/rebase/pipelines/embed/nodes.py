@@ -1,4 +1,4 @@
-"""Embed: every distinct cell value of a dataset, and its description, as a vector (method.md section 2)."""
+"""Embed: every distinct cell value of a dataset, and its description, as a vector (docs/method.md section 2)."""
 
 import hashlib
 import json

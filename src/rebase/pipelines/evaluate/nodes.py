@@ -1,4 +1,4 @@
-"""Evaluate: the student and the expert on the same items (method.md section 8)."""
+"""Evaluate: the student and the expert on the same items (docs/method.md section 8)."""
 
 import json
 import time

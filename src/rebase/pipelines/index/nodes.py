@@ -1,4 +1,4 @@
-"""Index: one searchable whole over the vectors of all datasets (method.md section 3)."""
+"""Index: one searchable whole over the vectors of all datasets (docs/method.md section 3)."""
 
 import hashlib
 from dataclasses import dataclass, field

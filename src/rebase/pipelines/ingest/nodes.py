@@ -1,4 +1,4 @@
-"""Ingest: raw datasets to rows, one shard a dataset (method.md section 1)."""
+"""Ingest: raw datasets to rows, one shard a dataset (docs/method.md section 1)."""
 
 import hashlib
 import logging

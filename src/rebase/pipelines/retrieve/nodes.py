@@ -1,4 +1,4 @@
-"""Retrieve: score every row for the task, and walk down the ranking through the gates (method.md section 4)."""
+"""Retrieve: score every row for the task, and walk down the ranking through the gates (docs/method.md section 4)."""
 
 import json
 import logging
@@ -151,7 +151,7 @@ def _search(
 def _gates(
     task: Task, twins: Twins, evaluation_set: pd.DataFrame, parameters: RetrieveParameters
 ) -> tuple[Gate, Callable[[Candidate], None]]:
-    """All gates as one, in the order of method.md, and what to call with a row that passed."""
+    """All gates as one, in the order of docs/method.md, and what to call with a row that passed."""
     kept: Counter[str] = Counter()
     limit = max(1, int(parameters.max_dataset_share * parameters.top_n))
     protected = protected_texts(task, evaluation_set["fields"])

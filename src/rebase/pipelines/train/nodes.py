@@ -1,4 +1,4 @@
-"""Train: examples as the student sees them, and the adapter learnt from them (method.md section 7)."""
+"""Train: examples as the student sees them, and the adapter learnt from them (docs/method.md section 7)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Transform: ask the teacher for one example a row, and keep those that stand every check (method.md section 5)."""
+"""Transform: ask the teacher for one example a row, keep those that stand every check (docs/method.md section 5)."""
 
 import json
 import logging
