@@ -63,7 +63,8 @@ class SamplingParameters(Strict):
 class TransformParameters(Strict):
     """One request a row until ``max_examples`` examples have passed; the source row is cut at ``max_row_chars``.
 
-    ``led`` leads a weak teacher: about a passage it only asks for a given span, elsewhere it only answers the row's text.
+    ``led`` leads a weak teacher: about a passage it only asks for a given span, elsewhere it only answers
+    the row's own text.
     """
 
     max_examples: int = Field(ge=1)
