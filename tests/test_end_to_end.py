@@ -19,11 +19,10 @@ pytestmark = pytest.mark.slow
 
 def copy_of_project(folder: Path) -> Path:
     """The project without what was produced in it."""
-    for name in ("conf", "notebooks"):
-        shutil.copytree(ROOT / name, folder / name)
+    for name in ("conf", "notebooks", "src"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copytree(ROOT / "data" / "01_raw", folder / "data" / "01_raw")
     shutil.copy(ROOT / "pyproject.toml", folder)
-    (folder / "src").symlink_to(ROOT / "src")
     return folder
 
 
@@ -98,7 +97,7 @@ def test_every_example_leads_back_to_its_row(project):
         fields = json.loads(example.fields)
         assert fields["context"] in json.loads(example.row).values()
         assert example.answer in fields["context"]
-        assert len(example.prompt_hash) == 64
+        assert len(example.prompt_hash) == 16
         assert len(example.reply_key) == 64
 
 
