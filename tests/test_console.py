@@ -12,6 +12,11 @@ def test_stage_line_counts_add_up_and_the_largest_reason_comes_first():
     assert said == "retrieve in 1,200 · kept 1,000 · refused 200 (duplicate 150, licence 50) · 12 s"
 
 
+def test_stage_line_reports_annoys_recall():
+    assert "Annoy's recall 0.97" in stage_line({**SUMMARY, "annoy_recall": 0.968}, 1)
+    assert "Annoy" not in stage_line({**SUMMARY, "annoy_recall": None}, 1)
+
+
 def test_stage_line_without_refusals_says_nothing_of_them():
     assert "refused" not in stage_line({**SUMMARY, "refused": {}}, 1)
 

@@ -10,10 +10,12 @@ STAGES = ("ingest", "embed", "index", "retrieve", "transform", "cot", "train", "
 
 
 def stage_line(summary: Mapping[str, Any], seconds: float) -> str:
-    """One line on a stage that has ended: in, kept, refused by reason, seconds."""
+    """One line on a stage that has ended: in, kept, refused by reason, Annoy's recall of a retrieval, seconds."""
     parts = [f"{summary['stage']:<9} in {summary['in']:,}", f"kept {summary['kept']:,}"]
     if summary["refused"]:
         parts.append(f"refused {sum(summary['refused'].values()):,} ({_reasons(summary['refused'])})")
+    if summary.get("annoy_recall") is not None:
+        parts.append(f"Annoy's recall {summary['annoy_recall']:.2f}")
     return f"{' · '.join(parts)} · {seconds:.0f} s"
 
 
