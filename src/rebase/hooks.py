@@ -60,7 +60,7 @@ class RunReporter:
         console = Console()
         console.print(final_table(scores["task"], summaries, scores))
         for name in ("adapter", "examples", "predictions", "report"):
-            console.print(f"{name:<12} {_path(catalog, name)}", soft_wrap=True, highlight=False)
+            console.print(f"{name:<12} {catalog[name]._get_load_path()}", soft_wrap=True, highlight=False)
         console.print("Next: open the report; look at the lineage with `kedro viz run`; "
                       "another task with `kedro run --params=task=NAME`.")  # fmt: skip
 
@@ -80,12 +80,3 @@ def _plain(error: BaseException) -> BaseException:
             return click.ClickException(str(cause))
         cause = cause.__cause__ or cause.__context__
     return error
-
-
-def _path(catalog: CatalogProtocol, name: str) -> str:
-    """Where a dataset lies, of the version just written."""
-    dataset = catalog.get(name)
-    resolve = getattr(dataset, "resolve_load_version", lambda: None)
-    resolve()
-    get_path = getattr(dataset, "_get_load_path", None)
-    return str(get_path() if get_path else getattr(dataset, "_filepath", ""))

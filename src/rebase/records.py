@@ -91,7 +91,7 @@ class Task(Strict):
             for number, example in enumerate(self.examples):
                 if example["answer"] not in self.answer.labels:
                     raise ValueError(f"examples[{number}].answer is not one of the labels {list(self.answer.labels)}")
-        if not fields | {"answers"} >= set(self.evaluation.fields) >= fields | {"answers"}:
+        if set(self.evaluation.fields) != fields | {"answers"}:
             raise ValueError(f"`evaluation.fields` must map exactly {sorted(fields | {'answers'})}")
         return self
 
