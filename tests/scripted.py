@@ -1,34 +1,70 @@
 """A teacher that says what a function of the test says: any reply, however bad, can be put before the nodes."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
-from rebase.teacher.protocol import Failure, Reply, Request
+from rebase.teacher.budget import FREE, Budget, BudgetSettings, Price, PriceTable
+from rebase.teacher.protocol import Failure, Reply, Request, Teacher
+from rebase.teacher.stored import StoredTeacher
+
+NO_PRICES = PriceTable(as_of="2026-11-21", models={})
 
 
 class Scripted:
-    """Implements the teacher's protocol; ``say`` gives a reply's text, a Failure's reason, or ``(text, finish)``."""
+    """Implements the teacher's protocol; ``say`` gives a reply's text, a Failure's reason, or ``(text, finish)``.
+
+    Asked to repair a reply it says the same again.
+    """
 
     provider = "scripted"
     model = "test"
+    thinking_tokens = 0
 
-    def __init__(self, say: Callable[[Request], "str | tuple[str, str] | Exception"]) -> None:
+    def __init__(self, say: Callable[[Request], "str | tuple[str, str] | Exception"], ahead: int = 16) -> None:
         self.say = say
         self.asked: list[Request] = []
         self.opened = 0
+        self.ahead = ahead
 
-    @contextmanager
-    def open(self) -> Iterator["Scripted"]:
+    def check(self) -> None:
+        """Nothing can be missing."""
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["Scripted"]:
         self.opened += 1
         yield self
 
-    def ask(self, requests: Iterable[Request]) -> Iterator[Reply | Failure]:
-        for request in requests:
-            self.asked.append(request)
-            key = request.key(self.provider, self.model)
-            said = self.say(request)
-            if isinstance(said, Exception):
-                yield Failure(key, str(said))
-            else:
-                text, finish = said if isinstance(said, tuple) else (said, "stop")
-                yield Reply(key, text, finish, 7, 3)
+    async def ask(self, request: Request) -> Reply | Failure:
+        await asyncio.sleep(0)
+        key = request.key(self.provider, self.model)
+        if request.messages[-1].content.startswith("That reply cannot be used"):
+            return Reply(key, request.messages[-2].content, "stop", 7, 3)
+        self.asked.append(request)
+        said = self.say(request)
+        if isinstance(said, Exception):
+            return Failure(key, str(said))
+        text, finish = said if isinstance(said, tuple) else (said, "stop")
+        return Reply(key, text, finish, 7, 3)
+
+    def stop(self) -> None:
+        """Nothing is on its way."""
+
+
+def stored(teacher: Teacher, path: Path | None = None, price: Price | None = FREE, **budget: Any) -> StoredTeacher:
+    """The teacher behind a store (a new one, unless ``path`` names it), as the stages get it."""
+    path = path or Path(tempfile.mkdtemp()) / "replies.sqlite"
+    return StoredTeacher(teacher, path, Budget(BudgetSettings(**budget), price), NO_PRICES)
+
+
+def ask_all(teacher: Any, requests: Iterable[Request]) -> list[Reply | Failure]:
+    """The answers to all the requests, asked at once, in their order."""
+
+    async def ask() -> list[Reply | Failure]:
+        async with teacher.open() as session:
+            return list(await asyncio.gather(*(session.ask(request) for request in requests)))
+
+    return asyncio.run(ask())

@@ -2,7 +2,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from rebase.console import final_table, stage_line
+from rebase.console import estimate_line, estimate_table, final_table, stage_line
 
 SUMMARY = {"stage": "retrieve", "in": 1200, "kept": 1000, "refused": {"licence": 50, "duplicate": 150}}
 
@@ -19,6 +19,40 @@ def test_stage_line_reports_annoys_recall():
 
 def test_stage_line_without_refusals_says_nothing_of_them():
     assert "refused" not in stage_line({**SUMMARY, "refused": {}}, 1)
+
+
+def test_stage_line_tells_what_the_teacher_was_asked():
+    usage = {"used": 120, "replies": 100, "stored": 20, "dollars": 0.25}
+    assert "· 100 replies, 20 stored, $0.2500 ·" in stage_line({**SUMMARY, "usage": usage}, 1)
+    assert "replies" not in stage_line({**SUMMARY, "usage": {**usage, "used": 0}}, 1)
+
+
+ESTIMATE = {
+    "task": "squad", "teacher": "anthropic/m", "price": "$1 / $5 per million tokens", "tokens": "as counted",
+    "rows": 220, "stages": {}, "total": {
+        "requests": [120, 220], "input_tokens": [40_000, 80_000], "output_tokens": [5_000, 9_000],
+        "dollars": [0.065, 0.125], "dollars_batch": [0.0325, 0.0625], "hours": [0.5, 1.0],
+    },
+}  # fmt: skip
+
+
+def test_estimate_is_told_from_low_to_high():
+    assert "120–220 requests to anthropic/m" in estimate_line(ESTIMATE)
+    assert "$0.0650–$0.1250, by batches $0.0325–$0.0625" in estimate_line(ESTIMATE)
+    out = StringIO()
+    Console(file=out, width=140).print(estimate_table(ESTIMATE))
+    text = out.getvalue()
+    assert "40,000–80,000" in text
+    assert "0.50–1.00" in text
+
+
+def test_unknown_price_is_said():
+    total = {**ESTIMATE["total"], "dollars": None, "dollars_batch": None, "hours": None}
+    unknown = {**ESTIMATE, "total": total, "price": "no price for anthropic/m"}
+    assert "no price for anthropic/m" in estimate_line(unknown)
+    out = StringIO()
+    Console(file=out, width=140).print(estimate_table(unknown))
+    assert "no limits given" in out.getvalue()
 
 
 def test_final_table_shows_stages_that_ran_and_scores_with_intervals():

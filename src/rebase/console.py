@@ -1,6 +1,6 @@
 """What a run prints: one line when a stage ends, one table at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -10,13 +10,66 @@ STAGES = ("ingest", "embed", "index", "retrieve", "transform", "cot", "train", "
 
 
 def stage_line(summary: Mapping[str, Any], seconds: float) -> str:
-    """One line on a stage that has ended: in, kept, refused by reason, Annoy's recall of a retrieval, seconds."""
+    """One line on a stage that has ended: in, kept, refused by reason, what the teacher was asked, seconds.
+
+    A retrieval tells Annoy's recall.
+    """
     parts = [f"{summary['stage']:<9} in {summary['in']:,}", f"kept {summary['kept']:,}"]
     if summary["refused"]:
         parts.append(f"refused {sum(summary['refused'].values()):,} ({_reasons(summary['refused'])})")
     if summary.get("annoy_recall") is not None:
         parts.append(f"Annoy's recall {summary['annoy_recall']:.2f}")
+    if asked := _asked(summary.get("usage")):
+        parts.append(asked)
     return f"{' · '.join(parts)} · {seconds:.0f} s"
+
+
+def estimate_line(estimate: Mapping[str, Any]) -> str:
+    """One line on what the teacher will be asked and what it will cost."""
+    total = estimate["total"]
+    parts = [f"estimate  {_range(total['requests'])} requests to {estimate['teacher']}"]
+    parts.append(f"tokens in {_range(total['input_tokens'])}, out {_range(total['output_tokens'])}")
+    if total["dollars"] is None:
+        parts.append(estimate["price"])
+    elif any(total["dollars"]):
+        parts.append(f"{_dollars(total['dollars'])}, by batches {_dollars(total['dollars_batch'])}")
+    return " · ".join(parts)
+
+
+def estimate_table(estimate: Mapping[str, Any]) -> Table:
+    """What the teacher will be asked at each stage, from low to high: nothing has been sent."""
+    table = Table(
+        title=f"rebase · what {estimate['teacher']} will cost for task {estimate['task']}", title_justify="left"
+    )
+    for column in ("", "requests", "tokens in", "tokens out", "dollars", "by batches", "hours at the limits"):
+        table.add_column(column, justify="left" if not column else "right")
+    for stage, said in [*estimate["stages"].items(), ("total", estimate["total"])]:
+        table.add_row(
+            stage,
+            *(_range(said[name]) for name in ("requests", "input_tokens", "output_tokens")),
+            *(_dollars(said[name]) for name in ("dollars", "dollars_batch")),
+            "no limits given" if said["hours"] is None else "–".join(f"{hours:.2f}" for hours in said["hours"]),
+        )
+    table.caption = f"{estimate['rows']:,} rows · {estimate['price']} · tokens {estimate['tokens']}"
+    return table
+
+
+def _asked(usage: Mapping[str, Any] | None) -> str:
+    """What the teacher was asked at a stage: replies bought and stored, dollars; nothing where it was not asked."""
+    if not usage or not usage["used"]:
+        return ""
+    parts = [f"{usage['replies']:,} replies"] + ([f"{usage['stored']:,} stored"] if usage["stored"] else [])
+    if usage["dollars"]:
+        parts.append(f"${usage['dollars']:.4f}")
+    return ", ".join(parts)
+
+
+def _range(pair: Sequence[float]) -> str:
+    return "–".join(f"{value:,.0f}" for value in dict.fromkeys(pair))
+
+
+def _dollars(pair: Sequence[float] | None) -> str:
+    return "no price" if pair is None else "–".join(dict.fromkeys(f"${value:,.4f}" for value in pair))
 
 
 def final_table(task: str, summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any]) -> Table:

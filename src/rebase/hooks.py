@@ -10,12 +10,15 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from rich.console import Console
 
-from rebase.console import STAGES, final_table, stage_line
+from rebase.console import STAGES, estimate_line, estimate_table, final_table, stage_line
 from rebase.errors import RebaseError
 
 logger = logging.getLogger(__name__)
 
 _SUMMARY = "_summary"
+_ESTIMATE = "estimate"
+#: What only a teacher that answers can make: for an estimate no key is needed.
+_ASKING = frozenset({"examples", "reasoned_examples"})
 #: Inputs that are cheap to load and that people get wrong: a wrong one stops the run before any work.
 _CHECKED_FIRST = ("task", "evaluation_set")
 
@@ -35,7 +38,7 @@ class RunReporter:
             for name in _CHECKED_FIRST:
                 if name in inputs:
                     catalog.load(name)
-            if "teacher" in inputs:
+            if "teacher" in inputs and not _ASKING.isdisjoint(pipeline.all_outputs()):
                 catalog.load("teacher").check()
         except Exception as error:
             raise _plain(error) from error
@@ -48,10 +51,14 @@ class RunReporter:
                 now = time.monotonic()
                 logger.info(stage_line(output, now - self._stage_started))
                 self._stage_started = now
+            elif name == _ESTIMATE:
+                logger.info(estimate_line(output))
 
     @hook_impl
     def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-        """Print the table of a run that ends with scores."""
+        """Print the table of a run that ends with scores, or with an estimate."""
+        if _ESTIMATE in pipeline.outputs():
+            Console().print(estimate_table(catalog.load(_ESTIMATE)))
         if "report" not in pipeline.all_outputs():
             return
         names = [f"{stage}{_SUMMARY}" for stage in STAGES]

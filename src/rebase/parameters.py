@@ -61,15 +61,17 @@ class SamplingParameters(Strict):
 
 
 class TransformParameters(Strict):
-    """One request a row until ``max_examples`` examples have passed; the source row is cut at ``max_row_chars``.
+    """One request a row until ``max_examples`` examples have passed; the source row is cut at ``max_row_tokens``.
 
     ``led`` leads a weak teacher: about a passage it only asks for a given span, elsewhere it only answers
-    the row's own text.
+    the row's own text. ``round_trip`` has the teacher answer each new query once more, without the answer: where the
+    two answers do not agree, the example is refused.
     """
 
     max_examples: int = Field(ge=1)
-    max_row_chars: int = Field(ge=1)
+    max_row_tokens: int = Field(ge=1)
     led: bool
+    round_trip: bool
     sampling: SamplingParameters
 
 
@@ -78,7 +80,7 @@ class CotParameters(Strict):
 
     samples: int = Field(ge=1)
     on_disagreement: Literal["refuse", "relabel"]
-    max_row_chars: int = Field(ge=1)
+    max_row_tokens: int = Field(ge=1)
     sampling: SamplingParameters
 
 

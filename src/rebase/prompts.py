@@ -6,18 +6,22 @@ cannot close them, and the reply's shape is fixed by a JSON schema whatever the 
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from string import Formatter
+from typing import Any, ClassVar, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from rebase.errors import RebaseError
 from rebase.parameters import CotParameters, SamplingParameters, TransformParameters
 from rebase.records import Strict, Task, explain_validation
 from rebase.spans import Lead, choose_lead, sentences
 from rebase.teacher.protocol import Message, Request, Sampling
+from rebase.text import approximate_tokens, cut_at_tokens
+from rebase.verification import tidy_answer
 
 _TYPE_IN_WORDS = {
     "span": "a few words copied from the passage",
@@ -26,45 +30,99 @@ _TYPE_IN_WORDS = {
     "text": "a text",
     "code": "code",
 }
+_FENCE = re.compile(r"<(?=\s*/?\s*data\b)", re.IGNORECASE)
 
+#: So many columns that were cut are named.
+_NAMED = 20
 
 #: A cell with fewer words is a name or a label, no text to be answered.
 MIN_OWN_WORDS = 5
 
 
 class Prompt(Strict):
-    """A prompt file: the system message and the user's turn, as templates with fields in braces."""
+    """A prompt file, or a section of one: the system message and the user's turn, templates with fields in braces.
+
+    Each kind says which fields its templates know, and which ones the user's turn must have.
+    """
+
+    system_fields: ClassVar[tuple[str, ...]] = ("instruction",)
+    user_fields: ClassVar[tuple[str, ...]]
+    needed: ClassVar[tuple[str, ...]]
 
     version: int = Field(ge=1)
     system: str = Field(min_length=1)
     user: str = Field(min_length=1)
 
-
-class TransformPrompt(Prompt):
-    """The transform's prompt file, with what a teacher gets that is led (parameter ``led``).
-
-    ``ask`` is for tasks about a passage (see ``Lead``), ``solve`` for the others (see ``OwnText``).
-    """
-
-    ask: Prompt
-    solve: Prompt
+    @field_validator("system", "user")
+    @classmethod
+    def _can_be_filled(cls, template: str, info: ValidationInfo) -> str:
+        known = cls.system_fields if info.field_name == "system" else cls.user_fields
+        advice = f"known fields are {_in_braces(known)}; a brace as such is written twice"
+        try:
+            found = _fields_in(template)
+        except ValueError as error:
+            raise ValueError(f"{error}; {advice}") from None
+        if unknown := [name for name in found if name not in known]:
+            raise ValueError(f"unknown: {_in_braces(unknown)}; {advice}")
+        if info.field_name == "user" and (missing := [name for name in cls.needed if name not in found]):
+            raise ValueError(f"missing: {_in_braces(missing)}, so the teacher would not see it; {advice}")
+        return template
 
     @classmethod
-    def parse(cls, data: Any, where: str) -> "TransformPrompt":
-        """Validate what the file says; a RebaseError names each wrong field."""
-        return _parse(cls, data, where)
+    def parse(cls, data: Any, where: str) -> Self:
+        """Validate what the file says; a RebaseError names the file and each wrong field."""
+        if not isinstance(data, Mapping):
+            said = "is empty" if data is None else f"holds a {type(data).__name__}"
+            known = ", ".join(cls.model_fields)
+            raise RebaseError(f"{where}: not a valid prompt.\n  the file {said}; it must have the entries {known}")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise RebaseError(f"{where}: not a valid prompt.\n{explain_validation(error)}") from None
+
+
+class AskPrompt(Prompt):
+    """Asks for the question to a sentence with a gap (see ``Lead``)."""
+
+    user_fields = ("sentence", "answer")
+    needed = ("sentence",)
+
+
+class SolvePrompt(Prompt):
+    """Asks for the answer to the row's own text (see ``OwnText``)."""
+
+    user_fields = ("query", "data", "cut")
+    needed = ("query", "data")
+
+
+class CheckPrompt(Prompt):
+    """Asks for the answer to a query that the teacher wrote before, without the answer that it gave."""
+
+    user_fields = ("query",)
+    needed = ("query",)
+
+
+class TransformPrompt(Prompt):
+    """The transform's prompt file.
+
+    ``ask`` and ``solve`` are for a teacher that is led (parameter ``led``): in tasks about a passage, and in others.
+    ``check`` is for the round trip (parameter ``round_trip``).
+    """
+
+    system_fields = ("instruction", "fields", "answer")
+    user_fields = ("data", "cut", *system_fields)
+    needed = ("data",)
+
+    ask: AskPrompt
+    solve: SolvePrompt
+    check: CheckPrompt
 
 
 class CotPrompt(Prompt):
     """The prompt file for reasoning."""
 
-    @classmethod
-    def parse(cls, data: Any, where: str) -> "CotPrompt":
-        """Validate what the file says; a RebaseError names each wrong field."""
-        return _parse(cls, data, where)
-
-
-P = TypeVar("P", bound=Prompt)
+    user_fields = ("query", "data", "cut", "instruction")
+    needed = ("query", "data")
 
 
 @dataclass(frozen=True)
@@ -145,7 +203,7 @@ def transform_request(
         return _ask_request(task, lead, prompt.ask, parameters.sampling)
     if isinstance(lead, OwnText):
         return _solve_request(task, row, lead, prompt.solve, parameters)
-    data, cut = _source(task, row, parameters.max_row_chars)
+    data, cut = _source(task, row, parameters, lead)
     asked = _wording(task)
     turns = []
     for example in task.examples:
@@ -198,25 +256,41 @@ def cot_request(
         data = {name: shown[name] for name in ("rationale", "answer")}
         said = {"rationale": shown["rationale"], "answer": _typed(task, shown["answer"])}
         turns += [
-            Message("user", prompt.user.format(data=fence(data), cut="", query=task.render_query(shown), **asked)),
+            Message("user", prompt.user.format(data=fence(data), cut="", query=_query(task, shown), **asked)),
             Message("assistant", _dump(said)),
         ]
     asked_already = set(json.loads(example["fields"]).values())
     cells = {name: value for name, value in _cells(row).items() if value not in asked_already} if row else {}
-    data, cut = trim_row(cells, parameters.max_row_chars)
-    turns.append(
-        Message("user", prompt.user.format(data=fence(data), cut=_say_cut(cut), query=example["query"], **asked))
-    )
+    data, cut = trim_row(cells, parameters.max_row_tokens)
+    query = _query(task, json.loads(example["fields"]))
+    turns.append(Message("user", prompt.user.format(data=fence(data), cut=_say_cut(cut), query=query, **asked)))
     schema = _object({"rationale": {"type": "string"}, "answer": _answer_schema(task)})
     return Request(prompt.system.format(**asked), tuple(turns), schema, _sampling(parameters.sampling), sample)
 
 
 def read_rationale(text: str) -> tuple[str, str]:
     """The rationale and the answer that a reply gives; ValueError where it is not what its schema asked for."""
-    reply = json.loads(text)
-    if not isinstance(reply, dict) or set(reply) != {"rationale", "answer"}:
-        raise ValueError("a reply with the fields ['answer', 'rationale'] was asked for")
+    reply = _read(text, {"rationale", "answer"})
     return str(reply["rationale"]).strip(), _plain(reply["answer"]).strip()
+
+
+def check_request(task: Task, fields: Mapping[str, str], prompt: CheckPrompt, sampling: SamplingParameters) -> Request:
+    """Ask for the answer to a new query, which the teacher wrote, without showing the answer that it gave.
+
+    ``fields`` are the query's; the task's examples are turns that were answered already.
+    """
+    turns = []
+    for example in task.examples:
+        shown = prompt.user.format(query=_query(task, example))
+        turns += [Message("user", shown), Message("assistant", _dump({"answer": _typed(task, example["answer"])}))]
+    turns.append(Message("user", prompt.user.format(query=_query(task, fields))))
+    schema = _object({"answer": _answer_schema(task)})
+    return Request(prompt.system.format(instruction=task.instruction), tuple(turns), schema, _sampling(sampling))
+
+
+def read_check(task: Task, fields: Mapping[str, str], text: str) -> str:
+    """The answer that a reply gives, tidied; ValueError where it is not what its schema asked for."""
+    return tidy_answer(task, fields, _plain(_read(text, {"answer"})["answer"]))
 
 
 def example_schema(task: Task) -> dict[str, Any]:
@@ -229,33 +303,41 @@ def example_schema(task: Task) -> dict[str, Any]:
     return _object({"example": {"anyOf": [example, {"type": "null"}]}})
 
 
-def trim_row(cells: Mapping[str, str], max_chars: int) -> tuple[dict[str, str], list[str]]:
-    """As many whole columns, in the order given, as fit ``max_chars``; and the names of those cut or left out.
+def cut_columns(
+    task: Task, row: Mapping[str, Any], parameters: TransformParameters, lead: Led | None = None
+) -> list[str]:
+    """The columns of the row that ``transform_request`` leaves out or shows in part; a passage is shown whole."""
+    return _source(task, row, parameters, lead)[1]
 
-    Only where not even the first column fits, its beginning is kept.
+
+def trim_row(cells: Mapping[str, str], max_tokens: int) -> tuple[dict[str, str], list[str]]:
+    """As many whole columns, in the order given, as fit ``max_tokens``; and the names of those cut or left out.
+
+    Tokens are counted by ``approximate_tokens``, the names' as well. Only where not even the first column fits, its
+    beginning is kept.
     """
     kept: dict[str, str] = {}
     cut: list[str] = []
-    room = max_chars
+    room = max_tokens
     for name, value in cells.items():
-        size = len(name) + len(value)
+        size = approximate_tokens(name) + approximate_tokens(value)
         if size <= room:
             kept[name] = value
             room -= size
         else:
             cut.append(name)
-    if not kept and cut:
-        first = cut[0]
-        kept[first] = cells[first][: max(1, max_chars - len(first))].rsplit(" ", 1)[0]
+    first = next(iter(cells), None)
+    if first is not None and not kept:
+        kept[first] = cut_at_tokens(cells[first], max(0, max_tokens - approximate_tokens(first)))
     return kept, cut
 
 
 def fence(data: Mapping[str, Any]) -> str:
     """The data as one line of JSON between ``<data>`` and ``</data>``, which nothing in it can close."""
-    return f"<data>\n{_dump(dict(data)).replace('<', chr(92) + 'u003c')}\n</data>"
+    return f"<data>\n{_inert(dict(data))}\n</data>"
 
 
-def _ask_request(task: Task, lead: Lead, prompt: Prompt, sampling: SamplingParameters) -> Request:
+def _ask_request(task: Task, lead: Lead, prompt: AskPrompt, sampling: SamplingParameters) -> Request:
     """One sentence with a gap and the span that fills it. Each stands on a line of its own, which it cannot leave."""
     (field,) = task.written_fields
     turns = []
@@ -272,18 +354,17 @@ def _ask_request(task: Task, lead: Lead, prompt: Prompt, sampling: SamplingParam
 
 
 def _solve_request(
-    task: Task, row: Mapping[str, Any], lead: OwnText, prompt: Prompt, parameters: TransformParameters
+    task: Task, row: Mapping[str, Any], lead: OwnText, prompt: SolvePrompt, parameters: TransformParameters
 ) -> Request:
     """The row's own text as the query, and the rest of the row as data: it often tells the answer."""
     (field,) = task.query_fields
     turns = []
     for example in task.examples:
         told = {name: text for name, text in example.items() if name in ("rationale", "answer")}
-        shown = prompt.user.format(data=fence(told), cut="", query=task.render_query(example))
+        shown = prompt.user.format(data=fence(told), cut="", query=_query(task, example))
         turns += [Message("user", shown), Message("assistant", _dump({"answer": _typed(task, example["answer"])}))]
-    cells = {name: value for name, value in _cells(row).items() if name != lead.column}
-    data, cut = trim_row(cells, parameters.max_row_chars)
-    shown = prompt.user.format(data=fence(data), cut=_say_cut(cut), query=task.render_query({field: lead.text}))
+    data, cut = _source(task, row, parameters, lead)
+    shown = prompt.user.format(data=fence(data), cut=_say_cut(cut), query=_query(task, {field: lead.text}))
     turns.append(Message("user", shown))
     schema = _object({"answer": _answer_schema(task)})
     system = prompt.system.format(instruction=task.instruction)
@@ -297,7 +378,7 @@ def _asked_for(task: Task, lead: Led | None) -> set[str]:
     return set(task.written_fields) | (set() if lead else {"answer"})
 
 
-def _cloze(prompt: Prompt, sentence: str, answer: str) -> Message:
+def _cloze(prompt: AskPrompt, sentence: str, answer: str) -> Message:
     return Message("user", prompt.user.format(sentence=sentence.replace(answer, "____", 1), answer=answer))
 
 
@@ -305,11 +386,29 @@ def _sentence_with(passage: str, answer: str) -> str:
     return next((sentence for sentence in sentences(passage) if answer in sentence), " ".join(passage.split()))
 
 
-def _source(task: Task, row: Mapping[str, Any], max_chars: int) -> tuple[dict[str, str], list[str]]:
-    """What the teacher sees of the row. For a reading task the passage alone: a question must do without the rest."""
+def _source(
+    task: Task, row: Mapping[str, Any], parameters: TransformParameters, lead: Led | None
+) -> tuple[dict[str, str], list[str]]:
+    """What the teacher sees of the row, and which columns not whole.
+
+    For a reading task the passage alone: a question must do without the rest. Beside the row's own text the rest.
+    """
     if task.passage:
         return {task.passage: row["passage"]}, []
-    return trim_row(_cells(row), max_chars)
+    own = lead.column if isinstance(lead, OwnText) else None
+    return trim_row({name: text for name, text in _cells(row).items() if name != own}, parameters.max_row_tokens)
+
+
+def _query(task: Task, fields: Mapping[str, str]) -> str:
+    """The query as the teacher sees it beside a fence, or without one: nothing in it looks like a fence."""
+    return _FENCE.sub("\\\\u003c", task.render_query(fields))
+
+
+def _read(text: str, expected: set[str]) -> dict[str, Any]:
+    reply = json.loads(text)
+    if not isinstance(reply, dict) or set(reply) != expected:
+        raise ValueError(f"a reply with the fields {sorted(expected)} was asked for")
+    return reply
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
@@ -320,7 +419,9 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _say_cut(cut: list[str]) -> str:
-    return f"\n(Too long to show whole: {', '.join(cut)}.)" if cut else ""
+    """Which columns are not shown whole; the first of them only, for there may be thousands."""
+    more = f" and {len(cut) - _NAMED} more" if len(cut) > _NAMED else ""
+    return f"\n(Too long to show whole: {_inert(cut[:_NAMED])}{more}.)" if cut else ""
 
 
 def _wording(task: Task) -> dict[str, str]:
@@ -359,12 +460,20 @@ def _sampling(sampling: SamplingParameters) -> Sampling:
     return Sampling(sampling.temperature, sampling.max_tokens)
 
 
+def _inert(value: Any) -> str:
+    """The value as one line of JSON without ``<``."""
+    return _dump(value).replace("<", "\\u003c")
+
+
 def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _parse(cls: type[P], data: Any, where: str) -> P:
-    try:
-        return cls.model_validate(data)
-    except ValidationError as error:
-        raise RebaseError(f"{where}: not a valid prompt.\n{explain_validation(error)}") from None
+def _fields_in(template: str) -> list[str]:
+    """What stands in braces in the template: names, with any conversion or format; ValueError for a stray brace."""
+    parts = [(name, how, spec) for _, name, spec, how in Formatter().parse(template) if name is not None]
+    return [f"{name}{'!' if how else ''}{how or ''}{':' if spec else ''}{spec}" for name, how, spec in parts]
+
+
+def _in_braces(names: Iterable[str]) -> str:
+    return ", ".join(f"{{{name}}}" for name in names)

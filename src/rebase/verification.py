@@ -7,9 +7,11 @@ gives its answer away or asks about something else, a sum that does not add up, 
 import ast
 import operator
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from rebase.records import Task
 from rebase.text import ngrams, normalise, tokens
@@ -36,20 +38,29 @@ _OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
 
 @dataclass(frozen=True)
 class Known:
-    """What an example must not repeat, normalised: queries of the evaluation set, and the prompt's own examples.
+    """What an example must not repeat: queries of the evaluation set, and the prompt's own examples.
 
-    ``copied`` holds the examples' queries and each of the fields that the teacher writes.
+    ``evaluation`` and ``copied`` are normalised texts; ``copied`` holds the examples' queries and each of the fields
+    that the teacher writes. The runs are hashes of all runs of ``ngram`` words: in the evaluation set's queries, and in
+    the prompt's examples.
     """
 
     evaluation: frozenset[str]
     copied: frozenset[str]
+    ngram: int
+    evaluation_runs: frozenset[int]
+    example_runs: frozenset[int]
 
     @classmethod
-    def of(cls, task: Task, evaluation_queries: Iterable[str]) -> "Known":
+    def of(cls, task: Task, evaluation_queries: Iterable[str], ngram: int) -> "Known":
         """Gather what the task's examples and its evaluation set say."""
+        queries = list(evaluation_queries)
         copied = {normalise(task.render_query(example)) for example in task.examples}
         copied |= {normalise(example[name]) for example in task.examples for name in task.written_fields}
-        return cls(frozenset(map(normalise, evaluation_queries)), frozenset(copied))
+        told = [text for example in task.examples for text in example.values()]
+        return cls(
+            frozenset(map(normalise, queries)), frozenset(copied), ngram, _runs(queries, ngram), _runs(told, ngram)
+        )
 
 
 def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
@@ -67,13 +78,8 @@ def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
     return answer
 
 
-def refuse_example(
-    task: Task, fields: Mapping[str, str], answer: str, seen: Collection[str], known: Known
-) -> str | None:
-    """Why the example is refused; None where it may be kept.
-
-    ``answer`` is tidied, ``seen`` holds the normalised queries of the examples kept so far.
-    """
+def refuse_example(task: Task, fields: Mapping[str, str], answer: str, known: Known) -> str | None:
+    """Why the example is refused; None where it may be kept. ``answer`` is tidied."""
     if not answer.strip() or not all(fields[name].strip() for name in task.query_fields):
         return "empty"
     query = normalise(task.render_query(fields))
@@ -81,8 +87,8 @@ def refuse_example(
         return "equals_evaluation_item"
     if query in known.copied or any(normalise(fields[name]) in known.copied for name in task.written_fields):
         return "copies_prompt_example"
-    if query in seen:
-        return "duplicate"
+    if _overlaps(task, fields, answer, known):
+        return "overlaps_evaluation"
     match task.answer.type:
         case "span":
             return _refuse_span(task, fields, answer)
@@ -100,6 +106,17 @@ def names_label(label: str, texts: Iterable[str]) -> bool:
     """If one of the texts names the label: by a word that begins as the label does ("Sports" for ``sport``)."""
     stem = normalise(label)
     return any(f" {stem}" in f" {normalise(text)}" for text in texts)
+
+
+def label_balance(labels: Sequence[str], answers: Iterable[str]) -> dict[str, Any]:
+    """How often each label is an answer, the share of the most frequent one, and the labels that never are."""
+    counted = Counter(answers)
+    counts = {label: counted[label] for label in labels}
+    return {
+        "counts": counts,
+        "largest_share": max(counts.values()) / max(1, sum(counts.values())),
+        "missing": [label for label in labels if not counts[label]],
+    }
 
 
 def refuse_rationale(task: Task, rationale: str, answer: str) -> str | None:
@@ -146,6 +163,45 @@ def same_answer(one: str, other: str) -> bool:
     if left is not None and right is not None:
         return left == right
     return normalise(one) == normalise(other)
+
+
+def agrees(task: Task, fields: Mapping[str, str], one: str, other: str) -> bool:
+    """If two answers to the query with these fields come to the same.
+
+    Numbers by value, labels and texts normalised, code but for its spacing. Of two spans one may contain the other:
+    "the purser" and "purser", but not "3" and "3.5".
+    """
+    one, other = (tidy_answer(task, fields, answer) for answer in (one, other))
+    if one == other or task.answer.type == "code":
+        return one.split() == other.split()
+    short, long = sorted((normalise(one), normalise(other)), key=len)
+    if not short or task.answer.type != "span":
+        return bool(short) and same_answer(one, other)
+    if len(long.split()) > MAX_SPAN_WORDS or f" {short} " not in f" {long} ":
+        return False
+    less, more = sorted((_numbers(one), _numbers(other)), key=len)
+    return less <= more
+
+
+def _numbers(text: str) -> set[str]:
+    """The numbers in the text, without their signs: "1990-95" holds no -95."""
+    return {number.lstrip("+-") for number in _NUMBER.findall(text)}
+
+
+def _runs(texts: Iterable[str], n: int) -> frozenset[int]:
+    """Hashes of all runs of ``n`` words in the texts."""
+    return frozenset(hash(run) for text in texts for run in ngrams(tokens(text), n))
+
+
+def _overlaps(task: Task, fields: Mapping[str, str], answer: str, known: Known) -> bool:
+    """If one of the fields, or the answer, shares a run of words with the evaluation set or with the prompt's examples.
+
+    Each is compared by itself: the words of the query's template stand in every item. A passage of the row may share
+    its words with the examples', for it is not written.
+    """
+    written = _runs([answer, *(fields[name] for name in task.written_fields)], known.ngram)
+    given = _runs([fields[task.passage]] if task.passage else [], known.ngram)
+    return not known.evaluation_runs.isdisjoint(written | given) or not known.example_runs.isdisjoint(written)
 
 
 def _refuse_span(task: Task, fields: Mapping[str, str], answer: str) -> str | None:

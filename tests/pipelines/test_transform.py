@@ -11,8 +11,9 @@ from rebase.errors import RebaseError
 from rebase.parameters import TransformParameters
 from rebase.pipelines.transform.nodes import EXAMPLE_COLUMNS, REFUSED_COLUMNS, transform_rows
 from rebase.records import Task
+from rebase.teacher.budget import Price
 from rebase.teacher.local import LocalTeacher
-from tests.scripted import Scripted
+from tests.scripted import Scripted, stored
 from tests.tiny import make_student
 
 RAW = Path(__file__).parents[2] / "data" / "01_raw"
@@ -30,11 +31,21 @@ PASSAGES = [
 ]
 
 
-def parameters(max_examples=100, led=False, max_tokens=200):
+def parameters(max_examples=100, led=False, max_tokens=200, round_trip=False):
     sampling = {"temperature": 0.7, "max_tokens": max_tokens}
     return TransformParameters.model_validate(
-        {"max_examples": max_examples, "max_row_chars": 300, "led": led, "sampling": sampling}
+        {
+            "max_examples": max_examples,
+            "max_row_tokens": 100,
+            "led": led,
+            "round_trip": round_trip,
+            "sampling": sampling,
+        }
     )
+
+
+def transform(task, rows, evaluation, teacher, prompt, given):
+    return transform_rows(task, rows, evaluation, teacher, prompt, given, 13)
 
 
 def retrieved(cells=None, passages=None, query_column=None, dataset="bells"):
@@ -49,6 +60,9 @@ def retrieved(cells=None, passages=None, query_column=None, dataset="bells"):
             "row_index": range(len(cells)),
             "licence": "cc0-1.0",
             "score": 0.5,
+            "score_dataset": 0.5,
+            "score_query": 0.5,
+            "score_answer": 0.5,
             "row": [json.dumps(cell) for cell in cells],
             "passage": passages if passages else None,
             "query_column": query_column,
@@ -66,8 +80,8 @@ def asks_for_the_year(request):
 
 def test_good_replies_become_examples_with_their_provenance():
     teacher = Scripted(asks_for_the_year)
-    examples, refused, summary = transform_rows(
-        READING, retrieved(passages=PASSAGES[:3]), NO_EVALUATION, teacher, PROMPT, parameters()
+    examples, refused, summary = transform(
+        READING, retrieved(passages=PASSAGES[:3]), NO_EVALUATION, stored(teacher), PROMPT, parameters()
     )
     assert list(examples) == EXAMPLE_COLUMNS
     assert list(refused) == REFUSED_COLUMNS
@@ -76,8 +90,11 @@ def test_good_replies_become_examples_with_their_provenance():
     assert first["query"] == READING.render_query(json.loads(first["fields"]))
     assert json.loads(first["fields"])["context"] == PASSAGES[0]
     assert (first["row_id"], first["example_id"], first["licence"], first["revision"]) == (
-        "bells/0", "bells/0", "cc0-1.0", "r1",
-    )  # fmt: skip
+        "bells/0",
+        "bells/0",
+        "cc0-1.0",
+        "r1",
+    )
     assert first["teacher"] == "scripted/test"
     assert first["reply_key"] == teacher.asked[0].key("scripted", "test")
     assert (summary["in"], summary["kept"], summary["refused"]) == (3, 3, {})
@@ -85,8 +102,8 @@ def test_good_replies_become_examples_with_their_provenance():
 
 def test_it_stops_when_there_are_enough():
     teacher = Scripted(asks_for_the_year)
-    examples, refused, summary = transform_rows(
-        READING, retrieved(passages=PASSAGES), NO_EVALUATION, teacher, PROMPT, parameters(max_examples=4)
+    examples, refused, summary = transform(
+        READING, retrieved(passages=PASSAGES), NO_EVALUATION, stored(teacher), PROMPT, parameters(max_examples=4)
     )
     assert len(examples) == len(teacher.asked) == 4
     assert list(refused["reason"]) == ["not_needed"] * 8
@@ -95,7 +112,7 @@ def test_it_stops_when_there_are_enough():
 
 def test_the_best_rows_come_first():
     rows = retrieved(passages=PASSAGES[:4]).sample(frac=1, random_state=1)
-    examples, _, _ = transform_rows(READING, rows, NO_EVALUATION, Scripted(asks_for_the_year), PROMPT, parameters(2))
+    examples, _, _ = transform(READING, rows, NO_EVALUATION, stored(Scripted(asks_for_the_year)), PROMPT, parameters(2))
     assert list(examples["rank"]) == [1, 2]
 
 
@@ -115,8 +132,8 @@ def test_the_best_rows_come_first():
 def test_bad_replies_are_refused_with_their_reason(said, reason):
     calls = iter(range(9))
     teacher = Scripted(lambda request: said if next(calls) == 0 else asks_for_the_year(request))
-    examples, refused, _ = transform_rows(
-        READING, retrieved(passages=PASSAGES[:2]), NO_EVALUATION, teacher, PROMPT, parameters()
+    examples, refused, _ = transform(
+        READING, retrieved(passages=PASSAGES[:2]), NO_EVALUATION, stored(teacher), PROMPT, parameters()
     )
     assert len(examples) == 1
     assert list(refused["reason"]) == [reason]
@@ -126,40 +143,47 @@ def test_bad_replies_are_refused_with_their_reason(said, reason):
 
 def test_evaluation_items_are_refused():
     query = READING.render_query({"context": PASSAGES[0], "question": "When was the bell of this tower cast?"})
-    _, refused, _ = transform_rows(
-        READING, retrieved(passages=PASSAGES[:2]), pd.DataFrame({"query": [query]}), Scripted(asks_for_the_year),
-        PROMPT, parameters(),
-    )  # fmt: skip
+    _, refused, _ = transform(
+        READING,
+        retrieved(passages=PASSAGES[:2]),
+        pd.DataFrame({"query": [query]}),
+        stored(Scripted(asks_for_the_year)),
+        PROMPT,
+        parameters(),
+    )
     assert list(refused["reason"]) == ["equals_evaluation_item"]
 
 
 def test_nothing_usable_says_what_and_what_to_do():
     with pytest.raises(RebaseError, match=r"nothing usable for task 'reading_qa'.*unfit_row': 3.*top_n"):
-        transform_rows(
-            READING, retrieved(passages=PASSAGES[:3]), NO_EVALUATION, Scripted(lambda _: '{"example": null}'), PROMPT,
+        transform(
+            READING,
+            retrieved(passages=PASSAGES[:3]),
+            NO_EVALUATION,
+            stored(Scripted(lambda _: '{"example": null}')),
+            PROMPT,
             parameters(),
-        )  # fmt: skip
+        )
 
 
-def test_a_teacher_out_of_order_is_quoted_and_not_asked_for_ever():
+def test_a_teacher_out_of_order_is_quoted():
     teacher = Scripted(lambda _: ConnectionError("the quota is used up"))
     rows = retrieved(passages=[f"{passage} Again {n}." for n in range(9) for passage in PASSAGES])
-    with pytest.raises(RebaseError, match=r"(?s)answered none of 20 requests.*the quota is used up.*credentials"):
-        transform_rows(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters())
-    assert len(teacher.asked) == 20
+    with pytest.raises(RebaseError, match=r"(?s)answered none of 108 requests.*the quota is used up.*credentials"):
+        transform(READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters())
 
 
 def test_a_wrong_prompt_file_is_named():
     with pytest.raises(RebaseError, match=r"transform\.yml"):
-        transform_rows(
-            READING, retrieved(passages=PASSAGES), NO_EVALUATION, Scripted(str), {"version": 1}, parameters()
+        transform(
+            READING, retrieved(passages=PASSAGES), NO_EVALUATION, stored(Scripted(str)), {"version": 1}, parameters()
         )
 
 
 def test_a_led_teacher_is_asked_for_questions_only():
     teacher = Scripted(lambda _: '{"question": "In what year was the bell in this tower cast?"}')
     rows = retrieved(passages=[PASSAGES[0], "Nothing to be had from this.", PASSAGES[1]])
-    examples, refused, summary = transform_rows(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters(led=True))
+    examples, refused, summary = transform(READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(led=True))
     assert list(examples["answer"]) == ["1600", "1601"]
     assert list(refused["reason"]) == ["nothing_to_ask_about"]
     assert list(refused["row_id"]) == ["bells/1"]
@@ -170,7 +194,7 @@ def test_a_led_teacher_is_asked_for_questions_only():
 def test_rows_that_a_led_teacher_is_not_asked_about_are_refused_to_the_last():
     rows = retrieved(passages=[PASSAGES[0], "Nothing here.", "Nor here, alas."])
     teacher = Scripted(lambda _: '{"question": "In what year was the bell in this tower cast?"}')
-    _, refused, _ = transform_rows(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters(led=True))
+    _, refused, _ = transform(READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(led=True))
     assert list(refused["reason"]) == ["nothing_to_ask_about"] * 2
 
 
@@ -179,29 +203,42 @@ def test_a_led_teachers_label_must_be_named_by_the_row():
         {"lead": "The rovers won their match on Sunday.", "section": "Sports pages"},
         {"lead": "The rovers lost their match on Monday.", "section": "Local"},
     ]
-    examples, refused, summary = transform_rows(
-        TOPIC, retrieved(cells, query_column="lead"), NO_EVALUATION, Scripted(lambda _: '{"answer": "sport"}'), PROMPT,
+    examples, refused, summary = transform(
+        TOPIC,
+        retrieved(cells, query_column="lead"),
+        NO_EVALUATION,
+        stored(Scripted(lambda _: '{"answer": "sport"}')),
+        PROMPT,
         parameters(led=True),
-    )  # fmt: skip
+    )
     assert list(examples["query"]) == ["News item: The rovers won their match on Sunday."]
     assert list(refused["reason"]) == ["label_not_in_row"]
-    assert summary["labels"] == {"business": 0, "food": 0, "science": 0, "sport": 1, "travel": 0}
+    assert summary["labels"]["counts"] == {"business": 0, "food": 0, "science": 0, "sport": 1, "travel": 0}
 
 
 def test_a_teacher_that_is_not_led_may_label_as_it_sees_fit():
     said = json.dumps({"example": {"text": "The rovers lost.", "answer": "sport"}})
-    examples, _, _ = transform_rows(
-        TOPIC, retrieved([{"lead": "The rovers lost."}]), NO_EVALUATION, Scripted(lambda _: said), PROMPT, parameters()
+    examples, _, _ = transform(
+        TOPIC,
+        retrieved([{"lead": "The rovers lost."}]),
+        NO_EVALUATION,
+        stored(Scripted(lambda _: said)),
+        PROMPT,
+        parameters(),
     )
     assert list(examples["answer"]) == ["sport"]
 
 
 def test_numbers_are_kept_as_the_task_writes_them():
     cells = [{"story": "Two hens lay 3 eggs each. How many eggs is that?", "result": "6"}]
-    examples, _, _ = transform_rows(
-        SUMS, retrieved(cells, query_column="story"), NO_EVALUATION, Scripted(lambda _: '{"answer": 6.0}'), PROMPT,
+    examples, _, _ = transform(
+        SUMS,
+        retrieved(cells, query_column="story"),
+        NO_EVALUATION,
+        stored(Scripted(lambda _: '{"answer": 6.0}')),
+        PROMPT,
         parameters(led=True),
-    )  # fmt: skip
+    )
     assert list(examples["answer"]) == ["6"]
 
 
@@ -228,13 +265,74 @@ def test_every_row_is_accounted_for(script, wanted):
     rows = retrieved(passages=PASSAGES[: len(script)])
     if "good" not in script:
         with pytest.raises(RebaseError):
-            transform_rows(READING, rows, NO_EVALUATION, Scripted(say), PROMPT, parameters(wanted))
+            transform(READING, rows, NO_EVALUATION, stored(Scripted(say)), PROMPT, parameters(wanted))
         return
-    examples, refused, summary = transform_rows(READING, rows, NO_EVALUATION, Scripted(say), PROMPT, parameters(wanted))
+    examples, refused, summary = transform(
+        READING, rows, NO_EVALUATION, stored(Scripted(say)), PROMPT, parameters(wanted)
+    )
     assert len(examples) == min(wanted, script.count("good")) == summary["kept"]
     assert sorted([*examples["row_id"], *refused["row_id"]]) == sorted(rows["row_id"])
     assert summary["in"] == summary["kept"] + sum(summary["refused"].values()) == len(rows)
     assert summary["refused"] == refused["reason"].value_counts().to_dict()
+
+
+def test_no_more_rows_are_asked_about_than_are_needed():
+    rows = retrieved(passages=[f"{passage} Again {n}." for n in range(20) for passage in PASSAGES])
+    teacher = Scripted(asks_for_the_year, ahead=64)
+    examples, _, _ = transform(READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(7))
+    assert len(examples) == len(teacher.asked) == 7
+
+
+def test_the_round_trip_refuses_what_the_teacher_answers_otherwise():
+    def say(request):
+        if "example" in request.schema["properties"]:
+            return asks_for_the_year(request)
+        return '{"answer": "1600"}'
+
+    teacher = Scripted(say)
+    rows = retrieved(passages=PASSAGES[:3])
+    examples, refused, summary = transform(
+        READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(round_trip=True)
+    )
+    assert list(examples["answer"]) == ["1600"]
+    assert list(refused["reason"]) == ["round_trip_disagrees"] * 2
+    assert list(refused["detail"]) == ["1600 for 1601", "1600 for 1602"]
+    assert summary["usage"]["replies"] == 6
+
+
+def test_a_budget_that_is_reached_keeps_what_there_is():
+    rows = retrieved(passages=PASSAGES)
+    teacher = stored(Scripted(asks_for_the_year), max_requests=5)
+    examples, _, summary = transform(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters())
+    assert len(examples) == 5
+    assert summary["refused"] == {"budget_reached": 7}
+    assert summary["usage"]["over_budget"] == 7
+    larger = stored(Scripted(asks_for_the_year), teacher.path, max_requests=8)
+    examples, _, summary = transform(READING, rows, NO_EVALUATION, larger, PROMPT, parameters())
+    assert (len(examples), summary["usage"]["stored"], summary["usage"]["replies"]) == (8, 5, 3)
+
+
+def test_a_budget_that_stops_says_so():
+    teacher = stored(Scripted(asks_for_the_year), max_requests=5, on_budget="stop")
+    with pytest.raises(RebaseError, match=r"max_requests 5.*5 replies so far.*All of them are stored"):
+        transform(READING, retrieved(passages=PASSAGES), NO_EVALUATION, teacher, PROMPT, parameters())
+
+
+def test_examples_tell_what_they_cost_and_what_was_cut():
+    price = Price(input=1.0, output=2.0)
+    cells = [{"story": "Six pens lie here.", "note": "word " * 300}]
+    said = json.dumps({"example": {"question": "Anna has 3 pens and gets 3 more. How many?", "answer": 6}})
+    examples, _, summary = transform(
+        SUMS,
+        retrieved(cells, query_column="story"),
+        NO_EVALUATION,
+        stored(Scripted(lambda _: said), price=price),
+        PROMPT,
+        parameters(),
+    )
+    assert json.loads(examples.iloc[0]["cut"]) == ["note"]
+    assert examples.iloc[0]["dollars"] == pytest.approx((7 * 1.0 + 3 * 2.0) / 1e6)
+    assert summary["usage"]["dollars"] == pytest.approx(13e-6)
 
 
 def test_a_real_model_gives_replies_in_shape(tmp_path):
@@ -244,9 +342,9 @@ def test_a_real_model_gives_replies_in_shape(tmp_path):
     prompt = PROMPT | {"solve": {"version": 1, "system": "Label it.", "user": "{query}\n{data}"}}
     task = TOPIC.model_copy(update={"examples": TOPIC.examples[:1]})
     cells = [{"lead": f"The rovers won match {n} at home.", "all": " ".join(TOPIC.answer.labels)} for n in range(5)]
-    examples, _, summary = transform_rows(
-        task, retrieved(cells, query_column="lead"), NO_EVALUATION, teacher, prompt, parameters(led=True)
+    examples, _, summary = transform(
+        task, retrieved(cells, query_column="lead"), NO_EVALUATION, stored(teacher), prompt, parameters(led=True)
     )
     assert len(examples) == 5
     assert set(examples["answer"]) <= set(TOPIC.answer.labels)
-    assert sum(summary["labels"].values()) == 5
+    assert sum(summary["labels"]["counts"].values()) == 5

@@ -1,22 +1,50 @@
-"""A provider on the loopback: speaks the Messages API and the chat completions API, by script, and keeps a ledger."""
+"""A provider on the loopback that speaks Anthropic's and OpenAI's API, their batches as well, and keeps a ledger.
 
+In a test: ``with serving() as provider``. In a process of its own: ``python -m tests.teacher.server --help``.
+"""
+
+import argparse
+import asyncio
 import json
+import math
+import random
+import re
+import socket
+import struct
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from itertools import count
+from re import _constants, _parser  # type: ignore[attr-defined]  # what a pattern consists of
+from typing import Any, Literal
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 KEY = "sk-right-key"
 MODEL = "good-model"
 
+ANTHROPIC, OPENAI = "anthropic", "openai"
+
+#: Faults before any work is done, by the status that they get (0: no response at all). They are not billed.
+EARLY = {"429": 429, "429 without retry-after": 429, "500": 500, "529": 529, "reset": 0, "hang": 0}
+#: Faults of a response on its way, and of what the model says. They are billed.
+BODY = ("half a body", "not JSON")
+CONTENT = ("wrong schema", "refusal", "cut")
+ALL = (*EARLY, *BODY, *CONTENT)
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server says to one request. ``text`` None echoes the prompt as JSON; ``body`` replaces it all."""
+    """What the server says to one request. ``text`` None lets it write one; ``body`` replaces the whole response."""
 
     text: str | None = None
     finish: str = "stop"  # stop, length or refusal
@@ -29,24 +57,91 @@ class Answer:
 
 @dataclass(frozen=True)
 class Entry:
-    """One request in the ledger, and the status that it got."""
+    """One request, or one item of a batch, and the status that it got (0: the connection was dropped).
+
+    ``request_id`` is the same for the same conversation, schema and sampling: billed twice means paid for twice.
+    """
 
     path: str
     prompt: str
     status: int
     body: dict[str, Any]
     headers: dict[str, str]
+    method: str = "POST"
+    billed: bool = False
+    input_tokens: int = 0
+    output_tokens: int = 0
+    request_id: str = ""
+    batch: str | None = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Allowances a minute, as token buckets that hold ``burst_seconds`` of them; None is no limit.
+
+    OpenAI counts input and output in one bucket: there it allows the sum.
+    """
+
+    requests: float | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+    burst_seconds: float = 60.0
+
+
+@dataclass
+class Faults:
+    """Which share of the conversations go wrong, and how; each attempt draws anew.
+
+    In a batch the kinds of ``CONTENT`` happen as often as outside. Of its items, further shares err, expire, or stand
+    twice in the results. Of the calls about files and batches, ``batch_calls`` fail as ``EARLY`` or by half a body, and
+    ``batch_lost`` of the batches are created without the client hearing of it.
+    """
+
+    share: float = 0.0
+    seed: int = 0
+    kinds: tuple[str, ...] = ALL
+    retry_after: float = 1.0
+    hang_seconds: float = 30.0
+    batch_errored: float = 0.0
+    batch_expired: float = 0.0
+    batch_duplicated: float = 0.0
+    batch_calls: float = 0.0
+    batch_lost: float = 0.0
+    generator: random.Random = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.generator = random.Random(self.seed)
+
+    def happens(self, share: float) -> bool:
+        return share > 0 and self.generator.random() < share
+
+    def draw(self) -> str | None:
+        return self.generator.choice(self.kinds) if self.happens(self.share) else None
+
+    def draw_for_call(self) -> str | None:
+        return self.generator.choice((*EARLY, BODY[0])) if self.happens(self.batch_calls) else None
 
 
 @dataclass
 class Provider:
-    """The server's address, its script by prompt (each answer is used once, then the default) and its ledger."""
+    """The server's address, its script by prompt (each answer is used once, then the default) and its ledger.
+
+    ``answers`` "schema" writes texts that fit the request's schema and counts tokens by length; ``keep_bodies`` False
+    keeps the ledger small.
+    """
 
     address: str
     script: dict[str, deque[Answer]] = field(default_factory=dict)
     default: Callable[[str], Answer] = lambda prompt: Answer()
     capabilities: dict[str, Any] | None = None
     needs_key: bool = True
+    limits: Limits | None = None
+    latency: Callable[[], float] = lambda: 0.0
+    faults: Faults | None = None
+    answers: Literal["echo", "schema"] = "echo"
+    batch_seconds: float = 0.2
+    keep_bodies: bool = True
     ledger: list[Entry] = field(default_factory=list)
     in_flight: int = 0
     most_in_flight: int = 0
@@ -60,114 +155,846 @@ class Provider:
         """The conversations asked for: all, or those of one prompt."""
         return [entry for entry in self.ledger if entry.prompt and prompt in (None, entry.prompt)]
 
+    def billed(self) -> list[Entry]:
+        """What costs money."""
+        return [entry for entry in self.ledger if entry.billed]
 
-@contextmanager
-def serving() -> Iterator[Provider]:
-    """Run the server on a free port until the end."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    server.provider = Provider(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server.provider
-    finally:
-        server.shutdown()
-        server.server_close()
+    def next_answer(self, prompt: str) -> Answer:
+        planned = self.script.get(prompt)
+        return planned.popleft() if planned else self.default(prompt)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+@dataclass(frozen=True)
+class Asked:
+    """A request of either API, as far as the server looks at it. ``tool`` is the tool that the model must use."""
 
-    def log_message(self, *args: Any) -> None:
-        """Say nothing: the ledger has it."""
+    body: dict[str, Any]
+    prompt: str
+    schema: dict[str, Any] | None
+    tool: str | None
+    request_id: str
+    tokens: int
 
-    def do_GET(self) -> None:
-        """Anthropic's model list, where there is one."""
-        provider: Provider = self.server.provider
-        if provider.capabilities is None or not self.path.startswith("/v1/models/"):
-            self._say(404, _error("no such page"))
-            return
-        info = {"id": MODEL, "type": "model", "capabilities": provider.capabilities}
-        provider.ledger.append(Entry(self.path, "", 200, {}, dict(self.headers)))
-        self._say(200, info)
+    @classmethod
+    def read(cls, body: dict[str, Any]) -> "Asked":
+        """Raises KeyError, IndexError, TypeError or AttributeError where the body is not what it should be."""
+        messages = [{"role": turn["role"], "content": _plain(turn["content"])} for turn in body["messages"]]
+        given = body.get("output_config", {}).get("format") or body.get("response_format", {}).get("json_schema") or {}
+        schema, tool = given.get("schema"), None
+        if body.get("tool_choice", {}).get("type") in ("tool", "any"):
+            name = body["tool_choice"].get("name", body["tools"][0]["name"])
+            schema, tool = next((tool["input_schema"], name) for tool in body["tools"] if tool["name"] == name)
+        limit = body.get("max_tokens", body.get("max_completion_tokens"))
+        system = _plain(body.get("system") or "")
+        identity = json.dumps([body["model"], system, messages, schema, limit, body.get("temperature")], sort_keys=True)
+        size = len(system) + sum(len(turn["content"]) for turn in messages)
+        digest = sha256(identity.encode()).hexdigest()
+        return cls(body, messages[-1]["content"], schema, tool, digest, max(1, size // 4))
 
-    def do_POST(self) -> None:
-        """A conversation."""
-        provider: Provider = self.server.provider
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = body["messages"][-1]["content"]
+
+def _plain(content: str | list[dict[str, Any]]) -> str:
+    return content if isinstance(content, str) else "".join(block["text"] for block in content)
+
+
+class _Bucket:
+    """A token bucket that fills continuously."""
+
+    def __init__(self, per_minute: float, burst_seconds: float) -> None:
+        self.limit, self.rate, self.capacity = per_minute, per_minute / 60, per_minute / 60 * burst_seconds
+        self.level, self.time = self.capacity, time.monotonic()
+
+    def wait(self, cost: float) -> float:
+        """Seconds until there is as much; more than the bucket holds needs a full one."""
+        now = time.monotonic()
+        self.level, self.time = min(self.capacity, self.level + (now - self.time) * self.rate), now
+        return max(0.0, (min(cost, self.capacity) - self.level) / self.rate)
+
+
+class _Limiter:
+    """The buckets of one API, and what its headers say of them."""
+
+    def __init__(self, api: str, limits: Limits) -> None:
+        tokens = (limits.input_tokens, limits.output_tokens)
+        rates = {"requests": limits.requests, "input-tokens": tokens[0], "output-tokens": tokens[1]}
+        if api == OPENAI:
+            rates = {"requests": limits.requests, "tokens": sum(filter(None, tokens)) or None}
+        self.api = api
+        self.buckets = {name: _Bucket(rate, limits.burst_seconds) for name, rate in rates.items() if rate}
+
+    def wait(self, tokens: int) -> float:
+        costs = {"requests": 1, "input-tokens": tokens, "tokens": tokens, "output-tokens": 1}
+        return max((bucket.wait(costs[name]) for name, bucket in self.buckets.items()), default=0.0)
+
+    def take(self, **costs: float) -> None:
+        for name, cost in costs.items():
+            if bucket := self.buckets.get(name.replace("_", "-")):
+                bucket.level -= cost
+
+    def headers(self) -> dict[str, str]:
+        found = {}
+        for name, bucket in self.buckets.items():
+            full = bucket.wait(bucket.capacity)
+            if self.api == ANTHROPIC:
+                at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(math.ceil(time.time() + full)))
+                form, reset = f"anthropic-ratelimit-{name}-%s", at
+            else:
+                form, reset = f"x-ratelimit-%s-{name}", _duration(full)
+            values = {"limit": int(bucket.limit), "remaining": max(0, int(bucket.level)), "reset": reset}
+            found |= {form % part: str(value) for part, value in values.items()}
+        return found
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI's headers have it: 6ms, 1.5s, 6m0s, 1h0m0s."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(math.ceil(seconds * 1000) / 1000, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{round(rest, 3):g}s"
+
+
+class _Dropped(Response):
+    """No response: the connection is reset."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        transport = receive.__self__.transport  # type: ignore[attr-defined]  # uvicorn's; ASGI itself cannot reset
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+        await asyncio.sleep(0.001)  # for uvicorn to notice, else it sends a page of its own
+
+
+class _Half(Response):
+    """The first half of the body, after which the connection is closed: uvicorn does so when the end is missing."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body[: len(self.body) // 2], "more_body": True})
+
+
+@dataclass
+class _Batch:
+    """A batch of either API. ``ended``, ``results`` and ``failures`` are there when it is over."""
+
+    id: str
+    api: str
+    items: list[tuple[str, Asked]]
+    given: dict[str, Any]  # what OpenAI repeats of the call: input_file_id, endpoint, metadata, ...
+    created: float = field(default_factory=time.time)
+    cancelled: float | None = None
+    ended: float | None = None
+    invalid: list[dict[str, Any]] = field(default_factory=list)
+    tally: Counter[str] = field(default_factory=Counter)
+    usage: Counter[str] = field(default_factory=Counter)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+
+
+class _Server:
+    """The endpoints."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+        self.numbers = count(1)
+        self.limiters: dict[tuple[str, Limits], _Limiter] = {}
+        self.batches: dict[str, _Batch] = {}
+        self.files: dict[str, tuple[dict[str, Any], bytes]] = {}
+
+    def app(self) -> Starlette:
+        guard = self.guarded
+        return Starlette(
+            routes=[
+                Route("/v1/messages", self.converse, methods=["POST"]),
+                Route("/v1/chat/completions", self.converse, methods=["POST"]),
+                Route("/v1/models/{id}", self.model),
+                Route("/v1/messages/batches", guard(self.create_message_batch), methods=["POST"]),
+                Route("/v1/messages/batches", guard(self.list_batches)),
+                Route("/v1/messages/batches/{id}", guard(self.retrieve_batch)),
+                Route("/v1/messages/batches/{id}/results", guard(self.batch_results)),
+                Route("/v1/messages/batches/{id}/cancel", guard(self.cancel_batch), methods=["POST"]),
+                Route("/v1/files", guard(self.upload), methods=["POST"]),
+                Route("/v1/files/{id}/content", guard(self.download)),
+                Route("/v1/batches", guard(self.create_batch), methods=["POST"]),
+                Route("/v1/batches", guard(self.list_batches)),
+                Route("/v1/batches/{id}", guard(self.retrieve_batch)),
+                Route("/v1/batches/{id}/cancel", guard(self.cancel_batch), methods=["POST"]),
+                Route("/_ledger", self.show_ledger),
+                Route("/_state", self.show_state),
+            ],
+            exception_handlers={404: lambda request, _: _error(_api(request), 404, "no such page")},
+        )
+
+    # Conversations
+
+    async def converse(self, request: Request) -> Response:
+        """One request of either API, from its first check to its bill."""
+        provider = self.provider
+        try:
+            asked = Asked.read(json.loads(await request.body()))
+        except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+            return _error(_api(request), 400, f"not a request: {error!r}")
         with provider.lock:
             provider.in_flight += 1
             provider.most_in_flight = max(provider.most_in_flight, provider.in_flight)
-            planned = provider.script.get(prompt)
-            answer = planned.popleft() if planned else provider.default(prompt)
-        if provider.needs_key and self.headers.get("Authorization") != f"Bearer {KEY}":
-            # Some servers repeat the key they were given: it must not reach the user's screen.
-            answer = Answer(status=401, message=f"invalid key: {self.headers.get('Authorization')}")
-        elif body["model"] != MODEL:
-            answer = Answer(status=404, message=f"model {body['model']} not found")
-        time.sleep(answer.seconds)
-        with provider.lock:
-            provider.in_flight -= 1
-            provider.ledger.append(Entry(self.path, prompt, answer.status, body, dict(self.headers)))
-        if answer.body is not None:
-            self._send(answer.status, answer.body, answer.content_type)
-        elif answer.status != 200:
-            self._say(answer.status, _error(answer.message))
-        else:
-            text = json.dumps({"echo": prompt}) if answer.text is None else answer.text
-            form = _message if self.path == "/v1/messages" else _completion
-            self._say(200, form(text, answer.finish))
-
-    def _say(self, status: int, content: dict[str, Any]) -> None:
-        self._send(status, json.dumps(content).encode(), "application/json")
-
-    def _send(self, status: int, content: bytes, content_type: str) -> None:
         try:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("Retry-After-Ms", "20")  # both SDKs wait as long as the server asks
-            self.end_headers()
-            self.wfile.write(content)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the client was killed: some tests do that
+            return await self.answer(request, asked)
+        finally:
+            with provider.lock:
+                provider.in_flight -= 1
+
+    async def answer(self, request: Request, asked: Asked) -> Response:
+        provider, faults, api = self.provider, self.provider.faults, _api(request)
+        limiter = self.limiter(api)
+        if (denied := self.denied(request) or _unknown_model(api, asked)) is not None:
+            return self.log(request, denied, asked)
+        if limiter and (wait := limiter.wait(asked.tokens)):
+            message = "This request would exceed your rate limit."
+            headers = {"retry-after": str(max(1, math.ceil(wait))), **limiter.headers()}
+            return self.log(request, _error(api, 429, message, headers), asked)
+        fault = faults.draw() if faults else None
+        if fault in EARLY:
+            return self.log(request, await self.fail_early(api, fault), asked, fault=fault)
+        if limiter:
+            limiter.take(requests=1, input_tokens=asked.tokens, tokens=asked.tokens)
+        answer = provider.next_answer(asked.prompt)
+        if seconds := provider.latency() + answer.seconds:
+            await asyncio.sleep(seconds)
+
+        if answer.status != 200:
+            headers = limiter.headers() if limiter else {"retry-after-ms": "20"}  # both SDKs wait as they are told
+            return self.log(request, _error(api, answer.status, answer.message, headers, answer), asked)
+        content, usage = self.reply(api, asked, answer, fault)
+        if limiter:
+            limiter.take(output_tokens=usage[1], tokens=usage[1])
+        body = answer.body if answer.body is not None else json.dumps(content).encode()
+        if fault == "not JSON":
+            body, answer = b"<html><body>Bad gateway</body></html>", replace(answer, content_type="text/html")
+        make = _Half if fault == "half a body" else Response
+        name = "request-id" if api == ANTHROPIC else "x-request-id"
+        headers = {name: f"req_{next(self.numbers)}"} | (limiter.headers() if limiter else {})
+        response = make(body, 200, headers, answer.content_type)
+        return self.log(request, response, asked, usage=usage, fault=fault)
+
+    def limiter(self, api: str) -> _Limiter | None:
+        limits = self.provider.limits
+        if limits is None:
+            return None
+        if (api, limits) not in self.limiters:
+            self.limiters[api, limits] = _Limiter(api, limits)
+        return self.limiters[api, limits]
+
+    def denied(self, request: Request) -> Response | None:
+        """An error where the key is wrong."""
+        given = request.headers.get("authorization") or f"Bearer {request.headers.get('x-api-key')}"
+        if not self.provider.needs_key or given == f"Bearer {KEY}":
+            return None
+        # Some servers repeat the key they were given: it must not reach the user's screen.
+        return _error(_api(request), 401, f"invalid key: {given}")
+
+    async def fail_early(self, api: str, fault: str) -> Response:
+        faults, limiter = self.provider.faults, self.limiter(api)
+        if fault == "hang":
+            await asyncio.sleep(faults.hang_seconds)
+        if not EARLY[fault]:
+            return _Dropped(status_code=0)
+        headers = {"retry-after": f"{faults.retry_after:g}"} if fault == "429" else {}
+        return _error(api, EARLY[fault], f"fault: {fault}", headers | (limiter.headers() if limiter else {}))
+
+    def reply(self, api: str, asked: Asked, answer: Answer, fault: str | None) -> tuple[dict[str, Any], tuple]:
+        """The response's content, and the tokens in and out."""
+        by_schema = self.provider.answers == "schema"
+        text, finish = answer.text, answer.finish
+        if text is None:
+            written = example(asked.schema, asked.request_id) if by_schema and asked.schema else {"echo": asked.prompt}
+            text = json.dumps(written)
+        if fault == "wrong schema":
+            text = '{"something": "else"}'
+        elif fault == "refusal":
+            text, finish = "I cannot help with that.", "refusal"
+        elif fault == "cut":
+            text, finish = text[: len(text) // 2], "length"
+        usage = (asked.tokens, max(1, len(text) // 4)) if by_schema else (12, 5)
+        form = _message if api == ANTHROPIC else _completion
+        return form(next(self.numbers), asked, text, finish, usage, cached=0 if by_schema else 2), usage
+
+    def log(
+        self,
+        request: Request,
+        response: Response,
+        asked: Asked | None = None,
+        usage: tuple[int, int] | None = None,
+        batch: str | None = None,
+        fault: str | None = None,
+    ) -> Response:
+        """Write the request into the ledger; it is billed where there is a usage."""
+        keep = self.provider.keep_bodies
+        body, prompt, digest = (asked.body, asked.prompt, asked.request_id) if asked else ({}, "", "")
+        body, prompt, headers = (body, prompt, dict(request.headers)) if keep else ({}, "", {})
+        tokens = usage or (0, 0)
+        what = (request.scope["path"], prompt, response.status_code, body, headers, request.method)
+        with self.provider.lock:
+            self.provider.ledger.append(Entry(*what, usage is not None, *tokens, digest, batch, fault))
+        return response
+
+    # Batches
+
+    def guarded(self, handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """The endpoint behind the check of the key, among faults, and with a line in the ledger for each call."""
+
+        async def endpoint(request: Request) -> Response:
+            faults, api = self.provider.faults, _api(request)
+            if (denied := self.denied(request)) is not None:
+                return self.log(request, denied)
+            fault = faults.draw_for_call() if faults else None
+            if fault in EARLY:
+                return self.log(request, await self.fail_early(api, fault), fault=fault)
+            try:
+                response = await handle(request)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                response = _error(api, 404 if isinstance(error, _Missing) else 400, f"invalid request: {error!r}")
+            if fault:
+                response = _Half(response.body, response.status_code, dict(response.headers))
+            return self.log(request, response, fault=fault)
+
+        return endpoint
+
+    async def create_message_batch(self, request: Request) -> Response:
+        """Anthropic's: the requests come with the call."""
+        items = [(item["custom_id"], Asked.read(item["params"])) for item in (await request.json())["requests"]]
+        names = [name for name, _ in items]
+        if not names or len(set(names)) < len(names) or not all(re.fullmatch(r"[\w-]{1,64}", name) for name in names):
+            raise ValueError("requests need custom_ids, unique and of 1 to 64 letters, digits, _ and -")
+        return self.start(_Batch(f"msgbatch_{next(self.numbers):06}", ANTHROPIC, items, {}))
+
+    async def create_batch(self, request: Request) -> Response:
+        """OpenAI's: the requests are in a file; what is wrong with it shows in the batch's state."""
+        given = await request.json()
+        if given["input_file_id"] not in self.files:
+            raise ValueError(f"no file {given['input_file_id']}")
+        if given["completion_window"] != "24h" or given["endpoint"] != "/v1/chat/completions":
+            raise ValueError("unsupported completion_window or endpoint")
+        batch = _Batch(f"batch_{next(self.numbers):06}", OPENAI, [], {"metadata": None, **given})
+        seen = set()
+        for number, line in enumerate(self.files[given["input_file_id"]][1].splitlines(), 1):
+            try:
+                item = json.loads(line)
+                asked, code = Asked.read(item["body"]), None
+                if item["custom_id"] in seen:
+                    code = "duplicate_custom_id"
+                elif (item["method"], item["url"]) != ("POST", given["endpoint"]):
+                    code = "invalid_url"
+                elif asked.body["model"] != MODEL:
+                    code = "model_not_found"
+            except (ValueError, LookupError, TypeError, AttributeError):
+                code = "invalid_json_line"
+            if code:
+                batch.invalid.append({"code": code, "line": number, "message": f"line {number}: {code}", "param": None})
+            else:
+                seen.add(item["custom_id"])
+                batch.items.append((item["custom_id"], asked))
+        if not batch.items and not batch.invalid:
+            batch.invalid.append({"code": "empty_file", "line": None, "message": "the file is empty", "param": None})
+        return self.start(batch)
+
+    def start(self, batch: _Batch) -> Response:
+        self.batches[batch.id] = batch
+        if batch.invalid:
+            batch.ended = batch.created
+        else:
+            loop = asyncio.get_running_loop()
+            batch.timer = loop.call_later(self.provider.batch_seconds, self.finish, batch)
+        faults = self.provider.faults
+        return _Dropped(status_code=0) if faults and faults.happens(faults.batch_lost) else self.show(batch)
+
+    def finish(self, batch: _Batch) -> None:
+        """Work off the items, of a cancelled batch those that it had come to, and bill what succeeded."""
+        batch.ended = time.time()
+        shuffle = random.Random(batch.id)
+        share = 1.0 if not batch.cancelled else (batch.cancelled - batch.created) / self.provider.batch_seconds
+        reached = int(share * len(batch.items))
+        for position, (name, asked) in enumerate(batch.items):
+            outcome, line = self.work_off(batch, name, asked) if position < reached else ("canceled", None)
+            line = line or _unworked(batch.api, name, outcome)
+            batch.tally[outcome] += 1
+            kept = batch.results if batch.api == ANTHROPIC or outcome == "succeeded" else batch.failures
+            kept.append(line)
+            if outcome == "succeeded" and self.provider.faults:
+                kept.extend([line] * self.provider.faults.happens(self.provider.faults.batch_duplicated))
+        for lines in (batch.results, batch.failures):
+            shuffle.shuffle(lines)
+        if batch.api == OPENAI:
+            for kind, lines in (("output", batch.results), ("error", batch.failures)):
+                if lines:
+                    name = f"{batch.id}_{kind}.jsonl"
+                    batch.given[f"{kind}_file_id"] = self.keep(name, "batch_output", _jsonl(lines))["id"]
+
+    def work_off(self, batch: _Batch, name: str, asked: Asked) -> tuple[str, dict[str, Any] | None]:
+        """One item's outcome, and its line in the results (None: there is nothing to say but the outcome)."""
+        provider, faults = self.provider, self.provider.faults
+        if faults and faults.happens(faults.batch_expired):
+            return "expired", None
+        answer = provider.next_answer(asked.prompt)
+        if faults and faults.happens(faults.batch_errored):
+            answer = Answer(status=500, message="fault: errored")
+        if asked.body["model"] != MODEL:
+            answer = Answer(status=404, message=f"model {asked.body['model']} not found")
+        fault, usage = faults.draw() if faults else None, None
+        fault = fault if fault in CONTENT else None
+        if answer.status == 200:
+            content, usage = self.reply(batch.api, asked, answer, fault)
+            batch.usage.update(input_tokens=usage[0], output_tokens=usage[1])
+        else:
+            content = _complaint(batch.api, answer.status, answer.message)
+        body, prompt = (asked.body, asked.prompt) if provider.keep_bodies else ({}, "")
+        path = "/v1/messages" if batch.api == ANTHROPIC else "/v1/chat/completions"
+        entry = Entry(path, prompt, answer.status, body, {}, "BATCH", usage is not None, *(usage or (0, 0)))
+        with provider.lock:
+            provider.ledger.append(replace(entry, request_id=asked.request_id, batch=batch.id, fault=fault))
+        outcome = "succeeded" if usage else "errored"
+        if batch.api == ANTHROPIC:
+            return outcome, {"custom_id": name, "result": {"type": outcome, "message" if usage else "error": content}}
+        number = next(self.numbers)
+        response = {"status_code": answer.status, "request_id": f"req_{number}", "body": content}
+        return outcome, {"id": f"batch_req_{number}", "custom_id": name, "response": response, "error": None}
+
+    def find(self, request: Request) -> _Batch:
+        batch = self.batches.get(request.path_params["id"])
+        if batch is None or batch.api != _api(request):
+            raise _Missing(f"no batch {request.path_params['id']}")
+        return batch
+
+    def show(self, batch: _Batch) -> Response:
+        return JSONResponse(self.view(batch))
+
+    def view(self, batch: _Batch) -> dict[str, Any]:
+        form = _message_batch_view if batch.api == ANTHROPIC else _batch_view
+        return form(batch, self.provider)
+
+    async def retrieve_batch(self, request: Request) -> Response:
+        return self.show(self.find(request))
+
+    async def cancel_batch(self, request: Request) -> Response:
+        batch = self.find(request)
+        if not batch.ended and not batch.cancelled:
+            batch.cancelled = time.time()
+            batch.timer.cancel()
+            batch.timer = asyncio.get_running_loop().call_later(0.05, self.finish, batch)
+        return self.show(batch)
+
+    async def batch_results(self, request: Request) -> Response:
+        batch = self.find(request)
+        if not batch.ended:
+            raise _Missing("the batch has no results yet")
+        return Response(_jsonl(batch.results), media_type="application/x-jsonl")
+
+    async def list_batches(self, request: Request) -> Response:
+        """A page of them, the newest first; ``before_id`` asks for the page that ends before that batch."""
+        found = [batch for batch in reversed(self.batches.values()) if batch.api == _api(request)]
+        names, query = [batch.id for batch in found], request.query_params
+        limit = int(query.get("limit", 20))
+        if before := query.get("before_id"):
+            end = names.index(before)
+            begin = max(0, end - limit)
+            more = begin > 0
+        else:
+            after = query.get("after_id") or query.get("after")
+            begin = names.index(after) + 1 if after else 0
+            end = begin + limit
+            more = end < len(names)
+        data = [self.view(batch) for batch in found[begin:end]]
+        first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+        page = {"data": data, "has_more": more, "first_id": first, "last_id": last}
+        return JSONResponse(page if _api(request) == ANTHROPIC else {"object": "list", **page})
+
+    async def upload(self, request: Request) -> Response:
+        """A multipart form with the fields ``purpose`` and ``file``."""
+        body = await request.body()
+        boundary = re.search(r'boundary="?([^";]+)', request.headers["content-type"])[1]
+        form = {}
+        for part in body.split(f"--{boundary}".encode())[1:-1]:
+            head, _, content = part.partition(b"\r\n\r\n")
+            form[re.search(rb'[; ]name="([^"]*)"', head)[1]] = head.decode(), content[:-2]
+        head, content = form[b"file"]
+        name = re.search(r'filename="([^"]*)"', head)
+        return JSONResponse(self.keep(name[1] if name else "upload", form[b"purpose"][1].decode(), content))
+
+    def keep(self, name: str, purpose: str, content: bytes) -> dict[str, Any]:
+        about = {"id": f"file-{next(self.numbers):06}", "object": "file", "bytes": len(content), "filename": name}
+        about |= {"created_at": int(time.time()), "purpose": purpose, "status": "processed", "expires_at": None}
+        self.files[about["id"]] = about, content
+        return about
+
+    async def download(self, request: Request) -> Response:
+        if request.path_params["id"] not in self.files:
+            raise _Missing(f"no file {request.path_params['id']}")
+        return Response(self.files[request.path_params["id"]][1], media_type="application/octet-stream")
+
+    # The rest
+
+    async def model(self, request: Request) -> Response:
+        """Anthropic's model list, where there is one."""
+        if self.provider.capabilities is None:
+            return _error(ANTHROPIC, 404, "no such page")
+        info = {"id": MODEL, "type": "model", "capabilities": self.provider.capabilities}
+        return self.log(request, JSONResponse(info))
+
+    async def show_ledger(self, request: Request) -> Response:
+        with self.provider.lock:
+            entries = list(self.provider.ledger)
+        names = [name for name in Entry.__dataclass_fields__ if name not in ("body", "headers")]
+        return JSONResponse([{name: getattr(entry, name) for name in names} for entry in entries])
+
+    async def show_state(self, request: Request) -> Response:
+        provider = self.provider
+        conversations = [entry for entry in provider.ledger if entry.request_id]
+        return JSONResponse(
+            {
+                "requests": len(conversations),
+                "by_status": Counter(str(entry.status) for entry in conversations),
+                "by_fault": Counter(entry.fault for entry in conversations if entry.fault),
+                "in_flight": provider.in_flight,
+                "most_in_flight": provider.most_in_flight,
+                "billed": len(provider.billed()),
+                "batches": len(self.batches),
+            }
+        )
 
 
-def _error(message: str) -> dict[str, Any]:
-    return {"type": "error", "error": {"type": "some_error", "message": message, "code": None, "param": None}}
+class _Missing(LookupError):
+    """Status 404."""
 
 
-def _message(text: str, finish: str) -> dict[str, Any]:
+def _api(request: Request) -> str:
+    return ANTHROPIC if request.scope["path"].startswith(("/v1/messages", "/v1/models")) else OPENAI
+
+
+def _jsonl(lines: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+_ANTHROPIC_ERRORS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    529: "overloaded_error",
+}
+_OPENAI_ERRORS = {
+    401: ("invalid_request_error", "invalid_api_key"),
+    404: ("invalid_request_error", "model_not_found"),
+    429: ("requests", "rate_limit_exceeded"),
+}
+
+
+def _complaint(api: str, status: int, message: str) -> dict[str, Any]:
+    if api == ANTHROPIC:
+        kind = _ANTHROPIC_ERRORS.get(status, "api_error")
+        return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}
+    kind, code = _OPENAI_ERRORS.get(status, ("server_error" if status >= 500 else "invalid_request_error", None))
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def _error(
+    api: str, status: int, message: str, headers: dict[str, str] | None = None, answer: Answer | None = None
+) -> Response:
+    if answer and answer.body is not None:
+        return Response(answer.body, status, headers, answer.content_type)
+    return JSONResponse(_complaint(api, status, message), status, headers)
+
+
+def _unknown_model(api: str, asked: Asked) -> Response | None:
+    model = asked.body["model"]
+    return None if model == MODEL else _error(api, 404, f"model {model} not found")
+
+
+def _message(number: int, asked: Asked, text: str, finish: str, usage: tuple[int, int], cached: int) -> dict[str, Any]:
     """A response of the Messages API; a thinking block stands first, as newer models send it."""
-    reasons = {"stop": "end_turn", "length": "max_tokens", "refusal": "refusal"}
+    reasons = {"stop": "tool_use" if asked.tool else "end_turn", "length": "max_tokens", "refusal": "refusal"}
     refused = finish == "refusal"
+    written: dict[str, Any] = {"type": "text", "text": text}
+    if asked.tool:
+        whole = json.loads(text) if finish == "stop" else {}
+        written = {"type": "tool_use", "id": f"toolu_{number}", "name": asked.tool, "input": whole}
     return {
-        "id": "msg_1",
+        "id": f"msg_{number}",
         "type": "message",
         "role": "assistant",
         "model": MODEL,
-        "content": []
-        if refused
-        else [{"type": "thinking", "thinking": "", "signature": "s"}, {"type": "text", "text": text}],
+        "content": [] if refused else [{"type": "thinking", "thinking": "", "signature": "s"}, written],
         "stop_reason": reasons[finish],
         "stop_details": {"type": "refusal", "category": None, "explanation": text} if refused else None,
         "stop_sequence": None,
-        "usage": {"input_tokens": 10, "cache_read_input_tokens": 2, "output_tokens": 5},
+        "usage": {
+            "input_tokens": usage[0] - cached,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": cached,
+            "output_tokens": usage[1],
+        },
     }
 
 
-def _completion(text: str, finish: str) -> dict[str, Any]:
+def _completion(
+    number: int, asked: Asked, text: str, finish: str, usage: tuple[int, int], cached: int
+) -> dict[str, Any]:
     """A response of the chat completions API."""
     refused = finish == "refusal"
     message = {"role": "assistant", "content": None if refused else text, "refusal": text if refused else None}
     return {
-        "id": "chatcmpl-1",
+        "id": f"chatcmpl-{number}",
         "object": "chat.completion",
-        "created": 1,
+        "created": int(time.time()),
         "model": MODEL,
         "choices": [{"index": 0, "message": message, "finish_reason": "length" if finish == "length" else "stop"}],
-        "usage": {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17},
+        "usage": {
+            "prompt_tokens": usage[0],
+            "completion_tokens": usage[1],
+            "total_tokens": sum(usage),
+            "prompt_tokens_details": {"cached_tokens": cached},
+        },
     }
+
+
+def _unworked(api: str, name: str, outcome: str) -> dict[str, Any]:
+    """The line of an item that was not worked off: expired or canceled."""
+    if api == ANTHROPIC:
+        return {"custom_id": name, "result": {"type": outcome}}
+    code = {"expired": "batch_expired", "canceled": "batch_cancelled"}[outcome]
+    error = {"code": code, "message": f"This request could not be executed: {code}."}
+    return {"id": f"batch_req_{name}", "custom_id": name, "response": None, "error": error}
+
+
+def _message_batch_view(batch: _Batch, provider: Provider) -> dict[str, Any]:
+    def stamp(at: float | None) -> str | None:
+        return at and time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1e6):06}Z"
+
+    outcomes = ("succeeded", "errored", "canceled", "expired")
+    return {
+        "id": batch.id,
+        "type": "message_batch",
+        "processing_status": "ended" if batch.ended else "canceling" if batch.cancelled else "in_progress",
+        "request_counts": {"processing": 0 if batch.ended else len(batch.items)}
+        | {outcome: batch.tally[outcome] for outcome in outcomes},
+        "created_at": stamp(batch.created),
+        "expires_at": stamp(batch.created + 86400),
+        "ended_at": stamp(batch.ended),
+        "cancel_initiated_at": stamp(batch.cancelled),
+        "archived_at": None,
+        "results_url": f"{provider.address}/v1/messages/batches/{batch.id}/results" if batch.ended else None,
+    }
+
+
+def _batch_view(batch: _Batch, provider: Provider) -> dict[str, Any]:
+    progress = (time.time() - batch.created) / max(provider.batch_seconds, 1e-9)
+    if batch.invalid:
+        status = "failed"
+    elif batch.cancelled:
+        status = "cancelled" if batch.ended else "cancelling"
+    elif batch.ended:
+        status = "expired" if batch.tally["expired"] else "completed"
+    else:
+        status = "validating" if progress < 0.1 else "in_progress" if progress < 0.9 else "finalizing"
+    done, failed = batch.tally["succeeded"], batch.tally.total() - batch.tally["succeeded"]
+    if not batch.ended and not batch.cancelled:
+        done = int(min(progress, 1) * len(batch.items))
+    over = {f"{status}_at": int(batch.ended)} if batch.ended else {}
+    usage = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    return {
+        "output_file_id": None,
+        "error_file_id": None,
+        **batch.given,
+        "id": batch.id,
+        "object": "batch",
+        "model": MODEL,
+        "status": status,
+        "errors": {"object": "list", "data": batch.invalid} if batch.invalid else None,
+        "created_at": int(batch.created),
+        "expires_at": int(batch.created) + 86400,
+        "cancelling_at": int(batch.cancelled) if batch.cancelled else None,
+        **over,
+        "request_counts": {"total": len(batch.items), "completed": done, "failed": failed},
+        "usage": usage
+        | {name: batch.usage[name] for name in ("input_tokens", "output_tokens")}
+        | {"total_tokens": batch.usage.total()},
+    }
+
+
+# Texts that fit a schema
+
+_WORDS = """
+amber barley candle delta ember falcon garden harbour island juniper kettle lantern meadow needle orchard pebble
+quarry river saddle timber umbrella valley willow yonder anchor bridge cotton drummer eagle forest granite hollow
+""".split()  # noqa: SIM905
+
+
+def example(schema: dict[str, Any], seed: str, root: dict[str, Any] | None = None) -> Any:
+    """A value that fits the schema; another seed gives other strings and numbers."""
+    root = root or schema
+    if "$ref" in schema:
+        target: Any = root
+        for name in schema["$ref"].split("/")[1:]:
+            target = target[name]
+        return example(target, seed, root)
+    for name in ("anyOf", "oneOf", "allOf"):
+        if name in schema:
+            return example(schema[name][0], seed, root)
+    if "const" in schema:
+        return schema["const"]
+    number = int.from_bytes(sha256(seed.encode()).digest()[:8])
+    if "enum" in schema:
+        return schema["enum"][number % len(schema["enum"])]
+    kind = schema.get("type", "string")
+    kind = kind if isinstance(kind, str) else kind[0]
+    if kind == "object":
+        return {name: example(inner, f"{seed}/{name}", root) for name, inner in schema.get("properties", {}).items()}
+    if kind == "array":
+        size = max(1, schema.get("minItems", 1))
+        return [example(schema["items"], f"{seed}/{place}", root) for place in range(size)]
+    if kind in ("integer", "number"):
+        low = math.ceil(_told(schema, "minimum") or 0)
+        return low + number % (math.floor(_told(schema, "maximum") or low + 999) - low + 1)
+    if kind == "boolean":
+        return number % 2 == 0
+    return _string(schema, number) if kind == "string" else None
+
+
+def _told(schema: dict[str, Any], name: str) -> Any:
+    """A keyword's value; Anthropic's SDK moves those that the API does not take into the description."""
+    if name in schema or "description" not in schema:
+        return schema.get(name)
+    form = r"[{, ]pattern: (.*)\}$" if name == "pattern" else rf"[{{, ]{name}: (-?[\d.]+)"
+    found = re.search(form, schema["description"], re.DOTALL)
+    return found and (found[1] if name == "pattern" else float(found[1]))
+
+
+def _string(schema: dict[str, Any], number: int) -> str:
+    if pattern := _told(schema, "pattern"):
+        return _match(_parser.parse(pattern), number)
+    # The number comes first, so that short texts differ as well.
+    text = f"{number % 2**32:08x} {_words(number)}"
+    text += " " + _words(number) * (int(_told(schema, "minLength") or 0) // 30)
+    return text[: int(_told(schema, "maxLength") or len(text))].strip()
+
+
+def _words(number: int) -> str:
+    return " ".join(_WORDS[number >> shift & 31] for shift in range(0, 35, 5))
+
+
+def _match(parts: Any, number: int) -> str:
+    """A text that a parsed pattern matches; long runs of anything become words."""
+    text = ""
+    for operation, value in parts:
+        if operation is _constants.LITERAL:
+            text += chr(value)
+        elif operation is _constants.BRANCH:
+            text += _match(value[1][number % len(value[1])], number // 7)
+        elif operation is _constants.SUBPATTERN:
+            text += _match(value[3], number)
+        elif operation in (_constants.MAX_REPEAT, _constants.MIN_REPEAT):
+            least, most, inner = value
+            kind, what = inner[0]
+            anything = kind in (_constants.ANY, _constants.NOT_LITERAL)
+            anything |= kind is _constants.IN and what[0][0] is _constants.NEGATE
+            long = anything and least <= 20 and most >= 80
+            text += _words(number) if long else _match(inner, number) * min(max(least, 1), most)
+        elif operation is _constants.IN and value[0][0] is _constants.RANGE:
+            low, high = value[0][1]
+            text += chr(low + number % (high - low + 1))
+        elif operation is _constants.IN and value[0][0] is not _constants.NEGATE:
+            digit = value[0] == (_constants.CATEGORY, _constants.CATEGORY_DIGIT)
+            text += chr(value[0][1]) if value[0][0] is _constants.LITERAL else str(number % 10) if digit else " "
+        elif operation is not _constants.AT:
+            text += "a"
+    return text
+
+
+# Running it
+
+
+async def _serve(provider: Provider, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Serve until told to stop, and then drop what is in flight."""
+    settings = {"log_config": None, "log_level": "critical", "access_log": False, "timeout_keep_alive": 600}
+    app = _Server(provider).app()
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", proxy_headers=False, **settings))
+    running = asyncio.create_task(server.serve([listener]))
+    await stop.wait()
+    running.cancel()
+    for accepting in getattr(server, "servers", []):  # none where it was told to stop before it began
+        accepting.close()
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
+    await asyncio.sleep(0)  # the requests' tasks are cancelled when the runner closes
+    listener.close()
+
+
+def _listen(port: int = 0) -> tuple[socket.socket, str]:
+    """The socket, which takes connections from now on, and its address."""
+    listener = socket.create_server(("127.0.0.1", port), backlog=2048)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts inherits it
+    return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def serving(**settings: Any) -> Iterator[Provider]:
+    """Run the server on a free port until the end; ``settings`` are fields of the provider."""
+    listener, address = _listen()
+    provider = Provider(address, **settings)
+    # Not uvloop, which can wait for ever when it is closed with connections open.
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(_serve(provider, listener, stop))
+
+    thread = threading.Thread(target=run, name="provider", daemon=True)
+    thread.start()
+    try:
+        yield provider
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+def main() -> None:
+    """Serve in this process until it is killed; the first line of the output is the address."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--requests-per-minute", type=float)
+    parser.add_argument("--input-tokens-per-minute", type=float)
+    parser.add_argument("--output-tokens-per-minute", type=float)
+    parser.add_argument("--burst-seconds", type=float, default=60.0)
+    parser.add_argument("--latency", type=float, default=0.0, help="mean seconds of a reply")
+    parser.add_argument("--latency-spread", type=float, default=0.0, help="sigma of log-normal latencies")
+    parser.add_argument("--answers", choices=["echo", "schema"], default="echo")
+    parser.add_argument("--batch-seconds", type=float, default=2.0)
+    parser.add_argument("--keep-bodies", action="store_true", help="keep prompts in the ledger")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fault-share", type=float, default=0.0)
+    parser.add_argument("--fault-kinds", nargs="+", choices=ALL, default=ALL)
+    for name, default in (("retry-after", 1.0), ("hang-seconds", 30.0)):
+        parser.add_argument(f"--{name}", type=float, default=default)
+    for name in ("errored", "expired", "duplicated", "calls", "lost"):
+        parser.add_argument(f"--batch-{name}", type=float, default=0.0, help="a share: see Faults")
+    given = parser.parse_args()
+
+    allowed = (given.requests_per_minute, given.input_tokens_per_minute, given.output_tokens_per_minute)
+    shares = {name: value for name, value in vars(given).items() if name in Faults.__dataclass_fields__}
+    drawn = random.Random(given.seed)
+    mean, spread = given.latency, given.latency_spread
+    listener, address = _listen(given.port)
+    provider = Provider(
+        address,
+        limits=Limits(*allowed, given.burst_seconds) if any(allowed) else None,
+        latency=lambda: mean * drawn.lognormvariate(-spread * spread / 2, spread) if spread else mean,
+        faults=Faults(given.fault_share, kinds=tuple(given.fault_kinds), **shares),
+        answers=given.answers,
+        batch_seconds=given.batch_seconds,
+        keep_bodies=given.keep_bodies,
+    )
+    print(address, flush=True)
+    with asyncio.Runner(loop_factory=uvicorn.Config(None, loop="auto").get_loop_factory()) as runner:
+        runner.run(_serve(provider, listener, asyncio.Event()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,17 +1,27 @@
 """What both hosted teachers promise, with their real SDKs against a loopback server."""
 
+import asyncio
+import json
 import logging
 import random
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from rebase.errors import RebaseError
+from rebase.teacher import api
 from rebase.teacher.anthropic import AnthropicTeacher
-from rebase.teacher.api import WINDOW, ApiTeacher
+from rebase.teacher.api import FAILURES_TO_STOP, RETRIES, ApiSession, ApiTeacher
+from rebase.teacher.api import Limits as Asking
 from rebase.teacher.openai import OpenAITeacher
+from rebase.teacher.pacing import FIRST_WINDOW
 from rebase.teacher.protocol import Failure, Message, Reply, Request, Sampling
-from tests.teacher.server import KEY, MODEL, Answer, Provider
+from tests.scripted import ask_all
+from tests.teacher.server import KEY, MODEL, Answer, Faults, Limits, Provider
 
 SCHEMA = {
     "type": "object",
@@ -19,6 +29,33 @@ SCHEMA = {
     "required": ["echo"],
     "additionalProperties": False,
 }
+OUT_OF_MONEY = {
+    "anthropic": (400, {"type": "invalid_request_error", "message": "Your credit balance is too low to access it."}),
+    "anthropic, spend limit": (
+        429,
+        {
+            "type": "rate_limit_error",
+            "message": "Your organization has spent enough.",
+            "details": {"error_code": "enforced_spend_limit_reached"},
+        },
+    ),
+    "openai": (
+        429,
+        {"message": "You exceeded your current quota.", "type": "insufficient_quota", "code": "insufficient_quota"},
+    ),
+}
+
+Make = Callable[..., ApiTeacher]
+
+
+@dataclass
+class Planned(Faults):
+    """Faults in turn, one for each conversation, and then none."""
+
+    plan: deque[str] = field(default_factory=deque)
+
+    def draw(self) -> str | None:
+        return self.plan.popleft() if self.plan else None
 
 
 def request(prompt: str, **changes: Any) -> Request:
@@ -30,9 +67,28 @@ def prompts(count: int) -> list[str]:
     return [f"prompt {number}" for number in range(count)]
 
 
-def ask(teacher: ApiTeacher, *asked: str) -> list[Reply | Failure]:
-    with teacher.open() as session:
-        return list(session.ask(request(prompt) for prompt in asked))
+def ask(teacher: ApiTeacher, *asked: str) -> list[Any]:
+    return ask_all(teacher, map(request, asked))
+
+
+def with_session(teacher: ApiTeacher, use: Callable[[ApiSession], Awaitable[Any]]) -> Any:
+    async def main() -> Any:
+        async with teacher.open() as session:
+            return await use(session)
+
+    return asyncio.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something has happened on the server."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+def statuses(provider: Provider) -> Counter[int]:
+    return Counter(entry.status for entry in provider.asked())
 
 
 @pytest.fixture(params=["anthropic", "openai"])
@@ -41,93 +97,294 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make(kind: str, provider: Provider):
+def make(kind: str, provider: Provider) -> Make:
     """Makes the teacher of the kind under test, of the loopback server."""
 
-    def make(key: str | None = KEY, model: str = MODEL, address: str = provider.address) -> ApiTeacher:
+    def make(key: str | None = KEY, model: str = MODEL, address: str = provider.address, **limits: Any) -> ApiTeacher:
         if kind == "anthropic":
-            return AnthropicTeacher(model, key, address)
-        return OpenAITeacher(model, key, f"{address}/v1")
+            return AnthropicTeacher(model, key, address, Asking(**limits))
+        return OpenAITeacher(model, key, f"{address}/v1", Asking(**limits))
 
     return make
 
 
-def test_replies_in_order_under_random_latencies(make, kind: str, provider: Provider) -> None:
-    generator = random.Random(3)
-    provider.default = lambda prompt: Answer(seconds=generator.uniform(0, 0.05))
-    asked = prompts(40)
+# The flow
 
-    replies = ask(make(), *asked)
+
+def test_replies_in_order_under_random_latencies(make: Make, kind: str, provider: Provider) -> None:
+    generator = random.Random(3)
+    provider.latency = lambda: generator.uniform(0, 0.05)
+    asked = prompts(60)
+
+    replies = ask(make(in_flight=12), *asked)
 
     assert [reply.text for reply in replies] == [f'{{"echo": "{prompt}"}}' for prompt in asked]
     assert [reply.key for reply in replies] == [request(prompt).key(kind, MODEL) for prompt in asked]
     assert {(reply.finish, reply.input_tokens, reply.output_tokens) for reply in replies} == {("stop", 12, 5)}
-    assert 1 < provider.most_in_flight <= WINDOW
+    assert all(reply.seconds > 0 for reply in replies)
+    assert FIRST_WINDOW < provider.most_in_flight <= 12
 
 
-def test_requests_are_read_no_further_ahead_than_the_window(make) -> None:
-    read = []
-
-    def stream():
-        for prompt in prompts(100):
-            read.append(prompt)
-            yield request(prompt)
-
-    with make().open() as session:
-        replies = session.ask(stream())
-        next(replies)
-        assert len(read) == WINDOW
+def test_requests_are_sent_in_the_order_they_are_asked(make: Make, provider: Provider) -> None:
+    asked = prompts(30)
+    ask(make(in_flight=1), *asked)
+    assert [entry.prompt for entry in provider.asked()] == asked
 
 
-def test_caller_who_has_enough_stops_the_asking(make, provider: Provider) -> None:
-    with make().open() as session:
-        replies = session.ask(request(prompt) for prompt in prompts(100))
-        next(replies)
-        replies.close()
-    assert len(provider.asked()) <= 2 * WINDOW
+def test_one_slow_reply_holds_up_no_others(make: Make, provider: Provider) -> None:
+    provider.plan("slow", Answer(seconds=1.0))
+    finished = []
+
+    async def use(session: ApiSession) -> None:
+        async def one(prompt: str) -> None:
+            await session.ask(request(prompt))
+            finished.append(prompt)
+
+        await asyncio.gather(*map(one, ["slow", *prompts(20)]))
+
+    with_session(make(in_flight=2), use)
+    assert finished[-1] == "slow"
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
-def test_passing_error_is_asked_again(make, provider: Provider, status: int) -> None:
+def test_stop_lets_finish_what_is_on_its_way_and_sends_nothing_more(make: Make, provider: Provider) -> None:
+    provider.latency = lambda: 0.3
+
+    async def use(session: ApiSession) -> list[Reply | Failure]:
+        asking = asyncio.gather(*(session.ask(request(prompt)) for prompt in prompts(30)))
+        await until(lambda: provider.in_flight == FIRST_WINDOW)
+        session.stop()
+        late = await session.ask(request("late"))
+        assert isinstance(late, Failure)
+        assert late.kind == "stopped"
+        return await asking
+
+    answers = with_session(make(), use)
+    assert [type(answer) for answer in answers] == [Reply] * FIRST_WINDOW + [Failure] * (30 - FIRST_WINDOW)
+    assert {answer.kind for answer in answers[FIRST_WINDOW:]} == {"stopped"}
+    assert len(provider.asked()) == FIRST_WINDOW
+
+
+def test_who_gives_up_frees_the_place_for_the_next(make: Make, provider: Provider) -> None:
+    provider.plan("slow", Answer(seconds=30))
+
+    async def use(session: ApiSession) -> Reply | Failure:
+        slow = asyncio.create_task(session.ask(request("slow")))
+        await until(lambda: provider.in_flight == 1)
+        slow.cancel()
+        return await session.ask(request("next"))
+
+    assert isinstance(with_session(make(in_flight=1), use), Reply)
+
+
+# Pacing
+
+
+def test_retry_after_is_obeyed_and_slows_the_rest(make: Make, provider: Provider) -> None:
+    provider.faults = Planned(retry_after=1.0, plan=deque(["429"]))
+    provider.latency = lambda: 0.05
+    asked_at: list[float] = []
+
+    def answer(prompt: str) -> Answer:
+        asked_at.append(time.monotonic())
+        return Answer()
+
+    provider.default = answer
+
+    async def use(session: ApiSession) -> list[Reply | Failure]:
+        first = asyncio.create_task(session.ask(request("first")))
+        await until(lambda: bool(provider.ledger) and provider.in_flight == 0)
+        began = time.monotonic()
+        others = await asyncio.gather(*(session.ask(request(prompt)) for prompt in prompts(10)))
+        assert min(asked_at) - began > 0.7
+        return [await first, *others]
+
+    answers = with_session(make(), use)
+    assert all(isinstance(answer, Reply) for answer in answers)
+    assert statuses(provider) == {429: 1, 200: 11}
+    # The window was halved, and has grown by no more than one a round since.
+    assert provider.most_in_flight < FIRST_WINDOW
+
+
+@pytest.mark.parametrize("fault", ["429 without retry-after", "500", "529", "reset", "half a body", "not JSON"])
+def test_passing_fault_is_asked_again(make: Make, provider: Provider, fault: str) -> None:
+    provider.faults = Planned(plan=deque([fault]))
+    replies = ask(make(), *prompts(4))
+    assert [reply.text for reply in replies] == [f'{{"echo": "{prompt}"}}' for prompt in prompts(4)]
+    assert len(provider.asked()) == 5
+    assert Counter(entry.fault for entry in provider.asked()) == {fault: 1, None: 4}
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+def test_passing_status_is_asked_again(make: Make, provider: Provider, status: int) -> None:
     provider.plan("a", Answer(status=status), Answer(status=status), Answer(text="{}"))
     assert [reply.text for reply in ask(make(), "a")] == ["{}"]
     assert [entry.status for entry in provider.asked("a")] == [status, status, 200]
 
 
-def test_lasting_error_is_a_failure_in_the_providers_words_and_the_others_go_on(make, provider: Provider) -> None:
+def test_request_that_hangs_is_asked_again_after_the_timeout(make: Make, provider: Provider) -> None:
+    provider.faults = Planned(plan=deque(["hang"]))
+    (reply,) = ask(make(timeout=0.5), "a")
+    assert reply.text == '{"echo": "a"}'
+    assert reply.seconds < 25  # what it took at last, and not the time before
+
+
+def test_reply_that_never_comes_is_a_failure(make: Make, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "RETRIES", 1)
+    provider.plan("a", Answer(seconds=30), Answer(seconds=30))
+    failure, reply = ask(make(timeout=0.3), "a", "b")
+    assert isinstance(failure, Failure)
+    assert "timed out" in failure.reason.lower()
+    assert isinstance(reply, Reply)
+
+
+@pytest.mark.parametrize("said", ["inf", "1e9", "soon"])
+def test_nonsense_as_retry_after_is_not_waited_for(
+    make: Make, provider: Provider, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    provider.faults = Planned(plan=deque(["429"]))
+    monkeypatch.setattr(Planned, "retry_after", _Said(said), raising=False)
+    del provider.faults.__dict__["retry_after"]
+    assert isinstance(ask(make(), "a")[0], Reply)
+    assert statuses(provider) == {429: 1, 200: 1}
+
+
+class _Said(float):
+    """A number that is written as one likes."""
+
+    def __new__(cls, text: str) -> "_Said":
+        made = super().__new__(cls, 1.0)
+        made.text = text  # type: ignore[attr-defined]
+        return made
+
+    def __format__(self, _: str) -> str:
+        return self.text  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("latency", [0.0, 0.4])
+def test_steady_rate_just_under_the_providers_limits(make: Make, provider: Provider, latency: float) -> None:
+    per_second = 40
+    provider.limits = Limits(requests=60 * per_second, burst_seconds=1.0)
+    provider.latency = lambda: latency
+    asked = prompts(4 * per_second)
+
+    began = time.monotonic()
+    replies = ask(make(), *asked)
+    seconds = time.monotonic() - began
+
+    assert all(isinstance(reply, Reply) for reply in replies)
+    assert statuses(provider)[429] <= 0.03 * len(asked)
+    # The server lets a second's worth through at once at the beginning, which is left out here.
+    assert len(asked) / seconds > 0.85 * per_second
+
+
+def test_ones_own_limit_is_kept_where_the_provider_has_none(make: Make, provider: Provider) -> None:
+    began = time.monotonic()
+    ask(make(requests=600), *prompts(22))  # ten a second, and ten at once at first
+    assert time.monotonic() - began > 1.1
+
+
+def test_limits_of_tokens_are_kept_by_what_the_replies_take(make: Make, kind: str, provider: Provider) -> None:
+    provider.limits = Limits(input_tokens=60_000, output_tokens=12_000, burst_seconds=2.0)
+    provider.answers = "schema"
+    asked = [f"{number} " + "long " * 40 for number in range(60)]
+    replies = ask_all(make(), [request(prompt, sampling=Sampling(0.7, 20)) for prompt in asked])
+    assert all(isinstance(reply, Reply) for reply in replies)
+    assert statuses(provider)[429] <= 3
+
+
+# What cannot succeed
+
+
+def test_lasting_error_is_a_failure_in_the_providers_words_and_the_others_go_on(make: Make, provider: Provider) -> None:
     provider.plan("b", Answer(status=400, message="schema is too complex"))
     first, second, third = ask(make(), "a", "b", "c")
     assert isinstance(first, Reply)
-    assert isinstance(second, Failure)
-    assert second.reason == "status 400: schema is too complex"
+    assert second == Failure(second.key, "status 400: schema is too complex")
     assert isinstance(third, Reply)
+    assert len(provider.asked("b")) == 1
 
 
-def test_retries_end(make, provider: Provider) -> None:
-    provider.default = lambda prompt: Answer(status=529, message="overloaded")
+def test_retries_end(make: Make, provider: Provider) -> None:
+    provider.default = lambda prompt: Answer(status=500, message="out of order")
     (failure,) = ask(make(), "a")
-    assert failure.reason == "status 529: overloaded"
-    assert len(provider.asked("a")) == 5
+    assert failure.reason == "status 500: out of order"
+    assert len(provider.asked("a")) == 1 + RETRIES
 
 
-def test_wrong_key_stops_at_once_and_is_not_told(make, provider: Provider) -> None:
+async def _ask_and_look_on(session: ApiSession, provider: Provider, count: int) -> list[Any]:
+    """All the answers and errors; nothing is sent when they are there, nor for another request."""
+    tasks = [session.ask(request(prompt)) for prompt in prompts(count)]
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    sent = len(provider.asked())
+    late = await session.ask(request("late"))
+    assert isinstance(late, Failure)
+    assert late.kind == "stopped"
+    assert len(provider.asked()) == sent
+    return answers
+
+
+def test_ten_failures_in_a_row_stop_with_the_providers_words(make: Make, provider: Provider) -> None:
+    provider.default = lambda prompt: Answer(status=400, message="the model is on holiday")
+    answers = with_session(make(), lambda session: _ask_and_look_on(session, provider, 200))
+    errors = [answer for answer in answers if isinstance(answer, RebaseError)]
+    assert errors
+    assert f"{FAILURES_TO_STOP} requests in a row have failed. It says: status 400: the model is" in str(errors[0])
+    failures = [answer for answer in answers if isinstance(answer, Failure)]
+    assert len(errors) + len(failures) == 200
+    assert sum(failure.kind == "failed" for failure in failures) == FAILURES_TO_STOP - 1
+    assert len(provider.asked()) < FAILURES_TO_STOP + FIRST_WINDOW
+
+
+def test_failures_with_successes_between_them_do_not_stop(make: Make, provider: Provider) -> None:
+    provider.default = lambda prompt: Answer() if prompt.endswith("0") else Answer(status=400)
+    answers = ask(make(in_flight=1), *prompts(60))
+    assert Counter(type(answer) for answer in answers) == {Reply: 6, Failure: 54}
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+def test_status_that_all_would_get_stops_at_once(make: Make, provider: Provider, status: int) -> None:
+    provider.default = lambda prompt: Answer(status=status, message="not for you")
+    answers = with_session(make(), lambda session: _ask_and_look_on(session, provider, 200))
+    errors = [answer for answer in answers if isinstance(answer, RebaseError)]
+    assert f"answers with status {status}: not for you" in str(errors[0])
+    assert len(provider.asked()) <= FIRST_WINDOW
+
+
+@pytest.mark.parametrize("case", OUT_OF_MONEY)
+def test_no_money_stops_at_once_and_is_not_asked_again(kind: str, make: Make, provider: Provider, case: str) -> None:
+    if not case.startswith(kind):
+        pytest.skip("what the other provider says")
+    status, error = OUT_OF_MONEY[case]
+    body = json.dumps({"type": "error", "error": error}).encode()
+    provider.default = lambda prompt: Answer(status=status, body=body)
+    answers = with_session(make(), lambda session: _ask_and_look_on(session, provider, 100))
+    errors = [answer for answer in answers if isinstance(answer, RebaseError)]
+    assert error["message"] in str(errors[0])
+    assert "credit" in str(errors[0])
+    assert len(provider.asked()) <= FIRST_WINDOW
+    assert max(Counter(entry.prompt for entry in provider.asked()).values()) == 1
+
+
+def test_wrong_key_stops_at_once_and_is_not_told(make: Make, provider: Provider) -> None:
     with pytest.raises(RebaseError, match="401: invalid key") as caught:
         ask(make(key="sk-wrong-key"), *prompts(200))
     assert "sk-wrong-key" not in str(caught.value)
-    assert len(provider.asked()) <= 2 * WINDOW
+    assert len(provider.asked()) <= FIRST_WINDOW
 
 
-def test_unknown_model_stops_at_once(make, provider: Provider) -> None:
+def test_unknown_model_stops_at_once(make: Make, provider: Provider) -> None:
     with pytest.raises(RebaseError, match="404: model no-such-model not found"):
         ask(make(model="no-such-model"), *prompts(200))
-    assert len(provider.asked()) <= 2 * WINDOW
+    assert len(provider.asked()) <= FIRST_WINDOW
 
 
-def test_unreachable_host_stops_with_its_address(make, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("anthropic", "openai"):
-        monkeypatch.setattr(f"rebase.teacher.{module}.RETRIES", 0)
-    with pytest.raises(RebaseError, match=r"cannot be reached at http://127.0.0.1:9.*refused"):
+def test_unreachable_host_stops_with_its_address(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "RETRIES", 0)
+    with pytest.raises(RebaseError, match=r"cannot be reached at http://127.0.0.1:9.*\n?.*base_url"):
         ask(make(address="http://127.0.0.1:9"), *prompts(20))
+
+
+# What comes back
 
 
 @pytest.mark.parametrize(
@@ -142,15 +399,15 @@ def test_unreachable_host_stops_with_its_address(make, monkeypatch: pytest.Monke
     ],
     ids=["cut", "empty object", "list", "page", "no content", "nothing"],
 )
-def test_body_that_is_no_response_is_a_failure(make, provider: Provider, answer: Answer) -> None:
-    provider.plan("b", answer)
+def test_body_that_is_no_response_is_a_failure(make: Make, provider: Provider, answer: Answer) -> None:
+    provider.plan("b", answer, answer)
     failure, reply = ask(make(), "b", "c")
     assert isinstance(failure, Failure)
     assert failure.reason
     assert isinstance(reply, Reply)
 
 
-def test_refusal_and_cut_reply_say_so(make, provider: Provider) -> None:
+def test_refusal_and_cut_reply_say_so(make: Make, provider: Provider) -> None:
     provider.plan("a", Answer(text="I will not.", finish="refusal"))
     provider.plan("b", Answer(text='{"echo": "b', finish="length"))
     refused, cut = ask(make(), "a", "b")
@@ -158,41 +415,85 @@ def test_refusal_and_cut_reply_say_so(make, provider: Provider) -> None:
     assert (cut.finish, cut.text) == ("length", '{"echo": "b')
 
 
-def test_half_a_surrogate_pair_does_not_break_a_reply(make, provider: Provider) -> None:
+def test_half_a_surrogate_pair_does_not_break_a_reply(make: Make, provider: Provider) -> None:
     provider.plan("a", Answer(text="cut \ud83d"))
     (reply,) = ask(make(), "a")
     assert reply.text == "cut \ufffd"
     reply.text.encode()
 
 
-def test_replies_are_told_of_as_they_arrive(make, provider: Provider) -> None:
-    provider.plan("slow", Answer(seconds=0.3))
-    arrived = []
-    with make().open() as session:
-        asked = [request(prompt) for prompt in ("slow", "b", "c")]
-        list(session.ask(asked, arrived=lambda request, reply: arrived.append(request.messages[0].content)))
-    assert sorted(arrived[:2]) == ["b", "c"]
-    assert arrived[2] == "slow"
+def test_text_that_is_not_unicode_fails_alone(make: Make) -> None:
+    answers = ask(make(), "cut \ud83d", "b")
+    assert all(isinstance(answer, (Reply, Failure)) for answer in answers)
+    assert isinstance(answers[1], Reply)
+
+
+# The key, and the environment
 
 
 def test_missing_key_is_an_error_before_any_work_that_says_where_to_put_it(kind: str) -> None:
     teacher = {"anthropic": AnthropicTeacher, "openai": OpenAITeacher}[kind]("some-model", None)
-    for attempt in (teacher.check, teacher.open().__enter__):
+    for attempt in (teacher.check, lambda: ask(teacher, "a")):
         with pytest.raises(RebaseError, match=rf"{kind.upper()}_API_KEY.*\n?.*conf/local/credentials.yml"):
             attempt()
 
 
-def test_key_with_white_space_is_refused_without_telling_it(make) -> None:
+def test_key_with_white_space_is_refused_without_telling_it(make: Make) -> None:
     with pytest.raises(RebaseError, match="white space") as caught:
         make(key="sk-right-key\n").check()
     assert "sk-right" not in str(caught.value)
 
 
-def test_key_is_in_no_representation_and_no_log(make, caplog: pytest.LogCaptureFixture, provider: Provider) -> None:
+def test_key_is_in_no_representation_no_failure_and_no_log(
+    make: Make, caplog: pytest.LogCaptureFixture, provider: Provider
+) -> None:
     teacher = make()
+    provider.plan("a", Answer(status=400, message=f"bad {KEY}"))
+    provider.plan("b", Answer(body=f"who is {KEY}?".encode()), Answer(body=f"who is {KEY}?".encode()))
+    provider.plan("c", Answer(status=429), Answer(status=500, message=f"broken by {KEY}"))
     with caplog.at_level(logging.DEBUG, logger="rebase"):
-        provider.plan("a", Answer(status=400, message=f"bad {KEY}"))
-        (failure,) = ask(teacher, "a")
-    assert KEY not in repr(teacher)
-    assert KEY not in failure.reason
-    assert KEY not in caplog.text
+        answers = ask(teacher, "a", "b", "c")
+        provider.default = lambda prompt: Answer(status=403, body=json.dumps({"error": {"key": KEY}}).encode())
+        with pytest.raises(RebaseError, match="403") as caught:
+            ask(teacher, "d")
+    assert isinstance(answers[0], Failure)
+    assert isinstance(answers[1], Failure)
+    for shown in (repr(teacher), str(teacher), repr(answers), str(caught.value), caplog.text):
+        assert KEY not in shown
+
+
+def test_proxy_of_the_environment_is_used_and_the_environment_stays_as_it_is(
+    make: Make, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    for name in ("all_proxy", "no_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("HTTP_PROXY", provider.address)  # it answers as if it had asked the host
+    before = dict(os.environ)
+    (reply,) = ask(make(address="http://teacher.invalid"), "a")
+    assert reply.text == '{"echo": "a"}'
+    assert provider.asked("a")[0].headers["host"] == "teacher.invalid"
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert isinstance(ask(make(), "b")[0], Reply)
+    monkeypatch.setenv("HTTP_PROXY", provider.address)
+    monkeypatch.delenv("NO_PROXY")
+    assert dict(os.environ) == before
+
+
+def test_a_handle_may_be_opened_again_and_by_several_at_once(make: Make) -> None:
+    teacher = replace(make(in_flight=4))
+
+    async def main() -> list[list[Reply | Failure]]:
+        async def once(name: str) -> list[Reply | Failure]:
+            async with teacher.open() as session:
+                return list(await asyncio.gather(*(session.ask(request(f"{name} {n}")) for n in range(5))))
+
+        return list(await asyncio.gather(once("a"), once("b")))
+
+    for _ in range(2):
+        answers = asyncio.run(main())
+        assert [reply.text for reply in answers[1]] == [f'{{"echo": "b {n}"}}' for n in range(5)]

@@ -1,19 +1,24 @@
 """Teachers of Anthropic's Messages API, through the official SDK."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rebase.errors import RebaseError
-from rebase.teacher.api import RETRIES, THINKING_TOKENS, ApiTeacher, Connection
-from rebase.teacher.protocol import Reply, Request
+from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, Clients, Connection
+from rebase.teacher.batch import Again, BatchState
+from rebase.teacher.protocol import Failure, Reply, Request
 
 if TYPE_CHECKING:
     import anthropic
 
 #: Our word for the API's stop reasons; the others mean that the model had finished.
 _FINISH = {"max_tokens": "length", "model_context_window_exceeded": "length", "refusal": "refusal"}
+#: Errors of a batch's item that another try may not meet.
+_PASSING = frozenset({"api_error", "overloaded_error", "rate_limit_error", "timeout_error"})
 
 
 @dataclass(frozen=True)
@@ -23,20 +28,26 @@ class AnthropicTeacher(ApiTeacher):
     provider: ClassVar[str] = "anthropic"
     key_variable: ClassVar[str] = "ANTHROPIC_API_KEY"
 
-    @contextmanager
-    def connect(self) -> Iterator[Connection]:
-        """Open the client, and ask what the model can do."""
+    @asynccontextmanager
+    async def connect(self, clients: Clients) -> AsyncIterator[Connection]:
+        """Open the clients, and ask what the model can do."""
         import anthropic
+        import httpx2
 
-        with anthropic.Anthropic(api_key=self.api_key, base_url=self.base_url, max_retries=RETRIES) as client:
-            settings = model_settings(self.model, self._capabilities(client))
+        made = await clients.make(
+            anthropic.AsyncAnthropic, anthropic.DefaultAsyncHttpxClient, api_key=self.api_key, base_url=self.base_url
+        )
+        settings = model_settings(self.model, await self._capabilities(made[0]))
+        turns = cycle(made)
 
-            def send(request: Request) -> Any:
-                return client.messages.create(**request_arguments(self.model, settings, request))
+        async def send(request: Request) -> Any:
+            body = request_arguments(self.model, settings, request)
+            return await next(turns).post("/v1/messages", body=body, cast_to=httpx2.Response)
 
-            yield Connection(anthropic, send, _read, temperature=False)
+        batches = _Batches(made[0], self.model, settings)
+        yield Connection(anthropic, send, _read, batches, temperature=False, thinking_tokens=settings.thinking_tokens)
 
-    def _capabilities(self, client: "anthropic.Anthropic") -> dict[str, Any]:
+    async def _capabilities(self, client: "anthropic.AsyncAnthropic") -> dict[str, Any]:
         """What the provider's model list says of the model; nothing where it does not say.
 
         Servers that only imitate the Messages API have no such list. If key or model are wrong, the first request
@@ -45,12 +56,56 @@ class AnthropicTeacher(ApiTeacher):
         import anthropic
 
         try:
-            return client.models.retrieve(self.model).to_dict().get("capabilities") or {}  # type: ignore[return-value]
+            return (await client.models.retrieve(self.model)).to_dict().get("capabilities") or {}  # type: ignore[return-value]
         except anthropic.APIConnectionError as error:
-            self.reason(error, anthropic)
+            self.stop_where_final(error, anthropic)
         except (anthropic.APIError, AttributeError, ValueError):
             pass
         return {}
+
+
+class _Batches:
+    """Message Batches: see ``BatchApi``. Their list shows no mark of ours, so a lost one is known by its items."""
+
+    most_requests = 100_000
+    most_bytes = 256_000_000
+
+    def __init__(self, client: "anthropic.AsyncAnthropic", model: str, settings: "ModelSettings") -> None:
+        self._client = client
+        self._model = model
+        self._settings = settings
+
+    def line(self, key: str, request: Request) -> dict[str, Any]:
+        return {"custom_id": key, "params": request_arguments(self._model, self._settings, request)}
+
+    async def submit(self, lines: list[dict[str, Any]], token: str) -> str:
+        batch = await self._client.with_options(max_retries=0).messages.batches.create(requests=lines)  # type: ignore[arg-type]
+        return batch.id
+
+    async def find(self, token: str, keys: set[str], since: datetime) -> list[str]:
+        found = []
+        async for batch in self._client.messages.batches.list(limit=100):
+            if batch.created_at < since - timedelta(minutes=5):
+                break
+            counts = batch.request_counts
+            total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
+            if total == len(keys):
+                found.append(batch.id)
+        return found
+
+    async def state(self, batch_id: str) -> BatchState:
+        batch = await self._client.messages.batches.retrieve(batch_id)
+        return BatchState(batch.processing_status == "ended")
+
+    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Reply | Failure | Again]]:
+        async for item in await self._client.messages.batches.results(batch_id):
+            key, result = item.custom_id, item.result
+            if result.type == "succeeded":
+                yield key, _read(result.message.to_dict(), key)
+            elif result.type == "errored" and result.error.error.type not in _PASSING:
+                yield key, Failure(key, f"{result.error.error.type}: {result.error.error.message}")
+            else:
+                yield key, Again(result.type)
 
 
 @dataclass(frozen=True)
@@ -93,7 +148,7 @@ def _supports(capabilities: dict[str, Any], *path: str) -> bool | None:
 
 
 def request_arguments(model: str, settings: ModelSettings, request: Request) -> dict[str, Any]:
-    """What ``messages.create`` is given: the reply is held to the schema by the API's structured output."""
+    """The body of a request: the reply is held to the schema by the API's structured output."""
     import anthropic
 
     output: dict[str, Any] = {"format": {"type": "json_schema", "schema": anthropic.transform_schema(request.schema)}}
@@ -102,18 +157,20 @@ def request_arguments(model: str, settings: ModelSettings, request: Request) -> 
     return {
         "model": model,
         "max_tokens": request.sampling.max_tokens + settings.thinking_tokens,
-        "system": request.system or anthropic.omit,
+        **({"system": request.system} if request.system else {}),
         "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
         "output_config": output,
         **settings.arguments,
     }
 
 
-def _read(response: "anthropic.types.Message", key: str) -> Reply:
+def _read(body: dict[str, Any], key: str) -> Reply:
     """The text blocks, joined (a thinking block may stand before them); of a refusal without text its explanation."""
-    text = "".join(block.text for block in response.content if block.type == "text")
-    if not text and response.stop_details:
-        text = response.stop_details.explanation or ""
-    usage = response.usage
-    read = usage.input_tokens + (usage.cache_creation_input_tokens or 0) + (usage.cache_read_input_tokens or 0)
-    return Reply(key, text, _FINISH.get(response.stop_reason or "", "stop"), read, usage.output_tokens)
+    text = "".join(block["text"] for block in body["content"] if block["type"] == "text")
+    if not text:
+        text = (body.get("stop_details") or {}).get("explanation") or ""
+    usage = body["usage"]
+    read = sum(
+        usage.get(name) or 0 for name in ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    )
+    return Reply(key, text, _FINISH.get(body["stop_reason"] or "", "stop"), read, usage["output_tokens"])

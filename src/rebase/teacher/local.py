@@ -5,10 +5,12 @@ prompts of a batch begin with (directions, examples) go through the model once; 
 about is not decoded but given; rows that are done leave the batch.
 """
 
+import asyncio
 import gc
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rebase.errors import RebaseError
 from rebase.models import inference_dtype, locate_model
-from rebase.teacher.protocol import Failure, Reply, Request, ignore
+from rebase.teacher.flow import Gathering
+from rebase.teacher.protocol import Failure, Reply, Request
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +55,16 @@ class LocalTeacher:
         """The model's name in requests' keys: another revision is another model."""
         return f"{self.source}@{self.revision}" if self.revision else self.source
 
-    @contextmanager
-    def open(self) -> Iterator["LocalSession"]:
+    @property
+    def ahead(self) -> int:
+        """The requests of a window."""
+        return self.window
+
+    def check(self) -> None:
+        """Nothing is needed that could be missing before the weights are loaded."""
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["LocalSession"]:
         """Load the weights; they are released at the end. RebaseError where there is no such model."""
         session = _load(self)
         try:
@@ -95,36 +106,40 @@ class LocalSession:
         self._tokenizer = tokenizer
         self._compiler = compiler
         self._shared: tuple[list[int], Any] = ([], None)
+        self._gathering = Gathering(handle.window, self._answer)
+        self._is_stopped = False
+        self.thinking_tokens = 0
         added = tokenizer.get_added_vocab()
         self._control_tokens = sorted(added, key=len, reverse=True)
 
-    def ask(
-        self, requests: Iterable[Request], arrived: Callable[[Request, Reply], None] = ignore
-    ) -> Iterator[Reply | Failure]:
-        """Answer each request in the order given, reading ``window`` of them ahead; ``arrived`` is told a batch."""
-        from tqdm.auto import tqdm
+    async def ask(self, request: Request) -> Reply | Failure:
+        """Answer the request, with those that are asked at the same time."""
+        return await self._gathering.ask(request)
 
-        total = len(requests) if isinstance(requests, Sequence) else None
-        with tqdm(total=total, desc="teacher", unit="reply", disable=None) as progress:
-            for window in chunked(requests, self._handle.window):
-                replies: dict[int, Reply | Failure] = {}
-                rows = {}
-                for position, request in enumerate(window):
-                    row = self._prepare(request)
-                    if isinstance(row, Failure):
-                        replies[position] = row
-                    else:
-                        rows[position] = row
-                # Rows of like length share a batch: less padding.
-                order = sorted(rows, key=lambda position: len(rows[position].prompt))
-                for positions in chunked(order, self._handle.batch_size):
-                    self._decode([rows[position] for position in positions])
-                    for position in positions:
-                        replies[position] = reply = self._reply(rows[position])
-                        arrived(rows[position].request, reply)
-                    progress.update(len(positions))
-                for position in range(len(window)):
-                    yield replies[position]
+    def stop(self) -> None:
+        """Decode nothing more."""
+        self._is_stopped = True
+
+    async def _answer(self, window: list[Request], say: Callable[[int, Reply | Failure], None]) -> None:
+        rows = {}
+        for place, request in enumerate(window):
+            row = self._prepare(request)
+            if isinstance(row, Failure):
+                say(place, row)
+            else:
+                rows[place] = row
+        # Rows of like length share a batch: less padding.
+        order = sorted(rows, key=lambda place: len(rows[place].prompt))
+        for places in chunked(order, self._handle.batch_size):
+            if self._is_stopped:
+                for place in places:
+                    say(place, Failure(rows[place].key, "not decoded", "stopped"))
+                continue
+            began = time.monotonic()
+            self._decode([rows[place] for place in places])
+            for place in places:
+                say(place, self._reply(rows[place], time.monotonic() - began))
+            await asyncio.sleep(0)  # who waits for them stores them before the next batch
 
     def release(self) -> None:
         """Let the weights go; the session is of no more use."""
@@ -267,9 +282,9 @@ class LocalSession:
         expanded.batch_repeat_interleave(len(rows))
         return expanded, len(tokens)
 
-    def _reply(self, row: _Row) -> Reply:
+    def _reply(self, row: _Row, seconds: float) -> Reply:
         text = self._tokenizer.decode(row.output, skip_special_tokens=True)
-        return Reply(row.key, str(text), row.finish, len(row.prompt) - row.forced, len(row.output))
+        return Reply(row.key, str(text), row.finish, len(row.prompt) - row.forced, len(row.output), seconds)
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,17 +1,22 @@
 """Teachers of the chat completions API: OpenAI's own, and every server that speaks it (vLLM, Ollama and others)."""
 
+import io
+import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
-from rebase.teacher.api import RETRIES, THINKING_TOKENS, ApiTeacher, Connection
-from rebase.teacher.protocol import Reply, Request
+from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, Clients, Connection
+from rebase.teacher.batch import Again, BatchState
+from rebase.teacher.protocol import Failure, Reply, Request
 
 if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletion
+    import openai
 
 #: Our word for the API's finish reasons; the others mean that the model had finished.
 _FINISH = {"length": "length", "content_filter": "refusal"}
@@ -69,23 +74,80 @@ class OpenAITeacher(ApiTeacher):
         host = urlsplit(self.base_url or "").hostname or ""
         return not self.base_url or host.endswith((".openai.com", ".openai.azure.com"))
 
-    @contextmanager
-    def connect(self) -> Iterator[Connection]:
-        """Open the client."""
+    @asynccontextmanager
+    async def connect(self, clients: Clients) -> AsyncIterator[Connection]:
+        """Open the clients."""
+        import httpx2
         import openai
 
         # The SDK insists on a key; a server that needs none does not look at it.
-        key = self.api_key or "none"
-        with openai.OpenAI(api_key=key, base_url=self.base_url, max_retries=RETRIES) as client:
+        made = await clients.make(
+            openai.AsyncOpenAI, openai.DefaultAsyncHttpxClient, api_key=self.api_key or "none", base_url=self.base_url
+        )
+        turns = cycle(made)
+        family = self.family
 
-            def send(request: Request) -> Any:
-                return client.chat.completions.create(**request_arguments(self.model, self.family, request))
+        async def send(request: Request) -> Any:
+            body = request_arguments(self.model, family, request)
+            return await next(turns).post("/chat/completions", body=body, cast_to=httpx2.Response)
 
-            yield Connection(openai, send, _read, self.family.temperature)
+        batches = _Batches(made[0], self.model, family)
+        yield Connection(openai, send, _read, batches, family.temperature, family.thinking_tokens)
+
+
+class _Batches:
+    """The Batch API: see ``BatchApi``. Its metadata carry our token, by which a lost batch is found."""
+
+    most_requests = 50_000
+    most_bytes = 200_000_000
+
+    def __init__(self, client: "openai.AsyncOpenAI", model: str, family: Family) -> None:
+        self._client = client
+        self._model = model
+        self._family = family
+
+    def line(self, key: str, request: Request) -> dict[str, Any]:
+        body = request_arguments(self._model, self._family, request)
+        return {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+    async def submit(self, lines: list[dict[str, Any]], token: str) -> str:
+        content = "\n".join(map(json.dumps, lines)).encode()
+        file = await self._client.files.create(file=(f"{token}.jsonl", io.BytesIO(content)), purpose="batch")
+        batch = await self._client.with_options(max_retries=0).batches.create(
+            input_file_id=file.id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            metadata={"rebase": token},
+        )
+        return batch.id
+
+    async def find(self, token: str, keys: set[str], since: datetime) -> list[str]:
+        async for batch in self._client.batches.list(limit=100):
+            if (batch.metadata or {}).get("rebase") == token:
+                return [batch.id]
+            if batch.created_at < since.timestamp() - 300:
+                break
+        return []
+
+    async def state(self, batch_id: str) -> BatchState:
+        batch = await self._client.batches.retrieve(batch_id)
+        if batch.status == "failed":
+            errors = (batch.errors and batch.errors.data) or []
+            return BatchState(True, "; ".join(error.message or "" for error in errors) or "no reason is given")
+        return BatchState(batch.status in ("completed", "expired", "cancelled"))
+
+    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Reply | Failure | Again]]:
+        batch = await self._client.batches.retrieve(batch_id)
+        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
+            content = await self._client.files.content(file_id)
+            for line in content.text.splitlines():
+                if line.strip():
+                    item = json.loads(line)
+                    yield item["custom_id"], _read_item(item)
 
 
 def request_arguments(model: str, family: Family, request: Request) -> dict[str, Any]:
-    """What ``chat.completions.create`` is given: the reply is held to the schema by the response format."""
+    """The body of a request: the reply is held to the schema by the response format."""
     system = [{"role": "system", "content": request.system}] if request.system else []
     schema = request.schema if family.lengths else without_lengths(request.schema)
     arguments: dict[str, Any] = {
@@ -115,9 +177,23 @@ def without_lengths(schema: Any) -> Any:
     }
 
 
-def _read(response: "ChatCompletion", key: str) -> Reply:
-    choice = response.choices[0]
-    refusal = choice.message.refusal
-    finish = "refusal" if refusal else _FINISH.get(choice.finish_reason, "stop")
-    read, written = (response.usage.prompt_tokens, response.usage.completion_tokens) if response.usage else (0, 0)
-    return Reply(key, refusal or choice.message.content or "", finish, read, written)
+def _read(body: dict[str, Any], key: str) -> Reply:
+    choice = body["choices"][0]
+    refusal = choice["message"].get("refusal")
+    finish = "refusal" if refusal else _FINISH.get(choice["finish_reason"], "stop")
+    usage = body.get("usage") or {}  # not every server counts
+    text = refusal or choice["message"]["content"] or ""
+    return Reply(key, text, finish, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+
+
+def _read_item(item: dict[str, Any]) -> Reply | Failure | Again:
+    """One line of a batch's output or error file."""
+    key, response, error = item["custom_id"], item.get("response"), item.get("error") or {}
+    if response is None:  # the batch expired or was cancelled before its turn
+        return Again(error.get("code") or "no response")
+    status, body = response["status_code"], response["body"]
+    if status == 200:
+        return _read(body, key)
+    if status == 429 or status >= 500:
+        return Again(f"status {status}")
+    return Failure(key, f"status {status}: {(body.get('error') or {}).get('message', body)}")

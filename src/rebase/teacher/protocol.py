@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -39,40 +38,75 @@ class Request:
         content = json.dumps([provider, model, asdict(self)], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
+    @property
+    def characters(self) -> int:
+        """The length of all that is said, in characters."""
+        return len(self.system) + sum(len(turn.content) for turn in self.messages)
+
+    def to_json(self) -> str:
+        """The request as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Request":
+        """The request that ``to_json`` wrote."""
+        said = json.loads(text)
+        messages = tuple(Message(**turn) for turn in said["messages"])
+        return cls(said["system"], messages, said["schema"], Sampling(**said["sampling"]), said["sample"])
+
 
 @dataclass(frozen=True)
 class Reply:
-    """What the teacher said. ``finish`` is ``stop``, ``length`` or ``refusal``; tokens as the provider counts them."""
+    """What the teacher said. ``finish`` is ``stop``, ``length`` or ``refusal``; tokens as the provider counts them.
+
+    ``seconds`` is how long it took, ``batch`` if it came by a batch, at the batch's price. ``dollars`` is what it
+    cost by the table of prices, those of a reply that it repairs included; None where the table has no such model.
+    """
 
     key: str
     text: str
     finish: str
     input_tokens: int
     output_tokens: int
+    seconds: float = 0.0
+    batch: bool = False
+    dollars: float | None = None
+
+    @property
+    def parsed(self) -> Any:
+        """What the text says as JSON; ValueError where it is none."""
+        return json.loads(self.text)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that got no reply, with the provider's own words. Never stored."""
+    """A request that got no reply, with the provider's own words. Never stored.
+
+    ``kind`` is ``failed``, ``budget`` (the budget was reached: it was not sent) or ``stopped`` (nobody waits for it).
+    """
 
     key: str
     reason: str
+    kind: Literal["failed", "budget", "stopped"] = "failed"
 
 
-def ignore(request: Request, reply: Reply) -> None:
-    """Nobody wants to know of a reply before its turn."""
+def well_formed(text: str) -> str:
+    """The text with half surrogate pairs replaced: JSON can carry them, UTF-8 (and so the store) cannot."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class Session(Protocol):
     """An open teacher."""
 
-    def ask(
-        self, requests: Iterable[Request], arrived: Callable[[Request, Reply], None] = ignore
-    ) -> Iterator[Reply | Failure]:
-        """Answer each request, in the order given. A request that fails yields its Failure, the others go on.
+    @property
+    def thinking_tokens(self) -> int:
+        """Tokens that a reply may have beyond its request's ``max_tokens``."""
 
-        ``arrived`` is told of each reply as soon as it is there, which may be before its turn and in another thread.
-        """
+    async def ask(self, request: Request) -> Reply | Failure:
+        """Answer the request. RebaseError where no further request could succeed."""
+
+    def stop(self) -> None:
+        """Send nothing more: what has not been sent fails at once, what is on its way goes on."""
 
 
 class Teacher(Protocol):
@@ -86,5 +120,12 @@ class Teacher(Protocol):
     def model(self) -> str:
         """The model's name, part of every request's key."""
 
-    def open(self) -> AbstractContextManager[Session]:
+    @property
+    def ahead(self) -> int:
+        """How many requests should wait for their answers at once, to keep the teacher busy."""
+
+    def check(self) -> None:
+        """Raise RebaseError where the teacher cannot work: a key is missing, say. Cheap, and asks nobody."""
+
+    def open(self) -> AbstractAsyncContextManager[Session]:
         """Make the teacher ready; raises RebaseError where a key or a model is missing."""

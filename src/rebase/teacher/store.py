@@ -1,30 +1,31 @@
-"""The store that makes every reply paid for once: a teacher that looks there before it asks."""
+"""The store of replies: everything that was ever paid for, in one file, and the journal of what is on its way."""
 
-import json
 import logging
+import os
+import socket
 import sqlite3
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from itertools import chain
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from rebase.errors import RebaseError
-from rebase.teacher.api import ApiTeacher
-from rebase.teacher.protocol import Failure, Reply, Request, Session, Teacher
+from rebase.teacher.protocol import Reply, Request
 
 logger = logging.getLogger(__name__)
 
-#: Requests read ahead of the answers at most, so that a caller who has enough can stop asking.
-LOOK_AHEAD = 64
+#: No row takes fewer bytes: its key alone stands in it and in an index.
+_LEAST_ROW = 128
 #: Seconds to wait for another process that writes.
 _PATIENCE = 60
+#: No submission of a batch takes longer: then the process number is another one's by now.
+_LONGEST_SUBMISSION = timedelta(hours=1)
 
-_TABLE = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY,           -- SHA-256 over all that the reply depends on
     provider TEXT NOT NULL,
@@ -34,16 +35,78 @@ CREATE TABLE IF NOT EXISTS replies (
     input_tokens INTEGER NOT NULL,
     output_tokens INTEGER NOT NULL,
     created TEXT NOT NULL,          -- UTC, ISO 8601
-    request TEXT NOT NULL           -- the request as JSON, to look up what was asked
-)
+    request TEXT NOT NULL,          -- the request as JSON, to look up what was asked
+    seconds REAL NOT NULL DEFAULT 0,
+    batch INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS replies_by_model ON replies (provider, model);
+CREATE TABLE IF NOT EXISTS batches (
+    token TEXT PRIMARY KEY,         -- ours, given before the provider names the batch
+    batch_id TEXT,                  -- the provider's
+    provider TEXT NOT NULL,
+    model TEXT NOT NULL,
+    created TEXT NOT NULL,
+    owner TEXT NOT NULL,            -- host:process that submits it
+    is_open INTEGER NOT NULL        -- its replies have not been collected
+);
+CREATE TABLE IF NOT EXISTS batch_items (
+    token TEXT NOT NULL,
+    key TEXT NOT NULL,
+    request TEXT NOT NULL,
+    PRIMARY KEY (token, key)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS batch_items_by_key ON batch_items (key);
 """
+_COLUMNS = (
+    "key", "provider", "model", "text", "finish", "input_tokens", "output_tokens", "created", "request",
+    "seconds", "batch",
+)  # fmt: skip
+#: The columns' types; the others are texts.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "input_tokens": int, "output_tokens": int, "seconds": (int, float), "batch": int,
+}  # fmt: skip
+_INSERT = f"INSERT OR IGNORE INTO replies ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+_IS_TAKEN = "SELECT 1 FROM replies WHERE key = ? UNION ALL SELECT 1 FROM batch_items WHERE key = ? LIMIT 1"
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM replies"  # noqa: S608
+_SELECT_NUMBERED = f"SELECT rowid, {', '.join(_COLUMNS)} FROM replies"  # noqa: S608
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch in the journal: our token, the provider's id once it is known, its items' keys, and who submits it."""
+
+    token: str
+    batch_id: str | None
+    keys: tuple[str, ...]
+    created: datetime
+    owner: str = field(default_factory=_this_process)
+
+    @property
+    def is_being_submitted(self) -> bool:
+        """If another process of this machine is about to submit it."""
+        host, _, process = self.owner.rpartition(":")
+        if self.batch_id is not None or host != socket.gethostname() or int(process) == os.getpid():
+            return False
+        if datetime.now(UTC) - self.created > _LONGEST_SUBMISSION:
+            return False
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
 
 
 class ReplyStore:
-    """Replies in one SQLite file, by key. Each reply is a transaction, so a kill loses none that was put.
+    """Replies in one SQLite file, by key, and the journal of batches. A reply is a transaction: a kill loses none.
 
-    Several threads and several processes may use one file at once. RebaseError where it cannot be used; a damaged
-    file is set aside with a warning and a new one begun.
+    Several threads and several processes may use one file at once. RebaseError where it cannot be used. A damaged file
+    is set aside with a warning, and a new one is made of all that is whole in it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,39 +116,144 @@ class ReplyStore:
 
     def get(self, key: str) -> Reply | None:
         """The stored reply, or None."""
-        with self._using() as connection:
-            row = connection.execute(
-                "SELECT key, text, finish, input_tokens, output_tokens FROM replies WHERE key = ?", (key,)
-            ).fetchone()
-        return Reply(*row) if row else None
+        rows = self._do(
+            "SELECT key, text, finish, input_tokens, output_tokens, seconds, batch FROM replies WHERE key = ?", (key,)
+        )
+        if not rows:
+            return None
+        key, text, finish, read, written, seconds, batch = rows[0]
+        return Reply(key, text, finish, read, written, seconds, bool(batch))
 
     def put(self, request: Request, reply: Reply, provider: str, model: str) -> None:
         """Store a reply for good. One that is there already stays."""
-        values = (
-            reply.key,
-            provider,
-            model,
-            reply.text,
-            reply.finish,
-            reply.input_tokens,
-            reply.output_tokens,
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            json.dumps(asdict(request)),
-        )
-        with self._using() as connection:
-            connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        self._do(_INSERT, _values(reply, request.to_json(), provider, model))
 
     def holds_any(self, provider: str, model: str) -> bool:
         """If there is any reply of this teacher."""
+        return bool(self._do("SELECT 1 FROM replies WHERE provider = ? AND model = ? LIMIT 1", (provider, model)))
+
+    def tokens_per_character(self, provider: str, model: str, sample: int = 200) -> float | None:
+        """Input tokens a character of this teacher's latest ``sample`` prompts; None where there are none."""
+        rows = self._do(
+            "SELECT request, input_tokens FROM replies WHERE provider = ? AND model = ? ORDER BY rowid DESC LIMIT ?",
+            (provider, model, sample),
+        )
+        characters = sum(Request.from_json(request).characters for request, _ in rows)
+        return sum(tokens for _, tokens in rows) / characters if characters else None
+
+    # The journal of batches.
+
+    def open_batch(self, batch: Batch, requests: Iterable[Request], provider: str, model: str) -> bool:
+        """Write down a batch before it is submitted, with its requests in the order of its keys.
+
+        False, with nothing written, where another process was quicker: one of the replies is stored by now, or in
+        another open batch.
+        """
+        items = [(batch.token, key, request.to_json()) for key, request in zip(batch.keys, requests, strict=True)]
+        with self._using() as connection, _transaction(connection):
+            for key in batch.keys:
+                if connection.execute(_IS_TAKEN, (key, key)).fetchone():
+                    return False
+            connection.execute(
+                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, 1)",
+                (batch.token, batch.batch_id, provider, model, batch.created.isoformat(), batch.owner),
+            )
+            connection.executemany("INSERT INTO batch_items VALUES (?, ?, ?)", items)
+        return True
+
+    def adopt_batch(self, batch: Batch) -> bool:
+        """Make this process the one that submits a batch without an id, if it is still its owner's of then."""
         with self._using() as connection:
-            row = connection.execute(
-                "SELECT 1 FROM replies WHERE provider = ? AND model = ? LIMIT 1", (provider, model)
-            ).fetchone()
-        return row is not None
+            statement = "UPDATE batches SET owner = ? WHERE token = ? AND owner = ? AND is_open AND batch_id IS NULL"
+            return connection.execute(statement, (_this_process(), batch.token, batch.owner)).rowcount == 1
+
+    def open_batches(self, provider: str, model: str) -> list[Batch]:
+        """The teacher's batches whose replies have not been collected, oldest first."""
+        rows = self._do(
+            "SELECT token, batch_id, created, owner FROM batches WHERE is_open AND provider = ? AND model = ? "
+            "ORDER BY created",
+            (provider, model),
+        )
+        batches = []
+        for token, batch_id, created, owner in rows:
+            keys = tuple(key for (key,) in self._do("SELECT key FROM batch_items WHERE token = ?", (token,)))
+            batches.append(Batch(token, batch_id, keys, datetime.fromisoformat(created), owner))
+        return batches
+
+    def batch_ids(self) -> set[str]:
+        """The provider's ids of all batches in the journal."""
+        return {batch_id for (batch_id,) in self._do("SELECT batch_id FROM batches WHERE batch_id IS NOT NULL")}
+
+    def name_batch(self, token: str, batch_id: str) -> None:
+        """Write down the id that the provider gave."""
+        self._do("UPDATE batches SET batch_id = ? WHERE token = ?", (batch_id, token))
+
+    def put_batch(self, token: str, replies: Iterable[Reply]) -> None:
+        """Store a batch's replies and close it, in one transaction."""
+        with self._using() as connection, _transaction(connection):
+            (provider, model), *_ = connection.execute("SELECT provider, model FROM batches WHERE token = ?", (token,))
+            for reply in replies:
+                asked = connection.execute(
+                    "SELECT request FROM batch_items WHERE token = ? AND key = ?", (token, reply.key)
+                ).fetchone()
+                if asked:
+                    connection.execute(_INSERT, _values(reply, asked[0], provider, model))
+            _close_batch(connection, token)
+
+    def close_batch(self, token: str) -> None:
+        """Nothing more is to be collected of this batch."""
+        with self._using() as connection, _transaction(connection):
+            _close_batch(connection, token)
+
+    # What people do with the store.
+
+    def summary(self) -> list[tuple[str, str, int, int, int, str, str]]:
+        """For each teacher: provider, model, replies, input tokens, output tokens, first and last day."""
+        return self._do(
+            "SELECT provider, model, count(*), sum(input_tokens), sum(output_tokens), min(created), max(created) "
+            "FROM replies GROUP BY provider, model ORDER BY provider, model"
+        )
+
+    def export(self) -> Iterator[dict[str, Any]]:
+        """Every reply with its request, as ``load`` takes them."""
+        last = 0
+        while rows := self._do(f"{_SELECT_NUMBERED} WHERE rowid > ? ORDER BY rowid LIMIT 500", (last,)):
+            yield from (dict(zip(_COLUMNS, row, strict=True)) for _, *row in rows)
+            last = rows[-1][0]
+
+    def load(self, lines: Iterable[dict[str, Any]]) -> tuple[int, int]:
+        """Add exported replies; gives how many were new, and how many there were.
+
+        RebaseError where a line is no exported reply, or its key is not that of its request; then none is added.
+        """
+        new = total = 0
+        with self._using() as connection, _transaction(connection):
+            for total, line in enumerate(lines, start=1):
+                try:
+                    row = tuple(line[name] for name in _COLUMNS)
+                    is_right = _is_whole(row)
+                    new += connection.execute(_INSERT, row).rowcount if is_right else 0
+                except (KeyError, TypeError, ValueError) as error:
+                    raise RebaseError(f"Line {total} is no exported reply: {type(error).__name__} {error}.") from None
+                if not is_right:
+                    raise RebaseError(f"Line {total}: the key is not that of the request. Export the replies again.")
+        return new, total
+
+    def prune(self, provider: str | None, model: str | None, before: str | None) -> int:
+        """Delete the replies of a provider, of a model, or older than a day (ISO 8601); gives how many."""
+        where = {"provider = ?": provider, "model = ?": model, "created < ?": before}
+        asked = {clause: value for clause, value in where.items() if value is not None}
+        with self._using() as connection:
+            clause = " AND ".join(asked) or "1"
+            return connection.execute(f"DELETE FROM replies WHERE {clause}", tuple(asked.values())).rowcount  # noqa: S608
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+    def _do(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        with self._using() as connection:
+            return connection.execute(statement, values).fetchall()
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
@@ -96,116 +264,37 @@ class ReplyStore:
             raise RebaseError(f"The store of replies {self._path} cannot be used: {error}. Run again.") from error
 
 
-@dataclass(frozen=True)
-class StoredTeacher:
-    """A teacher that asks only for replies which are not in the store at ``path``, and stores those it gets.
-
-    Failures are never stored: they are asked again by the next run.
-    """
-
-    teacher: Teacher
-    path: Path
-
-    @property
-    def provider(self) -> str:
-        """The provider's name."""
-        return self.teacher.provider
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return self.teacher.model
-
-    def check(self) -> None:
-        """Raise RebaseError where the teacher's key is missing. Cheap: to be called before any work.
-
-        Where the store holds replies of this teacher it only warns: a run that needs no others can be replayed.
-        """
-        if not isinstance(self.teacher, ApiTeacher):
-            return
-        try:
-            self.teacher.check()
-        except RebaseError as error:
-            if not self._is_begun():
-                raise
-            logger.warning("Only replies that are stored in %s can be used. %s", self.path, error)
-
-    def _is_begun(self) -> bool:
-        if not self.path.exists():
-            return False
-        with closing(ReplyStore(self.path)) as store:
-            return store.holds_any(self.provider, self.model)
-
-    @contextmanager
-    def open(self) -> Iterator["StoredSession"]:
-        """Open the store. The teacher itself is opened when the first reply is missing, and closed at the end."""
-        # The teacher is left first: replies still in flight then are stored before the store is closed.
-        with closing(ReplyStore(self.path)) as store, ExitStack() as stack:
-            yield StoredSession(self.teacher, store, stack)
+def _values(reply: Reply, request: str, provider: str, model: str) -> tuple[Any, ...]:
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return (
+        reply.key, provider, model, reply.text, reply.finish, reply.input_tokens, reply.output_tokens, created, request,
+        reply.seconds, int(reply.batch),
+    )  # fmt: skip
 
 
-class StoredSession:
-    """An open store with a teacher behind it."""
-
-    def __init__(self, teacher: Teacher, store: ReplyStore, stack: ExitStack) -> None:
-        self._teacher = teacher
-        self._store = store
-        self._stack = stack
-        self._session: Session | None = None
-
-    def ask(self, requests: Iterable[Request]) -> Iterator[Reply | Failure]:
-        """Answer each request, in the order given, from the store or else from the teacher."""
-        source = iter(requests)
-        while True:
-            line = _Line()
-            missing = self._missing(source, line)
-            first = next(missing, None)
-            if not line.keys:
-                return
-            if first is not None:
-                for answer in self._ask_teacher(chain([first], missing), line):
-                    line.answers[answer.key] = answer
-                    yield from line.ready()
-            yield from line.ready()
-
-    def _missing(self, source: Iterator[Request], line: "_Line") -> Iterator[Request]:
-        """Put requests in line and yield those whose replies are not stored, until the line is full."""
-        for request in source:
-            key = request.key(self._teacher.provider, self._teacher.model)
-            is_repeated = key in line.keys
-            line.keys.append(key)
-            if not is_repeated:
-                if stored := self._store.get(key):
-                    line.answers[key] = stored
-                else:
-                    yield request
-            if len(line.keys) >= LOOK_AHEAD:
-                return
-
-    def _ask_teacher(self, missing: Iterator[Request], line: "_Line") -> Iterator[Reply | Failure]:
-        if self._session is None:
-            self._session = self._stack.enter_context(self._teacher.open())
-        # A reply is stored when it arrives, not when its turn comes.
-        yield from self._session.ask(missing, arrived=self._put)
-
-    def _put(self, request: Request, reply: Reply) -> None:
-        self._store.put(request, reply, self._teacher.provider, self._teacher.model)
+def _is_whole(row: tuple[Any, ...]) -> bool:
+    """If the row's key is that of its request. TypeError where a value is of the wrong kind."""
+    said = dict(zip(_COLUMNS, row, strict=True))
+    for name, value in said.items():
+        if not isinstance(value, _KINDS.get(name, str)):
+            raise TypeError(f"{name} is {value!r}")
+    return said["key"] == Request.from_json(said["request"]).key(said["provider"], said["model"])
 
 
-class _Line:
-    """Requests that wait for their turn: their keys in order, and the answers so far."""
+def _close_batch(connection: sqlite3.Connection, token: str) -> None:
+    connection.execute("UPDATE batches SET is_open = 0 WHERE token = ?", (token,))
+    connection.execute("DELETE FROM batch_items WHERE token = ?", (token,))
 
-    def __init__(self) -> None:
-        self.keys: deque[str] = deque()
-        self.answers: dict[str, Reply | Failure] = {}
 
-    def ready(self) -> Iterator[Reply | Failure]:
-        """Take those at the head of the line that have their answer."""
-        while self.keys and self.keys[0] in self.answers:
-            key = self.keys.popleft()
-            yield self.answers[key]
-            if key not in self.keys:
-                del self.answers[key]
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -217,13 +306,34 @@ def _open(path: Path) -> sqlite3.Connection:
         except sqlite3.DatabaseError as error:
             if not _is_damage(error):
                 raise
-            aside = _set_aside(path)
-            logger.warning(
-                "The store of replies %s was damaged (%s). It lies in %s; a new one is begun.", path, error, aside
-            )
-            return _connect(path)
+            return _rebuild(path)
     except (sqlite3.DatabaseError, OSError) as error:
         raise RebaseError(f"The store of replies {path} cannot be opened: {error}") from error
+
+
+def _rebuild(path: Path) -> sqlite3.Connection:
+    """Make a new store of what is whole in a damaged one, which is set aside: the first process that comes does it."""
+    with closing(sqlite3.connect(f"{path}.rebuilding", timeout=_PATIENCE, isolation_level=None)) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        try:
+            return _connect(path)
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            damage = error
+        # A kill meanwhile leaves the damaged file where it is, for the next one to begin again.
+        new = path.with_name(f"{path.name}.rebuilt")
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{new}{suffix}").unlink(missing_ok=True)
+        with closing(_connect(new)) as store:
+            count = _salvage(path, store)
+        aside = _set_aside(path)
+        new.rename(path)
+    logger.warning(
+        "The store of replies %s was damaged (%s). It lies in %s; the %d replies that are whole were saved.",
+        path, damage, aside, count,
+    )  # fmt: skip
+    return _connect(path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -235,24 +345,86 @@ def _connect(path: Path) -> sqlite3.Connection:
             damage = sqlite3.DatabaseError(verdict)
             damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
             raise damage
-        connection.execute(_TABLE)
+        _make_tables(connection)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
+def _make_tables(connection: sqlite3.Connection) -> None:
+    connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
+    there = {name for _, name, *_ in connection.execute("PRAGMA table_info(replies)")}
+    for column in ("seconds REAL NOT NULL DEFAULT 0", "batch INTEGER NOT NULL DEFAULT 0"):
+        if column.split()[0] not in there:  # a store of version 0.1
+            connection.execute(f"ALTER TABLE replies ADD COLUMN {column}")
+
+
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """Let one process read while another writes. SQLite does not wait its turn to set this, so we do."""
+    """Let one process read while another writes. SQLite does not wait its turn to set this, so we do.
+
+    Then a commit need not wait for the disk to stand a kill of the process.
+    """
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
             return
         except sqlite3.OperationalError as error:
             if _kind(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
+
+
+def _salvage(damaged: Path, store: sqlite3.Connection) -> int:
+    """Copy every reply that can be read and whose key fits its request from a damaged file; gives how many.
+
+    Of the journal all that can be read is copied as well.
+    """
+    saved = 0
+    with closing(sqlite3.connect(damaged)) as source, _transaction(store):
+        for row in _readable_rows(source, damaged.stat().st_size):
+            try:
+                if _is_whole(row):
+                    saved += store.execute(_INSERT, row).rowcount
+            except (ValueError, KeyError, TypeError):
+                continue
+        for token, batch_id, provider, model, created, owner, is_open in _readable(source, "batches", "rowid"):
+            try:
+                values = (token, batch_id, provider, model, datetime.fromisoformat(created).isoformat(), owner, is_open)
+                store.execute("INSERT OR IGNORE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            except (ValueError, TypeError):
+                continue
+        for row in _readable(source, "batch_items", "token", "key"):
+            store.execute("INSERT OR IGNORE INTO batch_items VALUES (?, ?, ?)", row)
+        store.execute("DELETE FROM batch_items WHERE token NOT IN (SELECT token FROM batches WHERE is_open)")
+    return saved
+
+
+def _readable(source: sqlite3.Connection, table: str, *order: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table from both ends up to the first damage, some of them twice."""
+    for direction in ("", " DESC"):
+        ordered = ", ".join(name + direction for name in order)
+        try:
+            yield from source.execute(f"SELECT * FROM {table} ORDER BY {ordered}")  # noqa: S608
+        except sqlite3.DatabaseError:
+            continue
+
+
+def _readable_rows(source: sqlite3.Connection, size: int) -> Iterator[tuple[Any, ...]]:
+    """The rows of ``replies`` one by one: a damaged page takes only its own rows with it. ``size`` is the file's."""
+    number, unreadable = 1, 0
+    while unreadable <= size // _LEAST_ROW:
+        try:
+            found = source.execute(f"{_SELECT_NUMBERED} WHERE rowid >= ? ORDER BY rowid LIMIT 1", (number,)).fetchone()
+        except sqlite3.DatabaseError:
+            number, unreadable = number + 1, unreadable + 1
+            continue
+        if found is None:
+            return
+        yield found[1:]
+        number, unreadable = found[0] + 1, 0
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
@@ -266,7 +438,7 @@ def _kind(error: sqlite3.Error) -> int:
 
 def _set_aside(path: Path) -> Path:
     """Rename the file and its log beside it; returns the new name."""
-    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
     path.rename(aside)
     for suffix in ("-wal", "-shm"):
         log = path.with_name(path.name + suffix)

@@ -1,11 +1,11 @@
 """Chain of thought: ask the teacher how each answer comes about, and keep what agrees (docs/method.md section 6)."""
 
+import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -15,7 +15,10 @@ from rebase.errors import RebaseError
 from rebase.parameters import CotParameters
 from rebase.prompts import CotPrompt, cot_request, read_rationale
 from rebase.records import Task
-from rebase.teacher.protocol import Failure, Reply, Request, Teacher
+from rebase.teacher.budget import Usage
+from rebase.teacher.flow import in_order, run
+from rebase.teacher.protocol import Failure, Reply
+from rebase.teacher.stored import StoredTeacher
 from rebase.verification import refuse_rationale, same_answer, tidy_answer
 
 logger = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ def reason_examples(
     task: Task,
     examples: pd.DataFrame,
     retrieved: pd.DataFrame,
-    teacher: Teacher,
+    teacher: StoredTeacher,
     cot_prompt: dict[str, Any],
     parameters: CotParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
@@ -67,41 +70,33 @@ def reason_examples(
     """
     if not task.cot:
         passed = examples.assign(rationale=None, agreement=None).astype({"rationale": "str", "agreement": "float64"})
-        return passed, pd.DataFrame(columns=REFUSED_COLUMNS), _summary(passed, {}, relabelled=0)
+        return passed, pd.DataFrame(columns=REFUSED_COLUMNS), _summary(passed, {}, 0, Usage())
     prompt = CotPrompt.parse(cot_prompt, "data/01_raw/prompts/cot.yml")
     sources = {row["row_id"]: row for row in retrieved.to_dict("records")}
     lines = examples.to_dict("records")
 
-    def requests() -> Iterator[Request]:
-        for line in lines:
-            for sample in range(parameters.samples):
-                yield cot_request(task, line, sources.get(line["row_id"]), prompt, parameters, sample)
-
     kept: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
-    with teacher.open() as session, tqdm(total=len(lines), desc="cot", unit="example") as bar:
-        replies = session.ask(requests())
-        for line in lines:
-            samples = [read_sample(task, line, reply) for reply in islice(replies, parameters.samples)]
-            verdict = judge(samples, line["answer"], parameters)
-            if verdict.refused:
-                refused.append(_refusal(line, verdict, samples))
-            else:
-                found = {"answer": verdict.answer, "rationale": verdict.rationale, "agreement": verdict.agreement}
-                kept.append({**line, **found, "relabelled": not same_answer(verdict.answer, line["answer"])})
-            bar.update()
+    samples, usage = run(_ask_examples(task, lines, sources, teacher, prompt, parameters))
+    for line, said in zip(lines, samples, strict=True):
+        verdict = judge(said, line["answer"], parameters)
+        if verdict.refused:
+            refused.append(_refusal(line, verdict, said))
+        else:
+            found = {"answer": verdict.answer, "rationale": verdict.rationale, "agreement": verdict.agreement}
+            kept.append({**line, **found, "relabelled": not same_answer(verdict.answer, line["answer"])})
     by_reason = dict(Counter(line["reason"] for line in refused).most_common())
     if not kept:
         raise RebaseError(_explain_nothing(task, teacher, by_reason, refused))
     reasoned = pd.DataFrame(kept)
     relabelled = int(reasoned.pop("relabelled").sum())
-    return reasoned, pd.DataFrame(refused, columns=REFUSED_COLUMNS), _summary(reasoned, by_reason, relabelled)
+    return reasoned, pd.DataFrame(refused, columns=REFUSED_COLUMNS), _summary(reasoned, by_reason, relabelled, usage)
 
 
 def read_sample(task: Task, example: dict[str, Any], reply: Reply | Failure) -> Sample:
     """What a reply says, checked: a rationale with a wrong sum in it, say, has a fault."""
     if isinstance(reply, Failure):
-        return Sample(reply, fault="teacher_failed")
+        return Sample(reply, fault="budget_reached" if reply.kind == "budget" else "teacher_failed")
     if reply.finish != "stop":
         return Sample(reply, fault="reply_cut_off" if reply.finish == "length" else "teacher_refused")
     try:
@@ -140,13 +135,43 @@ def judge(samples: list[Sample], answer: str, parameters: CotParameters) -> Verd
     return Verdict(answer if agrees else reached, rationale, agreement)
 
 
-def _summary(reasoned: pd.DataFrame, by_reason: dict[str, int], relabelled: int) -> dict[str, Any]:
+async def _ask_examples(
+    task: Task,
+    lines: list[dict[str, Any]],
+    sources: dict[str, dict[str, Any]],
+    teacher: StoredTeacher,
+    prompt: CotPrompt,
+    parameters: CotParameters,
+) -> tuple[list[list[Sample]], Usage]:
+    """For each example the samples of its reasoning; and what was asked."""
+    room = max(1, teacher.ahead // parameters.samples)
+    async with teacher.open() as session:
+
+        async def ask(line: dict[str, Any]) -> list[Sample]:
+            source = sources.get(line["row_id"])
+            requests = [cot_request(task, line, source, prompt, parameters, k) for k in range(parameters.samples)]
+            return [read_sample(task, line, reply) for reply in await asyncio.gather(*map(session.ask, requests))]
+
+        samples = []
+        with tqdm(total=len(lines), desc="cot", unit="example") as bar:
+            async with aclosing(in_order(ask, lines, lambda: room)) as answers:
+                async for said in answers:
+                    samples.append(said)
+                    bar.update()
+                    if session.usage.dollars:
+                        expected = session.usage.dollars * len(lines) / len(samples)
+                        bar.set_postfix_str(f"${session.usage.dollars:.4f} of about ${expected:.2f}")
+    return samples, session.usage
+
+
+def _summary(reasoned: pd.DataFrame, by_reason: dict[str, int], relabelled: int, usage: Usage) -> dict[str, Any]:
     return {
         "stage": "cot",
         "in": len(reasoned) + sum(by_reason.values()),
         "kept": len(reasoned),
         "refused": by_reason,
         "relabelled": relabelled,
+        "usage": usage.summary(),
     }
 
 
@@ -162,7 +187,9 @@ def _refusal(line: dict[str, Any], verdict: Verdict, samples: list[Sample]) -> d
     }
 
 
-def _explain_nothing(task: Task, teacher: Teacher, by_reason: dict[str, int], refused: list[dict[str, Any]]) -> str:
+def _explain_nothing(
+    task: Task, teacher: StoredTeacher, by_reason: dict[str, int], refused: list[dict[str, Any]]
+) -> str:
     name = f"the teacher {teacher.provider}/{teacher.model}"
     if set(by_reason) == {"teacher_failed"}:
         words = Counter(line["detail"] for line in refused).most_common(1)[0][0]

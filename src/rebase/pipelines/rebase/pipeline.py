@@ -2,10 +2,10 @@
 
 from kedro.pipeline import Pipeline
 
-from rebase.pipelines import cot, embed, evaluate, index, ingest, retrieve, train, transform
+from rebase.pipelines import cot, embed, estimate, evaluate, index, ingest, retrieve, train, transform, usage
 
 
 def create_pipeline() -> Pipeline:
     """From ``sources`` and ``task`` to ``adapter``, ``scores`` and ``report``."""
-    stages = (ingest, embed, index, retrieve, transform, cot, train, evaluate)
+    stages = (ingest, embed, index, retrieve, estimate, transform, cot, usage, train, evaluate)
     return sum((stage.create_pipeline() for stage in stages), Pipeline([]))

@@ -2,9 +2,10 @@
 
 import json
 import logging
-from collections import Counter, deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections import Counter
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -17,37 +18,34 @@ from rebase.prompts import (
     Led,
     TransformPrompt,
     can_be_led,
+    check_request,
+    cut_columns,
     find_lead,
     own_text_columns,
     prompt_hash,
+    read_check,
     read_example,
     transform_request,
 )
 from rebase.records import Task
-from rebase.teacher.protocol import Failure, Reply, Request, Session, Teacher
+from rebase.teacher.budget import Usage
+from rebase.teacher.flow import in_order, run
+from rebase.teacher.protocol import Failure, Reply
+from rebase.teacher.stored import StoredSession, StoredTeacher
 from rebase.text import normalise
-from rebase.verification import Known, names_label, refuse_example, tidy_answer
+from rebase.verification import Known, agrees, label_balance, names_label, refuse_example, tidy_answer
 
 logger = logging.getLogger(__name__)
 
-_PROVENANCE = ["row_id", "dataset", "config", "revision", "row_index", "licence", "score", "rank"]
+_PROVENANCE = [
+    "row_id", "dataset", "config", "revision", "row_index", "licence", "rank", "score", "score_dataset", "score_query",
+    "score_answer", "query_column", "answer_column",
+]  # fmt: skip
 EXAMPLE_COLUMNS = [
-    "example_id", *_PROVENANCE, "fields", "query", "answer", "teacher", "prompt_hash", "reply_key",
-    "input_tokens", "output_tokens",
+    "example_id", *_PROVENANCE, "fields", "query", "answer", "cut", "teacher", "prompt_hash", "reply_key",
+    "input_tokens", "output_tokens", "dollars",
 ]  # fmt: skip
 REFUSED_COLUMNS = ["row_id", "dataset", "rank", "reason", "detail", "reply_key", "text"]
-
-#: After so many failures and not one reply the teacher is taken to be out of order.
-_FAILURES_TO_STOP = 20
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A row, what the teacher was led to in it, and its reply: None for a row that it was not asked about."""
-
-    row: dict[str, Any]
-    lead: Led | None
-    reply: Reply | Failure | None
 
 
 @dataclass(frozen=True)
@@ -58,21 +56,37 @@ class Refusal:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A row, the teacher's reply (None for a row that it was not asked about), and what came of it.
+
+    ``cut`` names the row's columns that the teacher was not shown whole.
+    """
+
+    row: dict[str, Any]
+    reply: Reply | Failure | None
+    outcome: Example | Refusal
+    cut: tuple[str, ...] = ()
+
+
 def transform_rows(
     task: Task,
     retrieved: pd.DataFrame,
     evaluation_set: pd.DataFrame,
-    teacher: Teacher,
+    teacher: StoredTeacher,
     transform_prompt: dict[str, Any],
     parameters: TransformParameters,
+    contamination_ngram: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Turn retrieved rows into examples, best rows first, until ``max_examples`` have passed or the rows end.
 
-    Requests are made as the teacher takes them, so that few more rows are asked about than are needed.
+    So many rows are asked about at once as the teacher can take, but no more than the examples that are wanting need
+    by the share that has passed so far.
 
     Returns:
         The examples with their provenance; the rows that became none, each with its reason (``not_needed`` for
-        those left when there were enough); the stage's summary, with the balance of labels where there are some.
+        those left when there were enough); the stage's summary, with what the teacher was asked and was paid, and
+        with the balance of labels where there are some.
 
     Raises:
         RebaseError: Not one example passed, or the teacher answers nothing.
@@ -80,129 +94,180 @@ def transform_rows(
     """
     prompt = TransformPrompt.parse(transform_prompt, "data/01_raw/prompts/transform.yml")
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
-    known = Known.of(task, evaluation_set["query"])
-    made = {"teacher": f"{teacher.provider}/{teacher.model}", "prompt_hash": prompt_hash(prompt, task)}
-    seen: set[str] = set()
-    kept: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
-    with teacher.open() as session, tqdm(total=parameters.max_examples, desc="transform", unit="example") as bar:
-        for asked in ask_rows(session, task, rows, prompt, parameters):
-            outcome = examine(task, asked, seen, known)
-            if isinstance(outcome, Example):
-                seen.add(normalise(task.render_query(outcome.fields)))
-                kept.append(_example_line(task, asked, outcome) | made)
-                bar.update()
-            else:
-                refused.append(_refused_line(asked.row, outcome, asked.reply))
-            if len(kept) == parameters.max_examples or _is_out_of_order(refused):
-                break
-    not_needed = rows[len(kept) + len(refused) :]
+    known = Known.of(task, evaluation_set["query"], contamination_ngram)
+    kept, refused, usage = run(_ask_rows(task, rows, teacher, prompt, parameters, known))
     by_reason = Counter(line["reason"] for line in refused)
     if not kept:
         raise RebaseError(_explain_nothing(task, teacher, by_reason, refused))
     if len(kept) < parameters.max_examples:
         logger.warning("transform: %d examples passed, %d were wanted", len(kept), parameters.max_examples)
-    refused += [_refused_line(row, Refusal("not_needed"), None) for row in not_needed]
+    not_needed = rows[len(kept) + len(refused) :]
+    refused += [_refused_line(Asked(row, None, Refusal("not_needed"))) for row in not_needed]
     if not_needed:
         by_reason["not_needed"] = len(not_needed)
-    examples = pd.DataFrame(kept, columns=EXAMPLE_COLUMNS)
+    made = {"teacher": f"{teacher.provider}/{teacher.model}", "prompt_hash": prompt_hash(prompt, task)}
+    examples = pd.DataFrame([line | made for line in kept], columns=EXAMPLE_COLUMNS)
     summary = {
         "stage": "transform",
         "in": len(rows),
         "kept": len(kept),
         "refused": dict(by_reason.most_common()),
         **made,
+        "usage": usage.summary(),
     }
     if task.answer.labels:
-        summary["labels"] = {label: int((examples["answer"] == label).sum()) for label in task.answer.labels}
+        summary["labels"] = label_balance(task.answer.labels, examples["answer"])
     return examples, pd.DataFrame(refused, columns=REFUSED_COLUMNS), summary
 
 
-def ask_rows(
-    session: Session, task: Task, rows: list[dict[str, Any]], prompt: TransformPrompt, parameters: TransformParameters
-) -> Iterator[Asked]:
-    """Ask about the rows, in their order; a row that offers a led teacher nothing comes without a reply."""
+async def _ask_rows(
+    task: Task,
+    rows: list[dict[str, Any]],
+    teacher: StoredTeacher,
+    prompt: TransformPrompt,
+    parameters: TransformParameters,
+    known: Known,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Usage]:
+    """The lines of ``examples``, without what all share, and of ``examples_refused``; and what was asked."""
     led = parameters.led and can_be_led(task)
     columns = own_text_columns(rows) if led else {}
-    waiting: deque[tuple[dict[str, Any], Led | None, bool]] = deque()
+    seen: set[str] = set()
+    kept: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
 
-    def requests() -> Iterator[Request]:
-        for row in rows:
+    def room() -> int:
+        wanted = parameters.max_examples - len(kept)
+        passing = (len(kept) + 1) / (len(kept) + len(refused) + 1)
+        return min(teacher.ahead, math.ceil(wanted / passing))
+
+    async with teacher.open() as session:
+
+        async def ask(row: dict[str, Any]) -> Asked:
             lead = find_lead(task, row, columns) if led else None
-            is_asked = lead is not None or not led
-            waiting.append((row, lead, is_asked))
-            if is_asked:
-                yield transform_request(task, row, prompt, parameters, lead)
+            if led and lead is None:
+                return Asked(row, None, Refusal("nothing_to_ask_about"))
+            asked = await ask_row(session, task, row, prompt, parameters, lead, known)
+            if parameters.round_trip and isinstance(asked.outcome, Example):
+                return await check_round_trip(session, task, asked, prompt, parameters)
+            return asked
 
-    for reply in session.ask(requests()):
-        while not waiting[0][2]:
-            yield Asked(waiting.popleft()[0], None, None)
-        row, lead, _ = waiting.popleft()
-        yield Asked(row, lead, reply)
-    for row, _, _ in waiting:
-        yield Asked(row, None, None)
+        with tqdm(total=parameters.max_examples, desc="transform", unit="example") as bar:
+            async with aclosing(in_order(ask, rows, room)) as answers:
+                async for asked in answers:
+                    outcome = asked.outcome
+                    if isinstance(outcome, Example) and (query := normalise(task.render_query(outcome.fields))) in seen:
+                        outcome = Refusal("duplicate", outcome.answer)
+                    if isinstance(outcome, Example):
+                        seen.add(query)
+                        kept.append(_example_line(task, asked.row, asked.reply, outcome, asked.cut))
+                        bar.update()
+                    else:
+                        refused.append(_refused_line(replace(asked, outcome=outcome)))
+                    bar.set_postfix_str(_progress(len(kept), len(refused), parameters.max_examples, session.usage))
+                    if len(kept) == parameters.max_examples:
+                        break
+    return kept, refused, session.usage
 
 
-def examine(task: Task, asked: Asked, seen: set[str], known: Known) -> Example | Refusal:
-    """The example that a row's reply gives, or why it gives none. ``seen``: the normalised queries kept so far."""
-    reply = asked.reply
-    if reply is None:
-        return Refusal("nothing_to_ask_about")
-    if isinstance(reply, Failure):
-        return Refusal("teacher_failed", reply.reason)
-    if reply.finish != "stop":
-        return Refusal("reply_cut_off" if reply.finish == "length" else "teacher_refused")
+async def ask_row(
+    session: StoredSession,
+    task: Task,
+    row: dict[str, Any],
+    prompt: TransformPrompt,
+    parameters: TransformParameters,
+    lead: Led | None,
+    known: Known,
+) -> Asked:
+    """Ask the teacher for an example made from the row, and examine what it says."""
+    reply = await session.ask(transform_request(task, row, prompt, parameters, lead))
+    cut = cut_columns(task, row, parameters, lead)
+    return Asked(row, reply, examine(task, row, reply, lead, known), tuple(cut))
+
+
+def examine(
+    task: Task, row: dict[str, Any], reply: Reply | Failure, lead: Led | None, known: Known
+) -> Example | Refusal:
+    """The example that a row's reply gives, or why it gives none."""
+    if isinstance(reply, Failure) or reply.finish != "stop":
+        return _refuse_reply(reply)
     try:
-        example = read_example(task, reply.text, asked.row["passage"], asked.lead)
+        example = read_example(task, reply.text, row["passage"], lead)
     except ValueError as error:
         return Refusal("not_as_asked", str(error))
     if example is None:
         return Refusal("unfit_row")
     answer = tidy_answer(task, example.fields, example.answer)
-    reason = refuse_example(task, example.fields, answer, seen, known)
-    if (
-        not reason
-        and task.answer.labels
-        and asked.lead
-        and not names_label(answer, map(str, json.loads(asked.row["row"]).values()))
-    ):
+    reason = refuse_example(task, example.fields, answer, known)
+    cells = map(str, json.loads(row["row"]).values())
+    if not reason and task.answer.labels and lead and not names_label(answer, cells):
         # A weak teacher guesses where the row does not tell.
         reason = "label_not_in_row"
     return Refusal(reason, answer) if reason else Example(example.fields, answer)
 
 
-def _example_line(task: Task, asked: Asked, example: Example) -> dict[str, Any]:
+async def check_round_trip(
+    session: StoredSession, task: Task, asked: Asked, prompt: TransformPrompt, parameters: TransformParameters
+) -> Asked:
+    """Have the teacher answer the new query without the answer: where it does not agree with itself, refuse."""
+    example = asked.outcome
+    assert isinstance(example, Example)  # noqa: S101
+    reply = await session.ask(check_request(task, example.fields, prompt.check, parameters.sampling))
+    if isinstance(reply, Failure) or reply.finish != "stop":
+        return replace(asked, outcome=_refuse_reply(reply))
+    try:
+        answer = read_check(task, example.fields, reply.text)
+    except ValueError as error:
+        return replace(asked, outcome=Refusal("not_as_asked", str(error)))
+    if agrees(task, example.fields, example.answer, answer):
+        return asked
+    return replace(asked, outcome=Refusal("round_trip_disagrees", f"{answer} for {example.answer}"))
+
+
+def _refuse_reply(reply: Reply | Failure) -> Refusal:
+    """Why there is nothing to read in a reply that is no whole one."""
+    if isinstance(reply, Failure):
+        return Refusal("budget_reached" if reply.kind == "budget" else "teacher_failed", reply.reason)
+    return Refusal("reply_cut_off" if reply.finish == "length" else "teacher_refused")
+
+
+def _progress(kept: int, refused: int, wanted: int, usage: Usage) -> str:
+    """Share refused so far; dollars so far, and what they come to in the end."""
+    parts = [f"refused {refused / (kept + refused):.0%}"]
+    if usage.dollars:
+        expected = usage.dollars * wanted / max(kept, 1)
+        parts.append(f"${usage.dollars:.4f} of about ${expected:.2f}")
+    return ", ".join(parts)
+
+
+def _example_line(
+    task: Task, row: dict[str, Any], reply: Reply | Failure | None, example: Example, cut: tuple[str, ...]
+) -> dict[str, Any]:
     """A line of ``examples``, without what all of them share."""
-    reply = asked.reply
-    spent = {name: getattr(reply, name) for name in ("input_tokens", "output_tokens")}
+    spent = {name: getattr(reply, name) for name in ("input_tokens", "output_tokens", "dollars")}
     return {
-        "example_id": asked.row["row_id"],
-        **{name: asked.row[name] for name in _PROVENANCE},
+        "example_id": row["row_id"],
+        **{name: row[name] for name in _PROVENANCE},
         "fields": json.dumps(example.fields, ensure_ascii=False),
         "query": task.render_query(example.fields),
         "answer": example.answer,
+        "cut": json.dumps(cut, ensure_ascii=False),
         "reply_key": reply.key if reply else None,
         **spent,
     }
 
 
-def _refused_line(row: dict[str, Any], refusal: Refusal, reply: Reply | Failure | None) -> dict[str, Any]:
+def _refused_line(asked: Asked) -> dict[str, Any]:
+    assert isinstance(asked.outcome, Refusal)  # noqa: S101
     return {
-        **{name: row[name] for name in ("row_id", "dataset", "rank")},
-        "reason": refusal.reason,
-        "detail": refusal.detail,
-        "reply_key": reply.key if reply else None,
-        "text": reply.text if isinstance(reply, Reply) else None,
+        **{name: asked.row[name] for name in ("row_id", "dataset", "rank")},
+        "reason": asked.outcome.reason,
+        "detail": asked.outcome.detail,
+        "reply_key": asked.reply.key if asked.reply else None,
+        "text": asked.reply.text if isinstance(asked.reply, Reply) else None,
     }
 
 
-def _is_out_of_order(refused: list[dict[str, Any]]) -> bool:
-    """If the teacher has failed on the first requests, every one."""
-    failed = sum(line["reason"] == "teacher_failed" for line in refused)
-    return failed == _FAILURES_TO_STOP and not any(line["text"] for line in refused)
-
-
-def _explain_nothing(task: Task, teacher: Teacher, by_reason: Counter[str], refused: list[dict[str, Any]]) -> str:
+def _explain_nothing(task: Task, teacher: StoredTeacher, by_reason: Counter[str], refused: list[dict[str, Any]]) -> str:
     """What to tell a user whose run gave no example at all."""
     name = f"the teacher {teacher.provider}/{teacher.model}"
     if by_reason["teacher_failed"] and not any(line["text"] for line in refused):

@@ -7,11 +7,12 @@ from rebase.pipelines.transform.nodes import transform_rows
 
 def create_pipeline() -> Pipeline:
     """``retrieved`` to ``examples`` and what was refused."""
+    given = ["task", "retrieved", "evaluation_set", "teacher", "transform_prompt", "params:transform"]
     return Pipeline(
         [
             Node(
                 transform_rows,
-                ["task", "retrieved", "evaluation_set", "teacher", "transform_prompt", "params:transform"],
+                [*given, "params:retrieve.contamination_ngram"],
                 ["examples", "examples_refused", "transform_summary"],
                 name="transform_rows",
             )

@@ -1,0 +1,196 @@
+"""Soak: transform many rows against a provider that fails, in a process that is killed again and again.
+
+    python benchmarks/soak.py --rows 10000 --faults 0.3 --kills 5            requests one by one
+    python benchmarks/soak.py --rows 10000 --faults 0.3 --kills 5 --batch    by batches
+
+The provider is the loopback server of the tests, in a process of its own. At the end every row must be an example or
+refused with a reason, and the provider's own ledger must show nothing billed twice, beyond what was on its way at a
+kill and what the provider billed but never delivered (half a body, a body that is not JSON). Exits with 1 else.
+"""
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pandas as pd
+import yaml
+
+ROOT = Path(__file__).parents[1]
+#: Billed, but nothing that a client could read.
+UNDELIVERED = {"half a body", "not JSON"}
+
+
+def main() -> None:
+    """Run the soak, or the client in it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--faults", type=float, default=0.3)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--provider", choices=["anthropic", "openai"], default="anthropic")
+    parser.add_argument("--batch", action="store_true")
+    parser.add_argument("--seed", type=int, default=3407)
+    parser.add_argument("--client", nargs=2, metavar=("ADDRESS", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.client:
+        transform(options, *options.client)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        report = soak(options, Path(folder))
+    print(json.dumps(report))
+    sys.exit(0 if report["is_right"] else 1)
+
+
+def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Kill the client at random moments, let the last one end, and audit rows and ledger."""
+    generator = random.Random(options.seed)
+    on_their_way = 0
+    with serving(options) as address:
+        for number in range(options.kills):
+            client = start(options, address, folder)
+            target = (number + 1) / (options.kills + 1) * options.rows
+            moment = generator.uniform(1.0, 6.0) if options.batch else None
+            began = time.monotonic()
+            while client.poll() is None and not is_due(address, target, began, moment):
+                time.sleep(0.05)
+            state = ask(address, "_state")
+            if client.poll() is None:
+                client.send_signal(signal.SIGKILL)
+            client.wait()
+            # What reached the provider between the count and the kill is on its way as well.
+            on_their_way += max(state["in_flight"], ask(address, "_state")["in_flight"]) if not options.batch else 0
+            print(f"kill {number + 1}: {state['billed']} billed, {state['in_flight']} on their way", flush=True)
+        client = start(options, address, folder)
+        if client.wait() != 0:
+            sys.exit("the last client failed")
+        ledger = ask(address, "_ledger")
+    return audit(options, folder, ledger, on_their_way)
+
+
+def is_due(address: str, target: float, began: float, moment: float | None) -> bool:
+    """If the client is to be killed now: at a number of requests billed, or at a moment where they go by batches."""
+    if moment is not None:
+        return time.monotonic() - began > moment
+    return ask(address, "_state")["billed"] >= target
+
+
+def audit(options: argparse.Namespace, folder: Path, ledger: list[dict[str, Any]], on_their_way: int) -> dict[str, Any]:
+    """Count what became of the rows, and what was billed how often."""
+    examples = pd.read_parquet(folder / "examples.parquet", columns=["row_id"])["row_id"]
+    refused = pd.read_parquet(folder / "refused.parquet")
+    accounted = sorted([*examples, *refused["row_id"]]) == sorted(row["row_id"] for row in rows(options.rows))
+    delivered = Counter(line["request_id"] for line in ledger if line["billed"] and line["fault"] not in UNDELIVERED)
+    undelivered = sum(line["billed"] and line["fault"] in UNDELIVERED for line in ledger)
+    twice = sum(count - 1 for count in delivered.values())
+    # A batch that was lost on its way back has been found again: none of its items is billed twice.
+    return {
+        "rows": options.rows,
+        "examples": len(examples),
+        "refused": dict(Counter(refused["reason"]).most_common()),
+        "kills": options.kills,
+        "attempts": len(ledger),
+        "by_fault": dict(Counter(line["fault"] for line in ledger if line["fault"]).most_common()),
+        "billed": sum(line["billed"] for line in ledger),
+        "billed_undelivered": undelivered,
+        "billed_twice": twice,
+        "on_their_way_at_kills": on_their_way,
+        "every_row_accounted_for": accounted,
+        "is_right": accounted and twice <= on_their_way,
+    }
+
+
+def transform(options: argparse.Namespace, address: str, folder: str) -> None:
+    """The client: the stage itself, on made rows."""
+    from rebase.datasets import TeacherDataset
+    from rebase.parameters import TransformParameters
+    from rebase.pipelines.transform.nodes import transform_rows
+    from rebase.records import Task
+
+    raw = ROOT / "data" / "01_raw"
+    task = Task.parse(yaml.safe_load((raw / "tasks" / "news_topic.yml").read_text()), "news_topic")
+    prompt = yaml.safe_load((raw / "prompts" / "transform.yml").read_text())
+    sampling = {"temperature": 0.7, "max_tokens": 200}
+    parameters = TransformParameters.model_validate(
+        {"max_examples": options.rows, "max_row_tokens": 200, "led": False, "round_trip": False, "sampling": sampling}
+    )
+    teacher = teacher_at(TeacherDataset, address, options, Path(folder) / "replies.sqlite")
+    examples, refused, summary = transform_rows(
+        task, pd.DataFrame(rows(options.rows)), pd.DataFrame({"query": []}), teacher, prompt, parameters, 13
+    )
+    examples.to_parquet(Path(folder) / "examples.parquet")
+    refused.to_parquet(Path(folder) / "refused.parquet")
+    print(json.dumps(summary), flush=True)
+
+
+def teacher_at(dataset: type, address: str, options: argparse.Namespace, path: Path) -> Any:
+    """The catalog's teacher, pointed at the loopback server."""
+    settings = {
+        "provider": options.provider,
+        "model": "good-model",
+        "base_url": address if options.provider == "anthropic" else f"{address}/v1",
+        "batch": options.batch,
+        "timeout": 5,
+        "in_flight": 64,
+    }
+    prices = {"as_of": "2026-11-21", "models": {options.provider: {"good-model": {"input": 1, "output": 5}}}}
+    keys = {options.provider: "sk-right-key"}
+    return dataset(settings, str(path), "unused", prices, keys).load()
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    """Rows as retrieval gives them."""
+    shared = {
+        "dataset": "made", "config": "default", "revision": "r1", "licence": "cc0-1.0", "score": 0.5,
+        "score_dataset": 0.5, "score_query": 0.5, "score_answer": 0.5, "query_column": "text", "answer_column": "topic",
+        "passage": None,
+    }  # fmt: skip
+    return [
+        {"rank": n + 1, "row_id": f"made/{n}", "row_index": n, "row": json.dumps({"text": f"Item {n} of the day."})}
+        | shared
+        for n in range(count)
+    ]
+
+
+def start(options: argparse.Namespace, address: str, folder: Path) -> subprocess.Popen:
+    """The client in a process of its own."""
+    given = [f"--rows={options.rows}", f"--provider={options.provider}", *(["--batch"] if options.batch else [])]
+    command = [sys.executable, __file__, *given, "--client", address, str(folder)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def serving(options: argparse.Namespace) -> Iterator[str]:
+    """The provider in a process of its own; gives its address."""
+    faults = ["--batch-errored=0.05", "--batch-expired=0.05", "--batch-duplicated=0.05", "--batch-calls=0.1",
+              "--batch-lost=0.3"] if options.batch else []  # fmt: skip
+    command = [
+        sys.executable, "-m", "tests.teacher.server", f"--fault-share={options.faults}", f"--seed={options.seed}",
+        "--latency=0.1", "--latency-spread=0.5", "--answers=schema", "--retry-after=0.05", "--hang-seconds=7",
+        "--batch-seconds=1", *faults,
+    ]  # fmt: skip
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        yield server.stdout.readline().strip()
+    finally:
+        server.kill()
+        server.wait()
+
+
+def ask(address: str, page: str) -> Any:
+    """One of the server's own pages."""
+    with urlopen(f"{address}/{page}") as response:
+        return json.load(response)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+import yaml
+
+from rebase.parameters import CotParameters
+from rebase.pipelines.cot.nodes import reason_examples
+from rebase.pipelines.estimate.nodes import estimate_cost
+from rebase.pipelines.usage.nodes import compare_usage
+from rebase.teacher.anthropic import AnthropicTeacher
+from rebase.teacher.api import Limits
+from rebase.teacher.budget import Budget, BudgetSettings, Price, PriceTable
+from rebase.teacher.stored import StoredTeacher
+from tests.pipelines.test_transform import (
+    NO_EVALUATION,
+    PASSAGES,
+    PROMPT,
+    RAW,
+    READING,
+    SUMS,
+    asks_for_the_year,
+    parameters,
+    retrieved,
+    transform,
+)
+from tests.scripted import NO_PRICES, Scripted, stored
+
+COT_PROMPT = yaml.safe_load((RAW / "prompts" / "cot.yml").read_text())
+COT = CotParameters.model_validate(
+    {
+        "samples": 3,
+        "on_disagreement": "refuse",
+        "max_row_tokens": 100,
+        "sampling": {"temperature": 0.7, "max_tokens": 200},
+    }
+)
+PRICE = Price(input=1.0, output=5.0)
+
+
+def hosted(tmp_path, price=PRICE, **limits):
+    table = PriceTable(as_of="2026-11-21", models={"anthropic": {"some-model": price}}) if price else NO_PRICES
+    teacher = AnthropicTeacher("some-model", None, limits=Limits(**limits))
+    return StoredTeacher(teacher, tmp_path / "replies.sqlite", Budget(BudgetSettings(), price), table)
+
+
+def estimate(task, rows, teacher, **changes):
+    return estimate_cost(task, rows, teacher, PROMPT, COT_PROMPT, parameters(**changes), COT)
+
+
+def test_it_counts_what_transform_then_asks_and_sends_nothing():
+    rows = retrieved(passages=PASSAGES)
+    teacher = stored(Scripted(asks_for_the_year), price=PRICE)
+    before = estimate(READING, rows, teacher, max_examples=5)
+    assert teacher.teacher.opened == 0
+    assert not teacher.path.exists()
+    examples, _, summary = transform(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters(max_examples=5))
+    low, high = before["total"]["requests"]
+    assert (low, high) == (5, 12)
+    assert low <= summary["usage"]["replies"] <= high
+    _, _, cot_summary = reason_examples(READING, examples, rows, teacher, COT_PROMPT, COT)
+    usage = compare_usage(before, summary, cot_summary).set_index("stage")
+    assert usage.loc["total", "used"] == summary["usage"]["replies"]
+    assert usage.loc["transform", "estimated_requests_high"] == 12
+    assert usage.loc["cot", "estimated_dollars_high"] == 0
+    assert usage.loc["total", "used_dollars"] == pytest.approx(summary["usage"]["dollars"])
+
+
+def test_reasoning_and_the_round_trip_are_counted_as_well():
+    cells = [{"story": f"Anna has {n} pens and buys two more pens in town."} for n in range(6)]
+    teacher = stored(Scripted(str))
+    found = estimate(SUMS, retrieved(cells, query_column="story"), teacher, max_examples=4, round_trip=True)
+    assert {stage: said["requests"] for stage, said in found["stages"].items()} == {
+        "transform": [4, 6],
+        "round_trip": [0, 4],
+        "cot": [0, 12],
+    }
+    assert found["total"]["requests"] == [4, 22]
+
+
+def test_it_needs_no_key_and_says_what_it_does_not_know(tmp_path):
+    found = estimate(READING, retrieved(passages=PASSAGES), hosted(tmp_path, price=None))
+    assert found["total"]["dollars"] is None
+    assert found["total"]["hours"] is None
+    assert "no price for anthropic/some-model" in found["price"]
+
+
+def test_hours_at_the_given_limits_and_half_the_dollars_by_batches(tmp_path):
+    teacher = hosted(tmp_path, requests=6)
+    total = estimate(READING, retrieved(passages=PASSAGES), teacher, max_examples=6)["total"]
+    assert total["hours"] == [6 / 6 / 60, 12 / 6 / 60]
+    assert total["dollars_batch"] == [dollars / 2 for dollars in total["dollars"]]
+
+
+def test_tokens_are_those_that_the_provider_counted_before():
+    rows = retrieved(passages=PASSAGES)
+    teacher = stored(Scripted(asks_for_the_year))
+    first = estimate(READING, rows, teacher)
+    assert first["tokens"] == "by the rule of approximate_tokens"
+    transform(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters())
+    second = estimate(READING, rows, teacher)
+    assert second["tokens"] == "as counted in stored replies"
+    # The scripted teacher counts 7 tokens for every prompt.
+    assert second["total"]["input_tokens"][1] == pytest.approx(7 * len(PASSAGES), abs=1)
+
+
+def test_it_is_plain_json():
+    assert json.dumps(estimate(READING, retrieved(passages=PASSAGES), stored(Scripted(str))))

@@ -1,0 +1,101 @@
+"""Requests to ask a teacher in tests, and teachers to ask."""
+
+import asyncio
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from rebase.teacher.anthropic import AnthropicTeacher
+from rebase.teacher.api import ApiTeacher
+from rebase.teacher.openai import OpenAITeacher
+from rebase.teacher.protocol import Failure, Message, Reply, Request, Sampling
+from tests.scripted import Scripted
+from tests.teacher.server import KEY, MODEL
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = {
+    "type": "object",
+    "properties": {"echo": {"type": "string", "maxLength": 40}},
+    "required": ["echo"],
+    "additionalProperties": False,
+}
+
+
+def request(prompt: str, **changes: object) -> Request:
+    values = {"system": "Write.", "schema": SCHEMA, "sampling": Sampling(0.7, 100), **changes}
+    return Request(messages=(Message("user", prompt),), **values)
+
+
+def prompts(count: int) -> list[str]:
+    return [f"prompt {number}" for number in range(count)]
+
+
+def echo(prompt: str) -> str:
+    """What the provider on the loopback says to a prompt, and ``Echo``."""
+    return json.dumps({"echo": prompt})
+
+
+def said(answers: list[Reply | Failure]) -> list[str]:
+    return [answer.text if isinstance(answer, Reply) else answer.reason for answer in answers]
+
+
+class Candid(Scripted):
+    """Is asked for repairs as for all else. Each reply takes 7 tokens in and 3 out."""
+
+    async def ask(self, asked: Request) -> Reply | Failure:
+        self.asked.append(asked)
+        await asyncio.sleep(0)
+        key, text = asked.key(self.provider, self.model), self.say(asked)
+        if isinstance(text, Exception):
+            return Failure(key, str(text))
+        text, finish = text if isinstance(text, tuple) else (text, "stop")
+        return Reply(key, text, finish, 7, 3)
+
+
+class Echo(Candid):
+    """Answers as the provider on the loopback does, or fails where the prompt says so."""
+
+    def __init__(self) -> None:
+        super().__init__(self._say)
+
+    def _say(self, asked: Request) -> str | Exception:
+        prompt = asked.messages[0].content
+        return ValueError("no luck") if "fail" in prompt else echo(prompt)
+
+    @property
+    def prompts(self) -> list[str]:
+        return [asked.messages[0].content for asked in self.asked]
+
+
+def hosted(kind: str, address: str, key: str | None = KEY) -> ApiTeacher:
+    """The teacher of one of both APIs at the loopback."""
+    if kind == "anthropic":
+        return AnthropicTeacher(MODEL, key, address)
+    return OpenAITeacher(MODEL, key, f"{address}/v1")
+
+
+def stored_keys(path: Path) -> set[str]:
+    """The keys in the file, as another process sees them; none while it is only being made."""
+    if not path.exists():
+        return set()
+    with closing(sqlite3.connect(path, timeout=10)) as connection:
+        try:
+            return {key for (key,) in connection.execute("SELECT key FROM replies")}
+        except sqlite3.OperationalError:
+            return set()
+
+
+def start(program: str, *arguments: str) -> "subprocess.Popen[str]":
+    """Run a program in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )

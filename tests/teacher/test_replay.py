@@ -1,0 +1,57 @@
+"""The teacher that only repeats itself."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from rebase.errors import RebaseError
+from rebase.teacher.protocol import Failure
+from rebase.teacher.replay import ReplayTeacher
+from rebase.teacher.store import ReplyStore
+from tests.scripted import ask_all, stored
+from tests.teacher.asking import echo, hosted, prompts, request, said
+from tests.teacher.server import MODEL, Provider, serving
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "replies.sqlite"
+
+
+@pytest.mark.parametrize("kind", ["anthropic", "openai"])
+def test_a_run_is_repeated_without_network_or_key(path: Path, kind: str) -> None:
+    with serving() as provider:
+        first = ask_all(stored(hosted(kind, provider.address), path), map(request, prompts(5)))
+    replay = stored(ReplayTeacher.of(f"{kind}/{MODEL}", path), path)
+    replay.check()
+    again = ask_all(replay, map(request, [*prompts(5), "new"]))
+    assert said(again[:5]) == said(first) == list(map(echo, prompts(5)))
+    assert [answer.key for answer in again[:5]] == [answer.key for answer in first]
+    assert again[5] == Failure(request("new").key(kind, MODEL), f"no stored reply of {kind}/{MODEL}")
+
+
+def test_replies_can_come_from_elsewhere(path: Path, tmp_path: Path, provider: Provider) -> None:
+    ask_all(stored(hosted("openai", provider.address), path), map(request, prompts(3)))
+    other = tmp_path / "other.sqlite"
+    with closing(ReplyStore(path)) as source, closing(ReplyStore(other)) as target:
+        target.load(source.export())
+    replay = stored(ReplayTeacher.of(f"openai/{MODEL}", other), other)
+    assert said(ask_all(replay, map(request, prompts(3)))) == list(map(echo, prompts(3)))
+
+
+def test_model_may_hold_slashes(path: Path) -> None:
+    teacher = ReplayTeacher.of("openai/org/model", path)
+    assert (teacher.provider, teacher.model) == ("openai", "org/model")
+
+
+@pytest.mark.parametrize("name", ["", "openai", "openai/", "/model"])
+def test_wrong_name_is_an_error_that_shows_the_form(path: Path, name: str) -> None:
+    with pytest.raises(RebaseError, match="must be PROVIDER/MODEL"):
+        ReplayTeacher.of(name, path)
+
+
+def test_missing_store_is_an_error_before_any_work(path: Path) -> None:
+    with pytest.raises(RebaseError, match=r"replies.sqlite is missing"):
+        stored(ReplayTeacher.of("openai/gpt", path), path).check()
+    assert not path.exists()
