@@ -12,11 +12,16 @@ from rich.console import Console
 
 from rebase.console import STAGES, estimate_line, estimate_table, final_table, stage_line
 from rebase.errors import RebaseError
+from rebase.prompts import CotPrompt, Prompt, TransformPrompt
 
 logger = logging.getLogger(__name__)
 
 _SUMMARY = "_summary"
 _ESTIMATE = "estimate"
+_PROMPTS: dict[str, tuple[type[Prompt], str]] = {
+    "transform_prompt": (TransformPrompt, "data/01_raw/prompts/transform.yml"),
+    "cot_prompt": (CotPrompt, "data/01_raw/prompts/cot.yml"),
+}
 #: What only a teacher that answers can make: for an estimate no key is needed.
 _ASKING = frozenset({"examples", "reasoned_examples"})
 #: Inputs that are cheap to load and that people get wrong: a wrong one stops the run before any work.
@@ -31,13 +36,16 @@ class RunReporter:
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
-        """Check task, evaluation set and the teacher's key before anything is computed."""
+        """Check task, evaluation set, prompts and the teacher's key before anything is computed."""
         self._stage_started = time.monotonic()
         inputs = pipeline.inputs()
         try:
             for name in _CHECKED_FIRST:
                 if name in inputs:
                     catalog.load(name)
+            for name, (kind, where) in _PROMPTS.items():
+                if name in inputs:
+                    kind.parse(catalog.load(name), where)
             if "teacher" in inputs and not _ASKING.isdisjoint(pipeline.all_outputs()):
                 catalog.load("teacher").check()
         except Exception as error:

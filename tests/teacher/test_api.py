@@ -29,9 +29,14 @@ SCHEMA = {
     "required": ["echo"],
     "additionalProperties": False,
 }
-OUT_OF_MONEY = {
-    "anthropic": (400, {"type": "invalid_request_error", "message": "Your credit balance is too low to access it."}),
-    "anthropic, spend limit": (
+OUT_OF_MONEY = [
+    (
+        "anthropic",
+        400,
+        {"type": "invalid_request_error", "message": "Your credit balance is too low to access the Anthropic API."},
+    ),
+    (
+        "anthropic",
         429,
         {
             "type": "rate_limit_error",
@@ -39,11 +44,12 @@ OUT_OF_MONEY = {
             "details": {"error_code": "enforced_spend_limit_reached"},
         },
     ),
-    "openai": (
+    (
+        "openai",
         429,
         {"message": "You exceeded your current quota.", "type": "insufficient_quota", "code": "insufficient_quota"},
     ),
-}
+]
 
 Make = Callable[..., ApiTeacher]
 
@@ -132,7 +138,7 @@ def test_requests_are_sent_in_the_order_they_are_asked(make: Make, provider: Pro
 
 
 def test_one_slow_reply_holds_up_no_others(make: Make, provider: Provider) -> None:
-    provider.plan("slow", Answer(seconds=1.0))
+    provider.plan("slow", Answer(seconds=0.5))
     finished = []
 
     async def use(session: ApiSession) -> None:
@@ -205,20 +211,21 @@ def test_retry_after_is_obeyed_and_slows_the_rest(make: Make, provider: Provider
     assert provider.most_in_flight < FIRST_WINDOW
 
 
-@pytest.mark.parametrize("fault", ["429 without retry-after", "500", "529", "reset", "half a body", "not JSON"])
-def test_passing_fault_is_asked_again(make: Make, provider: Provider, fault: str) -> None:
-    provider.faults = Planned(plan=deque([fault]))
-    replies = ask(make(), *prompts(4))
-    assert [reply.text for reply in replies] == [f'{{"echo": "{prompt}"}}' for prompt in prompts(4)]
-    assert len(provider.asked()) == 5
-    assert Counter(entry.fault for entry in provider.asked()) == {fault: 1, None: 4}
+def test_passing_faults_are_asked_again(make: Make, provider: Provider) -> None:
+    faults = ["429 without retry-after", "500", "529", "reset", "half a body", "not JSON"]
+    provider.faults = Planned(plan=deque(faults))
+    replies = ask(make(), *prompts(20))
+    assert [reply.text for reply in replies] == [f'{{"echo": "{prompt}"}}' for prompt in prompts(20)]
+    assert Counter(entry.fault for entry in provider.asked()) == {**dict.fromkeys(faults, 1), None: 20}
 
 
-@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
-def test_passing_status_is_asked_again(make: Make, provider: Provider, status: int) -> None:
-    provider.plan("a", Answer(status=status), Answer(status=status), Answer(text="{}"))
-    assert [reply.text for reply in ask(make(), "a")] == ["{}"]
-    assert [entry.status for entry in provider.asked("a")] == [status, status, 200]
+def test_passing_statuses_are_asked_again(make: Make, provider: Provider) -> None:
+    passing = [408, 409, 429, 500, 503]
+    for status in passing:
+        provider.plan(str(status), Answer(status=status), Answer(status=status), Answer(text="{}"))
+    assert [reply.text for reply in ask(make(), *map(str, passing))] == ["{}"] * 5
+    for status in passing:
+        assert [entry.status for entry in provider.asked(str(status))] == [status, status, 200]
 
 
 def test_request_that_hangs_is_asked_again_after_the_timeout(make: Make, provider: Provider) -> None:
@@ -231,62 +238,59 @@ def test_request_that_hangs_is_asked_again_after_the_timeout(make: Make, provide
 def test_reply_that_never_comes_is_a_failure(make: Make, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "RETRIES", 1)
     provider.plan("a", Answer(seconds=30), Answer(seconds=30))
-    failure, reply = ask(make(timeout=0.3), "a", "b")
+    failure, reply = ask(make(timeout=0.2), "a", "b")
     assert isinstance(failure, Failure)
     assert "timed out" in failure.reason.lower()
     assert isinstance(reply, Reply)
 
 
-@pytest.mark.parametrize("said", ["inf", "1e9", "soon"])
-def test_nonsense_as_retry_after_is_not_waited_for(
-    make: Make, provider: Provider, monkeypatch: pytest.MonkeyPatch, said: str
-) -> None:
-    provider.faults = Planned(plan=deque(["429"]))
-    monkeypatch.setattr(Planned, "retry_after", _Said(said), raising=False)
-    del provider.faults.__dict__["retry_after"]
+class Said(float):
+    """A number that is written as one likes."""
+
+    text: str
+
+    def __format__(self, _: str) -> str:
+        return self.text
+
+
+def test_nonsense_as_retry_after_is_not_waited_for(make: Make, provider: Provider) -> None:
+    said = Said(1.0)
+    said.text = "inf"  # one SDK would take it for a number, and wait for weeks
+    provider.faults = Planned(retry_after=said, plan=deque(["429"]))
     assert isinstance(ask(make(), "a")[0], Reply)
     assert statuses(provider) == {429: 1, 200: 1}
 
 
-class _Said(float):
-    """A number that is written as one likes."""
-
-    def __new__(cls, text: str) -> "_Said":
-        made = super().__new__(cls, 1.0)
-        made.text = text  # type: ignore[attr-defined]
-        return made
-
-    def __format__(self, _: str) -> str:
-        return self.text  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("latency", [0.0, 0.4])
-def test_steady_rate_just_under_the_providers_limits(make: Make, provider: Provider, latency: float) -> None:
+def test_steady_rate_just_under_the_providers_limits(make: Make, provider: Provider) -> None:
     per_second = 40
     provider.limits = Limits(requests=60 * per_second, burst_seconds=1.0)
-    provider.latency = lambda: latency
-    asked = prompts(4 * per_second)
+    provider.latency = lambda: 0.3
+    finished = []
 
-    began = time.monotonic()
-    replies = ask(make(), *asked)
-    seconds = time.monotonic() - began
+    async def use(session: ApiSession) -> None:
+        async def one(prompt: str) -> None:
+            assert isinstance(await session.ask(request(prompt)), Reply)
+            finished.append(time.monotonic())
 
-    assert all(isinstance(reply, Reply) for reply in replies)
-    assert statuses(provider)[429] <= 0.03 * len(asked)
-    # The server lets a second's worth through at once at the beginning, which is left out here.
-    assert len(asked) / seconds > 0.85 * per_second
+        await asyncio.gather(*map(one, prompts(5 * per_second // 2)))
+
+    with_session(make(), use)
+    assert statuses(provider)[429] <= 0.03 * len(finished)
+    # The beginning is left out: the window opens, and the server has a second's worth to give at once.
+    later = finished[per_second:]
+    assert len(later) / (later[-1] - later[0]) > 0.85 * per_second
 
 
 def test_ones_own_limit_is_kept_where_the_provider_has_none(make: Make, provider: Provider) -> None:
     began = time.monotonic()
-    ask(make(requests=600), *prompts(22))  # ten a second, and ten at once at first
-    assert time.monotonic() - began > 1.1
+    ask(make(requests=600), *prompts(17))  # ten a second, and ten at once at first
+    assert time.monotonic() - began > 0.6
 
 
-def test_limits_of_tokens_are_kept_by_what_the_replies_take(make: Make, kind: str, provider: Provider) -> None:
+def test_limits_of_tokens_are_kept_by_what_the_replies_take(make: Make, provider: Provider) -> None:
     provider.limits = Limits(input_tokens=60_000, output_tokens=12_000, burst_seconds=2.0)
     provider.answers = "schema"
-    asked = [f"{number} " + "long " * 40 for number in range(60)]
+    asked = [f"{number} " + "long " * 40 for number in range(45)]
     replies = ask_all(make(), [request(prompt, sampling=Sampling(0.7, 20)) for prompt in asked])
     assert all(isinstance(reply, Reply) for reply in replies)
     assert statuses(provider)[429] <= 3
@@ -327,8 +331,8 @@ def test_ten_failures_in_a_row_stop_with_the_providers_words(make: Make, provide
     provider.default = lambda prompt: Answer(status=400, message="the model is on holiday")
     answers = with_session(make(), lambda session: _ask_and_look_on(session, provider, 200))
     errors = [answer for answer in answers if isinstance(answer, RebaseError)]
-    assert errors
-    assert f"{FAILURES_TO_STOP} requests in a row have failed. It says: status 400: the model is" in str(errors[0])
+    told = "requests in a row have failed. It says: status 400: the model is on holiday"
+    assert any(f"{FAILURES_TO_STOP} {told}" in str(error) for error in errors)
     failures = [answer for answer in answers if isinstance(answer, Failure)]
     assert len(errors) + len(failures) == 200
     assert sum(failure.kind == "failed" for failure in failures) == FAILURES_TO_STOP - 1
@@ -350,11 +354,10 @@ def test_status_that_all_would_get_stops_at_once(make: Make, provider: Provider,
     assert len(provider.asked()) <= FIRST_WINDOW
 
 
-@pytest.mark.parametrize("case", OUT_OF_MONEY)
-def test_no_money_stops_at_once_and_is_not_asked_again(kind: str, make: Make, provider: Provider, case: str) -> None:
-    if not case.startswith(kind):
-        pytest.skip("what the other provider says")
-    status, error = OUT_OF_MONEY[case]
+@pytest.mark.parametrize(("kind", "status", "error"), OUT_OF_MONEY, ids=["no credit", "spend limit", "quota"])
+def test_no_money_stops_at_once_and_is_not_asked_again(
+    make: Make, provider: Provider, status: int, error: dict[str, Any]
+) -> None:
     body = json.dumps({"type": "error", "error": error}).encode()
     provider.default = lambda prompt: Answer(status=status, body=body)
     answers = with_session(make(), lambda session: _ask_and_look_on(session, provider, 100))
@@ -387,23 +390,15 @@ def test_unreachable_host_stops_with_its_address(make: Make, monkeypatch: pytest
 # What comes back
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        Answer(body=b'{"id": '),
-        Answer(body=b"{}"),
-        Answer(body=b"[1, 2]"),
-        Answer(body=b"<html>Welcome</html>", content_type="text/html"),
-        Answer(body=b'{"content": [], "choices": []}'),
-        Answer(body=b""),
-    ],
-    ids=["cut", "empty object", "list", "page", "no content", "nothing"],
-)
-def test_body_that_is_no_response_is_a_failure(make: Make, provider: Provider, answer: Answer) -> None:
-    provider.plan("b", answer, answer)
-    failure, reply = ask(make(), "b", "c")
-    assert isinstance(failure, Failure)
-    assert failure.reason
+def test_body_that_is_no_response_is_a_failure(make: Make, provider: Provider) -> None:
+    bodies = [b'{"id": ', b"{}", b"[1, 2]", b"<html>Welcome</html>", b'{"content": [], "choices": []}', b""]
+    for number, body in enumerate(bodies):
+        kind = "text/html" if b"html" in body else "application/json"
+        provider.plan(str(number), *[Answer(body=body, content_type=kind)] * 2)
+    *failures, reply = ask(make(), *map(str, range(6)), "good")
+    for failure in failures:
+        assert isinstance(failure, Failure)
+        assert failure.reason
     assert isinstance(reply, Reply)
 
 

@@ -1,10 +1,11 @@
 """Pacing: the buckets keep every limit, complaints are obeyed, and the window finds its size."""
 
 import asyncio
-from collections.abc import Iterator
+from collections import deque
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import islice, pairwise
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The pacer's sleeps take no time; they move this clock."""
     clock, sleep = Clock(), asyncio.sleep
 
@@ -45,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
         clock.now += seconds + 1e-9
 
     monkeypatch.setattr(pacing.asyncio, "sleep", moved)
-    yield clock
+    return clock
 
 
 # Buckets
@@ -303,6 +304,43 @@ def test_what_remains_by_the_headers_corrects_the_bucket(clock: Clock) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("told", ["as the request comes", "as it is answered"])
+@pytest.mark.parametrize("latency", [0.1, 2.0])
+def test_steady_rate_at_a_provider_that_allows_short_bursts_only(clock: Clock, told: str, latency: float) -> None:
+    """What flows in while a request is on its way counts, as does what is sent meanwhile."""
+    per_second, burst = 20.0, 1.5 * 20
+    level, filled_at = burst, clock.now
+    on_its_way: deque[tuple[float, float, dict[Any, float]]] = deque()
+
+    def remaining(taken: int) -> float:
+        nonlocal level, filled_at
+        level = min(burst, level + per_second * (clock.now - filled_at)) - taken
+        filled_at = clock.now
+        assert level >= 0  # else the request is refused
+        return level
+
+    async def main() -> list[float]:
+        pacer = Pacer({}, clock)
+        times = []
+        for _ in range(400):
+            taken = await pacer.turn(Cost())
+            times.append(clock.now)
+            on_its_way.append((clock.now, remaining(1), taken))
+            if len(times) < 5:
+                clock.now += 0.1  # what is not known yet is not to be exceeded
+            while on_its_way and clock.now >= on_its_way[0][0] + latency:
+                sent_at, left, taken = on_its_way.popleft()
+                left = left if told == "as the request comes" else remaining(0)
+                headers = {"x-ratelimit-limit-requests": "1200", "x-ratelimit-remaining-requests": str(int(left))}
+                pacer.hear(200, headers, taken, clock.now - sent_at)
+            if not pacer.per_minute:
+                clock.now += latency
+        return times
+
+    times = asyncio.run(main())
+    assert 200 / (times[-1] - times[-201]) > 0.95 * per_second
+
+
 def test_expectations_are_corrected_by_what_was_counted(clock: Clock) -> None:
     async def main() -> None:
         pacer = Pacer({"output_tokens": 6000}, clock)  # a hundred a second
@@ -405,7 +443,7 @@ def test_a_complaint_halves_it_once_a_round_and_then_it_grows_by_one_a_round() -
             for _ in range(sizes[-1]):
                 await door.leave()
         assert sizes[0] == 16
-        assert all(after - before in (0, 1) for before, after in zip(sizes, sizes[1:], strict=False))
+        assert all(after - before in (0, 1) for before, after in pairwise(sizes))
         assert sizes[-1] in (18, 19)
         await door.leave("complaint")  # one of a later round
         assert door.window.limit == sizes[-1] // 2 or door.window.limit == (sizes[-1] + 1) // 2
@@ -435,16 +473,17 @@ def test_it_does_not_grow_while_it_holds_nobody_back() -> None:
     asyncio.run(main())
 
 
-@given(st.integers(1, 20), st.lists(st.sampled_from(["arrive", "ok", "failure", "complaint", "cancel"]), max_size=80))
+@given(st.integers(1, 12), st.lists(st.sampled_from(["arrive", "ok", "failure", "complaint", "cancel"]), max_size=80))
 def test_first_come_first_served_and_no_place_is_lost(most: int, events: list[str]) -> None:
     async def main() -> None:
         door = Door(most)
         names = iter(range(1000))
         cancelled = set()
         for event in events:
+            before = len(door.inside)
             outside = [name for name, task in door.tasks.items() if not task.done()]
             if event == "arrive":
-                door.arrive(next(names), next(names))
+                door.arrive(*islice(names, 6))
             elif event == "cancel" and outside:
                 door.tasks[outside[len(outside) // 2]].cancel()
                 cancelled.add(outside[len(outside) // 2])
@@ -455,6 +494,7 @@ def test_first_come_first_served_and_no_place_is_lost(most: int, events: list[st
             assert door.entered == sorted(door.entered)
             assert not waiting or max(door.entered) < min(waiting)
             assert door.window.limit <= most
+            assert len(door.inside) <= max(before, door.window.limit)
             # Nobody waits while there is room.
             assert not waiting or len(door.inside) >= door.window.limit
         while door.inside:

@@ -1,5 +1,6 @@
 """What the teachers behind an HTTP API share: the key, requests in flight, and what to do when one fails."""
 
+import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -84,7 +85,7 @@ class _Flight:
 
     number: int
     cost: Cost
-    taken: dict[Kind, float] = field(default_factory=dict)
+    taken: dict[Kind, float]
     sent_at: float = 0.0
 
 
@@ -148,8 +149,11 @@ class ApiTeacher(ABC):
         async with AsyncExitStack() as stack, self.connect(Clients(self.limits, pacer, window, stack)) as connection:
             yield BatchSession(connection.batches, self, connection.sdk, store, connection.thinking_tokens)
 
-    def stop_where_final(self, error: Exception, sdk: Any) -> None:
-        """Raise RebaseError where every further request would fail as well: key, credit, model or address are wrong."""
+    def stop_where_final(self, error: Exception, sdk: Any, *, is_reached: bool = False) -> None:
+        """Raise RebaseError where every further request would fail as well: key, credit, model or address are wrong.
+
+        ``is_reached`` says that the provider has answered before: then the address is right.
+        """
         words = self.words(error)
         status = getattr(error, "status_code", None)
         if status in _FINAL_STATUSES or _says_no_money(status, f"{words} {getattr(error, 'body', '')}"):
@@ -159,7 +163,7 @@ class ApiTeacher(ABC):
                 "credentials.yml) and the account's credit. Replies that had arrived are stored: a new run goes on "
                 "from there."
             ) from None
-        if type(error) is sdk.APIConnectionError:
+        if type(error) is sdk.APIConnectionError and not is_reached:
             raise RebaseError(
                 f"The teacher {self.provider}/{self.model} cannot be reached at {self.base_url or 'its address'}: "
                 f"{words}\nCheck the network and teacher.base_url in globals.yml. Replies that had arrived are "
@@ -210,9 +214,14 @@ class Clients:
 
     async def _before(self, request: "httpx2.Request") -> None:
         flight = _flight.get(None)
-        if flight is not None:
-            flight.taken = await self._pacer.turn(flight.cost)
-            flight.sent_at = time.monotonic()
+        if flight is None:
+            return
+        if flight.sent_at:  # the SDK sends it again
+            taken = await self._pacer.turn(flight.cost)
+            if taken is None:
+                raise asyncio.CancelledError
+            flight.number, flight.taken = self._window.again(), taken
+        flight.sent_at = time.monotonic()
 
     async def _after(self, response: "httpx2.Response") -> None:
         status, headers = response.status_code, response.headers
@@ -256,9 +265,11 @@ class ApiSession:
         """
         key = request.key(self._teacher.provider, self._teacher.model)
         async with self._window.entered() as number:
-            if number is None:
+            cost = self._expect(request)
+            taken = await self._pacer.turn(cost) if number is not None else None
+            if number is None or taken is None:
                 return Failure(key, "not sent", "stopped")
-            flight = _Flight(number, self._expect(request))
+            flight = _Flight(number, cost, taken)
             _flight.set(flight)
             self._tell_of_temperature(request)
             try:
@@ -272,6 +283,7 @@ class ApiSession:
     def stop(self) -> None:
         """Send nothing more."""
         self._window.close()
+        self._pacer.close()
 
     def _expect(self, request: Request) -> Cost:
         """What the request will take, by what earlier ones took."""
@@ -291,7 +303,7 @@ class ApiSession:
         try:
             response = await self._connection.send(request)
         except (sdk.APIError, ValueError) as error:  # ValueError: text that is not Unicode
-            self._teacher.stop_where_final(error, sdk)
+            self._teacher.stop_where_final(error, sdk, is_reached=self._output_tokens is not None)
             status = getattr(error, "status_code", None)
             words = self._teacher.words(error)
             return Failure(key, f"status {status}: {words}" if status else words)

@@ -104,7 +104,7 @@ class BatchSession:
                     {key: request for key, (_, request) in missing.items() if key not in submitted}
                 ):
                     if batch := await self._submit(part):
-                        tries.update(part)
+                        tries.update(part.keys())
                         batches.append(batch)
                 for batch in batches:
                     for key, answer in (await self._collect(batch)).items():

@@ -41,6 +41,7 @@ class Family:
 FAMILIES: tuple[tuple[str, Family], ...] = (
     (r"gpt-\d.*-pro", Family(temperature=False, thinking_tokens=THINKING_TOKENS)),
     (r"o\d", Family(temperature=False, effort="low", thinking_tokens=THINKING_TOKENS)),
+    (r"gpt-6-astra|gpt-6\.1-sol", Family(temperature=False, effort="low", thinking_tokens=THINKING_TOKENS)),
     (r"gpt-5(-|$)", Family(temperature=False, effort="minimal", thinking_tokens=THINKING_TOKENS)),
     # From 5.1 on reasoning can be turned off, and then a temperature is taken.
     (r"gpt-([5-9]|\d\d)", Family(effort="none")),

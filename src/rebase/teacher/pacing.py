@@ -6,6 +6,7 @@ complaint and then grows by one a round.
 """
 
 import asyncio
+import logging
 import math
 import re
 import time
@@ -16,12 +17,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+logger = logging.getLogger(__name__)
+
 #: What providers limit. OpenAI limits the sum of input and output: ``tokens``.
 Kind = Literal["requests", "input_tokens", "output_tokens", "tokens"]
 #: A bucket holds what so many seconds grant: providers enforce a minute's limit over shorter times as well.
 BURST_SECONDS = 1.0
 #: The share of a limit that is used: clocks and roads are not exact.
 USED_SHARE = 0.995
+#: Seconds after which who waits looks whether there is still something to wait for.
+_LONGEST_SLEEP = 0.5
+#: A wait that is worth a word.
+_LONG_QUIET = 30.0
 #: The window at the start.
 FIRST_WINDOW = 8
 #: Statuses that say: too fast, or too much for us just now.
@@ -89,9 +96,7 @@ class Bucket:
         self._level = min(self._capacity, self._level - amount)
         self.taken += amount
 
-    def hear(
-        self, limit: float, remaining: float, taken_then: float, seconds: float, per_minute: float | None
-    ) -> None:
+    def hear(self, limit: float, remaining: float, taken_then: float, seconds: float, per_minute: float | None) -> None:
         """Learn what the provider says: its limit, and what remained when it answered a request.
 
         ``taken_then`` is ``taken`` when that request was sent, ``seconds`` ago: what was taken and what has flowed in
@@ -114,20 +119,30 @@ class Pacer:
         self._buckets = {kind: Bucket(limit, clock()) for kind, limit in self._own.items()}
         self._queue = asyncio.Lock()  # wakes its waiters in their order
         self._quiet_until = 0.0
+        self._is_open = True
 
     @property
     def per_minute(self) -> dict[Kind, float]:
         """The limits as they are known now."""
         return {kind: bucket.per_minute for kind, bucket in self._buckets.items()}
 
-    async def turn(self, cost: Cost) -> dict[Kind, float]:
-        """Wait for one's turn and take the cost. Returns what had been taken in all by then, for ``hear``."""
+    async def turn(self, cost: Cost) -> dict[Kind, float] | None:
+        """Wait for one's turn and take the cost. Returns what had been taken in all by then, for ``hear``.
+
+        Returns None where the pacer has been closed: nothing may be sent.
+        """
         async with self._queue:
-            while (wait := self._wait(cost)) > 0:
-                await asyncio.sleep(wait)
+            while self._is_open and (wait := self._wait(cost)) > 0:
+                await asyncio.sleep(min(wait, _LONGEST_SLEEP))
+            if not self._is_open:
+                return None
             for kind, bucket in self._buckets.items():
                 bucket.take(cost.of(kind))
         return {kind: bucket.taken for kind, bucket in self._buckets.items()}
+
+    def close(self) -> None:
+        """Let nobody pass any more."""
+        self._is_open = False
 
     def correct(self, expected: Cost, actual: Cost) -> None:
         """Take the difference between what a request was expected to take and what it took."""
@@ -145,7 +160,10 @@ class Pacer:
             bucket = self._buckets[kind]
             bucket.hear(limit, remaining, taken_then.get(kind, bucket.taken), seconds, self._own.get(kind))
         if status in OVERLOADED:
-            self._quiet_until = max(self._quiet_until, now + (read_retry_after(headers) or 0.0))
+            wait = read_retry_after(headers) or 0.0
+            if wait > _LONG_QUIET and now + wait > self._quiet_until + _LONG_QUIET:
+                logger.warning("The provider asks to wait for %.0f seconds; the run goes on then.", wait)
+            self._quiet_until = max(self._quiet_until, now + wait)
 
     def _wait(self, cost: Cost) -> float:
         now = self._clock()
@@ -182,12 +200,16 @@ class Window:
         self._let_in()
         try:
             await place
-            self._number += 1
-            yield self._number if self._is_open else None
+            yield self.again() if self._is_open else None
         finally:
             if place.done() and not place.cancelled():
                 self._in_flight -= 1
                 self._let_in()
+
+    def again(self) -> int:
+        """A new number for a request that is sent again: what its first attempt met is old."""
+        self._number += 1
+        return self._number
 
     def grow(self) -> None:
         """A request has succeeded. The window grows only while it is what holds requests back."""

@@ -116,7 +116,9 @@ def transform_rows(
         "usage": usage.summary(),
     }
     if task.answer.labels:
-        summary["labels"] = label_balance(task.answer.labels, examples["answer"])
+        summary["labels"] = balance = label_balance(task.answer.labels, examples["answer"])
+        if balance["missing"]:
+            logger.warning("transform: no example has the label %s", ", ".join(balance["missing"]))
     return examples, pd.DataFrame(refused, columns=REFUSED_COLUMNS), summary
 
 

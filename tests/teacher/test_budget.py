@@ -1,0 +1,324 @@
+"""The budget: a bound that holds whatever comes, checked before each request."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from rebase.errors import RebaseError
+from rebase.teacher.budget import FREE, Budget, BudgetSettings, Price, PriceTable, Usage, describe_price
+from rebase.teacher.protocol import Failure, Reply, Request, Sampling
+from rebase.teacher.stored import StoredTeacher
+from tests.scripted import NO_PRICES, ask_all, stored
+from tests.teacher.asking import Candid, Echo, echo, hosted, prompts, request, said
+from tests.teacher.server import MODEL, Provider
+
+PRICE = Price(input=1_000_000, output=2_000_000)  # dollars a token: 1 in, 2 out
+#: What a request of these tests costs at most, by ``PRICE``.
+WORST = len(request("prompt 0").to_json()) + 500 + 2 * 100
+
+
+class Spender(Candid):
+    """Its replies take as many tokens as ``spend`` says, in and out, or fail where it says None."""
+
+    def __init__(self, spend: Callable[[Request], tuple[int, int] | None]) -> None:
+        super().__init__(lambda asked: echo("a"))
+        self.spend = spend
+        self.in_flight = self.most_in_flight = 0
+
+    async def ask(self, asked: Request) -> Reply | Failure:
+        self.asked.append(asked)
+        self.in_flight += 1
+        self.most_in_flight = max(self.in_flight, self.most_in_flight)
+        for _ in range(len(self.asked) * 7 % 5 + 1):
+            await asyncio.sleep(0)
+        self.in_flight -= 1
+        key, tokens = asked.key(self.provider, self.model), self.spend(asked)
+        return Reply(key, echo("a"), "stop", *tokens) if tokens else Failure(key, "no luck")
+
+
+def bought(answers: list[Reply | Failure]) -> list[Reply]:
+    return [answer for answer in answers if isinstance(answer, Reply)]
+
+
+def kinds(answers: list[Reply | Failure]) -> list[str]:
+    return ["reply" if isinstance(answer, Reply) else answer.kind for answer in answers]
+
+
+def full(asked: Request) -> tuple[int, int]:
+    """The most tokens that can come."""
+    return len(asked.to_json()) + 500, asked.sampling.max_tokens
+
+
+def keys_of(requests: list[Request]) -> list[str]:
+    return [asked.key("", "") for asked in requests]
+
+
+# The bound
+
+spent = st.one_of(st.none(), st.tuples(st.floats(0, 1), st.floats(0, 1)))
+
+
+@given(
+    shares=st.lists(spent, max_size=25),
+    budget=st.floats(1, 12),
+    most=st.one_of(st.none(), st.integers(1, 25)),
+    first=st.integers(0, 25),
+    lengths=st.lists(st.integers(1, 3000), min_size=25, max_size=25),
+)
+def test_budget_is_kept_whatever_comes_in_one_run_or_two(
+    tmp_path_factory: pytest.TempPathFactory,
+    shares: list[tuple[float, float] | None],
+    budget: float,
+    most: int | None,
+    first: int,
+    lengths: list[int],
+) -> None:
+    path = tmp_path_factory.mktemp("budget") / "replies.sqlite"
+    dollars = budget * WORST
+    requests = [request(f"{number} ".ljust(length, "é")) for number, length in enumerate(lengths[: len(shares)])]
+    by_request = dict(zip(keys_of(requests), shares, strict=True))
+
+    def spend(asked: Request) -> tuple[int, int] | None:
+        share = by_request[asked.key("", "")]
+        return share and (int(share[0] * full(asked)[0]), int(share[1] * full(asked)[1]))
+
+    # Begun, ended in the middle, and begun again: the bound is that of both.
+    teacher, kept = Spender(spend), {"budget_usd": dollars, "max_requests": most}
+    ask_all(stored(teacher, path, PRICE, **kept), requests[:first])
+    answers = ask_all(stored(teacher, path, PRICE, **kept), requests)
+
+    replies = bought(answers)
+    assert sum(reply.dollars for reply in replies) <= dollars * (1 + 1e-9)
+    assert len(replies) <= (most or math.inf)
+    assert len({asked.key("", "") for asked in teacher.asked if spend(asked)}) == len(replies)
+    # What was left out did not fit, or failed.
+    left = dollars - sum(reply.dollars for reply in replies)
+    for asked, answer in zip(requests, answers, strict=True):
+        if isinstance(answer, Failure) and answer.kind == "budget":
+            worst = PRICE.dollars(*full(asked))
+            assert worst > left * (1 - 1e-9) or len(replies) == most
+
+
+def test_worst_case_is_put_aside_before_a_request_is_sent() -> None:
+    too_small = Spender(lambda asked: (1, 1))
+    answers = ask_all(stored(too_small, price=PRICE, budget_usd=WORST - 1), [request("prompt 0")])
+    assert kinds(answers) == ["budget"]
+    assert not too_small.asked
+    enough = Spender(lambda asked: (1, 1))
+    assert kinds(ask_all(stored(enough, price=PRICE, budget_usd=WORST), [request("prompt 0")])) == ["reply"]
+
+
+def test_worst_case_counts_letters_that_take_several_tokens_and_thoughts() -> None:
+    async def aside(asked: Request, thinking: int, *, batch: bool = False) -> float | None:
+        return await Budget(BudgetSettings(), PRICE).put_aside(asked, thinking, batch=batch)
+
+    plain = asyncio.run(aside(request("aaaa"), 0))
+    assert asyncio.run(aside(request("語語語語"), 0)) >= plain + 4 * (3 - 1)
+    assert asyncio.run(aside(request("aaaa"), 50)) == plain + 2 * 50
+    assert asyncio.run(aside(request("aaaa", sampling=Sampling(0.7, 200)), 0)) == plain + 2 * 100
+    assert asyncio.run(aside(request("aaaa"), 0, batch=True)) == plain / 2
+
+
+def test_requests_wait_while_others_on_their_way_may_leave_room() -> None:
+    # Three fit at their worst, but each costs next to nothing: all get their turn.
+    teacher = Spender(lambda asked: (1, 1))
+    answers = ask_all(stored(teacher, price=PRICE, budget_usd=3 * WORST + 60), map(request, prompts(10)))
+    assert kinds(answers) == ["reply"] * 10
+    assert teacher.most_in_flight == 3
+
+
+def test_budget_ends_when_it_is_spent() -> None:
+    teacher = Spender(full)
+    answers = ask_all(stored(teacher, price=PRICE, budget_usd=3 * WORST + 60), map(request, prompts(10)))
+    assert kinds(answers) == ["reply"] * 3 + ["budget"] * 7
+    assert "the budget is reached (teacher.budget_usd" in answers[-1].reason
+    assert "3 replies so far" in answers[-1].reason
+
+
+def test_failures_cost_nothing() -> None:
+    teacher = Spender(lambda asked: None if "prompt 0" in asked.messages[0].content else full(asked))
+    answers = ask_all(stored(teacher, price=PRICE, budget_usd=2 * WORST, max_requests=2), map(request, prompts(4)))
+    assert kinds(answers) == ["failed", "reply", "reply", "budget"]
+
+
+def test_what_rounding_leaves_behind_keeps_nobody_waiting() -> None:
+    price = Price(input=0.1, output=0.7)
+    large = request("x" * 10_000)
+
+    async def run() -> None:
+        for limit in range(1, 50):
+            budget = Budget(BudgetSettings(budget_usd=price.dollars(*full(large))), price)
+            small = [request("x" * (1_500 + 100 * step), sampling=Sampling(0.7, limit * step)) for step in (1, 3, 5)]
+            for aside in [await budget.put_aside(one, 0, batch=False) for one in small]:
+                budget.settle(aside)
+            # It fits exactly, and nothing else is on its way.
+            budget.settle(await asyncio.wait_for(budget.put_aside(large, 0, batch=False), 5))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_requests_never_exceed_their_number(tmp_path: Path, most: int) -> None:
+    teacher = Echo()
+    answers = ask_all(stored(teacher, tmp_path / "r.sqlite", max_requests=most), map(request, prompts(10)))
+    assert kinds(answers) == ["reply"] * most + ["budget"] * (10 - most)
+    assert len(teacher.asked) == most
+    assert f"teacher.max_requests {most}" in answers[-1].reason
+
+
+def test_repairs_are_within_the_budget(tmp_path: Path) -> None:
+    def say(asked: Request) -> str:
+        return echo("right") if len(asked.messages) > 1 else "no json"
+
+    path, teacher = tmp_path / "r.sqlite", Candid(say)
+    answers = ask_all(stored(teacher, path, max_requests=3), map(request, prompts(2)))
+    assert len(teacher.asked) == 3
+    assert kinds(answers) == ["reply", "budget"]
+    again = ask_all(stored(teacher, path, max_requests=4), map(request, prompts(2)))
+    assert said(again) == [echo("right")] * 2
+    assert len(teacher.asked) == 4
+
+
+# At the bound
+
+
+def test_stop_is_an_error_that_tells_how_to_go_on(tmp_path: Path) -> None:
+    path, teacher = tmp_path / "r.sqlite", Echo()
+    with pytest.raises(
+        RebaseError, match=r"Stopped: the budget is reached \(teacher.max_requests 4\): 4 replies so far"
+    ):
+        ask_all(stored(teacher, path, max_requests=4, on_budget="stop"), map(request, prompts(10)))
+    assert len(teacher.asked) == 4
+    with pytest.raises(RebaseError, match="with a larger budget a new run goes on"):
+        ask_all(stored(teacher, path, max_requests=4, on_budget="stop"), map(request, prompts(10)))
+    assert len(teacher.asked) == 4  # all of them are stored, and they count
+
+
+def test_larger_budget_buys_only_the_rest(tmp_path: Path) -> None:
+    path, first, second, third = tmp_path / "r.sqlite", Echo(), Echo(), Echo()
+    asked = list(map(request, prompts(10)))
+    ask_all(stored(first, path, max_requests=4), asked)
+    answers = ask_all(stored(second, path, max_requests=7), asked)
+    assert kinds(answers) == ["reply"] * 7 + ["budget"] * 3
+    assert second.prompts == prompts(10)[4:7]
+    assert kinds(ask_all(stored(third, path), asked)) == ["reply"] * 10
+    assert third.prompts == prompts(10)[7:]
+
+
+def test_stored_replies_count_with_what_they_cost_then(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    ask_all(stored(Spender(full), path, PRICE), map(request, prompts(3)))
+    teacher = Spender(full)
+    answers = ask_all(stored(teacher, path, PRICE, budget_usd=4 * WORST + 60), map(request, prompts(10)))
+    assert kinds(answers) == ["reply"] * 4 + ["budget"] * 6
+    assert len(teacher.asked) == 1
+
+
+def test_stored_replies_are_used_even_beyond_the_budget(tmp_path: Path) -> None:
+    path, teacher = tmp_path / "r.sqlite", Spender(full)
+    ask_all(stored(Spender(full), path, PRICE), map(request, prompts(3)))
+    answers = ask_all(stored(teacher, path, PRICE, budget_usd=WORST), map(request, prompts(5)))
+    assert kinds(answers) == ["reply"] * 3 + ["budget"] * 2
+    assert not teacher.asked
+
+
+def test_budget_is_that_of_all_stages(tmp_path: Path) -> None:
+    teacher, budget = Echo(), Budget(BudgetSettings(max_requests=5), FREE)
+    first, second = (StoredTeacher(teacher, tmp_path / "r.sqlite", budget, NO_PRICES) for _ in range(2))
+    assert kinds(ask_all(first, map(request, prompts(3)))) == ["reply"] * 3
+    asked = [request(prompt, system="Another stage.") for prompt in prompts(3)]
+    assert kinds(ask_all(second, asked)) == ["reply", "reply", "budget"]
+
+
+# Prices
+
+
+def test_budget_in_dollars_without_a_price_is_an_error_before_any_request(tmp_path: Path, provider: Provider) -> None:
+    teacher = stored(hosted("openai", provider.address), tmp_path / "r.sqlite", price=None, budget_usd=1)
+    with pytest.raises(
+        RebaseError, match=f"budget_usd cannot be kept: no price for openai/{MODEL} in the table of 2026"
+    ):
+        teacher.check()
+    assert not provider.ledger
+    stored(hosted("openai", provider.address), tmp_path / "r.sqlite", price=None, max_requests=1).check()
+
+
+def test_unknown_price_is_said_and_never_guessed(tmp_path: Path) -> None:
+    teacher = stored(Echo(), tmp_path / "r.sqlite", price=None)
+
+    async def run() -> tuple[Reply | Failure, dict[str, Any]]:
+        async with teacher.open() as session:
+            return await session.ask(request("a")), session.usage.summary()
+
+    answer, usage = asyncio.run(run())
+    assert answer.dollars is None
+    assert usage["dollars"] is usage["used_dollars"] is None
+    assert teacher.price_in_words.startswith("no price for scripted/test in the table of 2026-11-21")
+
+
+def test_prices_by_provider_and_model() -> None:
+    table = PriceTable.parse({"as_of": "2026-11-21", "models": {"openai": {"gpt": {"input": 0.1, "output": 2.5}}}})
+    price = table.find("openai", "gpt")
+    assert price.dollars(1_000_000, 2_000_000) == pytest.approx(5.1)
+    assert price.dollars(1_000_000, 2_000_000, batch=True) == pytest.approx(2.55)
+    assert table.find("openai", "gpt-2") is None
+    assert table.find("anthropic", "gpt") is None
+    assert describe_price(price, table, "openai", "gpt") == (
+        "$0.1 / $2.5 per million tokens in / out (table of 2026-11-21)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        ({"models": {}}, "as_of"),
+        ({"as_of": "2026", "models": {"openai": {"gpt": {"input": -1, "output": 1}}}}, "models.openai.gpt.input"),
+        ({"as_of": "2026", "models": {"openai": {"gpt": {"input": 1}}}}, "models.openai.gpt.output"),
+        ({"as_of": "2026", "models": {"openai": {"gpt": {"input": 1, "output": 1, "batch": 2}}}}, "batch"),
+    ],
+)
+def test_wrong_price_table_is_an_error_that_names_the_field(data: dict, field: str) -> None:
+    with pytest.raises(RebaseError, match=f"(?s)globals.yml, prices.*{field}"):
+        PriceTable.parse(data)
+
+
+@pytest.mark.parametrize("wrong", [{"budget_usd": 0}, {"max_requests": 0}, {"budget_usd": -1}, {"on_budget": "ask"}])
+def test_wrong_settings_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValidationError):
+        BudgetSettings(**wrong)
+
+
+# What was used
+
+
+def test_usage_tells_bought_replies_from_stored_ones() -> None:
+    usage = Usage()
+    price = Price(input=1, output=10)
+    for seconds in range(1, 101):
+        usage.count(Reply("", "", "stop", 1000, 100, seconds=seconds), price, is_stored=False)
+    usage.count(Reply("", "", "stop", 1000, 100, seconds=9000), price, is_stored=True)
+    usage.count(Reply("", "", "stop", 1000, 100, batch=True), price, is_stored=True)
+    usage.count(Failure("", "no luck"), price, is_stored=False)
+    usage.count(Failure("", "reached", "budget"), price, is_stored=False)
+
+    found = usage.summary()
+    assert (found["used"], found["replies"], found["stored"]) == (102, 100, 2)
+    assert (found["failed"], found["over_budget"]) == (1, 1)
+    assert (found["input_tokens"], found["output_tokens"]) == (100_000, 10_000)
+    assert found["dollars"] == pytest.approx(100 * 0.002)
+    assert found["used_dollars"] == pytest.approx(101.5 * 0.002)
+    assert 49 <= found["p50_seconds"] <= 51
+    assert 94 <= found["p95_seconds"] <= 96
+    assert found["replies_per_minute"] > 0
+
+
+def test_usage_of_nothing() -> None:
+    found = Usage().summary()
+    assert (found["used"], found["dollars"], found["p50_seconds"], found["replies_per_minute"]) == (0, 0, None, None)

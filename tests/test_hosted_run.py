@@ -1,0 +1,142 @@
+"""A run with a hosted teacher, as a user starts it: estimate, run, budget, batches, replay; and no key anywhere."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.teacher.server import KEY, Provider, serving
+from tests.test_end_to_end import KEDRO, copy_of_project, outputs
+
+pytestmark = pytest.mark.slow
+NODES = "--nodes=transform_rows,reason_examples,compare_usage"
+
+
+@pytest.fixture(scope="module")
+def provider():
+    with serving(answers="schema") as provider:
+        yield provider
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, provider):
+    """A project whose rows for ``news_topic`` have been retrieved."""
+    project = copy_of_project(tmp_path_factory.mktemp("hosted"))
+    prices = {"as_of": "2026-11-21", "models": {"anthropic": {"good-model": {"input": 1.0, "output": 5.0}}}}
+    conf = project / "conf" / "test" / "globals.yml"
+    conf.write_text(f"{conf.read_text()}\nprices: {json.dumps(prices)}\n")
+    run(project, provider, "--pipelines=estimate")
+    return project
+
+
+def run(
+    project: Path,
+    provider: Provider,
+    /,
+    *arguments: str,
+    check: bool = True,
+    key: str = KEY,
+    temperature: float = 0.7,
+    **settings,
+) -> str:
+    """What a run prints, with the loopback provider as the teacher."""
+    given = {"provider": "anthropic", "model": "good-model", "base_url": provider.address, "timeout": 10, **settings}
+    params = [f"teacher.{name}={value}" for name, value in given.items()]
+    params += ["task=news_topic", "transform.led=false", "transform.sampling.max_tokens=200"]
+    params.append(f"transform.sampling.temperature={temperature}")
+    environment = {**os.environ, "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "250", "ANTHROPIC_API_KEY": key}
+    command = [*KEDRO, "run", "--env=test", f"--params={','.join(params)}", *arguments]
+    done = subprocess.run(
+        command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        timeout=600,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def usage(project: Path) -> pd.DataFrame:
+    return pd.read_parquet(outputs(project) / "08_reporting" / "news_topic" / "teacher_usage.parquet").set_index(
+        "stage"
+    )
+
+
+def test_an_estimate_sends_nothing_and_the_run_keeps_to_it(project, provider):
+    assert not provider.asked()
+    estimate = json.loads((outputs(project) / "08_reporting" / "news_topic" / "estimate.json").read_text())
+    low, high = estimate["total"]["requests"]
+    said = run(project, provider, NODES)
+    found = usage(project).loc["total"]
+    assert low <= found["used"] <= high
+    assert found["replies"] == len(provider.asked()) == len(provider.billed())
+    assert (
+        0
+        < found["dollars"]
+        == pytest.approx(sum(entry.input_tokens * 1e-6 + entry.output_tokens * 5e-6 for entry in provider.asked()))
+    )
+    assert f"${found['dollars']:.4f}" in said
+
+
+def test_running_again_asks_nothing(project, provider):
+    before = len(provider.asked())
+    run(project, provider, NODES)
+    assert len(provider.asked()) == before
+    assert usage(project).loc["total", "stored"] == usage(project).loc["total", "used"]
+
+
+def test_stored_replies_can_be_replayed_without_network_or_key(project, provider):
+    before = len(provider.asked())
+    run(project, provider, NODES, key="", provider="replay", model="anthropic/good-model")
+    assert len(provider.asked()) == before
+
+
+def test_batches_bring_replies_at_half_the_price(project, provider):
+    run(project, provider, NODES, batch="true", temperature=0.5)
+    found = usage(project).loc["total"]
+    items = [entry for entry in provider.ledger if entry.batch and entry.billed]
+    assert len(items) == found["replies"] > 0
+    full = sum(entry.input_tokens * 1e-6 + entry.output_tokens * 5e-6 for entry in items)
+    assert found["dollars"] == pytest.approx(full / 2)
+
+
+def test_a_budget_is_a_clean_end_and_a_larger_one_goes_on(project, provider):
+    before = len(provider.billed())
+    said = run(project, provider, NODES, max_requests=3, on_budget="stop", temperature=0.6, check=False)
+    assert "Error: Stopped: the budget is reached (teacher.max_requests 3): 3 replies so far" in " ".join(said.split())
+    assert "Traceback" not in said
+    assert len(provider.billed()) == before + 3
+    run(project, provider, NODES, max_requests=5, temperature=0.6)
+    assert len(provider.billed()) == before + 5
+    assert usage(project).loc["total", "stored"] == 3
+    refused = pd.read_parquet(outputs(project) / "05_model_input" / "news_topic" / "examples_refused.parquet")
+    assert "budget_reached" in set(refused["reason"])
+
+
+def test_wrong_settings_are_one_line_before_any_request(project, provider):
+    before = len(provider.asked())
+    for settings, words in (
+        ({"budget_usd": 0}, "budget_usd: Input should be greater than 0"),
+        ({"budget_usd": 1, "model": "unheard-of"}, "no price for anthropic/unheard-of"),
+        ({"provider": "nobody"}, "provider: Input should be"),
+        ({"key": ""}, "needs an API key"),
+    ):
+        said = run(project, provider, NODES, check=False, **settings)
+        assert words in " ".join(said.split()), said[-2000:]
+        assert "Traceback" not in said
+    assert len(provider.asked()) == before
+
+
+def test_the_key_is_nowhere(project, provider):
+    said = run(project, provider, NODES, check=False, key="sk-wrong-key-that-leaks", max_requests=1)
+    dump = subprocess.run(
+        [*KEDRO, "catalog", "list-datasets"], cwd=project, capture_output=True, text=True, check=False,
+        env={**os.environ, "ANTHROPIC_API_KEY": KEY},
+    )  # fmt: skip
+    for text in (said, dump.stdout, dump.stderr):
+        assert "sk-wrong-key" not in text
+        assert KEY not in text
+    for file in project.rglob("*"):
+        if file.is_file():
+            assert KEY.encode() not in file.read_bytes(), file
