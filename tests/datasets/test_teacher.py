@@ -13,8 +13,11 @@ from kedro.pipeline import Node, Pipeline
 from rebase.datasets.teacher import TeacherDataset
 from rebase.errors import RebaseError
 from rebase.teacher.anthropic import AnthropicTeacher
+from rebase.teacher.api import Limits
+from rebase.teacher.budget import FREE, Price
 from rebase.teacher.local import LocalTeacher
 from rebase.teacher.openai import OpenAITeacher
+from rebase.teacher.replay import ReplayTeacher
 
 CONF = Path(__file__).parents[2] / "conf"
 SECRET = "sk-ant-very-secret"
@@ -24,15 +27,18 @@ class Catalog(DataCatalog, CatalogCommandsMixin):
     """The catalog with what ``kedro catalog`` calls, as a session makes it."""
 
 
-def dataset(**changes: Any) -> TeacherDataset:
-    values = {
-        "provider": "local",
-        "model": "package:x",
-        "filepath": "cache/replies.sqlite",
-        "folder": "models",
-        **changes,
-    }
-    return TeacherDataset(**values)
+PRICES = {"as_of": "2026-11-21", "models": {"anthropic": {"claude": {"input": 1, "output": 5}}}}
+
+
+def dataset(
+    credentials: dict[str, str] | None = None,
+    filepath: str = "cache/replies.sqlite",
+    folder: str = "models",
+    prices: dict[str, Any] = PRICES,
+    **settings: Any,
+) -> TeacherDataset:
+    settings = {"provider": "local", "model": "package:x", **settings}
+    return TeacherDataset(settings, filepath, folder, prices, credentials)
 
 
 def project_catalog(environment: str = "base", **params: Any) -> Catalog:
@@ -63,9 +69,79 @@ def test_hosted_teachers_get_their_own_key_and_address() -> None:
     assert openai.teacher == OpenAITeacher("llama", "o-key", "http://host/v1")
 
 
+def test_replayed_teacher_answers_from_the_same_store() -> None:
+    teacher = dataset(provider="replay", model="anthropic/claude", filepath="some/r.sqlite").load()
+    assert teacher.teacher == ReplayTeacher("anthropic", "claude", Path("some/r.sqlite"))
+    assert (teacher.provider, teacher.model, teacher.price) == ("anthropic", "claude", FREE)
+
+
+def test_settings_reach_the_handle() -> None:
+    teacher = dataset(
+        provider="anthropic",
+        model="claude",
+        batch=True,
+        in_flight=5,
+        requests_per_minute=50,
+        output_tokens_per_minute=8000,
+        timeout=30,
+        budget_usd=1.5,
+        max_requests=100,
+        on_budget="stop",
+    ).load()
+    assert teacher.teacher.limits == Limits(5, 50, None, 8000, 30)
+    assert teacher.batch
+    assert teacher.price == Price(input=1, output=5)
+    settings = teacher.budget.settings
+    assert (settings.budget_usd, settings.max_requests, settings.on_budget) == (1.5, 100, "stop")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("provider", "gemini"),
+        ("model", ""),
+        ("batch", "maybe"),
+        ("budget_usd", 0),
+        ("budget_usd", "much"),
+        ("max_requests", 0),
+        ("max_requests", 1.5),
+        ("on_budget", "ask"),
+        ("in_flight", 0),
+        ("requests_per_minute", 0),
+        ("input_tokens_per_minute", -1),
+        ("timeout", 0),
+        ("temperature", 1),
+    ],
+)
+def test_wrong_setting_is_an_error_that_names_it(field: str, value: Any) -> None:
+    with pytest.raises((RebaseError, DatasetError), match=rf"(?s)teacher \(globals.yml.*{field}"):
+        dataset(**{field: value}).load()
+
+
 def test_unknown_provider_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(DatasetError, match="no teacher provider 'gemini': known are local, anthropic, openai"):
+    with pytest.raises((RebaseError, DatasetError), match=r"(?s)'local', 'anthropic', 'openai' or 'replay'"):
         dataset(provider="gemini").load()
+
+
+def test_wrong_prices_are_an_error() -> None:
+    with pytest.raises((RebaseError, DatasetError), match=r"(?s)prices.*as_of"):
+        dataset(prices={"models": {}}).load()
+
+
+def test_what_is_loaded_twice_shares_one_budget_and_other_entries_have_their_own() -> None:
+    one, other = dataset(max_requests=5), dataset(max_requests=5)
+    assert one.load().budget is one.load().budget
+    assert one.load().budget is not other.load().budget
+    catalog = project_catalog(teacher={"max_requests": 5})
+    assert catalog.load("teacher").budget is catalog.load("teacher").budget
+
+
+def test_budget_in_dollars_needs_a_price() -> None:
+    keys = {"anthropic": "a-key"}
+    dataset(provider="anthropic", model="claude", budget_usd=1, credentials=keys).load().check()
+    unknown = dataset(provider="anthropic", model="claude-99", budget_usd=1, credentials=keys).load()
+    with pytest.raises(RebaseError, match="no price for anthropic/claude-99 in the table of 2026-11-21"):
+        unknown.check()
 
 
 def test_teacher_is_read_only() -> None:
@@ -84,6 +160,33 @@ def test_base_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parameters_choose_provider_and_model() -> None:
     catalog = project_catalog(teacher={"provider": "openai", "model": "llama", "base_url": "http://host/v1"})
     assert catalog.load("teacher").teacher == OpenAITeacher("llama", None, "http://host/v1")
+
+
+def test_parameters_override_each_setting() -> None:
+    changed = {
+        "provider": "anthropic",
+        "model": "claude-haiku-5-5",
+        "batch": True,
+        "budget_usd": 2.5,
+        "max_requests": 10,
+        "on_budget": "stop",
+        "in_flight": 7,
+        "requests_per_minute": 50,
+        "input_tokens_per_minute": 1000,
+        "output_tokens_per_minute": 500,
+        "timeout": 60,
+    }
+    teacher = project_catalog(teacher=changed).load("teacher")
+    assert (teacher.provider, teacher.model, teacher.batch) == ("anthropic", "claude-haiku-5-5", True)
+    assert teacher.teacher.limits == Limits(7, 50, 1000, 500, 60)
+    assert (teacher.budget.settings.budget_usd, teacher.budget.settings.max_requests) == (2.5, 10)
+    assert teacher.budget.settings.on_budget == "stop"
+    assert teacher.price is not None
+    assert teacher.price_in_words.startswith("$")
+
+
+def test_store_can_be_another_file() -> None:
+    assert project_catalog(replies="elsewhere/r.sqlite").load("teacher").path == Path("elsewhere/r.sqlite")
 
 
 def _use(teacher: Any) -> str:

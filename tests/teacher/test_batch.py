@@ -3,71 +3,99 @@
 import asyncio
 import json
 import logging
+import multiprocessing
+import os
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rebase.errors import RebaseError
 from rebase.teacher import anthropic, batch, openai
-from rebase.teacher.batch import TRIES
+from rebase.teacher.batch import TRIES, BatchState
 from rebase.teacher.budget import Budget, BudgetSettings, Price
 from rebase.teacher.protocol import Failure, Reply, Request
 from rebase.teacher.store import Batch, ReplyStore
 from rebase.teacher.stored import StoredTeacher
 from tests.scripted import NO_PRICES, ask_all
-from tests.teacher.asking import echo, hosted, prompts, request, said, start, stored_keys
+from tests.teacher.asking import echo, hosted, prompts, request, said, stored_keys
 from tests.teacher.server import ANTHROPIC, KEY, MODEL, OPENAI, Answer, Faults, Provider
 
 PRICE = Price(input=100_000, output=200_000)  # the server counts 12 tokens in and 5 out: 2.2 dollars, by a batch 1.1
 
-#: Asks by batches and prints what comes; ``where`` says where to kill itself.
-CLIENT = """
-import os, signal, sys
-from pathlib import Path
-from rebase.teacher import anthropic, batch, openai, store
-from tests.teacher.asking import prompts, request
-from tests.scripted import ask_all
-from tests.teacher.test_batch import batched
+#: Processes that are forked from one which has imported all that takes long.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["anthropic", "openai", __name__])
 
-kind, address, path, where, count = sys.argv[1:]
-batch.FIRST_LOOK = 0.02
 
-async def die_soon(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
+def client(kind: str, address: str, path: Path, where: str, count: int, most: int, output: Path) -> None:
+    """A run in a process of its own: asks by batches of ``most``, and kills itself where it is told to."""
+    batch.FIRST_LOOK = 0.02
+    api = APIS[kind]
+    api.most_requests = most
+    look, put = api.state, ReplyStore.put_batch
 
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-api = {"anthropic": anthropic, "openai": openai}[kind]._Batches
-match where:
-    case "before it is submitted":
-        api.submit = die_soon
-    case "before its id is known":
-        store.ReplyStore.name_batch = die
-    case "while it is worked on":
-        state = api.state
-        async def state_and_die(self, batch_id):
-            found = await state(self, batch_id)
-            die() if not found.has_ended else None
-            return found
-        api.state = state_and_die
-    case "before its replies are stored":
-        store.ReplyStore.put_batch = die
-    case "when its replies are stored":
-        put = store.ReplyStore.put_batch
-        def put_and_die(*arguments):
-            put(*arguments)
+    async def die_waiting(*_: object) -> None:
+        die()
+
+    async def look_and_die(*arguments: object) -> BatchState:
+        state = await look(*arguments)
+        if not state.has_ended:
             die()
-        store.ReplyStore.put_batch = put_and_die
-for answer in ask_all(batched(kind, address, Path(path)), map(request, prompts(int(count)))):
-    print(getattr(answer, "text", answer))
-"""
+        return state
+
+    def put_and_die(*arguments: object) -> None:
+        put(*arguments)
+        die()
+
+    owner, name, instead = {
+        "nowhere": (api, "most_requests", most),
+        "before it is submitted": (api, "submit", die_waiting),
+        "before its id is known": (ReplyStore, "name_batch", die),
+        "while it is worked on": (api, "state", look_and_die),
+        "before its replies are stored": (ReplyStore, "put_batch", die),
+        "when its replies are stored": (ReplyStore, "put_batch", put_and_die),
+    }[where]
+    setattr(owner, name, instead)
+    answers = ask_all(batched(kind, address, path), map(request, prompts(count)))
+    output.write_text("\n".join(said(answers)))
+
+
+def start(kind: str, provider: Provider, path: Path, where: str, count: int, most: int = 1000) -> tuple[Any, Path]:
+    """Start a client; gives the process and the file that it writes its answers to."""
+    output = Path(tempfile.mkdtemp(dir=path.parent)) / "output"
+    process = PROCESSES.Process(target=client, args=(kind, provider.address, path, where, count, most, output))
+    process.start()
+    return process, output
+
+
+def kill(kind: str, provider: Provider, path: Path, where: str, count: int, most: int = 1000) -> None:
+    """A run that is killed on its way."""
+    process, _ = start(kind, provider, path, where, count, most)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def run_two(kind: str, provider: Provider, path: Path, count: int, most: int = 1000) -> None:
+    """Two runs at once, which must both end well."""
+    clients = [start(kind, provider, path, "nowhere", count, most) for _ in range(2)]
+    for process, output in clients:
+        process.join(120)
+        assert process.exitcode == 0
+        assert output.read_text().splitlines() == list(map(echo, prompts(count)))
+
+
+APIS = {ANTHROPIC: anthropic._Batches, OPENAI: openai._Batches}
 KILLS = (
     "before it is submitted",
     "before its id is known",
@@ -155,7 +183,7 @@ def test_requests_of_a_batch_are_those_of_single_ones(ask: Ask, kind: str, provi
 
 
 def test_many_requests_are_split_by_their_number(ask: Ask, kind: str, provider: Provider, monkeypatch) -> None:
-    monkeypatch.setattr({ANTHROPIC: anthropic, OPENAI: openai}[kind]._Batches, "most_requests", 4)
+    monkeypatch.setattr(APIS[kind], "most_requests", 4)
     assert said(ask(map(request, prompts(10)))) == list(map(echo, prompts(10)))
     assert submitted(provider) == 3
     sizes = Counter(entry.batch for entry in provider.ledger if entry.batch)
@@ -163,15 +191,16 @@ def test_many_requests_are_split_by_their_number(ask: Ask, kind: str, provider: 
 
 
 def test_large_requests_are_split_by_their_bytes(ask: Ask, kind: str, provider: Provider, monkeypatch) -> None:
-    monkeypatch.setattr({ANTHROPIC: anthropic, OPENAI: openai}[kind]._Batches, "most_bytes", 10_000)
-    long = [f"{number} ".ljust(3_000, "é") for number in range(5)]
+    monkeypatch.setattr(APIS[kind], "most_bytes", 10_000)
+    provider.default = lambda prompt: Answer(text=echo("a"))
+    long = [f"{number} ".ljust(500, "é") for number in range(8)]  # 3,000 bytes each, as JSON
     ask(map(request, [*long, "short"]))
     by_batch: Counter[str] = Counter()
     for entry in provider.ledger:
         if entry.batch:
             by_batch[entry.batch] += len(json.dumps(entry.body))
-    assert len(by_batch) > 2
-    assert sum("\\u00e9" in json.dumps(entry.body) for entry in provider.ledger if entry.batch) == 5
+    assert len(by_batch) == submitted(provider) >= 3
+    assert max(by_batch.values()) <= 10_000
     assert set(items(provider)) == {*long, "short"}
 
 
@@ -272,16 +301,10 @@ def test_calls_that_fail_now_and_then_are_made_again(ask: Ask, provider: Provide
 # Kills
 
 
-def spoken(output: str) -> list[str]:
-    return output.splitlines()
-
-
 @pytest.mark.parametrize("where", KILLS)
 def test_killed_run_finds_its_batch_again(ask: Ask, kind: str, provider: Provider, path: Path, where: str) -> None:
     provider.batch_seconds = 0.3
-    client = start(CLIENT, kind, provider.address, str(path), where, "8")
-    _, errors = client.communicate(timeout=60)
-    assert client.returncode == -signal.SIGKILL, errors
+    kill(kind, provider, path, where, 8)
 
     assert said(ask(map(request, prompts(8)))) == list(map(echo, prompts(8)))
     assert billed_once(provider, 8)
@@ -290,13 +313,8 @@ def test_killed_run_finds_its_batch_again(ask: Ask, kind: str, provider: Provide
         assert store.open_batches(kind, MODEL) == []
 
 
-def test_run_killed_among_several_batches_submits_the_rest(
-    ask: Ask, kind: str, provider: Provider, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program = CLIENT.replace("match where:", "api.most_requests = 3\nmatch where:")
-    client = start(program, kind, provider.address, str(path), "before its replies are stored", "8")
-    _, errors = client.communicate(timeout=60)
-    assert client.returncode == -signal.SIGKILL, errors
+def test_run_killed_among_several_batches_submits_the_rest(ask: Ask, kind: str, provider: Provider, path: Path) -> None:
+    kill(kind, provider, path, "before its replies are stored", 8, most=3)
     # More is asked for now: only what was not submitted is.
     assert said(ask(map(request, prompts(12)))) == list(map(echo, prompts(12)))
     assert billed_once(provider, 12)
@@ -315,11 +333,7 @@ def test_what_nobody_asks_for_any_more_is_left_alone(ask: Ask, kind: str, provid
 
 def test_two_processes_on_one_store_submit_each_request_once(kind: str, provider: Provider, path: Path) -> None:
     provider.batch_seconds = 0.5
-    program = CLIENT.replace("match where:", "api.most_requests = 4\nmatch where:")
-    clients = [start(program, kind, provider.address, str(path), "nowhere", "10") for _ in range(2)]
-    outputs = [client.communicate(timeout=120) for client in clients]
-    assert [client.returncode for client in clients] == [0, 0], outputs
-    assert [output.splitlines() for output, _ in outputs] == [list(map(echo, prompts(10)))] * 2
+    run_two(kind, provider, path, 10, most=4)
     assert billed_once(provider, 10)
     assert submitted(provider) == 3
 
@@ -327,11 +341,8 @@ def test_two_processes_on_one_store_submit_each_request_once(kind: str, provider
 @pytest.mark.parametrize("where", ["before it is submitted", "before its id is known"])
 def test_two_processes_recover_a_lost_batch_once(kind: str, provider: Provider, path: Path, where: str) -> None:
     provider.batch_seconds = 0.5
-    start(CLIENT, kind, provider.address, str(path), where, "6").communicate(timeout=60)
-    clients = [start(CLIENT, kind, provider.address, str(path), "nowhere", "6") for _ in range(2)]
-    outputs = [client.communicate(timeout=120) for client in clients]
-    assert [client.returncode for client in clients] == [0, 0], outputs
-    assert [output.splitlines() for output, _ in outputs] == [list(map(echo, prompts(6)))] * 2
+    kill(kind, provider, path, where, 6)
+    run_two(kind, provider, path, 6)
     assert billed_once(provider, 6)
     assert submitted(provider) == 1
 

@@ -81,9 +81,8 @@ class Connection:
 
 @dataclass
 class _Flight:
-    """One request on its way: its number in the window, what it is expected to take, when it was sent last."""
+    """One request on its way: what it is expected to take, what had been taken then, when it was sent last."""
 
-    number: int
     cost: Cost
     taken: dict[Kind, float]
     sent_at: float = 0.0
@@ -220,7 +219,7 @@ class Clients:
             taken = await self._pacer.turn(flight.cost)
             if taken is None:
                 raise asyncio.CancelledError
-            flight.number, flight.taken = self._window.again(), taken
+            flight.taken = taken
         flight.sent_at = time.monotonic()
 
     async def _after(self, response: "httpx2.Response") -> None:
@@ -231,8 +230,7 @@ class Clients:
         else:
             self._pacer.hear(status, headers, flight.taken, time.monotonic() - flight.sent_at)
         if status in OVERLOADED:
-            if flight is not None:
-                self._window.complain(flight.number)
+            self._window.complain()
             if _says_no_money(status, (await response.aread()).decode(errors="replace")):
                 headers["x-should-retry"] = "false"
             elif (wait := read_retry_after(headers)) is None or wait > _LONG_WAIT:
@@ -264,12 +262,12 @@ class ApiSession:
         RebaseError where no further request could succeed: wrong key, no credit, or nearly everything fails.
         """
         key = request.key(self._teacher.provider, self._teacher.model)
-        async with self._window.entered() as number:
+        async with self._window.entered() as may_send:
             cost = self._expect(request)
-            taken = await self._pacer.turn(cost) if number is not None else None
-            if number is None or taken is None:
+            taken = await self._pacer.turn(cost) if may_send else None
+            if taken is None:
                 return Failure(key, "not sent", "stopped")
-            flight = _Flight(number, cost, taken)
+            flight = _Flight(cost, taken)
             _flight.set(flight)
             self._tell_of_temperature(request)
             try:

@@ -226,6 +226,10 @@ class BatchSession:
                 "Set teacher.batch: false, or mend what the provider says; nothing was charged for this batch."
             )
         answers = await self._results(batch_id)
+        seconds = (datetime.now(UTC) - batch.created).total_seconds()
+        for key, answer in answers.items():
+            if isinstance(answer, Reply):
+                answers[key] = replace(answer, seconds=seconds)
         for key in set(batch.keys) - set(answers):
             answers[key] = Again("no result")
         self._store.put_batch(batch.token, [answer for answer in answers.values() if isinstance(answer, Reply)])

@@ -149,7 +149,7 @@ class Usage:
     used_dollars: float = 0.0
     has_price: bool = True
     seconds: array = field(default_factory=lambda: array("f"))
-    began: float | None = None
+    began: float = field(default_factory=time.monotonic)
     ended: float = 0.0
 
     def count(self, answer: Reply | Failure, price: Price | None, *, is_stored: bool) -> None:
@@ -169,14 +169,12 @@ class Usage:
         self.input_tokens += answer.input_tokens
         self.output_tokens += answer.output_tokens
         self.seconds.append(answer.seconds)
-        now = time.monotonic()
-        self.began = now - answer.seconds if self.began is None else min(self.began, now - answer.seconds)
-        self.ended = now
+        self.ended = time.monotonic()
 
     def summary(self) -> dict[str, Any]:
         """The counts, latencies (p50, p95, in seconds) and replies a minute: one line of ``teacher_usage``."""
         latencies = sorted(self.seconds)
-        minutes = (self.ended - self.began) / 60 if self.began is not None else 0.0
+        minutes = (self.ended - self.began) / 60
         return {
             "used": self.replies + self.stored,
             "replies": self.replies,

@@ -1,8 +1,8 @@
 """How fast to ask: token buckets for the provider's limits, and a window of requests in flight (AIMD).
 
 The buckets hold what the provider grants a minute, from the settings and from the headers of its responses; the
-window finds out what the headers do not tell, as TCP does: it doubles until the first complaint, is halved at a
-complaint and then grows by one a round.
+window finds out what the headers do not tell, as TCP does: it doubles a round until the first complaint, shrinks by the
+share of complaints and grows by one a round.
 """
 
 import asyncio
@@ -172,15 +172,20 @@ class Pacer:
 
 
 class Window:
-    """The requests in flight: a limit that grows while all goes well and shrinks when the provider complains."""
+    """The requests in flight: a limit that grows while all goes well and shrinks as the provider complains.
+
+    Outcomes are counted in rounds of as many attempts as may be in flight. A round's cut is half the share of its
+    complaints: where all complain the window is halved, where a few do, by chance, it hardly shrinks.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._limit = float(min(FIRST_WINDOW, most))
         self._threshold = float(most)
         self._in_flight = 0
-        self._number = 0  # of requests that have entered
-        self._cut_at = 0
+        self._round = self.limit
+        self._outcomes = 0
+        self._complaints = 0
         self._line: deque[asyncio.Future[None]] = deque()
         self._is_open = True
 
@@ -190,38 +195,38 @@ class Window:
         return max(1, int(self._limit))
 
     @asynccontextmanager
-    async def entered(self) -> AsyncIterator[int | None]:
-        """Wait for a place and hold it; gives the number by which ``complain`` knows the request.
-
-        Gives None where the window has been closed: nothing may be sent.
-        """
+    async def entered(self) -> AsyncIterator[bool]:
+        """Wait for a place and hold it. Gives False where the window has been closed: nothing may be sent."""
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line.append(place)
         self._let_in()
         try:
             await place
-            yield self.again() if self._is_open else None
+            yield self._is_open
         finally:
             if place.done() and not place.cancelled():
                 self._in_flight -= 1
                 self._let_in()
 
-    def again(self) -> int:
-        """A new number for a request that is sent again: what its first attempt met is old."""
-        self._number += 1
-        return self._number
-
     def grow(self) -> None:
-        """A request has succeeded. The window grows only while it is what holds requests back."""
+        """An attempt has succeeded. The window grows only while it is what holds requests back."""
         if self._in_flight >= self.limit - 1:
             self._limit = min(self._most, self._limit + (1 if self._limit < self._threshold else 1 / self._limit))
-            self._let_in()
+        self._count()
+        self._let_in()
 
-    def complain(self, number: int) -> None:
-        """The provider complained of a request. Those sent before the last cut say nothing new."""
-        if number > self._cut_at:
-            self._cut_at = self._number
-            self._limit = self._threshold = max(1.0, self._limit / 2)
+    def complain(self) -> None:
+        """The provider complained of an attempt."""
+        self._complaints += 1
+        self._count()
+
+    def _count(self) -> None:
+        self._outcomes += 1
+        if self._outcomes >= self._round:
+            if self._complaints:
+                self._limit = self._threshold = max(1.0, self._limit * (1 - self._complaints / self._outcomes / 2))
+            self._outcomes = self._complaints = 0
+            self._round = self.limit
 
     def close(self) -> None:
         """Let nobody in any more."""
