@@ -19,7 +19,7 @@ import pytest
 
 from rebase.errors import RebaseError
 from rebase.teacher import anthropic, batch, openai
-from rebase.teacher.batch import TRIES, BatchState
+from rebase.teacher.batch import TRIES, BatchState, read_item
 from rebase.teacher.budget import Budget, BudgetSettings, Price
 from rebase.teacher.protocol import Failure, Reply, Request
 from rebase.teacher.store import Batch, ReplyStore
@@ -329,6 +329,23 @@ def test_what_nobody_asks_for_any_more_is_left_alone(ask: Ask, kind: str, provid
     assert said(ask([request("a")])) == [echo("a")]
     with closing(ReplyStore(path)) as store:
         assert [found.token for found in store.open_batches(kind, MODEL)] == ["token"]
+
+
+def test_batch_that_the_provider_does_not_know_any_more_is_submitted_again(
+    ask: Ask, kind: str, provider: Provider, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = request("a")
+    with closing(ReplyStore(path)) as store:
+        store.open_batch(Batch("token", "unknown", (asked.key(kind, MODEL),), datetime.now(UTC)), [asked], kind, MODEL)
+    assert said(ask([asked])) == [echo("a")]
+    assert "batch unknown is not known to the provider any more" in caplog.text
+    assert submitted(provider) == 1
+
+
+def test_item_that_is_no_response_is_a_failure() -> None:
+    broken = read_item("k", openai._read, {"choices": []})
+    assert isinstance(broken, Failure)
+    assert broken.reason == "not a response: {'choices': []}"
 
 
 def test_two_processes_on_one_store_submit_each_request_once(kind: str, provider: Provider, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rebase.errors import RebaseError
 from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, Clients, Connection
-from rebase.teacher.batch import Again, BatchState
+from rebase.teacher.batch import Again, BatchState, read_item
 from rebase.teacher.protocol import Failure, Reply, Request
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _FINISH = {"max_tokens": "length", "model_context_window_exceeded": "length", "refusal": "refusal"}
 #: Errors of a batch's item that another try may not meet.
 _PASSING = frozenset({"api_error", "overloaded_error", "rate_limit_error", "timeout_error"})
+#: A batch is made within so long of its submission, by the provider's clock and ours.
+_SUBMITTING = timedelta(minutes=15)
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,11 @@ class _Batches:
     async def find(self, token: str, keys: set[str], since: datetime) -> list[str]:
         found = []
         async for batch in self._client.messages.batches.list(limit=100):
-            if batch.created_at < since - timedelta(minutes=5):
+            if batch.created_at < since - _SUBMITTING:
                 break
             counts = batch.request_counts
             total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
-            if total == len(keys):
+            if total == len(keys) and batch.created_at < since + _SUBMITTING:
                 found.append(batch.id)
         return found
 
@@ -101,7 +103,7 @@ class _Batches:
         async for item in await self._client.messages.batches.results(batch_id):
             key, result = item.custom_id, item.result
             if result.type == "succeeded":
-                yield key, _read(result.message.to_dict(), key)
+                yield key, read_item(key, _read, result.message.to_dict())
             elif result.type == "errored" and result.error.error.type not in _PASSING:
                 yield key, Failure(key, f"{result.error.error.type}: {result.error.error.message}")
             else:

@@ -216,7 +216,12 @@ class BatchSession:
     async def _collect(self, batch: Batch) -> dict[str, Reply | Failure | Again]:
         """Wait for the batch's end and store its replies; the first of two results of one item counts."""
         batch_id = str(batch.batch_id)
-        state = await self._wait(batch_id)
+        try:
+            state = await self._wait(batch_id)
+        except self._sdk.NotFoundError:
+            logger.warning("batch %s is not known to the provider any more: its requests are submitted again", batch_id)
+            self._store.close_batch(batch.token)
+            return {}
         if not state.has_ended:  # nobody waits any more
             return {}
         if state.failure is not None:
@@ -272,3 +277,11 @@ class BatchSession:
     @property
     def _is_stopped(self) -> bool:
         return self._stopped.is_set()
+
+
+def read_item(key: str, read: Callable[[dict[str, Any], str], Reply], body: dict[str, Any]) -> Reply | Failure:
+    """The reply in a batch's item; a Failure where the item is none of the provider's."""
+    try:
+        return read(body, key)
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return Failure(key, f"not a response: {str(body)[:300]}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, Clients, Connection
-from rebase.teacher.batch import Again, BatchState
+from rebase.teacher.batch import Again, BatchState, read_item
 from rebase.teacher.protocol import Failure, Reply, Request
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class _Batches:
         batch = await self._client.batches.retrieve(batch_id)
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = await self._client.files.content(file_id)
-            for line in content.text.splitlines():
+            for line in content.text.split("\n"):
                 if line.strip():
                     item = json.loads(line)
                     yield item["custom_id"], _read_item(item)
@@ -194,7 +194,7 @@ def _read_item(item: dict[str, Any]) -> Reply | Failure | Again:
         return Again(error.get("code") or "no response")
     status, body = response["status_code"], response["body"]
     if status == 200:
-        return _read(body, key)
+        return read_item(key, _read, body)
     if status == 429 or status >= 500:
         return Again(f"status {status}")
     return Failure(key, f"status {status}: {(body.get('error') or {}).get('message', body)}")
