@@ -59,7 +59,8 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for number in range(options.kills):
             client = start(options, address, folder)
             target = (number + 1) / (options.kills + 1) * options.rows
-            moment = generator.uniform(1.0, 6.0) if options.batch else None
+            # It takes some seconds to start and to write its requests, then the provider has the batch for eight.
+            moment = generator.uniform(3.0, 14.0) if options.batch else None
             began = time.monotonic()
             while client.poll() is None and not is_due(address, target, began, moment):
                 time.sleep(0.05)
@@ -69,7 +70,8 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             client.wait()
             # What reached the provider between the count and the kill is on its way as well.
             on_their_way += max(state["in_flight"], ask(address, "_state")["in_flight"]) if not options.batch else 0
-            print(f"kill {number + 1}: {state['billed']} billed, {state['in_flight']} on their way", flush=True)
+            print(f"kill {number + 1}: {state['batches']} batches, {state['billed']} replies billed, "
+                  f"{state['in_flight']} on their way", flush=True)  # fmt: skip
         client = start(options, address, folder)
         if client.wait() != 0:
             sys.exit("the last client failed")
@@ -176,7 +178,7 @@ def serving(options: argparse.Namespace) -> Iterator[str]:
     command = [
         sys.executable, "-m", "tests.teacher.server", f"--fault-share={options.faults}", f"--seed={options.seed}",
         "--latency=0.1", "--latency-spread=0.5", "--answers=schema", "--retry-after=0.05", "--hang-seconds=7",
-        "--batch-seconds=1", *faults,
+        "--batch-seconds=8", *faults,
     ]  # fmt: skip
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:

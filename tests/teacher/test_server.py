@@ -19,7 +19,8 @@ import openai
 import pytest
 from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 
-from tests.teacher.server import ALL, EARLY, KEY, MODEL, Answer, Faults, Limits, Provider, example, serving
+from tests.teacher.schemas import example
+from tests.teacher.server import ALL, EARLY, KEY, MODEL, Answer, Faults, Limits, Provider, serving
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
