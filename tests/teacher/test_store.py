@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from rebase.errors import RebaseError
-from rebase.teacher.protocol import Reply, Request
+from rebase.teacher.protocol import Message, Reply, Request, Sampling
 from rebase.teacher.store import Batch, ReplyStore
 from tests.scripted import ask_all, stored
 from tests.teacher.asking import Echo, echo, hosted, prompts, request, said, start, stored_keys
@@ -84,6 +84,13 @@ def fill(path: Path, count: int, length: int = 500) -> list[Request]:
 
 
 # Stored when it arrives, kept when killed
+
+
+def test_key_stays_what_it_was() -> None:
+    """Replies that were paid for with an earlier version are found again."""
+    asked = Request("Write.", (Message("user", "ü"),), {"type": "object"}, Sampling(0.7, 100), 2)
+    assert asked.key("openai", "m") == "6ec66334f9462c31056fc2b37da9d4a26eb36d31d637313430632afe608cb4ec"
+    assert Request.from_json(asked.to_json()) == asked
 
 
 def test_reply_is_stored_when_it_arrives_not_when_its_turn_comes(path: Path, provider: Provider) -> None:

@@ -1,9 +1,11 @@
 """Teachers of Anthropic's Messages API, through the official SDK."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -151,9 +153,7 @@ def _supports(capabilities: dict[str, Any], *path: str) -> bool | None:
 
 def request_arguments(model: str, settings: ModelSettings, request: Request) -> dict[str, Any]:
     """The body of a request: the reply is held to the schema by the API's structured output."""
-    import anthropic
-
-    output: dict[str, Any] = {"format": {"type": "json_schema", "schema": anthropic.transform_schema(request.schema)}}
+    output: dict[str, Any] = {"format": {"type": "json_schema", "schema": _schema(json.dumps(request.schema))}}
     if settings.effort:
         output["effort"] = settings.effort
     return {
@@ -164,6 +164,14 @@ def request_arguments(model: str, settings: ModelSettings, request: Request) -> 
         "output_config": output,
         **settings.arguments,
     }
+
+
+@lru_cache(maxsize=64)
+def _schema(schema: str) -> dict[str, Any]:
+    """The schema as the API takes it. A run has few of them, and the SDK takes a millisecond for each."""
+    import anthropic
+
+    return anthropic.transform_schema(json.loads(schema))
 
 
 def _read(body: dict[str, Any], key: str) -> Reply:
