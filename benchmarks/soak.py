@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,20 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Kill the client at random moments, let the last one end, and audit rows and ledger."""
     generator = random.Random(options.seed)
     on_their_way = 0
+    submitting = 0.0  # seconds from a client's start to its first batch
     with serving(options) as address:
         for number in range(options.kills):
             client = start(options, address, folder)
-            target = (number + 1) / (options.kills + 1) * options.rows
-            # It takes some seconds to start and to write its requests, then the provider has the batch for eight.
-            moment = generator.uniform(3.0, 14.0) if options.batch else None
             began = time.monotonic()
-            while client.poll() is None and not is_due(address, target, began, moment):
-                time.sleep(0.05)
+            if not options.batch:
+                billed = (number + 1) / (options.kills + 1) * options.rows
+                wait_for(client, lambda billed=billed: ask(address, "_state")["billed"] >= billed)
+            elif not submitting:
+                wait_for(client, lambda: ask(address, "_state")["batches"] > 0)
+                submitting = time.monotonic() - began
+            else:
+                moment = began + submitting * generator.uniform(0.5, 1.5)
+                wait_for(client, lambda moment=moment: time.monotonic() > moment)
             state = ask(address, "_state")
             if client.poll() is None:
                 client.send_signal(signal.SIGKILL)
@@ -79,11 +84,10 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return audit(options, folder, ledger, on_their_way)
 
 
-def is_due(address: str, target: float, began: float, moment: float | None) -> bool:
-    """If the client is to be killed now: at a number of requests billed, or at a moment where they go by batches."""
-    if moment is not None:
-        return time.monotonic() - began > moment
-    return ask(address, "_state")["billed"] >= target
+def wait_for(client: subprocess.Popen, is_due: Callable[[], bool]) -> None:
+    """Wait until the client is to be killed, or has ended."""
+    while client.poll() is None and not is_due():
+        time.sleep(0.05)
 
 
 def audit(options: argparse.Namespace, folder: Path, ledger: list[dict[str, Any]], on_their_way: int) -> dict[str, Any]:

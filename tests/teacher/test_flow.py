@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.teacher.flow import Gathering, all_in_order, in_order, run
+from rebase.teacher.flow import Gathering, in_order, run
 from rebase.teacher.protocol import Failure, Message, Reply, Request, Sampling
 
 
@@ -55,7 +55,6 @@ def test_results_in_order_with_never_more_than_there_is_room_for(number: int, ro
     assert collect(work, range(number), lambda: room) == [2 * item for item in range(number)]
     assert work.begun == list(range(number))
     assert work.most <= room
-    assert asyncio.run(all_in_order(Worker(seed), range(number), room)) == [2 * item for item in range(number)]
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 10**6))
@@ -209,7 +208,12 @@ def test_cancelling_who_waits_for_results_cancels_the_work() -> None:
         return item
 
     async def main() -> None:
-        waiting = asyncio.create_task(all_in_order(work, range(9), 3))
+        async def use() -> None:
+            async with aclosing(in_order(work, range(9), lambda: 3)) as found:
+                async for _ in found:
+                    pass
+
+        waiting = asyncio.create_task(use())
         await asyncio.sleep(0.01)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

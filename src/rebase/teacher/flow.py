@@ -4,7 +4,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 from rebase.teacher.protocol import Failure, Reply, Request
@@ -53,12 +52,6 @@ async def in_order(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def all_in_order(work: Callable[[T], Coroutine[Any, Any, R]], items: Iterable[T], room: int) -> list[R]:
-    """The results of ``work`` on all items, ``room`` of them worked on at once."""
-    async with aclosing(in_order(work, items, lambda: room)) as results:
-        return [result async for result in results]
 
 
 class Gathering:
