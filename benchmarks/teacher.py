@@ -178,7 +178,11 @@ def local_against_generate(count: int = 32) -> dict[str, float]:
 
 
 def generate_one_by_one(teacher: Any, asked: list[Request]) -> tuple[list[str], float]:
-    """The replies of ``generate``, a prompt at a time, held to the schema by xgrammar's own logits processor."""
+    """The replies of ``generate``, a prompt at a time, held to the schema by xgrammar.
+
+    What the schema leaves no choice about at a reply's beginning is given here as well: spelt by the model in other
+    tokens, it would lead to other words.
+    """
     import torch
     import xgrammar
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -190,21 +194,37 @@ def generate_one_by_one(teacher: Any, asked: list[Request]) -> tuple[list[str], 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=inference_dtype())
     info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=model.config.vocab_size)
     compiler = xgrammar.GrammarCompiler(info)
-    texts = []
 
     def generate(request: Request) -> str:
         turns = [("system", request.system)] + [(turn.role, turn.content) for turn in request.messages]
-        prompt = tokenizer.apply_chat_template(
-            [{"role": role, "content": content} for role, content in turns],
-            add_generation_prompt=True, return_tensors="pt", return_dict=True,
-        )  # fmt: skip
+        conversation = [{"role": role, "content": content} for role, content in turns]
+        prompt = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
         grammar = compiler.compile_json_schema(json.dumps(request.schema), any_whitespace=False)
-        processor = xgrammar.contrib.hf.LogitsProcessor(grammar)
+        matcher = xgrammar.GrammarMatcher(grammar)
+        bitmask = xgrammar.allocate_token_bitmask(1, model.config.vocab_size)
+        forced = tokenizer.encode(matcher.find_jump_forward_string(), add_special_tokens=False)[:-1]
+        begun = tokenizer.encode(prompt, add_special_tokens=False) + forced
+        known = len(begun) - len(forced)
+
+        def hold_to_schema(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            nonlocal known
+            for token in tokens[0, known:].tolist():
+                matcher.accept_token(token)
+            known = tokens.shape[1]
+            matcher.fill_next_token_bitmask(bitmask)
+            xgrammar.apply_token_bitmask_inplace(scores, bitmask)
+            return scores
+
+        inputs = torch.tensor([begun])
         with torch.inference_mode():
             said = model.generate(
-                **prompt, do_sample=False, max_new_tokens=request.sampling.max_tokens, logits_processor=[processor]
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                do_sample=False,
+                max_new_tokens=request.sampling.max_tokens - len(forced),
+                logits_processor=[hold_to_schema],
             )
-        return tokenizer.decode(said[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        return tokenizer.decode(said[0, len(begun) - len(forced) :], skip_special_tokens=True)
 
     generate(asked[0])
     began = time.monotonic()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rebase.errors import RebaseError
-from rebase.teacher.budget import FREE, Budget, BudgetSettings, Price, PriceTable, Usage, describe_price
+from rebase.teacher.budget import FREE, Budget, BudgetSettings, Price, PriceTable, Usage, describe_price, progress
 from rebase.teacher.protocol import Failure, Reply, Request, Sampling
 from rebase.teacher.stored import StoredTeacher
 from tests.scripted import NO_PRICES, ask_all, stored
@@ -322,3 +322,8 @@ def test_usage_tells_bought_replies_from_stored_ones() -> None:
 def test_usage_of_nothing() -> None:
     found = Usage().summary()
     assert (found["used"], found["dollars"], found["p50_seconds"], found["replies_per_minute"]) == (0, 0, None, None)
+
+
+def test_progress_tells_refusals_and_dollars() -> None:
+    assert progress(3, 1, 10, Usage()) == "refused 25%"
+    assert progress(0, 0, 10, Usage(dollars=0.05)) == "refused 0%, $0.0500 of about $0.50"

@@ -197,6 +197,17 @@ def _quantile(ordered: list[float], share: float) -> float | None:
     return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else None
 
 
+def progress(kept: int, refused: int, factor: float, usage: Usage) -> str:
+    """What a progress bar says: the share refused so far, dollars so far, and what they come to in the end.
+
+    ``factor`` is the whole work over the work done.
+    """
+    parts = [f"refused {refused / max(1, kept + refused):.0%}"]
+    if usage.dollars:
+        parts.append(f"${usage.dollars:.4f} of about ${usage.dollars * factor:.2f}")
+    return ", ".join(parts)
+
+
 def describe_price(price: Price | None, table: PriceTable, provider: str, model: str) -> str:
     """One line on a model's price, or that it is not known and what to do."""
     if price is None:

@@ -15,7 +15,7 @@ from rebase.errors import RebaseError
 from rebase.parameters import CotParameters
 from rebase.prompts import CotPrompt, cot_request, read_rationale
 from rebase.records import Task
-from rebase.teacher.budget import Usage
+from rebase.teacher.budget import Usage, progress
 from rebase.teacher.flow import in_order, run
 from rebase.teacher.protocol import Failure, Reply
 from rebase.teacher.stored import StoredTeacher
@@ -77,11 +77,10 @@ def reason_examples(
 
     kept: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
-    samples, usage = run(_ask_examples(task, lines, sources, teacher, prompt, parameters))
-    for line, said in zip(lines, samples, strict=True):
-        verdict = judge(said, line["answer"], parameters)
+    verdicts, usage = run(_ask_examples(task, lines, sources, teacher, prompt, parameters))
+    for line, (samples, verdict) in zip(lines, verdicts, strict=True):
         if verdict.refused:
-            refused.append(_refusal(line, verdict, said))
+            refused.append(_refusal(line, verdict, samples))
         else:
             found = {"answer": verdict.answer, "rationale": verdict.rationale, "agreement": verdict.agreement}
             kept.append({**line, **found, "relabelled": not same_answer(verdict.answer, line["answer"])})
@@ -142,26 +141,27 @@ async def _ask_examples(
     teacher: StoredTeacher,
     prompt: CotPrompt,
     parameters: CotParameters,
-) -> tuple[list[list[Sample]], Usage]:
-    """For each example the samples of its reasoning; and what was asked."""
+) -> tuple[list[tuple[list[Sample], Verdict]], Usage]:
+    """For each example the samples of its reasoning and what they come to; and what was asked."""
     room = max(1, teacher.ahead // parameters.samples)
     async with teacher.open() as session:
 
-        async def ask(line: dict[str, Any]) -> list[Sample]:
+        async def ask(line: dict[str, Any]) -> tuple[list[Sample], Verdict]:
             source = sources.get(line["row_id"])
             requests = [cot_request(task, line, source, prompt, parameters, k) for k in range(parameters.samples)]
-            return [read_sample(task, line, reply) for reply in await asyncio.gather(*map(session.ask, requests))]
+            samples = [read_sample(task, line, reply) for reply in await asyncio.gather(*map(session.ask, requests))]
+            return samples, judge(samples, line["answer"], parameters)
 
-        samples = []
+        found: list[tuple[list[Sample], Verdict]] = []
+        refused = 0
         with tqdm(total=len(lines), desc="cot", unit="example") as bar:
             async with aclosing(in_order(ask, lines, lambda: room)) as answers:
-                async for said in answers:
-                    samples.append(said)
+                async for answer in answers:
+                    found.append(answer)
+                    refused += answer[1].refused is not None
+                    bar.set_postfix_str(progress(len(found) - refused, refused, len(lines) / len(found), session.usage))
                     bar.update()
-                    if session.usage.dollars:
-                        expected = session.usage.dollars * len(lines) / len(samples)
-                        bar.set_postfix_str(f"${session.usage.dollars:.4f} of about ${expected:.2f}")
-    return samples, session.usage
+    return found, session.usage
 
 
 def _summary(reasoned: pd.DataFrame, by_reason: dict[str, int], relabelled: int, usage: Usage) -> dict[str, Any]:

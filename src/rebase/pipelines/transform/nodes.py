@@ -28,7 +28,7 @@ from rebase.prompts import (
     transform_request,
 )
 from rebase.records import Task
-from rebase.teacher.budget import Usage
+from rebase.teacher.budget import Usage, progress
 from rebase.teacher.flow import in_order, run
 from rebase.teacher.protocol import Failure, Reply
 from rebase.teacher.stored import StoredSession, StoredTeacher
@@ -165,7 +165,8 @@ async def _ask_rows(
                         bar.update()
                     else:
                         refused.append(_refused_line(replace(asked, outcome=outcome)))
-                    bar.set_postfix_str(_progress(len(kept), len(refused), parameters.max_examples, session.usage))
+                    share = parameters.max_examples / max(1, len(kept))
+                    bar.set_postfix_str(progress(len(kept), len(refused), share, session.usage))
                     if len(kept) == parameters.max_examples:
                         break
     return kept, refused, session.usage
@@ -230,15 +231,6 @@ def _refuse_reply(reply: Reply | Failure) -> Refusal:
     if isinstance(reply, Failure):
         return Refusal("budget_reached" if reply.kind == "budget" else "teacher_failed", reply.reason)
     return Refusal("reply_cut_off" if reply.finish == "length" else "teacher_refused")
-
-
-def _progress(kept: int, refused: int, wanted: int, usage: Usage) -> str:
-    """Share refused so far; dollars so far, and what they come to in the end."""
-    parts = [f"refused {refused / (kept + refused):.0%}"]
-    if usage.dollars:
-        expected = usage.dollars * wanted / max(kept, 1)
-        parts.append(f"${usage.dollars:.4f} of about ${expected:.2f}")
-    return ", ".join(parts)
 
 
 def _example_line(
