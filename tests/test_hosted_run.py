@@ -128,6 +128,19 @@ def test_wrong_settings_are_one_line_before_any_request(project, provider):
     assert len(provider.asked()) == before
 
 
+def test_a_broken_prompt_is_named_before_any_request(project, provider):
+    before = len(provider.asked())
+    for name, broken in (("transform", "{unheard_of}"), ("cot", "")):
+        file = project / "data" / "01_raw" / "prompts" / f"{name}.yml"
+        whole = file.read_text()
+        file.write_text(f"version: 1\nsystem: Write.\nuser: '{broken}'\n" if broken else "")
+        said = " ".join(run(project, provider, NODES, check=False, temperature=0.9).split())
+        file.write_text(whole)
+        assert f"Error: data/01_raw/prompts/{name}.yml: not a valid prompt." in said
+        assert "Traceback" not in said
+    assert len(provider.asked()) == before
+
+
 def test_the_key_is_nowhere(project, provider):
     said = run(project, provider, NODES, check=False, key="sk-wrong-key-that-leaks", max_requests=1)
     dump = subprocess.run(
