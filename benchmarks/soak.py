@@ -17,16 +17,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pandas as pd
 import yaml
+from loopback import ROOT, page, serving
 
-ROOT = Path(__file__).parents[1]
 #: Billed, but nothing that a client could read.
 UNDELIVERED = {"half a body", "not JSON"}
 
@@ -56,31 +54,31 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     generator = random.Random(options.seed)
     on_their_way = 0
     submitting = 0.0  # seconds from a client's start to its first batch
-    with serving(options) as address:
+    with serving(*failing(options)) as address:
         for number in range(options.kills):
             client = start(options, address, folder)
             began = time.monotonic()
             if not options.batch:
                 billed = (number + 1) / (options.kills + 1) * options.rows
-                wait_for(client, lambda billed=billed: ask(address, "_state")["billed"] >= billed)
+                wait_for(client, lambda billed=billed: page(address, "_state")["billed"] >= billed)
             elif not submitting:
-                wait_for(client, lambda: ask(address, "_state")["batches"] > 0)
+                wait_for(client, lambda: page(address, "_state")["batches"] > 0)
                 submitting = time.monotonic() - began
             else:
                 moment = began + submitting * generator.uniform(0.5, 1.5)
                 wait_for(client, lambda moment=moment: time.monotonic() > moment)
-            state = ask(address, "_state")
+            state = page(address, "_state")
             if client.poll() is None:
                 client.send_signal(signal.SIGKILL)
             client.wait()
             # What reached the provider between the count and the kill is on its way as well.
-            on_their_way += max(state["in_flight"], ask(address, "_state")["in_flight"]) if not options.batch else 0
+            on_their_way += max(state["in_flight"], page(address, "_state")["in_flight"]) if not options.batch else 0
             print(f"kill {number + 1}: {state['batches']} batches, {state['billed']} replies billed, "
                   f"{state['in_flight']} on their way", flush=True)  # fmt: skip
         client = start(options, address, folder)
         if client.wait() != 0:
             sys.exit("the last client failed")
-        ledger = ask(address, "_ledger")
+        ledger = page(address, "_ledger")
     return audit(options, folder, ledger, on_their_way)
 
 
@@ -174,28 +172,16 @@ def start(options: argparse.Namespace, address: str, folder: Path) -> subprocess
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
-@contextmanager
-def serving(options: argparse.Namespace) -> Iterator[str]:
-    """The provider in a process of its own; gives its address."""
-    faults = ["--batch-errored=0.05", "--batch-expired=0.05", "--batch-duplicated=0.05", "--batch-calls=0.1",
-              "--batch-lost=0.3"] if options.batch else []  # fmt: skip
-    command = [
-        sys.executable, "-m", "tests.teacher.server", f"--fault-share={options.faults}", f"--seed={options.seed}",
-        "--latency=0.1", "--latency-spread=0.5", "--answers=schema", "--retry-after=0.05", "--hang-seconds=7",
-        "--batch-seconds=8", *faults,
+def failing(options: argparse.Namespace) -> list[str]:
+    """The provider's arguments: how often what fails."""
+    arguments = [
+        f"--fault-share={options.faults}", f"--seed={options.seed}", "--latency=0.1", "--latency-spread=0.5",
+        "--retry-after=0.05", "--hang-seconds=7", "--batch-seconds=8",
     ]  # fmt: skip
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        yield server.stdout.readline().strip()
-    finally:
-        server.kill()
-        server.wait()
-
-
-def ask(address: str, page: str) -> Any:
-    """One of the server's own pages."""
-    with urlopen(f"{address}/{page}") as response:
-        return json.load(response)
+    if options.batch:
+        arguments += ["--batch-errored=0.05", "--batch-expired=0.05", "--batch-duplicated=0.05"]
+        arguments += ["--batch-calls=0.1", "--batch-lost=0.3"]
+    return arguments
 
 
 if __name__ == "__main__":

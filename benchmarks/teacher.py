@@ -19,10 +19,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+
+from loopback import ROOT, page, serving
 
 from rebase.teacher.anthropic import AnthropicTeacher
 from rebase.teacher.api import Limits
@@ -31,7 +32,6 @@ from rebase.teacher.flow import in_order
 from rebase.teacher.protocol import Message, Reply, Request, Sampling
 from rebase.teacher.stored import StoredTeacher
 
-ROOT = Path(__file__).parents[1]
 LIMIT = 4_000
 LATENCY = 2.0
 RAMP_SECONDS = 20
@@ -57,10 +57,10 @@ def main() -> None:
         return
     found: dict[str, Any] = {}
     if "limit" in options.only:
-        with serving(LIMIT, LATENCY) as address:
+        with serving(*granting(LIMIT)) as address:
             found |= asyncio.run(steady(address, options.seconds))
     if "barrier" in options.only:
-        with serving(LIMIT, LATENCY) as address:
+        with serving(*granting(LIMIT)) as address:
             rate = asyncio.run(with_barrier(address))
         found["barrier_20_share_of_limit"] = rate / LIMIT
         if "share_of_limit" in found:
@@ -129,7 +129,7 @@ async def with_barrier(address: str, groups: int = 8) -> float:
 
 def peak_mib(rows: int) -> float:
     """Peak memory of a process that asks for so many rows of a provider without limits."""
-    with serving(None, 0.02) as address:
+    with serving("--latency=0.02") as address:
         command = [sys.executable, __file__, "--memory-client", address, str(rows)]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     peak = json.loads(said.splitlines()[-1])["peak_mib"]
@@ -270,23 +270,9 @@ def requests(count: int) -> Iterator[Request]:
         yield Request("Write a question and its answer.", (turn,), SCHEMA, Sampling(0.7, 200))
 
 
-@contextmanager
-def serving(requests_per_minute: float | None, latency: float) -> Iterator[str]:
-    """The provider in a process of its own; gives its address. It holds ten seconds of its grant."""
-    limits = [f"--requests-per-minute={requests_per_minute}", "--burst-seconds=10"] if requests_per_minute else []
-    command = [sys.executable, "-m", "tests.teacher.server", f"--latency={latency}", "--answers=schema", *limits]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        yield server.stdout.readline().strip()
-    finally:
-        server.kill()
-        server.wait()
-
-
-def page(address: str, name: str) -> Any:
-    """One of the server's own pages."""
-    with urlopen(f"{address}/{name}") as response:
-        return json.load(response)
+def granting(requests_per_minute: float) -> tuple[str, ...]:
+    """The provider's arguments for a limit; it holds ten seconds of its grant."""
+    return (f"--latency={LATENCY}", f"--requests-per-minute={requests_per_minute}", "--burst-seconds=10")
 
 
 if __name__ == "__main__":
