@@ -135,18 +135,21 @@ class ApiTeacher(ABC):
     @asynccontextmanager
     async def open(self) -> AsyncIterator["ApiSession"]:
         """Check the key and open the clients."""
-        self.check()
         pacer, window = Pacer(self.limits.per_minute), Window(self.limits.in_flight)
-        async with AsyncExitStack() as stack, self.connect(Clients(self.limits, pacer, window, stack)) as connection:
+        async with self._connected(pacer, window) as connection:
             yield ApiSession(self, connection, pacer, window)
 
     @asynccontextmanager
     async def open_batches(self, store: ReplyStore) -> AsyncIterator[BatchSession]:
         """As ``open``, to ask by batches, which are journalled in the store."""
-        self.check()
-        pacer, window = Pacer(self.limits.per_minute), Window(self.limits.in_flight)
-        async with AsyncExitStack() as stack, self.connect(Clients(self.limits, pacer, window, stack)) as connection:
+        async with self._connected(Pacer(self.limits.per_minute), Window(self.limits.in_flight)) as connection:
             yield BatchSession(connection.batches, self, connection.sdk, store, connection.thinking_tokens)
+
+    @asynccontextmanager
+    async def _connected(self, pacer: Pacer, window: Window) -> AsyncIterator[Connection]:
+        self.check()
+        async with AsyncExitStack() as stack, self.connect(Clients(self.limits, pacer, window, stack)) as connection:
+            yield connection
 
     def stop_where_final(self, error: Exception, sdk: Any, *, is_reached: bool = False) -> None:
         """Raise RebaseError where every further request would fail as well: key, credit, model or address are wrong.

@@ -106,6 +106,13 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def why_unreadable(answer: Reply | Failure) -> str:
+    """Why there is nothing to read in an answer that is no whole reply, as the tables of refusals say it."""
+    if isinstance(answer, Failure):
+        return "budget_reached" if answer.kind == "budget" else "teacher_failed"
+    return "reply_cut_off" if answer.finish == "length" else "teacher_refused"
+
+
 class Session(Protocol):
     """An open teacher."""
 

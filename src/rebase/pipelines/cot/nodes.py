@@ -17,7 +17,7 @@ from rebase.prompts import CotPrompt, cot_request, read_rationale
 from rebase.records import Task
 from rebase.teacher.budget import Usage, progress
 from rebase.teacher.flow import in_order, run
-from rebase.teacher.protocol import Failure, Reply
+from rebase.teacher.protocol import Failure, Reply, why_unreadable
 from rebase.teacher.stored import StoredTeacher
 from rebase.verification import refuse_rationale, same_answer, tidy_answer
 
@@ -94,10 +94,8 @@ def reason_examples(
 
 def read_sample(task: Task, example: dict[str, Any], reply: Reply | Failure) -> Sample:
     """What a reply says, checked: a rationale with a wrong sum in it, say, has a fault."""
-    if isinstance(reply, Failure):
-        return Sample(reply, fault="budget_reached" if reply.kind == "budget" else "teacher_failed")
-    if reply.finish != "stop":
-        return Sample(reply, fault="reply_cut_off" if reply.finish == "length" else "teacher_refused")
+    if isinstance(reply, Failure) or reply.finish != "stop":
+        return Sample(reply, fault=why_unreadable(reply))
     try:
         rationale, answer = read_rationale(reply.text)
     except ValueError:

@@ -30,7 +30,7 @@ from rebase.prompts import (
 from rebase.records import Task
 from rebase.teacher.budget import Usage, progress
 from rebase.teacher.flow import in_order, run
-from rebase.teacher.protocol import Failure, Reply
+from rebase.teacher.protocol import Failure, Reply, why_unreadable
 from rebase.teacher.stored import StoredSession, StoredTeacher
 from rebase.text import normalise
 from rebase.verification import Known, agrees, label_balance, names_label, refuse_example, tidy_answer
@@ -227,10 +227,7 @@ async def check_round_trip(
 
 
 def _refuse_reply(reply: Reply | Failure) -> Refusal:
-    """Why there is nothing to read in a reply that is no whole one."""
-    if isinstance(reply, Failure):
-        return Refusal("budget_reached" if reply.kind == "budget" else "teacher_failed", reply.reason)
-    return Refusal("reply_cut_off" if reply.finish == "length" else "teacher_refused")
+    return Refusal(why_unreadable(reply), reply.reason if isinstance(reply, Failure) else "")
 
 
 def _example_line(
