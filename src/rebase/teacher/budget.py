@@ -24,8 +24,12 @@ class Price(Strict):
     batch: float = Field(default=0.5, ge=0, le=1)
 
     def dollars(self, input_tokens: float, output_tokens: float, *, batch: bool = False) -> float:
-        """What a reply costs."""
+        """What so many tokens cost."""
         return (input_tokens * self.input + output_tokens * self.output) / 1e6 * (self.batch if batch else 1)
+
+    def of(self, reply: Reply) -> float:
+        """What a reply costs, in dollars."""
+        return self.dollars(reply.input_tokens, reply.output_tokens, batch=reply.batch)
 
 
 #: What replies of a model in this process, or of a stored set of replies, cost.
@@ -105,7 +109,7 @@ class Budget:
         """Count what a reply cost, now or in an earlier run."""
         self.requests += 1
         if self.price:
-            self.dollars += self.price.dollars(reply.input_tokens, reply.output_tokens, batch=reply.batch)
+            self.dollars += self.price.of(reply)
 
     def explain(self) -> str:
         """What to tell when the budget is reached."""
@@ -158,7 +162,7 @@ class Usage:
             self.failed += answer.kind == "failed"
             self.over_budget += answer.kind == "budget"
             return
-        cost = price.dollars(answer.input_tokens, answer.output_tokens, batch=answer.batch) if price else 0.0
+        cost = price.of(answer) if price else 0.0
         self.has_price = price is not None
         self.used_dollars += cost
         if is_stored:

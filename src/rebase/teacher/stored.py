@@ -203,10 +203,7 @@ class StoredSession:
         if isinstance(answer, Failure):
             return answer
         self._handle.budget.count(answer)
-        if price is None:
-            return answer
-        dollars = price.dollars(answer.input_tokens, answer.output_tokens, batch=answer.batch)
-        return replace(answer, dollars=dollars)
+        return answer if price is None else replace(answer, dollars=price.of(answer))
 
 
 def find_fault(request: Request, reply: Reply) -> str | None:
