@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+from array import array
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,35 +15,37 @@ from rebase.cells import worth_embedding
 from rebase.encoder import Encoder, OpenEncoder
 from rebase.parameters import EmbedParameters
 from rebase.shards import Shard, ShardPlan, Shards, metadata_of, with_metadata
+from rebase.vectors import DESCRIPTION
 
-_VERSION = "1"  # Part of every fingerprint: a change of which cells are embedded, or how, must raise it.
+_VERSION = "2"  # Part of every fingerprint: a change of which cells are embedded, or how, must raise it.
 
-#: The row number under which a dataset's description stands among its cells.
-DESCRIPTION = -1
+#: Rows whose JSON text is Python objects at once.
+_BATCH_ROWS = 1_000
 
 
 def plan_embed(rows: Shards, cards: pd.DataFrame, encoder: Encoder, parameters: EmbedParameters) -> ShardPlan:
-    """Plan one shard of vectors a dataset; only new or changed datasets, or another encoder, cost anything.
+    """Plan one shard of vectors a dataset; only new or changed datasets, another encoder or rule cost anything.
 
-    A shard has one line a distinct text: ``digest`` (16 bytes of its SHA-256), ``vector`` (float32 list), and the
+    A shard has one line a distinct text: ``digest`` (16 bytes of its SHA-256), ``vector`` (float16 list), and the
     cells it stands in as two lists of equal length, ``rows`` (positions in the dataset's shard of rows, -1 for the
     description) and ``columns`` (positions in the list of column names in the metadata).
     """
     descriptions = dict(zip(cards["dataset"], cards["description"], strict=True))
 
     def shard(name: str) -> Shard:
-        fingerprint = hashlib.sha256(f"{_VERSION}|{encoder.identity}|{rows.fingerprints[name]}".encode()).hexdigest()
+        # How many tokens go through the encoder at once changes no vector, so it is left out.
+        parts = (_VERSION, encoder.identity, parameters.cells, rows.fingerprints[name])
         return Shard(
             name,
-            fingerprint,
-            lambda opened: _embed(rows[name], descriptions[name], encoder.identity, opened, parameters),
+            hashlib.sha256("|".join(parts).encode()).hexdigest(),
+            partial(_embed, rows.later(name), descriptions[name], encoder.identity, parameters),
         )
 
-    return ShardPlan([shard(name) for name in rows], open=encoder.open)
+    return ShardPlan([shard(name) for name in rows], opener=encoder.open)
 
 
 def summarise_embed(vectors: Shards) -> dict[str, Any]:
-    """The stage's summary: of all cells, how many are embedded, and as how many distinct texts."""
+    """The stage's summary: of all cells, how many are embedded, as how many distinct texts, how many of these cut."""
     shards = [metadata_of(vectors[name]) for name in vectors]
     skipped = sum(shard["skipped"] for shard in shards)
     embedded = sum(shard["cells"] for shard in shards)
@@ -50,47 +55,71 @@ def summarise_embed(vectors: Shards) -> dict[str, Any]:
         "kept": embedded,
         "refused": {"not_text": skipped} if skipped else {},
         "distinct_texts": sum(shard["texts"] for shard in shards),
+        "truncated": sum(shard["truncated"] for shard in shards),
     }
 
 
 def _embed(
-    table: pa.Table, description: str, identity: str, encoder: OpenEncoder, parameters: EmbedParameters
+    read: Callable[[], pa.Table], description: str, identity: str, parameters: EmbedParameters, encoder: OpenEncoder
 ) -> pa.Table:
-    """Embed one dataset's distinct texts."""
-    cells: dict[str, list[tuple[int, int]]] = {description: [(DESCRIPTION, 0)]}
-    columns: dict[str, int] = {"": 0}
+    """Embed the distinct texts of one dataset, whose rows ``read`` fetches."""
+    table = read()
+    cells = _Cells(description)
     skipped = 0
-    for position, row in enumerate(table["row"].to_pylist()):
-        for column, text in json.loads(row).items():
-            if worth_embedding(text):
-                cells.setdefault(text, []).append((position, columns.setdefault(column, len(columns))))
-            else:
-                skipped += 1
-    texts = list(cells)
-    vectors = encoder.encode(texts, parameters.batch_size)
+    for batch in table.select(["row"]).to_batches(max_chunksize=_BATCH_ROWS):
+        for row in batch["row"].to_pylist():
+            for column, text in json.loads(row).items():
+                if parameters.cells == "all" or worth_embedding(text):
+                    cells.add(text, column)
+                else:
+                    skipped += 1
+            cells.row += 1
+    vectors, truncated = encoder.encode(list(cells.texts), parameters.batch_tokens)
+    rows, columns = cells.places()
     result = pa.table(
         {
-            "digest": pa.array([hashlib.sha256(text.encode()).digest()[:16] for text in texts], pa.binary(16)),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
-            "rows": pa.array([[row for row, _ in cells[text]] for text in texts], pa.list_(pa.int32())),
-            "columns": pa.array([[column for _, column in cells[text]] for text in texts], pa.list_(pa.int32())),
+            "digest": pa.array([hashlib.sha256(text.encode()).digest()[:16] for text in cells.texts], pa.binary(16)),
+            # Half the bytes, and the cosine to the float32 vector stays above 0.9999998; the length, and with it a
+            # dot product, is off by less than 0.0003 (half of float16's step).
+            "vector": pa.FixedSizeListArray.from_arrays(
+                pa.array(vectors.astype(np.float16).reshape(-1)), encoder.dimension
+            ),
+            "rows": rows,
+            "columns": columns,
         }
     )
-    embedded = sum(map(len, cells.values())) - 1  # The description is no cell.
     metadata = {
         "encoder": identity,
-        "dimension": int(vectors.shape[1]),
-        "columns": list(columns),
+        "dimension": encoder.dimension,
+        "columns": list(cells.columns),
         "dataset_rows": table.num_rows,
-        "cells": embedded,
-        "texts": len(texts),
+        "cells": len(cells.text_of) - 1,  # The description is no cell.
+        "texts": len(cells.texts),
         "skipped": skipped,
+        "truncated": int(truncated.sum()),
     }
     return with_metadata(result, metadata)
 
 
-def vectors_of(table: pa.Table) -> np.ndarray:
-    """The vectors of a shard as float32 ``[texts, dimension]``."""
-    column = table["vector"].combine_chunks()
-    values: np.ndarray = column.flatten().to_numpy()
-    return values.reshape(len(column), -1)
+class _Cells:
+    """The distinct texts of a dataset, numbered as they come, and where each stands; 12 bytes a cell."""
+
+    def __init__(self, description: str) -> None:
+        self.texts = {description: 0}
+        self.columns = {"": 0}
+        self.row = 0  # the row that cells are added to
+        self.text_of, self._rows, self._columns = array("i", [0]), array("i", [DESCRIPTION]), array("i", [0])
+
+    def add(self, text: str, column: str) -> None:
+        """One more cell of the row."""
+        self.text_of.append(self.texts.setdefault(text, len(self.texts)))
+        self._rows.append(self.row)
+        self._columns.append(self.columns.setdefault(column, len(self.columns)))
+
+    def places(self) -> tuple[pa.ListArray, pa.ListArray]:
+        """The rows and the columns of each text's cells."""
+        text_of = np.asarray(self.text_of)
+        order = np.argsort(text_of, kind="stable")
+        ends = np.cumsum([0, *np.bincount(text_of)], dtype=np.int32)
+        rows, columns = (np.asarray(places)[order] for places in (self._rows, self._columns))
+        return pa.ListArray.from_arrays(ends, rows), pa.ListArray.from_arrays(ends, columns)
