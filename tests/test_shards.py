@@ -7,7 +7,7 @@ from rebase.shards import Shards, is_provisional, metadata_of, with_metadata
 def test_shards_are_read_in_name_order_when_asked_for():
     read = []
 
-    def read_one(name):
+    def read_one(name, fingerprint):
         read.append(name)
         return pa.table({"name": [name]})
 

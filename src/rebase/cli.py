@@ -1,6 +1,10 @@
-"""Commands of the project beside Kedro's own: ``kedro replies`` looks after the store of the teacher's replies."""
+"""Commands of the project beside Kedro's own.
+
+``kedro near`` looks around in the datastore; ``kedro replies`` looks after the store of the teacher's replies.
+"""
 
 import json
+import textwrap
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,10 +14,16 @@ import click
 from kedro.framework.cli.project import run  # noqa: F401  # `rebase` and `python -m rebase` look for it here
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from kedro.io import DatasetError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from rebase.errors import RebaseError
 from rebase.files import replacing_file
+from rebase.forest import find_near
 from rebase.teacher.store import ReplyStore
+from rebase.vectors import DESCRIPTION, cells_at
 
 _env = click.option("--env", "-e", help="The environment whose store is meant.")
 
@@ -21,6 +31,33 @@ _env = click.option("--env", "-e", help="The environment whose store is meant.")
 @click.group(name="rebase")
 def cli() -> None:
     """Commands of rebase."""
+
+
+@cli.command()
+@click.argument("text")
+@click.option("--count", "-n", default=10, help="How many texts.", show_default=True, type=click.IntRange(min=1))
+@click.option("--datastore", help="The datastore's name, if it is not the environment's.")
+@_env
+def near(text: str, count: int, datastore: str | None, env: str | None) -> None:
+    """What lies near TEXT in the datastore, and in which datasets (by the Annoy forest, so about)."""
+    with _catalog(env, {"datastore": datastore} if datastore else {}) as catalog:
+        index, forest, vectors, rows, cards = map(catalog.load, ("index", "forest", "vectors", "rows", "cards"))
+        with catalog.load("encoder").open() as encoder:
+            query = encoder.encode([text]).vectors
+        found = find_near(index, forest, query, count)
+        descriptions = cards.set_index("dataset")["description"]
+        table = Table("similarity", "row", "column", "text")
+        for line in found.itertuples():
+            row, column = cells_at(vectors[line.dataset], line.place)[-1]
+            if row == DESCRIPTION:
+                where, column, value = line.dataset, "(description)", descriptions[line.dataset]
+            else:
+                stored = rows[line.dataset].slice(row, 1).to_pylist()[0]
+                where, value = stored["row_id"], json.loads(stored["row"])[column]
+            table.add_row(f"{line.similarity:.3f}", escape(where), escape(column), escape(textwrap.shorten(value, 200)))
+    Console().print(table)
+    counts = found["dataset"].value_counts()
+    click.echo("In " + ", ".join(f"{dataset} ({number})" for dataset, number in counts.items()))
 
 
 @cli.group()
@@ -79,17 +116,21 @@ def prune_replies(provider: str | None, model: str | None, before: str | None, y
 
 
 @contextmanager
-def _store(env: str | None) -> Iterator[ReplyStore]:
-    """The store that the catalog's teacher uses."""
+def _catalog(env: str | None, parameters: dict[str, Any] | None = None) -> Iterator[Any]:
+    """The catalog of an environment; what is wrong with it, or while it is used, is told in plain words."""
     metadata = bootstrap_project(Path.cwd())
     try:
-        with KedroSession.create(metadata.project_path, env=env) as session:
-            context: Any = session.load_context()  # type: ignore[attr-defined]
-            path = context.catalog["teacher"].filepath
-        with closing(ReplyStore(path)) as store:
-            yield store
-    except RebaseError as error:
+        with KedroSession.create(metadata.project_path, env=env, runtime_params=parameters) as session:
+            yield session.load_context().catalog  # type: ignore[attr-defined]
+    except (RebaseError, DatasetError) as error:
         raise click.ClickException(str(error)) from None
+
+
+@contextmanager
+def _store(env: str | None) -> Iterator[ReplyStore]:
+    """The store that the catalog's teacher uses."""
+    with _catalog(env) as catalog, closing(ReplyStore(catalog["teacher"].filepath)) as store:
+        yield store
 
 
 def _parse(lines: Iterator[str], file: Path) -> Iterator[dict[str, Any]]:

@@ -8,20 +8,26 @@ from rebase.records import Strict
 
 
 class IngestParameters(Strict):
-    """``max_rows`` rows of each config are kept, taken by even stride."""
+    """``max_rows`` rows of each config are kept, taken by even stride; ``workers`` datasets are read at once."""
 
     max_rows: int = Field(ge=1)
+    workers: int = Field(default=4, ge=1)
 
 
 class EmbedParameters(Strict):
-    """``batch_size`` texts go through the encoder at once."""
+    """``batch_tokens`` go through the encoder at once. ``cells`` that are embedded: those of ``text``, or ``all``.
 
-    batch_size: int = Field(ge=1)
+    Text is what ``rebase.cells.worth_embedding`` says.
+    """
+
+    batch_tokens: int = Field(ge=1)
+    cells: Literal["text", "all"]
 
 
 class IndexParameters(Strict):
-    """``trees`` of the Annoy forest; 0 builds none."""
+    """A segment of the index has about ``segment_datasets``; its Annoy forest has ``trees`` (0: there is none)."""
 
+    segment_datasets: int = Field(ge=1)
     trees: int = Field(ge=0)
     seed: int
 

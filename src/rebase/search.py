@@ -1,188 +1,354 @@
-"""The index and its search: exact by one scan over all distinct texts, approximate by an Annoy forest."""
+"""The index and its search (docs/method.md section 4): exact in two stages, or approximate by Annoy forests.
 
-from collections.abc import Sequence
+The first stage scans int8 codes and bounds every row's score from below and above; the second scores in double
+precision the rows that may be among the best. What it returns is what a brute force over all vectors would.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial, reduce
+from typing import Literal
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 
 from rebase.errors import RebaseError
-
-if TYPE_CHECKING:
-    from annoy import AnnoyIndex
+from rebase.segments import CODE_MAX, ROUNDING, TEXTS_AT_ONCE, Segment
+from rebase.shards import Shards
+from rebase.vectors import vectors_of
 
 Aggregation = Literal["max_of_mean", "mean_of_max"]
+#: Reads one dataset's vectors, float16 ``[texts, d]``.
+VectorReader = Callable[[], np.ndarray]
 
 #: The similarity of a row none of whose cells is embedded: the lowest there is, so that it sinks to the end.
 NO_CELL = -1.0
-
-
-@dataclass(frozen=True)
-class VectorIndex:
-    """Every distinct text's vector, and which cells it stands in.
-
-    Rows are numbered in the total order (dataset, config, row), ``0 .. R - 1``; cells are sorted by row.
-
-    Attributes:
-        vectors: float32 ``[T, d]``, unit length, one a distinct text.
-        descriptions: float32 ``[D, d]``, one a dataset.
-        cell_text: int32 ``[C]``, the text of each cell.
-        cell_column: int32 ``[C]``, the cell's column, a position in ``columns``.
-        row_start: int64 ``[R + 1]``, row ``r`` has the cells ``row_start[r]:row_start[r + 1]``.
-        dataset_start: int64 ``[D + 1]``, dataset ``i`` has the rows ``dataset_start[i]:dataset_start[i + 1]``.
-        datasets: ``D`` names; columns: the names of all columns.
-        encoder: the identity of the encoder that made the vectors.
-        fingerprint: of the vectors that the index was built from.
-
-    """
-
-    vectors: np.ndarray
-    descriptions: np.ndarray
-    cell_text: np.ndarray
-    cell_column: np.ndarray
-    row_start: np.ndarray
-    dataset_start: np.ndarray
-    datasets: list[str]
-    columns: list[str]
-    encoder: str
-    fingerprint: str
-
-    @property
-    def rows(self) -> int:
-        """How many rows are indexed."""
-        return len(self.row_start) - 1
-
-    def dataset_of(self, rows: np.ndarray) -> np.ndarray:
-        """The dataset of each row, as positions in ``datasets``."""
-        return np.searchsorted(self.dataset_start, rows, side="right") - 1
-
-
-@dataclass(frozen=True)
-class Forest:
-    """An Annoy forest over the index's texts (angular metric: cos = 1 - d²/2); ``annoy`` is None where trees = 0."""
-
-    annoy: "AnnoyIndex | None"
-    trees: int
-    seed: int
-    dimension: int
-    count: int
-    encoder: str
-    fingerprint: str
-
-    def check(self, index: VectorIndex) -> None:
-        """Raise RebaseError unless the forest was built over this very index."""
-        if self.fingerprint != index.fingerprint:
-            raise RebaseError(
-                f"The Annoy forest was built over another index ({self.fingerprint[:12]}, the index is "
-                f"{index.fingerprint[:12]}). Build it again: kedro run --pipeline=index."
-            )
+#: What the order of summing a score's parts in double precision may change.
+_SUMMING = 1e-12
 
 
 @dataclass(frozen=True)
 class TaskVectors:
-    """The task as unit vectors: its instruction ``[d]``, its examples' queries and answers ``[E, d]`` each."""
+    """The task as unit vectors: its instruction ``[d]``, its examples' queries and answers ``[E, d]`` each.
+
+    ``encoder`` is the identity of the encoder that made them.
+    """
 
     instruction: np.ndarray
     queries: np.ndarray
     answers: np.ndarray
+    encoder: str
+
+    def sides(self, aggregation: Aggregation) -> tuple[np.ndarray, np.ndarray]:
+        """What the query side and the answer side are searched for, float64 ``[Q, d]`` each.
+
+        ``max_of_mean``: one vector, the mean of the examples, since the mean of dot products is the dot product with
+        the mean vector. ``mean_of_max``: each example.
+        """
+        sides = self.queries.astype(np.float64), self.answers.astype(np.float64)
+        if aggregation == "max_of_mean":
+            return sides[0].mean(axis=0, keepdims=True), sides[1].mean(axis=0, keepdims=True)
+        return sides
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The three parts of every row's score, float32 ``[R]`` each (docs/method.md section 4)."""
+class Ranking:
+    """A task's best rows: ``scanned`` ones were bounded, ``rescored`` ones scored exactly.
 
-    dataset: np.ndarray
-    query: np.ndarray
-    answer: np.ndarray
+    ``lines`` has one a row, best first: ``dataset``, ``row`` (its position there), ``score`` and its parts
+    ``score_dataset``, ``score_query`` and ``score_answer``, and ``query_column`` and ``answer_column``, whose cells
+    match best (None for a row without cells).
+    """
+
+    lines: pd.DataFrame
+    scanned: int
+    rescored: int
+
+
+def search_exact(
+    index: Shards,
+    vectors: Shards,
+    tasks: Sequence[TaskVectors],
+    count: int,
+    aggregation: Aggregation,
+    block_texts: int,
+) -> list[Ranking]:
+    """The true ``count`` best rows of each task, in one pass over the index.
+
+    Rows stand in the total order (-score, dataset, row). Raises RebaseError where the index was built with another
+    encoder than the tasks. S = (S_dataset + S_query + S_answer) / 3 (arXiv 2407.05463,
+    section 3). ``block_texts`` texts are scanned at once, which bounds the memory of the scan.
+    """
+    pools = [_Pool(count) for _ in tasks]
+    datasets: dict[str, list[str]] = {}
+    scan = partial(_scan, tasks=tasks, count=count, aggregation=aggregation, block_texts=block_texts)
+    for name, (names, found) in index.map(dict.fromkeys(index, scan)):
+        datasets[name] = names
+        for pool, bounds in zip(pools, found, strict=True):
+            pool.add(name, bounds)
+    wanted = {name: [pool.rows_of(name) for pool in pools] for name in datasets}
+    jobs = {
+        name: partial(
+            _rescore, tasks=tasks, rows=rows, aggregation=aggregation, vectors=readers_of(vectors, datasets[name])
+        )
+        for name, rows in wanted.items()
+        if any(map(len, rows))
+    }
+    return rank([lines for _, lines in index.map(jobs)], [pool.scanned for pool in pools], count)
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """Rows of a segment with S between ``lower`` and ``upper``, float64 ``[n]``; ``scanned`` rows were looked at."""
+
+    rows: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    scanned: int
+
+    def best(self, count: int) -> "_Bounds":
+        """Those that may be among the ``count`` best: whose upper bound reaches the ``count``-th lower bound."""
+        if len(self.rows) <= count:
+            return self
+        threshold = np.partition(self.lower, -count)[-count]
+        keep = self.upper >= threshold
+        return _Bounds(self.rows[keep], self.lower[keep], self.upper[keep], self.scanned)
+
+
+class _Pool:
+    """The rows of all segments that may be among the ``count`` best of a task, as far as the scan has come."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._segments: list[str] = []
+        self._segment = np.empty(0, dtype=np.int64)
+        self._bounds = _Bounds(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0), 0)
+
+    def add(self, segment: str, found: _Bounds) -> None:
+        """Take in a segment's rows, and let go of those that are now surpassed."""
+        numbers = np.concatenate([self._segment, np.full(len(found.rows), len(self._segments))])
+        self._segments.append(segment)
+        old = self._bounds
+        positions = np.arange(len(numbers))
+        lower, upper = np.concatenate([old.lower, found.lower]), np.concatenate([old.upper, found.upper])
+        kept = _Bounds(positions, lower, upper, 0).best(self._count)
+        rows = np.concatenate([old.rows, found.rows])[kept.rows]
+        self._segment = numbers[kept.rows]
+        self._bounds = _Bounds(rows, kept.lower, kept.upper, old.scanned + found.scanned)
 
     @property
-    def total(self) -> np.ndarray:
-        """S = (S_dataset + S_query + S_answer) / 3."""
-        return (self.dataset + self.query + self.answer) / np.float32(3)
+    def scanned(self) -> int:
+        """How many rows were bounded."""
+        return self._bounds.scanned
+
+    def rows_of(self, segment: str) -> np.ndarray:
+        """The segment's rows that are to be scored exactly, in order."""
+        return np.sort(self._bounds.rows[self._segment == self._segments.index(segment)])
 
 
-def score_rows(index: VectorIndex, task: TaskVectors, aggregation: Aggregation, block: int) -> Scores:
-    """Score every row exactly, ``block`` texts at a time (arXiv 2407.05463, section 3; docs/method.md section 4)."""
-    per_dataset = np.vecdot(index.descriptions, task.instruction)
-    return Scores(
-        dataset=np.repeat(per_dataset, np.diff(index.dataset_start)),
-        query=_aggregate(index, task.queries, aggregation, block),
-        answer=_aggregate(index, task.answers, aggregation, block),
-    )
+@dataclass(frozen=True)
+class _Queries:
+    """Query vectors ``[Q, d]`` as int16 codes, with what a scan needs to bound the similarity to them."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    norms: np.ndarray
+    errors: np.ndarray
+
+    @classmethod
+    def quantise(cls, queries: np.ndarray) -> "_Queries":
+        # No sum of d products may leave int32: |code| <= 127 and |query| <= this.
+        largest = min(2**15 - 1, (2**31 - 1) // (CODE_MAX * queries.shape[1]))
+        peaks = np.abs(queries).max(axis=1)
+        scales = np.where(peaks > 0, peaks, 1) / largest
+        codes = np.rint(queries / scales[:, None]).astype(np.int16)
+        errors = np.linalg.norm(queries - scales[:, None] * codes, axis=1)
+        return cls(codes, scales, np.linalg.norm(queries, axis=1) * (1 + ROUNDING), errors * (1 + ROUNDING))
 
 
-def rank_rows(scores: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` best rows by the total order (-score, row): equal scores stand in row order."""
-    count = min(count, len(scores))
-    if count < len(scores):
-        threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
-        rows = np.flatnonzero(scores >= threshold)
-    else:
-        rows = np.arange(len(scores))
-    return rows[np.lexsort((rows, -scores[rows]))][:count]
+def _scan(
+    table: pa.Table, tasks: Sequence[TaskVectors], count: int, aggregation: Aggregation, block_texts: int
+) -> tuple[list[str], list[_Bounds]]:
+    """The first stage over one segment: its datasets, and each task's rows that may be among its ``count`` best."""
+    from rebase.kernels import bound_rows, dot_codes
+
+    segment = Segment.from_table(table)
+    _check_encoders(segment, tasks)
+    sides = [side for task in tasks for side in task.sides(aggregation)]
+    queries = _Queries.quantise(np.concatenate(sides))
+    lower = np.full((len(queries.codes), segment.rows), NO_CELL)
+    upper = lower.copy()
+    for first, last in _blocks(segment.text_start, block_texts):
+        texts = slice(segment.text_start[first], segment.text_start[last])
+        rows = slice(segment.dataset_start[first], segment.dataset_start[last])
+        row_start = segment.row_start[rows.start : rows.stop + 1]
+        dots = np.empty((len(queries.codes), texts.stop - texts.start), dtype=np.float32)
+        dot_codes(segment.codes[texts], queries.codes, dots)
+        bound_rows(
+            dots, segment.scales[texts], segment.errors[texts],
+            segment.cell_text[row_start[0] : row_start[-1]] - np.int32(texts.start), row_start - row_start[0],
+            queries.scales, queries.norms, queries.errors * segment.reach[0], rows.start, lower, upper,
+        )  # fmt: skip
+    found = []
+    ends = np.cumsum([0, *map(len, sides)])
+    for number, task in enumerate(tasks):
+        per_dataset = np.repeat(_similarity(segment.descriptions, task.instruction), np.diff(segment.dataset_start))
+        of_sides = [slice(ends[2 * number + side], ends[2 * number + side + 1]) for side in (0, 1)]
+        low, high = ((per_dataset + sum(_mean(bound[side]) for side in of_sides)) / 3 for bound in (lower, upper))
+        found.append(_Bounds(np.arange(segment.rows), low - _SUMMING, high + _SUMMING, segment.rows).best(count))
+    return segment.datasets, found
 
 
-def best_cell(index: VectorIndex, row: int, examples: np.ndarray) -> str | None:
-    """The column of the row whose cell is nearest to the mean of the examples ``[E, d]``; None without cells."""
-    cells = slice(index.row_start[row], index.row_start[row + 1])
-    if cells.start == cells.stop:
-        return None
-    similarity = index.vectors[index.cell_text[cells]] @ examples.mean(axis=0)
-    return index.columns[index.cell_column[cells][int(np.argmax(similarity))]]
+def _check_encoders(segment: Segment, tasks: Iterable[TaskVectors]) -> None:
+    for task in tasks:
+        if task.encoder != segment.encoder:
+            raise RebaseError(
+                f"The index was built with the encoder {segment.encoder!r}, but `encoder` is {task.encoder!r}. "
+                "Set `encoder.model` in globals.yml back, or build the datastore again: "
+                "kedro run --pipelines=embed,index."
+            )
 
 
-def build_forest(index: VectorIndex, trees: int, seed: int) -> Forest:
-    """Build the Annoy forest over the distinct texts; the same seed gives the same trees."""
-    annoy = None
-    if trees:
-        from annoy import AnnoyIndex
-
-        annoy = AnnoyIndex(index.vectors.shape[1], "angular")
-        annoy.set_seed(seed)
-        for number, vector in enumerate(index.vectors):
-            annoy.add_item(number, vector)
-        # One job: with several, the seed of a tree depends on the number of cores.
-        annoy.build(trees, n_jobs=1)
-    count, dimension = index.vectors.shape
-    return Forest(annoy, trees, seed, dimension, count, index.encoder, index.fingerprint)
+def _blocks(text_start: np.ndarray, block_texts: int) -> Iterator[tuple[int, int]]:
+    """Runs of datasets, as (first, last + 1), of at most ``block_texts`` texts, or of one dataset that has more."""
+    first = 0
+    while first < len(text_start) - 1:
+        last = int(np.searchsorted(text_start, text_start[first] + block_texts, side="right")) - 1
+        last = max(last, first + 1)
+        yield first, last
+        first = last
 
 
-def annoy_candidates(index: VectorIndex, forest: Forest, queries: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """The rows that hold one of the ``count`` texts nearest to any of the query vectors, in row order.
-
-    Raises RebaseError where there is no forest, or one of another index.
-    """
-    forest.check(index)
-    if forest.annoy is None:
-        raise RebaseError("search: annoy needs a forest, but `index.trees` is 0. Set it to 10 or more.")
-    texts = {text for query in queries for text in forest.annoy.get_nns_by_vector(query, count)}
-    cells = np.flatnonzero(np.isin(index.cell_text, np.fromiter(texts, dtype=np.int64)))
-    return np.unique(np.searchsorted(index.row_start, cells, side="right") - 1)
-
-
-def query_vectors(examples: np.ndarray, aggregation: Aggregation) -> np.ndarray:
-    """The vectors that are searched for: one mean of the examples, or each example."""
-    return examples.mean(axis=0, keepdims=True) if aggregation == "max_of_mean" else examples
+def _rescore(
+    table: pa.Table,
+    tasks: Sequence[TaskVectors],
+    rows: Sequence[np.ndarray],
+    aggregation: Aggregation,
+    vectors: Mapping[str, VectorReader],
+) -> list[pd.DataFrame]:
+    """The second stage over one segment: each task's rows, scored from the stored vectors."""
+    segment = Segment.from_table(table)
+    return [
+        score_exactly(segment, task, wanted, aggregation, vectors) for task, wanted in zip(tasks, rows, strict=True)
+    ]
 
 
-def _aggregate(index: VectorIndex, examples: np.ndarray, aggregation: Aggregation, block: int) -> np.ndarray:
-    """Per row the max over its cells, then the mean over the query vectors.
+def score_exactly(
+    segment: Segment, task: TaskVectors, rows: np.ndarray, aggregation: Aggregation, vectors: Mapping[str, VectorReader]
+) -> pd.DataFrame:
+    """The rows of a segment with their scores in double precision: the lines of a ``Ranking``, in no order."""
+    sides = task.sides(aggregation)
+    queries = np.concatenate(sides)
+    cells, owner = _cells_of(segment, rows)
+    cells, owner = _may_be_best(segment, queries, cells, owner)
+    texts, text_of_cell = np.unique(segment.cell_text[cells], return_inverse=True)
+    similarity = _exact_similarities(segment, texts, queries, vectors)[:, text_of_cell]
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    filled = owner[starts]
+    dataset = np.searchsorted(segment.dataset_start, rows, side="right") - 1
+    lines = {
+        "dataset": np.array(segment.datasets, dtype=object)[dataset],
+        "row": rows - segment.dataset_start[dataset],
+        "score_dataset": _similarity(segment.descriptions, task.instruction)[dataset],
+    }
+    for side, part in (("query", similarity[: len(sides[0])]), ("answer", similarity[len(sides[0]) :])):
+        score = np.full(len(rows), NO_CELL)
+        column = np.full(len(rows), None, dtype=object)
+        if len(cells):
+            score[filled] = _mean(np.maximum.reduceat(part, starts, axis=1))
+            nearest = part.max(axis=0)
+            is_best = nearest == np.repeat(np.maximum.reduceat(nearest, starts), np.diff([*starts, len(cells)]))
+            best = cells[is_best][np.unique(owner[is_best], return_index=True)[1]]
+            names = [segment.columns[lines["dataset"][row]] for row in filled]
+            column[filled] = [own[position] for own, position in zip(names, segment.cell_column[best], strict=True)]
+        lines |= {f"score_{side}": score, f"{side}_column": pd.Series(column, dtype=object)}
+    lines["score"] = (lines["score_dataset"] + lines["score_query"] + lines["score_answer"]) / 3
+    return pd.DataFrame(lines)
 
-    ``max_of_mean`` has one query vector: the mean of dot products is the dot product with the mean vector.
-    """
-    queries = query_vectors(examples, aggregation)
-    starts = index.row_start[:-1]
-    filled = np.diff(index.row_start) > 0
-    result = np.full(index.rows, NO_CELL, dtype=np.float32)
-    if not filled.any():
-        return result
-    total = np.zeros(int(filled.sum()), dtype=np.float32)
-    for query in queries:
-        # vecdot, not @: a matrix product rounds by a row's place in its block, and equal vectors would not tie.
-        per_text = np.concatenate(
-            [np.vecdot(index.vectors[start : start + block], query) for start in range(0, len(index.vectors), block)]
-        )
-        # reduceat over the filled rows alone: for an empty row it would return its neighbour's cell.
-        total += np.maximum.reduceat(per_text[index.cell_text], starts[filled])
-    result[filled] = total / np.float32(len(queries))
+
+def _cells_of(segment: Segment, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cells of the rows, and for each cell which of ``rows`` it is of."""
+    lengths = segment.row_start[rows + 1] - segment.row_start[rows]
+    owner = np.repeat(np.arange(len(rows)), lengths)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return segment.row_start[rows][owner] + within, owner
+
+
+def _may_be_best(
+    segment: Segment, queries: np.ndarray, cells: np.ndarray, owner: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those cells that may be their row's nearest to one of the queries; at least one a row."""
+    from rebase.kernels import dot_codes
+
+    if not len(cells):
+        return cells, owner
+    coded = _Queries.quantise(queries)
+    texts = segment.cell_text[cells]
+    dots = np.empty((len(queries), len(cells)), dtype=np.float32)
+    dot_codes(segment.codes[texts], coded.codes, dots)
+    near = dots * segment.scales[texts] * coded.scales[:, None]
+    error = segment.errors[texts] * coded.norms[:, None] + (coded.errors * segment.reach[0])[:, None]
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    floor = np.repeat(np.maximum.reduceat(near - error, starts, axis=1), np.diff([*starts, len(cells)]), axis=1)
+    keep = (near + error >= floor).any(axis=0)
+    return cells[keep], owner[keep]
+
+
+def _exact_similarities(
+    segment: Segment, texts: np.ndarray, queries: np.ndarray, vectors: Mapping[str, VectorReader]
+) -> np.ndarray:
+    """Similarities ``[Q, texts]`` from the stored vectors; ``texts`` are sorted numbers of the segment's texts."""
+    result = np.empty((len(queries), len(texts)))
+    cuts = np.searchsorted(texts, segment.text_start)
+    for number, name in enumerate(segment.datasets):
+        if cuts[number] == cuts[number + 1]:
+            continue
+        stored = vectors[name]()
+        for start in range(cuts[number], cuts[number + 1], TEXTS_AT_ONCE):
+            part = slice(start, min(start + TEXTS_AT_ONCE, cuts[number + 1]))
+            found = stored[texts[part] - segment.text_start[number]]
+            for place, query in enumerate(queries):
+                result[place, part] = _similarity(found, query)
     return result
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean over the first axis, summed in order: numpy's own takes another order where there is but one column."""
+    return reduce(np.add, values) / len(values)
+
+
+def _similarity(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Dot products in double precision.
+
+    By vecdot, not by a matrix product, which rounds by a row's place in its block: equal vectors would not tie.
+    """
+    return np.vecdot(vectors.astype(np.float64), query.astype(np.float64))
+
+
+def readers_of(vectors: Shards, datasets: Iterable[str]) -> dict[str, VectorReader]:
+    """How to read each dataset's vectors."""
+    return {name: partial(_read_vectors, vectors.later(name)) for name in datasets}
+
+
+def _read_vectors(read: Callable[[], pa.Table]) -> np.ndarray:
+    return vectors_of(read())
+
+
+_NO_LINES = pd.DataFrame({"dataset": [], "row": [], "score": []})
+
+
+def rank(found: list[list[pd.DataFrame]], scanned: Sequence[int], count: int) -> list[Ranking]:
+    """Each task's rows of all segments, in the total order (-score, dataset, row)."""
+    rankings = []
+    for number, total in enumerate(scanned):
+        lines = pd.concat([parts[number] for parts in found], ignore_index=True) if found else _NO_LINES
+        order = np.lexsort((lines["row"], _ranks(lines["dataset"]), -lines["score"].to_numpy()))[:count]
+        rankings.append(Ranking(lines.iloc[order].reset_index(drop=True), total, len(lines)))
+    return rankings
+
+
+def _ranks(names: pd.Series) -> np.ndarray:
+    """The place of each name in the order of names."""
+    places = {name: place for place, name in enumerate(sorted(names.unique()))}
+    return names.map(places).to_numpy(dtype=np.int64)

@@ -42,7 +42,7 @@ def test_only_what_changed_is_built_and_what_left_is_removed(tmp_path):
     store.save(plan(changed, built))
     assert [name for name, _ in built] == ["b", "d"]
     assert contents(store) == changed
-    assert len(list((tmp_path / "rows").iterdir())) == 4  # three shards and the manifest
+    assert len(list((tmp_path / "rows").iterdir())) == 5  # three shards, the manifest and the lock
 
 
 def test_the_tool_is_opened_once_and_only_where_a_shard_is_missing(tmp_path):
@@ -56,7 +56,7 @@ def test_the_tool_is_opened_once_and_only_where_a_shard_is_missing(tmp_path):
 
     store = ShardStore(str(tmp_path))
     for _ in range(2):
-        store.save(ShardPlan(plan({"a": "x", "b": "y"}, built).shards, open=tool))
+        store.save(ShardPlan(plan({"a": "x", "b": "y"}, built).shards, opener=tool))
     assert opened == ["open", "closed"]
     assert built == [("a", "tool"), ("b", "tool")]
 
@@ -102,13 +102,13 @@ def test_a_killed_save_goes_on_where_it_was(tmp_path):
     assert killed.returncode == -signal.SIGKILL
     assert not store.exists()
     left = {file.name for file in tmp_path.iterdir()}
-    assert len(left) == 2  # the first shard, and half of the second under a temporary name
+    assert len(left) == 3  # the first shard, half of the second under a temporary name, and the lock
     assert sum(name.endswith(".parquet") for name in left) == 1
     built = []
     store.save(plan({name: name for name in "abc"}, built))
     assert [name for name, _ in built] == ["b", "c"]
     assert contents(store) == {"a": "a", "b": "b", "c": "c"}
-    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".") and file.name != ".lock"]
 
 
 def test_an_error_in_a_build_loses_nothing_built_before(tmp_path):
@@ -139,7 +139,7 @@ def test_any_name_is_a_safe_file_of_its_own(tmp_path_factory, names):
     assert contents(store) == {name: name for name in names}
     assert list(store.load()) == sorted(names)
     assert list(folder.parent.iterdir()) == [folder]
-    assert len(list(folder.iterdir())) == len(names) + 1
+    assert len(list(folder.iterdir())) == len(names) + 2
 
 
 def test_a_provisional_shard_is_built_again_until_it_is_not(tmp_path):

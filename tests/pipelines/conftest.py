@@ -10,7 +10,7 @@ from kedro.runner import SequentialRunner
 from kedro_datasets.json import JSONDataset
 from kedro_datasets.pandas import ParquetDataset
 
-from rebase.datasets import ForestDataset, ShardStore, SourcesDataset, VectorIndexDataset
+from rebase.datasets import ShardStore, SourcesDataset
 from rebase.encoder import Encoder
 from rebase.parameters import EmbedParameters, IndexParameters, IngestParameters
 from rebase.pipelines import embed, index, ingest
@@ -81,16 +81,16 @@ def datastore(tmp_path_factory, encoder: Encoder) -> Datastore:
             "cards": ParquetDataset(filepath=str(folder / "cards.parquet")),
             "ingest_refused": ParquetDataset(filepath=str(folder / "refused.parquet")),
             "encoder": MemoryDataset(encoder),
-            "vectors": ShardStore(str(folder / "vectors")),
-            "index": VectorIndexDataset(str(folder / "index")),
-            "forest": ForestDataset(str(folder / "forest")),
+            "vectors": ShardStore(str(folder / "vectors"), "arrow"),
+            "index": ShardStore(str(folder / "index"), "arrow"),
+            "forest": ShardStore(str(folder / "forest"), "file"),
             **{
                 f"{stage}_summary": JSONDataset(filepath=str(folder / f"{stage}.json"))
                 for stage in ("ingest", "embed", "index")
             },
             "params:ingest": MemoryDataset(IngestParameters(max_rows=1000)),
-            "params:embed": MemoryDataset(EmbedParameters(batch_size=16)),
-            "params:index": MemoryDataset(IndexParameters(trees=5, seed=1)),
+            "params:embed": MemoryDataset(EmbedParameters(batch_tokens=512, cells="text")),
+            "params:index": MemoryDataset(IndexParameters(segment_datasets=3, trees=5, seed=1)),
         }
     )
     for stage in (ingest, embed, index):

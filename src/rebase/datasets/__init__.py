@@ -2,8 +2,6 @@
 
 from rebase.datasets.adapter import AdapterDataset as AdapterDataset
 from rebase.datasets.encoder import EncoderDataset as EncoderDataset
-from rebase.datasets.index import ForestDataset as ForestDataset
-from rebase.datasets.index import VectorIndexDataset as VectorIndexDataset
 from rebase.datasets.inputs import EvaluationDataset as EvaluationDataset
 from rebase.datasets.inputs import SourcesDataset as SourcesDataset
 from rebase.datasets.inputs import TaskDataset as TaskDataset

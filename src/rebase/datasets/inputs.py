@@ -22,7 +22,7 @@ class ReadOnly:
 
 
 class SourcesDataset(ReadOnly, AbstractDataset[Any, list[Source]]):
-    """The raw datasets that ``locations`` name: globs of local folders, or ``hf://OWNER/NAME@REVISION``."""
+    """The raw datasets that ``locations`` name: globs of local folders, hub ids, catalogues (see ``find_sources``)."""
 
     def __init__(
         self,

@@ -1,85 +1,236 @@
-"""The shard store: a table in Parquet files, whole or not there."""
+"""The shard store: tables or files, each whole or not there, in a local folder or any place that fsspec reaches."""
 
 import hashlib
 import json
-from itertools import chain
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeGuard
 from urllib.parse import quote
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from fsspec.implementations.local import LocalFileSystem
 from kedro.io import AbstractDataset, DatasetError
+from pyarrow import ipc
 from tqdm import tqdm
 
+from rebase.engines import open_engine
+from rebase.errors import RebaseError
 from rebase.files import replacing_file
-from rebase.shards import ShardPlan, Shards, is_provisional
+from rebase.shards import Shard, ShardPlan, Shards, is_provisional
+
+logger = logging.getLogger(__name__)
+
+Format = Literal["parquet", "arrow", "file"]
 
 _MANIFEST = "manifest.json"
+_LOCK = ".lock"
 #: File systems allow 255 bytes; fingerprint and temporary ending need some of them.
 _MAX_NAME = 150
+_RETRY = "retry-"
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """Where the shards of one store are, and in which format; small, and sent to whoever reads or builds one."""
+
+    path: str
+    file_format: Format
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system, with the options that were given for it."""
+        return fsspec.core.url_to_fs(self.path, **self.options)[0]
+
+    @property
+    def root(self) -> str:
+        """The folder, as its file system calls it."""
+        return str(fsspec.core.url_to_fs(self.path, **self.options)[1])
+
+    @property
+    def local(self) -> bool:
+        """Whether this machine's own files hold it."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    def file(self, name: str, fingerprint: str) -> str:
+        """The name of a shard's file, which carries its fingerprint."""
+        safe = quote(name, safe="")
+        if len(safe) > _MAX_NAME:
+            safe = f"{safe[:_MAX_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        return f"{safe}.{fingerprint[:16]}.{self.file_format}"
+
+    def files(self) -> set[str]:
+        """The names of all files of the folder, by one listing."""
+        fs = self.fs
+        fs.invalidate_cache(self.root)
+        try:
+            return {Path(path).name for path in fs.ls(self.root, detail=False)}
+        except FileNotFoundError:
+            return set()
+
+    def remove(self, file: str) -> None:
+        """Delete a file."""
+        self.fs.rm_file(f"{self.root}/{file}")
+
+    def read_text(self, file: str) -> str | None:
+        """A small file's text; None where there is none."""
+        try:
+            return self.fs.cat_file(f"{self.root}/{file}").decode()
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def replacing(self, file: str) -> Iterator[Path]:
+        """Yield a local path; when the block ends well, what was written there is the folder's file, whole.
+
+        Raises RebaseError where it cannot be written: no space, no permission.
+        """
+        try:
+            if self.local:
+                with replacing_file(Path(self.root) / file) as temporary:
+                    yield temporary
+            else:
+                # Written here, then sent in one piece: an object store shows an object only when it has all of it.
+                with tempfile.TemporaryDirectory() as folder:
+                    yield Path(folder) / "part"
+                    self.fs.put_file(str(Path(folder) / "part"), f"{self.root}/{file}")
+        except OSError as error:
+            raise RebaseError(
+                f"{self.path}: {file} cannot be written: {error}. What was written before is kept: make room, or set "
+                "another folder, and run again."
+            ) from error
+
+    def write(self, built: Any, file: str) -> None:
+        """Write what a build returned under the file's name."""
+        with self.replacing(file) as path:
+            if self.file_format == "parquet":
+                pq.write_table(built, path)
+            elif self.file_format == "arrow":
+                with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, built.schema) as writer:
+                    writer.write_table(built)
+            else:
+                built(path)
+
+    def read(self, name: str, fingerprint: str) -> Any:
+        """A shard's table; local Arrow files are memory-mapped. Of the format ``file``, a local path."""
+        path = f"{self.root}/{self.file(name, fingerprint)}"
+        if self.file_format == "file":
+            return Path(path) if self.local else self._fetched(path)
+        source = path if self.local else pa.BufferReader(self.fs.cat_file(path))
+        if self.file_format == "parquet":
+            # Not read_table: it takes KEY=VALUE in a folder's name for a column.
+            with pq.ParquetFile(source) as parquet:
+                return parquet.read()
+        return ipc.open_file(pa.memory_map(path) if self.local else source).read_all()
+
+    def _fetched(self, path: str) -> Path:
+        """A copy of a distant file, kept for the next time: its name says its content."""
+        copy = Path(tempfile.gettempdir()) / "rebase-shards" / hashlib.sha256(path.encode()).hexdigest()
+        if not copy.exists():
+            with replacing_file(copy) as temporary:
+                self.fs.get_file(path, str(temporary))
+        return copy
 
 
 class ShardStore(AbstractDataset[ShardPlan, Shards]):
     """Saves a ``ShardPlan``, loads ``Shards``.
 
-    Each shard is one Parquet file whose name carries its fingerprint, written under a temporary name and renamed.
-    A shard whose file stands is not built again, so a killed run goes on where it was. The manifest, written last,
-    names the shards that belong to the store: ``exists`` is true only when it and all of them are there.
-    A provisional shard is kept under another fingerprint than its plan's, so that the next save builds it again.
+    Each shard is one file whose name carries its fingerprint, written under a temporary name and renamed. A shard whose
+    file stands is not built again, so a killed run goes on where it was. The manifest, written last, names the shards
+    that belong to the store: ``exists`` is true only when it and all of them are there.
+
+    A provisional shard, of data that could not be reached, is kept under another fingerprint than its plan's, so that
+    the next save builds it again; it never takes the place of an earlier good one.
     """
 
-    def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
-        self._folder = Path(filepath)
+    def __init__(
+        self,
+        filepath: str,
+        file_format: Format = "parquet",
+        engine: dict[str, Any] | None = None,
+        credentials: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self._folder = ShardFolder(filepath, file_format, credentials or {})
+        self._engine = open_engine(engine or {})
         self.metadata = metadata
 
     def load(self) -> Shards:
-        if not self._exists():
-            raise DatasetError(f"{self._folder} is not whole: run the pipeline that writes it again, it goes on.")
-        fingerprints = self._manifest()
-        return Shards(fingerprints, lambda name: self._read(self._path(name, fingerprints[name])))
+        manifest = self._manifest()
+        if not self._is_whole(manifest):
+            raise DatasetError(f"{self._folder.path} is not whole: run the pipeline that writes it again, it goes on.")
+        return Shards(manifest, self._folder.read, self._engine)
 
     def save(self, plan: ShardPlan) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fingerprints = {shard.name: shard.fingerprint for shard in plan.shards}
-        missing = [shard for shard in plan.shards if not self._path(shard.name, shard.fingerprint).exists()]
-        if missing:
-            with plan.open() as tool:
-                for shard in tqdm(missing, desc=self._folder.name, unit="dataset"):
-                    table = shard.build(tool)
-                    if is_provisional(table):
-                        fingerprints[shard.name] = f"retry-{shard.fingerprint}"
-                    with replacing_file(self._path(shard.name, fingerprints[shard.name])) as temporary:
-                        pq.write_table(table, temporary)
-        with replacing_file(self._folder / _MANIFEST) as temporary:
-            temporary.write_text(json.dumps(fingerprints, indent=1))
-        self._remove_stale({self._path(*item) for item in fingerprints.items()})
+        with self._locked():
+            there = self._folder.files()
+            earlier = {
+                name: fingerprint
+                for name, fingerprint in (self._manifest() or {}).items()
+                if not fingerprint.startswith(_RETRY) and self._folder.file(name, fingerprint) in there
+            }
+            missing = [shard for shard in plan.shards if self._folder.file(shard.name, shard.fingerprint) not in there]
+            fingerprints = {shard.name: shard.fingerprint for shard in plan.shards}
+            if missing:
+                items = ((shard, earlier.get(shard.name)) for shard in missing)
+                built = self._engine.map(partial(_build, self._folder), items, plan.opener, plan.threads)
+                fingerprints |= dict(tqdm(built, desc=Path(self._folder.path).name, unit="shard", total=len(missing)))
+            with self._folder.replacing(_MANIFEST) as path:
+                path.write_text(json.dumps(fingerprints, indent=1))
+            self._remove_stale({self._folder.file(*item) for item in fingerprints.items()})
 
-    def _remove_stale(self, current: set[Path]) -> None:
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes of this machine from writing to the folder; distant folders have no lock."""
+        if not self._folder.local:
+            yield
+            return
+        Path(self._folder.root).mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(Path(self._folder.root) / _LOCK, timeout=0):
+                yield
+        except Timeout:
+            raise RebaseError(
+                f"{self._folder.path}: another run is writing to it. Wait until it has ended, then run again."
+            ) from None
+
+    def _remove_stale(self, current: set[str]) -> None:
         """Remove the shards that no longer belong, and what a killed save was writing."""
-        unfinished = self._folder.glob(".*.parquet-*"), self._folder.glob(f".{_MANIFEST}-*")
-        for file in {*self._folder.glob("*.parquet"), *chain(*unfinished)} - current:
-            file.unlink()
-
-    @staticmethod
-    def _read(file: Path) -> pa.Table:
-        # Not read_table: it takes KEY=VALUE in a folder's name for a column.
-        with pq.ParquetFile(file) as parquet:
-            return parquet.read()
+        for file in self._folder.files() - current - {_MANIFEST, _LOCK}:
+            if file.startswith(".") or file.endswith(f".{self._folder.file_format}"):
+                self._folder.remove(file)
 
     def _exists(self) -> bool:
-        manifest = self._manifest()
-        return manifest is not None and all(self._path(*item).exists() for item in manifest.items())
+        return self._is_whole(self._manifest())
 
-    def _manifest(self) -> Any:
-        path = self._folder / _MANIFEST
-        return json.loads(path.read_text()) if path.exists() else None
+    def _is_whole(self, manifest: dict[str, str] | None) -> TypeGuard[dict[str, str]]:
+        return manifest is not None and {self._folder.file(*item) for item in manifest.items()} <= self._folder.files()
 
-    def _path(self, name: str, fingerprint: str) -> Path:
-        safe = quote(name, safe="")
-        if len(safe) > _MAX_NAME:
-            safe = f"{safe[:_MAX_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        return self._folder / f"{safe}.{fingerprint[:16]}.parquet"
+    def _manifest(self) -> dict[str, str] | None:
+        text = self._folder.read_text(_MANIFEST)
+        return None if text is None else json.loads(text)
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._folder)}
+        return {"filepath": self._folder.path, "file_format": self._folder.file_format}
+
+
+def _build(folder: ShardFolder, tool: Any, item: tuple[Shard, str | None]) -> tuple[str, str]:
+    """Build and write one shard; its name, and the fingerprint under which it, or an earlier good one, is kept."""
+    shard, earlier = item
+    built = shard.build(tool)
+    fingerprint = shard.fingerprint
+    if is_provisional(built):
+        if earlier is not None:
+            logger.warning("%s could not be read again: what was read before is kept", shard.name)
+            return shard.name, earlier
+        fingerprint = f"{_RETRY}{fingerprint}"
+    folder.write(built, folder.file(shard.name, fingerprint))
+    return shard.name, fingerprint

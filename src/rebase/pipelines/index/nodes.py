@@ -1,100 +1,159 @@
-"""Index: one searchable whole over the vectors of all datasets (docs/method.md section 3)."""
+"""Index: segments of codes over all vectors, and Annoy forests beside them (docs/method.md section 3)."""
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from rebase.errors import RebaseError
+from rebase.forest import forest_name, plant_forest
 from rebase.parameters import IndexParameters
-from rebase.pipelines.embed.nodes import DESCRIPTION, vectors_of
-from rebase.search import Forest, VectorIndex, build_forest
-from rebase.shards import Shards, metadata_of
+from rebase.segments import Segment, quantise
+from rebase.shards import Shard, ShardPlan, Shards, metadata_of
+from rebase.vectors import DESCRIPTION, vectors_of
+
+_VERSION = "1"  # Part of every fingerprint: a change of what a segment holds must raise it.
 
 
-def build_index(vectors: Shards) -> VectorIndex:
-    """Merge the shards: texts that several datasets share are kept once.
+def plan_index(vectors: Shards, parameters: IndexParameters) -> ShardPlan:
+    """Plan the segments, runs of about ``segment_datasets`` datasets in the order of their names.
 
-    Raises RebaseError where there is nothing to index, or the shards come from different encoders.
+    Where a run ends depends on the dataset's own name alone: a dataset that comes or goes changes one segment. Raises
+    RebaseError where there is nothing to index.
     """
-    merged = _Merge()
-    for name in vectors:
-        merged.add(name, vectors[name])
-    if not merged.vectors:
+    if not vectors:
         raise RebaseError("index: there are no vectors. Run the embed pipeline over at least one dataset.")
-    return VectorIndex(
-        vectors=np.concatenate(merged.vectors),
-        descriptions=np.stack(merged.descriptions),
-        cell_text=np.concatenate(merged.cell_text).astype(np.int32),
-        cell_column=np.concatenate(merged.cell_column).astype(np.int32),
-        row_start=np.concatenate([[0], np.cumsum(np.concatenate(merged.cells_per_row))]).astype(np.int64),
-        dataset_start=np.cumsum([0, *merged.dataset_rows]).astype(np.int64),
-        datasets=list(vectors),
-        columns=list(merged.columns),
-        encoder=merged.encoder,
-        fingerprint=hashlib.sha256(repr(sorted(vectors.fingerprints.items())).encode()).hexdigest(),
+    return ShardPlan([_plan_segment(vectors, run) for run in _runs(vectors, parameters.segment_datasets)])
+
+
+def plan_forest(index: Shards, vectors: Shards, parameters: IndexParameters) -> ShardPlan:
+    """Plan an Annoy forest for each segment; none where ``trees`` is 0."""
+    if not parameters.trees:
+        return ShardPlan([])
+    runs = {run[0]: run for run in _runs(vectors, parameters.segment_datasets)}
+    return ShardPlan(
+        [
+            Shard(
+                forest_name(index, name),
+                _digest(index.fingerprints[name], str(parameters.trees), str(parameters.seed)),
+                partial(
+                    _plant, index.later(name), list(map(vectors.later, runs[name])), parameters.trees, parameters.seed
+                ),
+            )
+            for name in index
+        ]
     )
 
 
-def plant_forest(index: VectorIndex, parameters: IndexParameters) -> tuple[Forest, dict[str, Any]]:
-    """Build the Annoy forest over the index, and the stage's summary."""
-    forest = build_forest(index, parameters.trees, parameters.seed)
-    summary = {
+def summarise_index(index: Shards, forest: Shards, parameters: IndexParameters) -> dict[str, Any]:
+    """The stage's summary. Raises RebaseError where segments come from different encoders."""
+    rows = texts = cells = datasets = 0
+    encoders: dict[str, str] = {}
+    for name in index:
+        segment = Segment.from_table(index[name])
+        rows += segment.rows
+        texts += len(segment.codes)
+        cells += len(segment.cell_text)
+        datasets += len(segment.datasets)
+        encoders.setdefault(segment.encoder, name)
+    if len(encoders) > 1:
+        raise RebaseError(f"index: several encoders made the vectors: {_listed(encoders)}. Run embed and index again.")
+    return {
         "stage": "index",
-        "in": index.rows,
-        "kept": index.rows,
+        "in": rows,
+        "kept": rows,
         "refused": {},
-        "datasets": len(index.datasets),
-        "texts": len(index.vectors),
-        "cells": len(index.cell_text),
-        "trees": forest.trees,
-        "encoder": index.encoder,
+        "datasets": datasets,
+        "segments": len(index),
+        "texts": texts,
+        "cells": cells,
+        "trees": parameters.trees if forest else 0,
+        "encoder": next(iter(encoders)),
     }
-    return forest, summary
 
 
-@dataclass
-class _Merge:
-    """The index in the making."""
+def build_segment(tables: Mapping[str, pa.Table]) -> Segment:
+    """The segment of the datasets' shards of vectors, in the order of ``tables``.
 
-    encoder: str = ""
-    texts: dict[bytes, int] = field(default_factory=dict)
-    columns: dict[str, int] = field(default_factory=dict)
-    vectors: list[np.ndarray] = field(default_factory=list)
-    descriptions: list[np.ndarray] = field(default_factory=list)
-    cell_text: list[np.ndarray] = field(default_factory=list)
-    cell_column: list[np.ndarray] = field(default_factory=list)
-    cells_per_row: list[np.ndarray] = field(default_factory=list)
-    dataset_rows: list[int] = field(default_factory=list)
+    Raises RebaseError where they come from different encoders.
+    """
+    known = {name: metadata_of(table) for name, table in tables.items()}
+    encoders = {metadata["encoder"]: name for name, metadata in known.items()}
+    if len(encoders) > 1:
+        raise RebaseError(
+            f"index: several encoders made the vectors: {_listed(encoders)}. Run the embed pipeline again."
+        )
+    vectors = [vectors_of(table) for table in tables.values()]
+    *coded, reaches = zip(*map(quantise, vectors), strict=True)
+    codes, scales, errors = map(np.concatenate, coded)
+    text_start = np.cumsum([0, *map(len, vectors)])
+    cells = [
+        _cells(table, metadata["dataset_rows"]) for table, metadata in zip(tables.values(), known.values(), strict=True)
+    ]
+    return Segment(
+        codes=codes,
+        scales=scales,
+        errors=errors,
+        reach=np.array([max(reaches)]),
+        descriptions=np.stack([part[text] for part, (text, *_) in zip(vectors, cells, strict=True)]),
+        cell_text=np.concatenate(
+            [texts + start for (_, texts, _, _), start in zip(cells, text_start[:-1], strict=True)]
+        ).astype(np.int32),
+        cell_column=np.concatenate([columns for _, _, columns, _ in cells]).astype(np.int32),
+        row_start=np.cumsum(np.concatenate([[0], *(lengths for _, _, _, lengths in cells)])).astype(np.int64),
+        dataset_start=np.cumsum([0, *(metadata["dataset_rows"] for metadata in known.values())]).astype(np.int64),
+        text_start=text_start.astype(np.int64),
+        columns={name: metadata["columns"] for name, metadata in known.items()},
+        encoder=next(iter(encoders)),
+    )
 
-    def add(self, name: str, table: pa.Table) -> None:
-        metadata = metadata_of(table)
-        if metadata["encoder"] != (self.encoder or metadata["encoder"]):
-            raise RebaseError(
-                f"index: {name} was embedded with {metadata['encoder']!r}, the datasets before it with "
-                f"{self.encoder!r}. Run the embed pipeline again: it embeds what differs."
-            )
-        self.encoder = metadata["encoder"]
-        vectors = vectors_of(table)
-        text_ids = self._add_texts(table["digest"].to_pylist(), vectors)
-        column_ids = np.array([self.columns.setdefault(column, len(self.columns)) for column in metadata["columns"]])
-        # One entry a cell: its row, its column, its text; the description's goes aside.
-        lengths = table["rows"].combine_chunks().value_lengths().to_numpy()
-        rows = table["rows"].combine_chunks().flatten().to_numpy()
-        columns = column_ids[table["columns"].combine_chunks().flatten().to_numpy()]
-        texts = np.repeat(text_ids, lengths)
-        self.descriptions.append(vectors[np.repeat(np.arange(len(lengths)), lengths)[rows == DESCRIPTION][0]])
-        order = np.argsort(rows, kind="stable")[(rows == DESCRIPTION).sum() :]
-        self.cell_text.append(texts[order])
-        self.cell_column.append(columns[order])
-        self.cells_per_row.append(np.bincount(rows[order], minlength=metadata["dataset_rows"]))
-        self.dataset_rows.append(metadata["dataset_rows"])
 
-    def _add_texts(self, digests: list[bytes], vectors: np.ndarray) -> np.ndarray:
-        """The number of each text in the merged index; texts that are new to it bring their vector."""
-        new = [position for position, digest in enumerate(digests) if digest not in self.texts]
-        self.texts.update({digests[position]: len(self.texts) + number for number, position in enumerate(new)})
-        self.vectors.append(vectors[new])
-        return np.array([self.texts[digest] for digest in digests])
+def _runs(vectors: Shards, length: int) -> Iterator[list[str]]:
+    """The datasets' names in order, cut behind every name whose hash says so: on average every ``length``-th."""
+    run: list[str] = []
+    for name in vectors:
+        run.append(name)
+        if int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % length == 0:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _plan_segment(vectors: Shards, run: list[str]) -> Shard:
+    fingerprint = _digest(_VERSION, *(f"{name}|{vectors.fingerprints[name]}" for name in run))
+    return Shard(run[0], fingerprint, partial(_build, {name: vectors.later(name) for name in run}))
+
+
+def _build(readers: Mapping[str, Callable[[], pa.Table]], _: None) -> pa.Table:
+    return build_segment({name: read() for name, read in readers.items()}).to_table()
+
+
+def _plant(
+    read: Callable[[], pa.Table], readers: list[Callable[[], pa.Table]], trees: int, seed: int, _: None
+) -> Callable[[Path], None]:
+    vectors = (vectors_of(reader()) for reader in readers)
+    return plant_forest(Segment.from_table(read()), vectors, trees, seed)
+
+
+def _cells(table: pa.Table, rows: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """A dataset's description (the number of its text), and its cells sorted by row: texts, columns, cells a row."""
+    places, columns = table["rows"].combine_chunks(), table["columns"].combine_chunks()
+    row = places.flatten().to_numpy()
+    text = np.repeat(np.arange(len(places)), places.value_lengths().to_numpy())
+    described = row == DESCRIPTION
+    order = np.argsort(row, kind="stable")[described.sum() :]
+    column = columns.flatten().to_numpy()
+    return int(text[described][0]), text[order], column[order], np.bincount(row[order], minlength=rows)
+
+
+def _listed(encoders: Mapping[str, str]) -> str:
+    return ", ".join(f"{encoder!r} those of {name}" for encoder, name in encoders.items())
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()

@@ -2,14 +2,15 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from rebase.pipelines.index.nodes import build_index, plant_forest
+from rebase.pipelines.index.nodes import plan_forest, plan_index, summarise_index
 
 
 def create_pipeline() -> Pipeline:
     """``vectors`` to ``index`` and ``forest``."""
     return Pipeline(
         [
-            Node(build_index, "vectors", "index", name="build_index"),
-            Node(plant_forest, ["index", "params:index"], ["forest", "index_summary"], name="plant_forest"),
+            Node(plan_index, ["vectors", "params:index"], "index", name="plan_index"),
+            Node(plan_forest, ["index", "vectors", "params:index"], "forest", name="plan_forest"),
+            Node(summarise_index, ["index", "forest", "params:index"], "index_summary", name="summarise_index"),
         ]
     )

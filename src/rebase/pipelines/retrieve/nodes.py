@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from rebase.encoder import Encoder
 from rebase.errors import RebaseError
+from rebase.forest import search_annoy
 from rebase.parameters import RetrieveParameters
 from rebase.records import Task
 from rebase.screening import (
@@ -28,29 +28,26 @@ from rebase.screening import (
     protected_texts,
     share_gate,
 )
-from rebase.search import (
-    Forest,
-    TaskVectors,
-    VectorIndex,
-    annoy_candidates,
-    best_cell,
-    query_vectors,
-    rank_rows,
-    score_rows,
-)
+from rebase.search import Ranking, TaskVectors, search_exact
 from rebase.shards import Shards
 
 logger = logging.getLogger(__name__)
 
-_SCORES = ("score", "score_dataset", "score_query", "score_answer")
+#: What explains a kept row: its scores, and the columns whose cells matched best.
+_EXPLANATION = ["score", "score_dataset", "score_query", "score_answer", "query_column", "answer_column"]
+#: Ranked rows are read so many at a time, a dataset once each time: bounds the memory.
+_ROWS_READ_AT_ONCE = 1000
+#: The first search asks for so many times ``top_n`` rows, each further one for so many times more.
+_WIDENING = 4
 _REFUSED_COLUMNS = ["rank", "row_id", "dataset", "score", "reason", "detail"]
 
 
 def retrieve_rows(
     task: Task,
     encoder: Encoder,
-    index: VectorIndex,
-    forest: Forest,
+    index: Shards,
+    forest: Shards,
+    vectors: Shards,
     rows: Shards,
     evaluation_set: pd.DataFrame,
     parameters: RetrieveParameters,
@@ -68,26 +65,37 @@ def retrieve_rows(
         RebaseError: The index was built with another encoder, or no row passed.
 
     """
-    task_vectors = _embed_task(task, encoder, index)
-    scores = score_rows(index, task_vectors, parameters.aggregation, parameters.block_texts)
-    total = scores.total
-    parts = dict(zip(_SCORES, (total, scores.dataset, scores.query, scores.answer), strict=True))
-    searched, recall = _search(index, forest, task_vectors, total, parameters)
+    searched_for = embed_task(task, encoder)
+
+    def exactly(count: int) -> Ranking:
+        return search_exact(index, vectors, [searched_for], count, parameters.aggregation, parameters.block_texts)[0]
+
+    def nearly(count: int) -> Ranking:
+        return search_annoy(
+            index, forest, vectors, searched_for, count, parameters.aggregation, parameters.annoy_candidates
+        )
+
+    count = _WIDENING * parameters.top_n
+    exact = exactly(count)
+    near = nearly(count) if forest or parameters.search == "annoy" else None
+    ranked = _ranked(nearly, near, count) if near and parameters.search == "annoy" else _ranked(exactly, exact, count)
     twins = Twins(parameters.near_duplicate)
     gate, passed = _gates(task, twins, evaluation_set, parameters)
     kept: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     bar = tqdm(total=parameters.top_n, desc="retrieve", unit="row")
-    for rank, (row, candidate, line) in enumerate(_walk(index, rows, searched, total), start=1):
+    for rank, (found, line) in enumerate(_read(ranked, rows), start=1):
+        candidate = Candidate(
+            line["row_id"], line["dataset"], line["licence"], json.loads(line["row"]), line["content_hash"]
+        )
         refusal = gate(candidate)
         if refusal:
-            score = float(total[row])
-            refused.append({"rank": rank, "row_id": candidate.row_id, "dataset": candidate.dataset, "score": score,
-                            "reason": refusal.reason, "detail": refusal.detail})  # fmt: skip
+            refused.append({"rank": rank, "row_id": candidate.row_id, "dataset": candidate.dataset,
+                            "score": found["score"], "reason": refusal.reason, "detail": refusal.detail})  # fmt: skip
             continue
         passed(candidate)
         passage = passage_of(candidate, parameters) if task.passage else None
-        kept.append({"rank": rank, **line, **_explain(index, row, candidate, parts, task_vectors), "passage": passage})
+        kept.append({"rank": rank, **line, **_explain(found, candidate), "passage": passage})
         bar.update()
         if len(kept) == parameters.top_n:
             break
@@ -107,45 +115,44 @@ def retrieve_rows(
         "in": len(kept) + len(refused),
         "kept": len(kept),
         "refused": by_reason,
-        "rows_indexed": index.rows,
+        "rows_indexed": exact.scanned,
+        "rows_rescored": exact.rescored,
         "search": parameters.search,
-        "annoy_recall": recall,
+        "annoy_recall": near and _recall(exact, parameters.top_n, near),
         "datasets": dict(Counter(retrieved["dataset"]).most_common()),
     }
     return retrieved, pd.DataFrame(refused, columns=_REFUSED_COLUMNS), summary
 
 
-def _embed_task(task: Task, encoder: Encoder, index: VectorIndex) -> TaskVectors:
-    """Embed the instruction and the examples' queries and answers, with the encoder that the index was built with."""
-    if index.encoder != encoder.identity:
-        raise RebaseError(
-            f"The index was built with the encoder {index.encoder!r}, but `encoder` is {encoder.identity!r}. "
-            "Set `encoder.model` in globals.yml back, or build the datastore again: "
-            "kedro run --pipelines=embed,index."
-        )
+def embed_task(task: Task, encoder: Encoder) -> TaskVectors:
+    """Embed the instruction and the examples' queries and answers."""
     texts = [
         task.instruction,
         *map(task.render_query, task.examples),
         *(example["answer"] for example in task.examples),
     ]
     with encoder.open() as opened:
-        vectors = opened.encode(texts)
+        vectors = opened.encode(texts).vectors
     count = len(task.examples)
-    return TaskVectors(vectors[0], vectors[1 : 1 + count], vectors[1 + count :])
+    return TaskVectors(vectors[0], vectors[1 : 1 + count], vectors[1 + count :], encoder.identity)
 
 
-def _search(
-    index: VectorIndex, forest: Forest, task: TaskVectors, total: np.ndarray, parameters: RetrieveParameters
-) -> tuple[np.ndarray, float | None]:
-    """The rows to rank, and what share of the exact top rows Annoy's candidates hold (None without a forest)."""
-    every = np.arange(index.rows)
-    if forest.annoy is None and parameters.search == "exact":
-        return every, None
-    sides = (task.queries, task.answers)
-    queries = [query for side in sides for query in query_vectors(side, parameters.aggregation)]
-    candidates = annoy_candidates(index, forest, queries, parameters.annoy_candidates)
-    recall = float(np.isin(rank_rows(total, parameters.top_n), candidates).mean())
-    return (every if parameters.search == "exact" else candidates), recall
+def _ranked(search: Callable[[int], Ranking], first: Ranking, count: int) -> Iterator[pd.DataFrame]:
+    """The ranked rows, best first, in parts: ``first``, the best ``count``, and more as the walk goes on."""
+    ranking, done = first, 0
+    while True:
+        yield ranking.lines.iloc[done:]
+        done = len(ranking.lines)
+        if done < count:
+            return
+        count *= _WIDENING
+        ranking = search(count)
+
+
+def _recall(first: Ranking, top_n: int, near: Ranking) -> float:
+    """The share of the true ``top_n`` rows that are among Annoy's."""
+    best = first.lines.head(top_n)[["dataset", "row"]]
+    return len(best.merge(near.lines[["dataset", "row"]])) / len(best)
 
 
 def _gates(
@@ -174,30 +181,26 @@ def _gates(
     return gate, passed
 
 
-def _walk(
-    index: VectorIndex, rows: Shards, searched: np.ndarray, total: np.ndarray
-) -> Iterator[tuple[int, Candidate, dict[str, Any]]]:
-    """The searched rows, best first: number, candidate, and the row's own columns."""
-    tables: dict[str, Any] = {}
-    for row in searched[rank_rows(total[searched], len(searched))].tolist():
-        dataset = int(index.dataset_of(np.array([row]))[0])
-        name = index.datasets[dataset]
-        if name not in tables:
-            tables[name] = rows[name]
-        line = tables[name].slice(row - int(index.dataset_start[dataset]), 1).to_pylist()[0]
-        yield row, Candidate(line["row_id"], name, line["licence"], json.loads(line["row"]), line["content_hash"]), line
+def _read(parts: Iterator[pd.DataFrame], rows: Shards) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each ranked row, in order: what the search found, and the row's own columns."""
+    for part in parts:
+        for start in range(0, len(part), _ROWS_READ_AT_ONCE):
+            ranked = part.iloc[start : start + _ROWS_READ_AT_ONCE]
+            lines = {
+                (dataset, position): line
+                for dataset, group in ranked.groupby("dataset")
+                for position, line in zip(
+                    group["row"], rows[dataset].take(group["row"].to_numpy()).to_pylist(), strict=True
+                )
+            }
+            for found in ranked.to_dict("records"):
+                yield found, lines[found["dataset"], found["row"]]
 
 
-def _explain(
-    index: VectorIndex, row: int, candidate: Candidate, parts: dict[str, np.ndarray], task: TaskVectors
-) -> dict[str, Any]:
+def _explain(found: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
     """Why a row ranks where it does: its scores, and what matched best on either side."""
-    query_column = best_cell(index, row, task.queries)
-    answer_column = best_cell(index, row, task.answers)
     return {
-        **{name: float(part[row]) for name, part in parts.items()},
-        "query_column": query_column,
-        "query_value": candidate.cells.get(query_column or ""),
-        "answer_column": answer_column,
-        "answer_value": candidate.cells.get(answer_column or ""),
+        **{name: found[name] for name in _EXPLANATION},
+        "query_value": candidate.cells.get(found["query_column"] or ""),
+        "answer_value": candidate.cells.get(found["answer_column"] or ""),
     }

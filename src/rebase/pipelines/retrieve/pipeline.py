@@ -12,7 +12,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 retrieve_rows,
-                ["task", "encoder", "index", "forest", "rows", "evaluation_set", "params:retrieve"],
+                ["task", "encoder", "index", "forest", "vectors", "rows", "evaluation_set", "params:retrieve"],
                 ["retrieved", "retrieval_refused", "retrieve_summary"],
                 name="retrieve_rows",
             ),

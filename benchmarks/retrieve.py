@@ -1,0 +1,307 @@
+"""How fast the exact search is, against what else one could do, in one run.
+
+    python benchmarks/retrieve.py [--cells 1000000] [--vectors FOLDER] [--top 1000 3000] [--seed 3407]
+
+Synthetic clustered vectors (or, with --vectors, a datastore's folder of vectors, such as
+``data/03_primary/public/vectors``), a task of three examples, and the rows that score best by
+S = (S_dataset + S_query + S_answer) / 3. Every way starts with its own index ready in memory or in the page cache.
+
+- ``exact``: this project's two stages, from its memory-mapped files.
+- ``numpy``: all float32 vectors times the two query vectors, the maximum a row, partition and sort.
+- ``faiss``: faiss-cpu IndexFlatIP, the K cells nearest to each query vector, whose rows are scored exactly.
+- ``annoy``: the same with an Annoy forest. K grows from N until 95 % of the true rows are found.
+- ``published``: a Python dictionary of cells, a torch cosine similarity for each, measured on 20,000 cells and
+multiplied.
+
+Times are the least of several rounds, in which the ways take turns. The last line is JSON; its ratios are of the
+largest
+--top. A ratio of 3 means that ``exact`` took a third of the time.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import torch
+from annoy import AnnoyIndex
+
+from rebase.datasets import ShardStore
+from rebase.parameters import IndexParameters
+from rebase.pipelines.index.nodes import plan_index
+from rebase.search import NO_CELL, TaskVectors, _scan, search_exact
+from rebase.segments import Segment
+from rebase.shards import Shard, ShardPlan, Shards, metadata_of, with_metadata
+from rebase.vectors import DESCRIPTION, vectors_of
+
+AGGREGATION = "max_of_mean"
+BLOCK = 100_000
+ROWS, COLUMNS = 1000, 8  # of a synthetic dataset
+CENTRES = 2000
+FACTORS = (1, 2, 5, 10, 20, 50, 100)  # K = so many times N
+PUBLISHED_CELLS = 20_000
+
+
+@dataclass(frozen=True)
+class Flat:
+    """All cells as one float32 matrix ``[C, d]``, as the other ways want them; rows are numbered through."""
+
+    vectors: np.ndarray
+    row_start: np.ndarray
+    per_dataset: np.ndarray  # S_dataset of each row
+    queries: np.ndarray  # [2, d]: the means of the examples' queries and answers
+
+    def score(self, similarities: np.ndarray) -> np.ndarray:
+        """S of every row, from the similarities of all cells ``[2, C]``."""
+        sides = np.full((2, len(self.per_dataset)), NO_CELL, dtype=similarities.dtype)
+        filled = np.diff(self.row_start) > 0
+        sides[:, filled] = np.maximum.reduceat(similarities, self.row_start[:-1][filled], axis=1)
+        return (self.per_dataset.astype(similarities.dtype) + sides[0] + sides[1]) / similarities.dtype.type(3)
+
+    def best_of(self, cells: np.ndarray, count: int) -> np.ndarray:
+        """The best rows of those that hold one of the cells."""
+        rows = np.unique(np.searchsorted(self.row_start, np.unique(cells), side="right") - 1)
+        scores = np.array(
+            [
+                self.per_dataset[row]
+                + (self.vectors[self.row_start[row] : self.row_start[row + 1]] @ self.queries.T).max(axis=0).sum()
+                for row in rows
+            ]
+        )
+        return rows[np.argsort(-scores, kind="stable")[:count]]
+
+
+def synthetic(cells: int, dimension: int, seed: int) -> tuple[dict[str, pa.Table], TaskVectors]:
+    """Clustered unit vectors as embedded datasets, and a task near some of the clusters."""
+    random = np.random.default_rng(seed)
+    centres = unit(random.standard_normal((CENTRES, dimension), dtype=np.float32))
+    tables = {}
+    for number in range(cells // (ROWS * COLUMNS)):
+        # A dataset draws from few clusters, as a real one does.
+        own = centres[random.integers(CENTRES, size=20)]
+        near = own[random.integers(len(own), size=ROWS * COLUMNS)]
+        texts = unit(near + 0.04 * random.standard_normal(near.shape, dtype=np.float32))
+        places = [[(place // COLUMNS, 1 + place % COLUMNS)] for place in range(len(texts))]
+        places[0].insert(0, (DESCRIPTION, 0))
+        table = pa.table(
+            {
+                "vector": pa.FixedSizeListArray.from_arrays(pa.array(texts.astype(np.float16).reshape(-1)), dimension),
+                "rows": pa.array([[row for row, _ in place] for place in places], pa.list_(pa.int32())),
+                "columns": pa.array([[column for _, column in place] for place in places], pa.list_(pa.int32())),
+            }
+        )
+        columns = ["", *(f"c{column}" for column in range(COLUMNS))]
+        tables[f"d{number:05}"] = with_metadata(table, {"encoder": "e", "columns": columns, "dataset_rows": ROWS})
+
+    def near(centre: int, count: int) -> np.ndarray:
+        return unit(centres[centre] + 0.04 * random.standard_normal((count, dimension), dtype=np.float32))
+
+    return tables, TaskVectors(near(0, 1)[0], near(1, 3), near(2, 3), "e")
+
+
+def real(vectors: Shards, seed: int) -> TaskVectors:
+    """A task made of cells of the datastore: three rows of a dataset, two cells each, and its description."""
+    random = np.random.default_rng(seed)
+    names = [name for name in vectors if metadata_of(vectors[name])["cells"] > 20]
+    table = vectors[names[random.integers(len(names))]]
+    found = vectors_of(table).astype(np.float32)
+    texts = random.choice(len(found), size=6, replace=False)
+    described = next(text for text, rows in enumerate(table["rows"].to_pylist()) if DESCRIPTION in rows)
+    return TaskVectors(found[described], found[texts[:3]], found[texts[3:]], metadata_of(table)["encoder"])
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """The vectors at length 1."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def flatten(index: Shards, vectors: Shards, task: TaskVectors) -> tuple[Flat, list[str]]:
+    """Every cell's vector, and the datasets in order."""
+    parts, starts, described, names = [], [np.array([0])], [], []
+    for name in index:
+        segment = Segment.from_table(index[name])
+        texts = np.concatenate([vectors_of(vectors[dataset]) for dataset in segment.datasets]).astype(np.float32)
+        parts.append(texts[segment.cell_text])
+        starts.append(segment.row_start[1:] + starts[-1][-1])
+        similarity = np.vecdot(segment.descriptions.astype(np.float64), task.instruction.astype(np.float64))
+        described.append(np.repeat(similarity, np.diff(segment.dataset_start)))
+        names += segment.datasets
+    queries = np.stack([side.mean(axis=0) for side in (task.queries, task.answers)])
+    return Flat(np.concatenate(parts), np.concatenate(starts), np.concatenate(described), queries), names
+
+
+def truth(flat: Flat, task: TaskVectors) -> np.ndarray:
+    """S of every row in double precision, a block of cells at a time."""
+    sides = [side.astype(np.float64).mean(axis=0) for side in (task.queries, task.answers)]
+    blocks = range(0, len(flat.vectors), BLOCK)
+    exact = [
+        np.concatenate([np.vecdot(flat.vectors[start : start + BLOCK].astype(np.float64), side) for start in blocks])
+        for side in sides
+    ]
+    return flat.score(np.stack(exact))
+
+
+def by_numpy(flat: Flat, count: int) -> np.ndarray:
+    """The best rows by one matrix product."""
+    score = flat.score((flat.vectors @ flat.queries.T).T)
+    rows = np.argpartition(-score, count)[:count]
+    return rows[np.argsort(-score[rows], kind="stable")]
+
+
+def by_python(flat: Flat) -> float:
+    """Seconds that the published way takes for all cells: a dictionary, a torch cosine similarity for each cell."""
+    rows = min(len(flat.per_dataset), int(np.searchsorted(flat.row_start, PUBLISHED_CELLS)))
+    cells = {
+        row: [torch.from_numpy(vector) for vector in flat.vectors[flat.row_start[row] : flat.row_start[row + 1]]]
+        for row in range(rows)
+    }
+    queries = torch.from_numpy(flat.queries)
+    started = time.perf_counter()
+    scores = {
+        row: sum(
+            max((float(torch.cosine_similarity(query, cell, dim=0)) for cell in own), default=NO_CELL)
+            for query in queries
+        )
+        for row, own in cells.items()
+    }
+    sorted(scores, key=scores.__getitem__, reverse=True)
+    return (time.perf_counter() - started) * len(flat.vectors) / sum(map(len, cells.values()))
+
+
+def widened(
+    search: Callable[[np.ndarray, int], np.ndarray], flat: Flat, best: set[int], count: int
+) -> tuple[Callable, float, int]:
+    """The search with the least K that finds 95 % of the best rows (else the largest), its recall, and K."""
+    for factor in FACTORS:
+        wanted = min(factor * count, len(flat.vectors))
+
+        def once(wanted: int = wanted) -> np.ndarray:
+            return flat.best_of(np.concatenate([search(query, wanted) for query in flat.queries]), count)
+
+        recall = len(best & set(once().tolist())) / count
+        if recall >= 0.95:
+            break
+    return once, recall, wanted
+
+
+def read_codes(index: Shards) -> None:
+    """Read every byte of the codes once, on all cores."""
+    for name in index:
+        words = Segment.from_table(index[name]).codes.reshape(-1)
+        words = words[: len(words) // 8 * 8].view(np.int64)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(np.add.reduce, np.array_split(words, torch.get_num_threads())))
+
+
+def take_turns(ways: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """The least seconds of each way."""
+    least = dict.fromkeys(ways, float("inf"))
+    for _ in range(rounds):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            least[name] = min(least[name], time.perf_counter() - started)
+    return least
+
+
+def main() -> None:  # noqa: PLR0915
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=1_000_000)
+    parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--vectors", type=Path)
+    parser.add_argument("--top", type=int, nargs="+", default=[1000, 3000])
+    parser.add_argument("--trees", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=3407)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.vectors:
+            vectors = ShardStore(str(options.vectors), "arrow").load()
+            task = real(vectors, options.seed)
+        else:
+            tables, task = synthetic(options.cells, options.dimension, options.seed)
+            store = ShardStore(f"{folder}/vectors", "arrow")
+            store.save(
+                ShardPlan([Shard(name, "f" * 64, lambda _, table=table: table) for name, table in tables.items()])
+            )
+            del tables
+            vectors = store.load()
+        index_store = ShardStore(f"{folder}/index", "arrow")
+        index_store.save(plan_index(vectors, IndexParameters(segment_datasets=64, trees=0, seed=options.seed)))
+        index = index_store.load()
+        flat, names = flatten(index, vectors, task)
+        print(f"{len(flat.vectors):,} cells of {len(flat.per_dataset):,} rows of {len(names):,} datasets, "
+              f"{flat.vectors.shape[1]} dimensions, {len(index)} segments, {torch.get_num_threads()} threads")  # fmt: skip
+        faiss_index = faiss.IndexFlatIP(flat.vectors.shape[1])
+        faiss_index.add(flat.vectors)
+        annoy = AnnoyIndex(flat.vectors.shape[1], "angular")
+        annoy.set_seed(options.seed)
+        for number, vector in enumerate(flat.vectors):
+            annoy.add_item(number, vector)
+        annoy.build(options.trees, n_jobs=-1)
+        exact_scores = truth(flat, task)
+        firsts = dict(
+            zip(
+                names,
+                np.concatenate([[0], np.cumsum([metadata_of(vectors[n])["dataset_rows"] for n in names])]),
+                strict=False,
+            )
+        )
+        violations = 0
+        first = 0
+        for name in index:
+            _, (bounds,) = _scan(index[name], [task], 10**9, AGGREGATION, BLOCK)
+            own = exact_scores[first : first + bounds.scanned]
+            violations += int(((own < bounds.lower) | (own > bounds.upper)).sum())
+            first += bounds.scanned
+        for count in options.top:
+            best = np.lexsort((np.arange(len(exact_scores)), -exact_scores))[:count]
+            near_faiss, faiss_recall, faiss_k = widened(
+                lambda query, k: faiss_index.search(query[None], k)[1][0], flat, set(best.tolist()), count
+            )
+            near_annoy, annoy_recall, annoy_k = widened(
+                lambda query, k: np.array(annoy.get_nns_by_vector(query, k)), flat, set(best.tolist()), count
+            )
+            exact = lambda count=count: search_exact(index, vectors, [task], count, AGGREGATION, BLOCK)[0]  # noqa: E731
+            ways = {
+                "exact": exact,
+                "codes_read": lambda: read_codes(index),
+                "numpy": lambda count=count: by_numpy(flat, count),
+                "faiss": near_faiss,
+                "annoy": near_annoy,
+            }
+            seconds = take_turns(ways, options.rounds) | {"published": by_python(flat)}
+            ranking = exact()
+            rows = [firsts[line.dataset] + line.row for line in ranking.lines.itertuples()]
+            recall = float(np.mean(np.array(rows) == best))
+            print(f"\ntop {count:,}: rescored {ranking.rescored:,} of {ranking.scanned:,} rows; "
+                  f"the same rows in the same order as float64: {recall:.4f}")  # fmt: skip
+            notes = {
+                "faiss": f"K {faiss_k:,}, recall {faiss_recall:.3f}",
+                "annoy": f"K {annoy_k:,}, recall {annoy_recall:.3f}, {options.trees} trees",
+            }
+            for name, value in seconds.items():
+                print(f"  {name:<10} {value * 1000:10.1f} ms  {value / seconds['exact']:8.2f} x  {notes.get(name, '')}")
+        result = {
+            "cells": len(flat.vectors), "top": count, "seed": options.seed, "vectors": str(options.vectors or "synthetic"),
+            "vs_numpy": seconds["numpy"] / seconds["exact"], "vs_faiss_flat": seconds["faiss"] / seconds["exact"],
+            "faiss_flat_recall": faiss_recall, "vs_annoy_95": seconds["annoy"] / seconds["exact"], "annoy_recall":
+            annoy_recall, "vs_published": seconds["published"] / seconds["exact"], "recall": recall,
+            "bound_violations": violations, "vs_codes_read": seconds["exact"] / seconds["codes_read"], "rescored":
+            ranking.rescored,
+        }  # fmt: skip
+        print(
+            json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in result.items()})
+        )
+
+
+if __name__ == "__main__":
+    main()
