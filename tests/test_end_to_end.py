@@ -101,6 +101,17 @@ def test_every_example_leads_back_to_its_row(project):
         assert len(example.reply_key) == 64
 
 
+def test_what_lies_near_a_text_can_be_looked_up(project):
+    said = kedro(project, "near", "A river and its dam", "--env=test", "-n", "3").stdout.splitlines()
+    assert said[-1].startswith("In ")
+    similarities = [float(line.split()[0]) for line in said if line[:2] in ("0.", "1.")]
+    assert len(similarities) == 3
+    assert similarities == sorted(similarities, reverse=True)
+    unknown = kedro(project, "near", "x", "--env=test", "--datastore=nowhere", check=False)
+    assert unknown.returncode == 1
+    assert "not there yet" in unknown.stderr
+
+
 def test_running_again_asks_nothing_twice_and_only_missing_outputs_do_run(project):
     again = kedro(project, "run", "--env=test", "--to-nodes=reason_examples")
     assert "local teacher" not in again.stderr, "every reply is in the store"

@@ -15,9 +15,6 @@ from kedro.framework.cli.project import run  # noqa: F401  # `rebase` and `pytho
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from rebase.errors import RebaseError
 from rebase.files import replacing_file
@@ -46,16 +43,15 @@ def near(text: str, count: int, datastore: str | None, env: str | None) -> None:
             query = encoder.encode([text]).vectors
         found = find_near(index, forest, query, count)
         descriptions = cards.set_index("dataset")["description"]
-        table = Table("similarity", "row", "column", "text")
         for line in found.itertuples():
             row, column = cells_at(vectors[line.dataset], line.place)[-1]
             if row == DESCRIPTION:
-                where, column, value = line.dataset, "(description)", descriptions[line.dataset]
+                where, value = f"{line.dataset} (its description)", descriptions[line.dataset]
             else:
                 stored = rows[line.dataset].slice(row, 1).to_pylist()[0]
-                where, value = stored["row_id"], json.loads(stored["row"])[column]
-            table.add_row(f"{line.similarity:.3f}", escape(where), escape(column), escape(textwrap.shorten(value, 200)))
-    Console().print(table)
+                where, value = f"{stored['row_id']} · {column}", json.loads(stored["row"])[column]
+            click.echo(f"{line.similarity:.3f}  {click.style(where, bold=True)}")
+            click.echo(textwrap.indent(textwrap.fill(textwrap.shorten(value, 240), 100), " " * 7))
     counts = found["dataset"].value_counts()
     click.echo("In " + ", ".join(f"{dataset} ({number})" for dataset, number in counts.items()))
 

@@ -2,8 +2,10 @@ import hashlib
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -122,6 +124,88 @@ def test_an_error_in_a_build_loses_nothing_built_before(tmp_path):
     assert not store.exists()
     store.save(ShardPlan(shards))
     assert [name for name, _ in built] == ["a", "b"]
+
+
+def test_what_cannot_be_read_again_does_not_take_the_place_of_what_was_read(tmp_path, caplog):
+    store = ShardStore(str(tmp_path))
+
+    def plan_of(fingerprint, text, provisional):
+        table = with_metadata(pa.table({"content": [text]}), {"provisional": provisional})
+        return ShardPlan([Shard("a", fingerprint * 64, lambda _: table)])
+
+    store.save(plan_of("1", "good", False))
+    for _ in range(2):
+        store.save(plan_of("2", "unreachable", True))
+        assert contents(store) == {"a": "good"}
+        assert "what was read before is kept" in caplog.text
+    store.save(plan_of("2", "new", False))
+    assert contents(store) == {"a": "new"}
+
+
+def test_two_runs_do_not_write_to_one_store(tmp_path):
+    store, said = ShardStore(str(tmp_path)), []
+
+    def build(_):
+        with pytest.raises(DatasetError, match="another run is writing") as error:
+            ShardStore(str(tmp_path)).save(plan({"b": "y"}))
+        said.append(str(error.value))
+        return pa.table({"content": ["x"]})
+
+    store.save(ShardPlan([Shard("a", "f" * 64, build)]))
+    assert len(said) == 1
+    assert contents(store) == {"a": "x"}
+
+
+FULL = """
+import resource, signal, sys
+import pyarrow as pa
+from kedro.io import DatasetError
+from rebase.datasets import ShardStore
+from rebase.shards import Shard, ShardPlan
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+small, big = (pa.table({"content": [text]}) for text in ("x", "".join(map(str, range(100_000)))))
+try:
+    ShardStore(sys.argv[1], sys.argv[2]).save(
+        ShardPlan([Shard(name, name * 64, lambda _, table=table: table) for name, table in zip("ab", (small, big))])
+    )
+except DatasetError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "arrow"])
+def test_no_room_is_said_and_what_was_written_is_kept(tmp_path, file_format):
+    """A limit on the size of a file stands for a disk that is full."""
+    said = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path), file_format], capture_output=True, text=True, check=True
+    ).stdout
+    assert "cannot be written" in said
+    assert "make room" in said
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", f"a.{'a' * 16}.{file_format}"]
+
+
+def test_files_and_memory_mapped_tables_are_shards_too(tmp_path):
+    files = ShardStore(str(tmp_path / "files"), "file")
+    files.save(ShardPlan([Shard("a", "f" * 64, lambda _: lambda path: path.write_text("content"))]))
+    assert files.load()["a"].read_text() == "content"
+    arrow = ShardStore(str(tmp_path / "arrow"), "arrow")
+    arrow.save(ShardPlan([Shard("a", "f" * 64, lambda _: pa.table({"n": np.arange(100_000)}))]))
+    before = pa.total_allocated_bytes()
+    table = arrow.load()["a"]
+    assert pa.total_allocated_bytes() - before < 10_000
+    assert table["n"].chunk(0).to_numpy(zero_copy_only=True).sum() == 4_999_950_000
+
+
+def test_builds_that_may_share_a_tool_run_at_once(tmp_path):
+    barrier = threading.Barrier(3)
+
+    def build(_):
+        barrier.wait(timeout=20)  # Raises unless three builds are here together.
+        return pa.table({"content": ["x"]})
+
+    ShardStore(str(tmp_path)).save(ShardPlan([Shard(name, "f" * 64, build) for name in "abc"], threads=3))
 
 
 odd = ["..", ".", "a/b", "../../up", "/abs", "a\\b", ".hidden", ".a.parquet-b", "manifest.json", "日本" * 40, "x" * 250]

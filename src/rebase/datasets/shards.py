@@ -166,7 +166,10 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
     def load(self) -> Shards:
         manifest = self._manifest()
         if not self._is_whole(manifest):
-            raise DatasetError(f"{self._folder.path} is not whole: run the pipeline that writes it again, it goes on.")
+            raise DatasetError(
+                f"{self._folder.path} is not whole, or not there yet: run the pipeline that writes it; it goes on "
+                "where it was."
+            )
         return Shards(manifest, self._folder.read, self._engine)
 
     def save(self, plan: ShardPlan) -> None:
