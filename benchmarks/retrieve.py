@@ -239,7 +239,7 @@ def main() -> None:  # noqa: PLR0915
         index = index_store.load()
         flat, names = flatten(index, vectors, task)
         print(f"{len(flat.vectors):,} cells of {len(flat.per_dataset):,} rows of {len(names):,} datasets, "
-              f"{flat.vectors.shape[1]} dimensions, {len(index)} segments, {torch.get_num_threads()} threads")  # fmt: skip
+              f"{flat.vectors.shape[1]} dimensions, {torch.get_num_threads()} threads")  # fmt: skip
         faiss_index = faiss.IndexFlatIP(flat.vectors.shape[1])
         faiss_index.add(flat.vectors)
         annoy = AnnoyIndex(flat.vectors.shape[1], "angular")
@@ -289,9 +289,10 @@ def main() -> None:  # noqa: PLR0915
                 "annoy": f"K {annoy_k:,}, recall {annoy_recall:.3f}, {options.trees} trees",
             }
             for name, value in seconds.items():
-                print(f"  {name:<10} {value * 1000:10.1f} ms  {value / seconds['exact']:8.2f} x  {notes.get(name, '')}")
+                print(f"  {name:<10} {1000 * value:9.1f} ms {value / seconds['exact']:8.2f} x  {notes.get(name, '')}")
         result = {
-            "cells": len(flat.vectors), "top": count, "seed": options.seed, "vectors": str(options.vectors or "synthetic"),
+            "cells": len(flat.vectors), "top": count, "seed": options.seed,
+            "vectors": str(options.vectors or "synthetic"),
             "vs_numpy": seconds["numpy"] / seconds["exact"], "vs_faiss_flat": seconds["faiss"] / seconds["exact"],
             "faiss_flat_recall": faiss_recall, "vs_annoy_95": seconds["annoy"] / seconds["exact"], "annoy_recall":
             annoy_recall, "vs_published": seconds["published"] / seconds["exact"], "recall": recall,

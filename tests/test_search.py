@@ -34,7 +34,6 @@ def embedded(vectors, rows, description):
     values = pa.array(np.asarray(vectors, dtype=np.float16).reshape(-1))
     table = pa.table(
         {
-            "digest": pa.array([bytes(16)] * len(vectors), pa.binary(16)),
             "vector": pa.FixedSizeListArray.from_arrays(values, len(vectors[0])),
             "rows": pa.array([[row for row, _ in of_text] for of_text in places], pa.list_(pa.int32())),
             "columns": pa.array([[column for _, column in of_text] for of_text in places], pa.list_(pa.int32())),

@@ -69,6 +69,11 @@ class Shards(Mapping[str, Any]):
         """Apply to each named shard its job, where the engine works; yields ``(name, result)`` in any order."""
         return self.engine.map(_work, ((name, self.later(name), job) for name, job in jobs.items()))
 
+    def metadata(self) -> dict[str, dict[str, Any]]:
+        """What each table's schema says of it, in name order."""
+        known = dict(self.map(dict.fromkeys(self, metadata_of)))
+        return {name: known[name] for name in self}
+
 
 def _work(_: None, item: tuple[str, Callable[[], Any], Callable[[Any], Result]]) -> tuple[str, Result]:
     name, read, job = item

@@ -36,7 +36,7 @@ def test_every_distinct_text_has_one_unit_vector(datastore, encoder):
             matrix = vectors_of(table)
             assert matrix.dtype == np.float16
             np.testing.assert_allclose(np.linalg.norm(matrix.astype(float), axis=1), 1, atol=3e-4)
-            assert len(set(table["digest"].to_pylist())) == table.num_rows == metadata["texts"]
+            assert table.num_rows == metadata["texts"]
             cells = [json.loads(row) for row in rows[name]["row"].to_pylist()]
             cells.append({"": metadata_of(rows[name])["card"]["description"]})  # at -1: DESCRIPTION
             texts = []

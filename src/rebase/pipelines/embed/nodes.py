@@ -26,9 +26,9 @@ _BATCH_ROWS = 1_000
 def plan_embed(rows: Shards, cards: pd.DataFrame, encoder: Encoder, parameters: EmbedParameters) -> ShardPlan:
     """Plan one shard of vectors a dataset; only new or changed datasets, another encoder or rule cost anything.
 
-    A shard has one line a distinct text: ``digest`` (16 bytes of its SHA-256), ``vector`` (float16 list), and the
-    cells it stands in as two lists of equal length, ``rows`` (positions in the dataset's shard of rows, -1 for the
-    description) and ``columns`` (positions in the list of column names in the metadata).
+    A shard has one line a distinct text: its ``vector`` (float16 list), and the cells it stands in as two lists of equal
+    length, ``rows`` (positions in the dataset's shard of rows, -1 for the description) and ``columns`` (positions in
+    the list of column names in the metadata).
     """
     descriptions = dict(zip(cards["dataset"], cards["description"], strict=True))
 
@@ -46,7 +46,7 @@ def plan_embed(rows: Shards, cards: pd.DataFrame, encoder: Encoder, parameters: 
 
 def summarise_embed(vectors: Shards) -> dict[str, Any]:
     """The stage's summary: of all cells, how many are embedded, as how many distinct texts, how many of these cut."""
-    shards = [metadata_of(vectors[name]) for name in vectors]
+    shards = list(vectors.metadata().values())
     skipped = sum(shard["skipped"] for shard in shards)
     embedded = sum(shard["cells"] for shard in shards)
     return {
@@ -78,7 +78,6 @@ def _embed(
     rows, columns = cells.places()
     result = pa.table(
         {
-            "digest": pa.array([hashlib.sha256(text.encode()).digest()[:16] for text in cells.texts], pa.binary(16)),
             # Half the bytes, and the cosine to the float32 vector stays above 0.9999998; the length, and with it a
             # dot product, is off by less than 0.0003 (half of float16's step).
             "vector": pa.FixedSizeListArray.from_arrays(

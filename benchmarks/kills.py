@@ -1,0 +1,103 @@
+"""Whether a datastore that was killed again and again while it was embedded is the one that was not.
+
+    python benchmarks/kills.py [--sources 'data/01_raw/datasets/*'] [--kills 10] [--seed 3407]
+
+In a copy of the project the datastore is ingested and embedded once in peace. Then it is embedded anew, and the run is
+killed (SIGKILL) at random moments, some before a shard is written, some between or within shards, until it has been
+killed so often; then it may end. Both stores must have the same files with the same bytes. The last line is JSON.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def kedro(project: Path, pipeline: str, params: str) -> subprocess.Popen:
+    """Start a run."""
+    command = [sys.executable, "-m", "kedro", "run", f"--pipelines={pipeline}", f"--params={params}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=project, env={**os.environ, "DO_NOT_TRACK": "1"}, **quiet)
+
+
+def finish(process: subprocess.Popen) -> None:
+    """Wait for a run that must end well."""
+    if process.wait():
+        raise SystemExit("a run failed: try it by hand")
+
+
+def shards(folder: Path) -> list[Path]:
+    """The whole shards of a store."""
+    return sorted(folder.glob("[!.]*.arrow"))
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """The store's files and what is in them."""
+    files = [*shards(folder), folder / "manifest.json"]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def kill_once(process: subprocess.Popen, folder: Path, more: int, delay: float) -> tuple[str, int]:
+    """Kill the run ``delay`` seconds after ``more`` new shards; what it was in, and how many shards there are."""
+    target = len(shards(folder)) + more
+    while process.poll() is None and len(shards(folder)) < target:
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    unfinished = list(folder.glob(".*.arrow-*"))
+    return "in a shard's file" if unfinished else "between files", len(shards(folder))
+
+
+def main() -> None:
+    """Embed in peace, embed under fire, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sources", default=str(ROOT / "data/01_raw/datasets/*"))
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=3407)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    params = f"datastore=kills,sources={options.sources}"
+    with tempfile.TemporaryDirectory() as temporary:
+        project = Path(temporary)
+        for name in ("conf", "src", "data/01_raw"):
+            shutil.copytree(ROOT / name, project / name)
+        shutil.copy(ROOT / "pyproject.toml", project)
+        store = project / "data/03_primary/kills/vectors"
+        finish(kedro(project, "ingest", params))
+        finish(kedro(project, "embed", params))
+        expected = digest(store)
+        shutil.rmtree(store)
+        for number in range(options.kills):
+            more = chance.randint(
+                0, max(1, 2 * (len(expected) - 1 - len(shards(store))) // (options.kills - number + 1))
+            )
+            # Without a new shard to wait for, the run gets the time to load the encoder, or not even that.
+            delay = chance.uniform(0, 12) if not more else chance.uniform(0, 1)
+            where, left = kill_once(kedro(project, "embed", params), store, more, delay)
+            print(f"kill {number + 1}: {where}, {left} of {len(expected) - 1} shards there", flush=True)
+        finish(kedro(project, "embed", params))
+        found = digest(store)
+        left_over = [file.name for file in store.iterdir() if file.name.startswith(".") and file.name != ".lock"]
+    result = {
+        "kills": options.kills,
+        "shards": len(expected) - 1,
+        "identical": found == expected,
+        "left_over": left_over,
+    }
+    print(json.dumps(result | {"seed": options.seed}))
+    sys.exit(found != expected)
+
+
+if __name__ == "__main__":
+    main()
