@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,12 +29,16 @@ class Repository:
 class Hub:
     """What the server serves and what it was asked.
 
-    ``failures`` counts down, for each path: so many times it answers 503 before it answers well.
+    ``failures`` counts down, for each path: so many times it answers 503 before it answers well. ``limits`` holds,
+    for each path, the headers of the 429s that come first. ``served`` counts the bytes of each file that went out.
     """
 
     repositories: dict[str, Repository]
     failures: Counter[str] = field(default_factory=Counter)
+    limits: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    served: Counter[str] = field(default_factory=Counter)
     url: str = ""
 
     @contextmanager
@@ -73,6 +78,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Authorization")))
+        self.hub.times.append(time.monotonic())
+        if self.hub.limits.get(path):
+            self._send(429, b"slow down", self.hub.limits[path].pop(0))
+            return
         if self.hub.failures[path] > 0:
             self.hub.failures[path] -= 1
             self._send(503, b"try again")
@@ -103,8 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         commit, files = found
         if action == "revision":
-            siblings = [{"rfilename": path} for path in files]
-            self._json({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings})
+            siblings = [_sibling(path, content) for path, content in files.items()]
+            gated = "auto" if self.hub.repositories[name].gate else False
+            info = {"id": name, "sha": commit, "private": False, "gated": gated, "tags": [], "siblings": siblings}
+            self._json(info)
         elif action == "tree":
             self._json(_tree(files, "/".join(rest[2:])))
         elif action == "paths-info":
@@ -125,11 +136,13 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit, "ETag": f'"{_digest(content)}"', "Accept-Ranges": "bytes"}
         wanted = self.headers.get("Range")
         if wanted is None:
+            self.hub.served[path] += len(content) * (self.command == "GET")
             self._send(200, content, headers)
             return
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         start, stop = int(first), min(int(last or len(content)) + 1, len(content))
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        self.hub.served[path] += stop - start
         self._send(206, content[start:stop], headers)
 
     def _json(self, value: Any) -> None:
@@ -162,6 +175,14 @@ def _tree(files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:
     return {"type": "file", "path": path, "size": len(content), "oid": _digest(content)}
+
+
+def _sibling(path: str, content: bytes) -> dict[str, Any]:
+    """A file as the dataset's info lists it; Parquet files are kept as large files are."""
+    large = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 130}
+    return {"rfilename": path, "size": len(content), "blobId": _digest(content)} | (
+        {"lfs": large} if path.endswith(".parquet") else {}
+    )
 
 
 def _digest(content: bytes) -> str:

@@ -72,10 +72,14 @@ def test_a_value_is_kept_whole(value, text):
 @pytest.mark.parametrize(
     "value",
     [None, "", " \n", float("nan"), b"\x89PNG", [], {}, [None, ""], {"bytes": b"\x89PNG", "path": "cat.png"},
-     [{"bytes": None, "path": "cat.png"}]],
+     [{"bytes": None, "path": "cat.png"}], {"array": [0.5], "path": "a.wav", "sampling_rate": 8000}],
 )  # fmt: skip
 def test_empty_binary_and_media_values_are_left_out(value):
     assert flatten_row({"c": value}, {}) == {}
+
+
+def test_a_column_without_a_name_gets_one():
+    assert flatten_row({"": "x", " ": "y", "unnamed": "z"}, {}) == {"unnamed": "x", "unnamed'": "y", "unnamed''": "z"}
 
 
 def test_columns_that_flatten_to_one_name_are_both_kept():

@@ -3,6 +3,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rebase import sampling
 from rebase.sampling import even_positions, sample_evenly
 
 
@@ -52,6 +53,17 @@ def test_sample_holds_few_rows_of_a_long_stream():
 
     before = pa.total_allocated_bytes()
     assert len(sample_evenly(stream(), 100)[1]) == 100
+
+
+def test_sample_of_long_rows_is_bounded_by_its_bytes(monkeypatch):
+    monkeypatch.setattr(sampling, "MAX_HELD_BYTES", 100_000)
+    tables = (pa.table({"text": ["x" * 10_000] * 5, "n": range(start, start + 5)}) for start in range(0, 500, 5))
+    pieces, positions, total = sample_evenly(tables, 400)
+    assert total == 500
+    assert 2 <= len(positions) <= 10
+    assert [number for piece in pieces for number in piece["n"].to_pylist()] == positions.tolist()
+    pieces, positions, _ = sample_evenly([pa.table({"text": ["x" * 200_000]})], 400)
+    assert positions.tolist() == [0]
 
 
 @given(st.integers(0, 200), st.integers(1, 50))

@@ -1,17 +1,20 @@
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
+import time
 from collections import Counter
 from types import SimpleNamespace
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from rebase.errors import RebaseError
-from rebase.sources import FolderSource, HubSource, find_sources, parse_card, read_rows, why_unread
+from rebase.sources import FolderSource, HubSource, Source, find_sources, parse_card, why_unread
 from tests.hub import Hub, Repository
 
 # ---------------------------------------------------------------------------------------------------------- cards
@@ -60,7 +63,7 @@ def folder(path, files):
 
 
 def rows(source, config):
-    return list(read_rows(source.batches(config, source.split(config))))
+    return [row for _, row in source.read(config, 1000).sample.rows]
 
 
 def test_each_file_is_a_config_and_none_hides_another(tmp_path):
@@ -135,8 +138,8 @@ def test_label_names_of_a_card_nested_and_listed(tmp_path):
     card = f"---\ndataset_info: {json.dumps([{'config_name': 'a', 'features': features}])}\n---\n"
     source = folder(tmp_path, {"README.md": card, "a.jsonl": '{"label": 1}\n', "b.jsonl": '{"label": 1}\n'})
     names = {column: ["neg", "pos"] for column in ("label", "many", "deep", "items.kind", "meta.kind")}
-    assert next(source.batches("a", "train")).label_names == names
-    assert next(source.batches("b", "train")).label_names == {}
+    assert source.read("a", 1).sample.label_names == names
+    assert source.read("b", 1).sample.label_names == {}
 
 
 def test_columns_of_mixed_types_are_decoded(tmp_path):
@@ -172,25 +175,85 @@ def test_fingerprint_changes_with_content_and_names(tmp_path):
 def test_locations_are_folders_or_hub_ids(tmp_path):
     for name in ("x/a", "x/b", "y/a"):
         (tmp_path / name).mkdir(parents=True)
-    found = find_sources([f"{tmp_path}/x/*", f"{tmp_path}/x/a", "hf://squad", "hf://o/n@refs/pr/1"])
-    assert [source.dataset for source in found] == ["a", "b", "o/n", "squad"]
-    assert [source.revision for source in found[2:]] == ["refs/pr/1", None]
+    (tmp_path / "x" / "notes.csv").write_text("no catalogue unless it is named")
+    locations = [f"{tmp_path}/x/*", f"{tmp_path}/x/a", "hf://squad", "hf://o/n@refs/pr/1?config=c%20d&split=test"]
+    found = find_sources([*locations, "hf://o/m?split=dev"])
+    assert [source.dataset for source in found] == ["a", "b", "o/m", "o/n", "squad"]
+    assert [(source.revision, source.config, source.split) for source in found[2:]] == [
+        (None, None, "dev"), ("refs/pr/1", "c d", "test"), (None, None, None)]  # fmt: skip
     with pytest.raises(RebaseError, match="two datasets are called 'a'"):
         find_sources([f"{tmp_path}/*/a"])
     with pytest.raises(RebaseError, match="no folder matches"):
         find_sources([f"{tmp_path}/z"])
 
 
+@pytest.mark.parametrize("location", ["hf://o/n?configs=a", "hf://o/n?test", "hf://../x", "hf://", "hf://a/b/c"])
+def test_a_hub_id_that_is_none_is_refused(location):
+    with pytest.raises(RebaseError, match=r"is not understood|is no hub id"):
+        find_sources([location])
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_catalogue_lists_hub_datasets(tmp_path, ending):
+    table = pd.DataFrame({
+        "id": [" o/b ", "a"], "revision": [OLD, None], "split": [None, "test"], "likes": [3, 4],
+        "description": ["NA", 'Über "alles",\nzwei Zeilen'],
+    })  # fmt: skip
+    file = tmp_path / f"list.{ending}"
+    table.to_csv(file, index=False) if ending == "csv" else table.to_parquet(file)
+    assert find_sources([str(file)], TOKEN) == [
+        HubSource("a", None, TOKEN, None, "test", 'Über "alles",\nzwei Zeilen'),
+        HubSource("o/b", OLD, TOKEN, None, None, "NA"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ("name,revision\na/b,\n", "no column 'id'; it has name, revision"),
+        ("id\na/b\n\nc/d\n", "row 3, column 'id': it is empty"),
+        ("id\na/b\nc/d\na/b\n", r"row 4, column 'id': 'a/b' stands in row 2 already"),
+        ("id\n../../etc\n", r"row 2, column 'id': '../../etc' is no hub id"),
+        ("id\n/etc/passwd\n", r"row 2, column 'id': '/etc/passwd' is no hub id"),
+        ("id\na/b,c,d\n1,2\n", "cannot be read"),
+        ("", "cannot be read"),
+        ("id\n", "no folder matches"),
+    ],
+)
+def test_catalogue_with_an_error_names_file_row_and_column(tmp_path, lines, complaint):
+    (tmp_path / "list.csv").write_text(lines)
+    with pytest.raises(RebaseError, match=complaint) as error:
+        find_sources([str(tmp_path / "list.csv")])
+    assert "list.csv" in str(error.value)
+
+
+def test_sources_can_be_sent_and_keep_their_token_to_themselves(tmp_path):
+    (tmp_path / "a.csv").write_text("a\n1\n")
+    source = FolderSource(tmp_path)
+    source.fingerprint()
+    for original in (source, HubSource("o/n", OLD, TOKEN)):
+        sent: Source = pickle.loads(pickle.dumps(original))
+        assert sent == original
+        assert sent.fingerprint() == original.fingerprint()
+        assert TOKEN not in repr(original)
+
+
 def test_a_pinned_commit_needs_no_network():
     commit = "0123456789abcdef" * 2 + "01234567"
-    assert HubSource("owner/name", commit, None).fingerprint() == commit
+    source = HubSource("owner/name", commit, None)
+    assert source.fingerprint() == commit
+    assert source.content() is None
+    assert HubSource("owner/name", commit, None, split="test").fingerprint() != commit
 
 
-def test_offline_is_unreachable_not_malformed():
+def test_offline_is_unreachable_not_malformed(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("nothing to wait for"))
     with pytest.raises(Exception, match=r"[Oo]ffline") as error:
         HubSource("owner/name", None, None).fingerprint()
     assert why_unread(error.value) == "unreachable"
     assert why_unread(ValueError("bad row")) == "malformed"
+    assert why_unread(PermissionError(13, "no")) == "unreadable"
+    assert why_unread(MemoryError()) == "too_large"
 
 
 # ------------------------------------------------------------------------------------------------------------ hub
@@ -199,9 +262,9 @@ OLD, NEW = f"{1:040}", f"{2:040}"
 TOKEN = "hf_sesame"
 
 
-def parquet(columns):
+def parquet(columns, **options):
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
+    pq.write_table(pa.table(columns), buffer, **options)
     return buffer.getvalue()
 
 
@@ -227,7 +290,12 @@ TALE_FILES = {
     "b/train-00000-of-00001.parquet": parquet({"text": ["x", "y"], "label": [0, 1]}),
     "b/test-00000-of-00001.parquet": parquet({"text": ["from test"], "label": [0]}),
 }
-ONE_ROW = {"a.jsonl": b'{"text": "one", "label": "sport"}\n'}
+
+
+def one_row(name="open"):
+    return {"a.jsonl": json.dumps({"text": "one", "label": "sport", "from": name}).encode()}
+
+
 TASK = {
     "name": "topic", "version": 1, "instruction": "Name it.", "query": "{text}",
     "examples": [{"text": "t", "answer": "sport"}], "answer": {"type": "label", "labels": ["sport"]},
@@ -242,7 +310,9 @@ from rebase.datasets import EvaluationDataset, ShardStore, SourcesDataset
 from rebase.parameters import IngestParameters
 from rebase.pipelines.ingest.nodes import plan_ingest, summarise_ingest
 from rebase.shards import metadata_of
+from rebase.sources import hub
 
+hub.WAITS = (0.01, 0.01, 0.01)
 folder, token, *locations = sys.argv[1:]
 store, runs = ShardStore(folder + "/rows"), []
 for credentials in (None, {"token": token}):
@@ -251,9 +321,9 @@ for credentials in (None, {"token": token}):
     store.save(plan_ingest(sources.load(), IngestParameters(max_rows=10)))
     rows = store.load()
     runs.append({name: {"rows": rows[name].to_pylist(), **metadata_of(rows[name])} for name in rows})
-    summarise_ingest(rows)
+    cards = summarise_ingest(rows)[0].set_index("dataset")
 items = EvaluationDataset(folder, "topic", credentials={"token": token}).load()
-print(json.dumps({"runs": runs, "items": items.to_dict("records")}))
+print(json.dumps({"runs": runs, "items": items.to_dict("records"), "cards": cards.to_dict("index")}))
 """
 
 
@@ -265,32 +335,62 @@ def hub(tmp_path_factory):
     (work / "script").mkdir()  # A folder called like a dataset must not be taken for it.
     (work / "owner" / "tale").mkdir(parents=True)
     (work / "owner" / "tale" / "trap.csv").write_text("text\ntrap\n")
+    long = parquet(
+        {"n": range(200_000), "text": [str(number) * 5 for number in range(200_000)], "raw": [b"x" * 50] * 200_000},
+        row_group_size=2000, compression="none", use_dictionary=False,
+    )  # fmt: skip
     hub = Hub(
         {
-            "owner/tale": Repository({OLD: ONE_ROW, NEW: TALE_FILES}),
-            "owner/pinned": Repository({OLD: ONE_ROW | {"README.md": b"Old."}, NEW: {"README.md": b"New."}}),
+            "owner/long": Repository({NEW: {"data/train-00000-of-00002.parquet": long,
+                                            "data/train-00001-of-00002.parquet": long}}),
+            "owner/long-copy": Repository({NEW: {"train.parquet": long, "x.parquet": long}}),
+            "owner/busy": Repository({NEW: {"a.parquet": parquet({"text": ["at last"]})}}),
+            "owner/tale": Repository({OLD: one_row(), NEW: TALE_FILES}),
+            "owner/pinned": Repository({OLD: one_row("pinned") | {"README.md": b"Old."}, NEW: {"README.md": b"New."}}),
             "owner/script": Repository({NEW: {"README.md": b"Card.", "script.py": b"raise SystemExit('I ran')"}}),
-            "owner/gated": Repository({NEW: ONE_ROW}, gate=TOKEN),
-            "owner/shaky": Repository({NEW: ONE_ROW}),
-            "owner/down": Repository({NEW: ONE_ROW}),
+            "owner/chosen": Repository({NEW: TALE_FILES}),
+            "owner/gated": Repository({NEW: one_row()}, gate=TOKEN),
+            "owner/shaky": Repository({NEW: one_row()}),
+            "owner/down": Repository({NEW: one_row("down")}),
             "owner/broken": Repository({NEW: {"a.parquet": b"PAR1 not really"}}),
         },
-        failures=Counter({f"/datasets/owner/shaky/resolve/{NEW}/a.jsonl": 1, "/api/datasets/owner/down": 1}),
+        failures=Counter({
+            f"/datasets/owner/shaky/resolve/{NEW}/a.jsonl": 1, "/api/datasets/owner/shaky": 2,
+            "/api/datasets/owner/down": 4,
+        }),
+        limits={
+            "/api/datasets/owner/busy": [{"Retry-After": "1"}, {"RateLimit": '"api";r=0;t=1'}],
+            f"/datasets/owner/busy/resolve/{NEW}/a.parquet": [{"Retry-After": "0"}],
+        },
+    )  # fmt: skip
+    names = (
+        "tale",
+        f"pinned@{OLD}",
+        "script",
+        "gated",
+        "none",
+        "shaky",
+        "down",
+        "broken",
+        "chosen?config=b&split=test",
     )
-    names = ("tale", f"pinned@{OLD}", "script", "gated", "none", "shaky", "down", "broken")
+    catalogue = work / "list.csv"
+    catalogue.write_text("id,description,split\nowner/long,Long ago.,\nowner/long-copy,,\nowner/busy,,train\n")
     with hub.serve():
         environment = os.environ | {
             "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(work / "home"), "NO_PROXY": "*",
             "no_proxy": "*", "HF_TOKEN": "", "HF_HUB_DISABLE_TELEMETRY": "1",
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", INGEST, str(work), TOKEN, *(f"hf://owner/{name}" for name in names)],
+            [sys.executable, "-c", INGEST, str(work), TOKEN, *(f"hf://owner/{name}" for name in names), str(catalogue)],
             env=environment, cwd=work, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
     return SimpleNamespace(first=said["runs"][0], second=said["runs"][1], items=said["items"],
-                           printed=done.stdout + done.stderr, requests=hub.requests)  # fmt: skip
+                           cards=said["cards"],
+                           printed=done.stdout + done.stderr, requests=hub.requests, times=hub.times,
+                           served=hub.served, long=len(long))  # fmt: skip
 
 
 def reasons(dataset):
@@ -306,7 +406,15 @@ def test_hub_rows_carry_the_commit(hub):
     assert {row["revision"] for row in tale["rows"]} == {NEW}
     assert {row["licence"] for row in tale["rows"]} == {"mit"}
     assert tale["card"]["description"] == "A tale."
-    assert tale["refused"] == []
+    assert [(refusal["reason"], refusal["detail"]) for refusal in tale["refused"]] == [
+        ("other_split", "only train is read, not test")]  # fmt: skip
+
+
+def test_hub_config_and_split_can_be_chosen(hub):
+    chosen = hub.first["owner/chosen"]
+    assert [(row["config"], row["split"], json.loads(row["row"])) for row in chosen["rows"]] == [
+        ("b", "test", {"text": "from test", "label": "neg"})]  # fmt: skip
+    assert chosen["refused"] == []
 
 
 def test_hub_revision_is_pinned_for_card_and_rows(hub):
@@ -343,7 +451,36 @@ def test_next_run_reads_nothing_twice(hub):
     second_run = next(number for number, (_, _, authorization) in enumerate(hub.requests) if authorization)
     for name in ("tale", "pinned", "script", "broken"):
         assert not any(f"owner/{name}/resolve" in path for _, path, _ in hub.requests[second_run:])
-    assert [path for _, path, _ in hub.requests].count("/api/datasets/owner/tale") == 2
+
+
+def test_of_a_large_parquet_file_little_is_read(hub):
+    long = hub.first["owner/long"]
+    assert [row["row_index"] for row in long["rows"]] == list(range(0, 400_000, 40_000))
+    assert [json.loads(row["row"]) for row in long["rows"]] == [
+        {"n": str(number), "text": str(number) * 5} for number in 2 * list(range(0, 200_000, 40_000))]  # fmt: skip
+    assert (long["in"], long["kept"]) == (400_000, 10)
+    for part in ("0", "1"):
+        assert 0 < hub.served[f"data/train-0000{part}-of-00002.parquet"] < hub.long / 20
+
+
+def test_copies_on_the_hub_are_known_without_a_download(hub):
+    assert (hub.cards["owner/long"]["twins"], hub.cards["owner/long-copy"]["twin_of"]) == (
+        "owner/long-copy", "owner/long")  # fmt: skip
+    assert hub.first["owner/long-copy"]["rows"] == []
+    assert not any("owner/long-copy/resolve" in path and path.endswith("parquet") for _, path, _ in hub.requests)
+
+
+def test_catalogue_describes_what_has_no_card(hub):
+    assert hub.cards["owner/long"]["description"] == "Long ago."
+    assert hub.cards["owner/busy"]["description"] == "owner/busy"
+
+
+def test_a_busy_hub_is_waited_for_as_long_as_it_says(hub):
+    assert [json.loads(row["row"]) for row in hub.first["owner/busy"]["rows"]] == [{"text": "at last"}]
+    asked = [moment for moment, (_, path, _) in zip(hub.times, hub.requests, strict=True)
+             if path == "/api/datasets/owner/busy"]  # fmt: skip
+    assert asked[1] - asked[0] >= 1
+    assert asked[2] - asked[1] >= 1
 
 
 def test_token_goes_to_the_hub_and_nowhere_else(hub):

@@ -5,14 +5,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 _URL = re.compile(r"\s*(https?|ftp)://\S+\s*", re.IGNORECASE)
 _HEX = re.compile(r"\s*(0x)?[0-9a-f-]{16,}\s*", re.IGNORECASE)
 _SURROGATES = re.compile("[\ud800-\udfff]")
-#: What the ``datasets`` library stores an image, a sound, a video or a document as.
-_MEDIA = {"bytes", "path"}
+#: What the ``datasets`` library stores an image, a sound, a video or a document as; the second is a decoded sound.
+_MEDIA = ({"bytes", "path"}, {"array", "path", "sampling_rate"})
 
 
 def flatten_row(row: Mapping[str, Any], label_names: Mapping[str, list[str]]) -> dict[str, str]:
@@ -23,14 +23,19 @@ def flatten_row(row: Mapping[str, Any], label_names: Mapping[str, list[str]]) ->
     cells: dict[str, str] = {}
     for column, value in _leaves("", row):
         if text := _clean(_text(value, column, label_names)):
-            cells[_unused(_clean(column), cells)] = text
+            cells[_unused(_clean(column) or "unnamed", cells)] = text
     return cells
+
+
+def is_media(fields: Set[str]) -> bool:
+    """Whether a nested value with these fields is an image, a sound, a video or a document."""
+    return fields in _MEDIA
 
 
 def _leaves(prefix: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
         column = f"{prefix}{key}"
-        if isinstance(item, Mapping) and set(item) != _MEDIA:
+        if isinstance(item, dict) and not is_media(item.keys()):
             yield from _leaves(f"{column}.", item)
         else:
             yield column, item
@@ -45,6 +50,8 @@ def _unused(column: str, cells: Mapping[str, str]) -> str:
 
 def _text(value: Any, column: str, label_names: Mapping[str, list[str]]) -> str:
     """One value as text; the empty string where there is nothing to say."""
+    if isinstance(value, str):
+        return value.strip()
     if value is None or isinstance(value, bytes | bytearray):
         return ""
     if isinstance(value, bool):
@@ -56,8 +63,8 @@ def _text(value: Any, column: str, label_names: Mapping[str, list[str]]) -> str:
         return value.isoformat()
     if isinstance(value, float):
         return _number(value)
-    if isinstance(value, Mapping):
-        if set(value) == _MEDIA:
+    if isinstance(value, dict):
+        if is_media(value.keys()):
             return ""
         texts = {key: _text(item, f"{column}.{key}", label_names) for key, item in value.items()}
         return ", ".join(f"{key}: {text}" for key, text in texts.items() if text)
@@ -75,11 +82,16 @@ def _number(value: float) -> str:
 
 def _clean(text: str) -> str:
     """The text as every reader takes it: valid Unicode, without NUL and outer spaces."""
-    return _SURROGATES.sub("\ufffd", text).replace("\x00", "").strip()
+    if not text.isascii():
+        text = _SURROGATES.sub("\ufffd", text)
+    return text.replace("\x00", "").strip()
 
 
 def worth_embedding(text: str) -> bool:
-    """Whether a cell says something that a task could match: not a URL, not a hash or id, not only digits."""
+    """Whether a cell says something that a task could match: it has a letter, and is neither a URL nor a hash or id.
+
+    Hashes and ids are hexadecimal, with dashes or not, of at least 16 characters. ``embed.cells: all`` asks nothing.
+    """
     return any(map(str.isalpha, text)) and not _URL.fullmatch(text) and not _HEX.fullmatch(text)
 
 

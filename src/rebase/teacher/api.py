@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rebase.errors import RebaseError
+from rebase.http import read_retry_after
 from rebase.teacher.batch import BatchApi, BatchSession
-from rebase.teacher.pacing import OVERLOADED, Cost, Kind, Pacer, Window, read_retry_after
+from rebase.teacher.pacing import OVERLOADED, Cost, Kind, Pacer, Window
 from rebase.teacher.protocol import Failure, Reply, Request, well_formed
 from rebase.teacher.store import ReplyStore
 

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from rebase.errors import RebaseError
+from rebase.http import read_retry_after
 from rebase.teacher.flow import Gathering
-from rebase.teacher.pacing import read_retry_after
 from rebase.teacher.protocol import Failure, Reply, Request, well_formed
 from rebase.teacher.store import Batch, ReplyStore
 

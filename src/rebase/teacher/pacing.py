@@ -8,14 +8,14 @@ share of complaints and grows by one a round.
 import asyncio
 import logging
 import math
-import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
+
+from rebase.http import read_retry_after
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ FIRST_WINDOW = 8
 #: Statuses that say: too fast, or too much for us just now.
 OVERLOADED = frozenset({429, 503, 529})
 
-_NUMBER = r"\d{1,12}(\.\d+)?"
 _ANTHROPIC = "anthropic-ratelimit-{}-{}"
 _OPENAI = "x-ratelimit-{1}-{0}"
 _HEADERS: tuple[tuple[str, Kind, str], ...] = (
@@ -253,17 +252,3 @@ def read_limits(headers: Mapping[str, str]) -> dict[Kind, tuple[float, float]]:
         if 0 < limit < math.inf and math.isfinite(remaining):
             found[kind] = (limit, remaining)
     return found
-
-
-def read_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by the response's headers (``retry-after-ms``, or ``retry-after`` as seconds or as a date)."""
-    from email.utils import parsedate_to_datetime
-
-    if re.fullmatch(_NUMBER, text := headers.get("retry-after-ms", "")):
-        return float(text) / 1000
-    if re.fullmatch(_NUMBER, text := headers.get("retry-after", "")):
-        return float(text)
-    try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError, OverflowError):
-        return None

@@ -14,7 +14,7 @@ import pyarrow as pa
 from rebase.cells import worth_embedding
 from rebase.encoder import Encoder, OpenEncoder
 from rebase.parameters import EmbedParameters
-from rebase.shards import Shard, ShardPlan, Shards, metadata_of, with_metadata
+from rebase.shards import Shard, ShardPlan, Shards, with_metadata
 from rebase.vectors import DESCRIPTION
 
 _VERSION = "2"  # Part of every fingerprint: a change of which cells are embedded, or how, must raise it.
@@ -26,9 +26,9 @@ _BATCH_ROWS = 1_000
 def plan_embed(rows: Shards, cards: pd.DataFrame, encoder: Encoder, parameters: EmbedParameters) -> ShardPlan:
     """Plan one shard of vectors a dataset; only new or changed datasets, another encoder or rule cost anything.
 
-    A shard has one line a distinct text: its ``vector`` (float16 list), and the cells it stands in as two lists of equal
-    length, ``rows`` (positions in the dataset's shard of rows, -1 for the description) and ``columns`` (positions in
-    the list of column names in the metadata).
+    A shard has one line a distinct text: its ``vector`` (float16 list), and the cells it stands in as two lists of
+    equal length, ``rows`` (positions in the dataset's shard of rows, -1 for the description) and ``columns``
+    (positions in the list of column names in the metadata).
     """
     descriptions = dict(zip(cards["dataset"], cards["description"], strict=True))
 

@@ -2,50 +2,82 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from tqdm import tqdm
 
 from rebase.cells import content_hash, flatten_row, row_json
 from rebase.errors import RebaseError
 from rebase.parameters import IngestParameters
 from rebase.records import ROW_COLUMNS, DatasetCard
-from rebase.sampling import sample_evenly
-from rebase.shards import Shard, ShardPlan, Shards, metadata_of, with_metadata
-from rebase.sources import Source, rows_of, why_unread
+from rebase.shards import Shard, ShardPlan, Shards, with_metadata
+from rebase.sources import Reading, Source, why_unread
 
 logger = logging.getLogger(__name__)
 
-_VERSION = "2"  # Part of every fingerprint: a change of what ingest writes must raise it.
+_VERSION = "3"  # Part of every fingerprint: a change of what ingest writes must raise it.
 #: Reasons that another day may lift: such a dataset is tried again by the next run.
-_MAY_PASS = {"gated", "missing", "unreachable"}
+_MAY_PASS = {"gated", "missing", "unreachable", "unreadable"}
+#: Refusals of no row that are no failure: a split that is left alone, and what is stored under another name.
+_NO_FAILURE = {"other_split", "twin"}
+#: The text of a dataset's rows; rows beyond are refused, so that a few small files cannot fill the memory.
+MAX_DATASET_BYTES = 2**29
 _SCHEMA = pa.schema([(name, pa.int64() if name == "row_index" else pa.string()) for name in ROW_COLUMNS])
 
 
 def plan_ingest(sources: list[Source], parameters: IngestParameters) -> ShardPlan:
     """Plan one shard of rows a dataset; a dataset whose content did not change keeps its shard.
 
-    A dataset that cannot be read becomes an empty shard that says why, and the others go on.
+    A dataset that cannot be read becomes an empty shard that says why, and the others go on. Of datasets with the
+    same data files the first by name is read; each other one, its twin, becomes an empty shard that names it.
     """
-    return ShardPlan([_plan_source(source, parameters) for source in sources])
+    with ThreadPoolExecutor(parameters.workers) as pool:
+        known = list(tqdm(pool.map(_identify, sources), desc="datasets", total=len(sources), unit="dataset"))
+    first: dict[str, str] = {}
+    shards = []
+    for source, (fingerprint, content, refusal) in zip(sources, known, strict=True):
+        if refusal:
+            shards.append(Shard(source.dataset, _digest(_VERSION, *refusal.values()), partial(_refused, refusal)))
+        elif (twin_of := first.setdefault(content or source.dataset, source.dataset)) != source.dataset:
+            shards.append(
+                Shard(source.dataset, _digest(_VERSION, fingerprint, twin_of), partial(_twin, source, twin_of))
+            )
+        else:
+            identity = _digest(_VERSION, fingerprint, parameters.max_rows)
+            shards.append(Shard(source.dataset, identity, partial(_read, source, parameters.max_rows)))
+    return ShardPlan(shards, threads=parameters.workers)
 
 
 def summarise_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Collect what ingest kept and refused.
 
     Returns:
-        The cards, one line a dataset: what it says of itself, ``rows_in`` and ``rows_kept``; the refusals, one
-        line a (dataset, config, reason) with its count; the stage's summary.
+        The cards, one line a dataset: what it says of itself, ``rows_in`` and ``rows_kept``, ``twin_of`` (the dataset
+        that its rows are stored under, or empty) and ``twins`` (whose rows are stored here); the refusals, one line a
+        (dataset, config, reason) with its count; the stage's summary.
 
     Raises:
         RebaseError: No row was kept.
 
     """
-    shards = [metadata_of(rows[name]) for name in rows]
-    cards = pd.DataFrame([{**shard["card"], "rows_in": shard["in"], "rows_kept": shard["kept"]} for shard in shards])
+    shards = list(rows.metadata().values())
+    cards = pd.DataFrame(
+        [
+            {**shard["card"], "rows_in": shard["in"], "rows_kept": shard["kept"], "twin_of": shard["twin_of"]}
+            for shard in shards
+        ]
+    )
     cards["languages"] = cards["languages"].map(", ".join) if len(cards) else None
+    if len(cards):
+        twins = cards.groupby("twin_of")["dataset"].agg(", ".join)
+        cards["twins"] = cards["dataset"].map(twins).fillna("")
     refused = pd.DataFrame(
         [refusal for shard in shards for refusal in shard["refused"]],
         columns=["dataset", "config", "reason", "rows", "detail"],
@@ -54,9 +86,9 @@ def summarise_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str
     if not kept:
         why = "; ".join(f"{line.dataset}: {line.reason} ({line.detail})" for line in refused.head(5).itertuples())
         raise RebaseError(f"ingest: no row was kept from {len(shards)} datasets. Check `sources`. {why}")
-    unread = int((refused["rows"] == 0).sum())
-    if unread:
-        logger.warning("%d datasets or configs could not be read; ingest_refused says why", unread)
+    unread = refused[(refused["rows"] == 0) & ~refused["reason"].isin(_NO_FAILURE)]
+    if len(unread):
+        logger.warning("%d datasets or configs could not be read; ingest_refused says why", len(unread))
     by_reason = refused.groupby("reason")["rows"].sum()
     summary = {
         "stage": "ingest",
@@ -64,100 +96,139 @@ def summarise_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str
         "kept": kept,
         "refused": {reason: int(count) for reason, count in by_reason.items() if count},
         "datasets": len(shards),
-        "datasets_unread": sorted(set(refused.loc[refused["rows"] == 0, "dataset"])),
+        "datasets_unread": sorted(set(unread["dataset"])),
+        "twins": int((cards["twin_of"] != "").sum()),
     }
     return cards, refused, summary
 
 
-def _plan_source(source: Source, parameters: IngestParameters) -> Shard:
+def _identify(source: Source) -> tuple[str, str | None, dict[str, Any]]:
+    """A source's fingerprint and content, or the refusal that says why they cannot be had."""
     try:
-        content = source.fingerprint()
+        return source.fingerprint(), source.content(), {}
     except Exception as error:  # A hub answers in many ways; each is a recorded refusal of this one dataset.
-        refusal = _unread(source.dataset, "", error)
-        empty = _shard([], DatasetCard(dataset=source.dataset), 0, [refusal])
-        return Shard(source.dataset, _digest(_VERSION, *map(str, refusal.values())), lambda _: empty)
-    fingerprint = _digest(_VERSION, content, str(parameters.max_rows))
-    return Shard(source.dataset, fingerprint, lambda _: _read(source, parameters.max_rows))
+        return "", None, _unread(source.dataset, "", error)
 
 
-def _read(source: Source, max_rows: int) -> pa.Table:
-    """Read a dataset: its sampled rows, and in the metadata its card and refusals."""
-    records: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
-    total = 0
+@dataclass
+class _Rows:
+    """The rows of one dataset as they come in, and what was refused."""
 
-    def refuse(config: str, reason: str, rows: int, detail: str = "") -> None:
-        refused.append(_refusal(source.dataset, config, reason, rows, detail))
+    card: DatasetCard
+    records: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    total: int = 0
+    size: int = 0
+    twin_of: str = ""
 
-    card = DatasetCard(dataset=source.dataset)
+    def refuse(self, config: str, reason: str, rows: int, detail: str = "") -> None:
+        """Note a refusal: of ``rows`` rows, or, where that is 0, of the whole config."""
+        self.refused.append(_refusal(self.card.dataset, config, reason, rows, detail))
+
+    def add(self, records: list[dict[str, Any]], counts: dict[str, int], config: str, total: int) -> None:
+        """Take in a config that was read to its end."""
+        self.records += records
+        self.size += sum(len(record["row"]) for record in records)
+        self.total += total
+        for reason, count in counts.items():
+            if count:
+                self.refuse(config, reason, count)
+
+    def table(self) -> pa.Table:
+        """The shard."""
+        metadata = {
+            "card": self.card.model_dump(mode="json"),
+            "in": self.total,
+            "kept": len(self.records),
+            "refused": self.refused,
+            "twin_of": self.twin_of,
+            "provisional": any(refusal["reason"] in _MAY_PASS for refusal in self.refused),
+        }
+        return with_metadata(pa.Table.from_pylist(self.records, schema=_SCHEMA), metadata)
+
+
+def _refused(refusal: dict[str, Any], _: Any) -> pa.Table:
+    """The shard of a dataset of which nothing is known."""
+    return _Rows(DatasetCard(dataset=refusal["dataset"]), refused=[refusal]).table()
+
+
+def _twin(source: Source, twin_of: str, _: Any) -> pa.Table:
+    """The shard of a dataset whose data another one has: its own card, no rows."""
+    rows = _Rows(DatasetCard(dataset=source.dataset), twin_of=twin_of)
     try:
-        card = source.card()
+        rows.card = source.card()
+    except Exception as error:
+        rows.refused.append(_unread(source.dataset, "", error))
+    rows.refuse("", "twin", 0, f"the same data files as {twin_of}, where the rows are kept")
+    return rows.table()
+
+
+def _read(source: Source, max_rows: int, _: Any) -> pa.Table:
+    """Read a dataset: its sampled rows, and in the metadata its card and refusals."""
+    rows = _Rows(DatasetCard(dataset=source.dataset))
+    try:
+        rows.card = source.card()
         configs = source.configs()
         if not configs:
-            refuse("", "no_data_files", 0, "no file that can be read as a table")
+            rows.refuse("", "no_data_files", 0, "no file that can be read as a table")
     except Exception as error:  # As above: whatever a dataset does, it is one recorded refusal.
         configs = []
-        refused.append(_unread(source.dataset, "", error))
+        rows.refused.append(_unread(source.dataset, "", error))
     for config in configs:
         try:
-            sampled, seen, empty = _read_config(source, card, config, max_rows)
+            _read_config(source, config, max_rows, rows)
         except Exception as error:
-            refused.append(_unread(source.dataset, config, error))
+            rows.refused.append(_unread(source.dataset, config, error))
+    return rows.table()
+
+
+def _read_config(source: Source, config: str, max_rows: int, rows: _Rows) -> None:
+    """Read one config into the rows: all of its sample or, where that fails, nothing."""
+    reading = source.read(config, max_rows)
+    sample = reading.sample
+    counts = Counter(malformed_row=sample.malformed)
+    records: list[dict[str, Any]] = []
+    for record in _records(reading, config, rows):
+        if isinstance(record, str):
+            counts[record] += 1
+        else:
+            records.append(record)
+    counts["not_sampled"] = sample.total - len(records) - counts.total()
+    rows.add(records, counts, config, sample.total)
+    if not sample.total:
+        rows.refuse(config, "no_rows", 0, "the files hold no row")
+    if reading.other_splits:
+        read = f"only {reading.split} is read, not {', '.join(reading.other_splits)}"
+        rows.refuse(config, "other_split", 0, read)
+
+
+def _records(reading: Reading, config: str, rows: _Rows) -> Iterator[dict[str, Any] | str]:
+    """The kept rows of a reading; in place of each other one, why it is refused."""
+    card, split, size = rows.card, reading.split, rows.size
+    for position, row in reading.sample.rows:
+        if isinstance(row, str):
+            yield row
             continue
-        records += sampled
-        total += seen
-        if not seen:
-            refuse(config, "no_rows", 0, "the files hold no row")
-        if seen > len(sampled) + empty:
-            refuse(config, "not_sampled", seen - len(sampled) - empty)
-        if empty:
-            refuse(config, "empty_row", empty)
-    return _shard(records, card, total, refused)
-
-
-def _read_config(
-    source: Source, card: DatasetCard, config: str, max_rows: int
-) -> tuple[list[dict[str, Any]], int, int]:
-    """The kept rows of one config, the number of rows it has, and how many of the sampled ones were empty."""
-    split = source.split(config)
-    label_names: dict[str, list[str]] = {}
-
-    def tables() -> Iterator[pa.Table]:
-        for batch in source.batches(config, split):
-            label_names.update(batch.label_names)
-            yield batch.table
-
-    pieces, positions, total = sample_evenly(tables(), max_rows)
-    rows = [row for piece in pieces for row in rows_of(piece)]
-    records = []
-    for position, row in zip(positions.tolist(), rows, strict=True):
-        cells = flatten_row(row, label_names)
-        if cells:
-            records.append(
-                {
-                    "row_id": f"{source.dataset}/{config}/{split}/{position}",
-                    "dataset": source.dataset,
-                    "config": config,
-                    "split": split,
-                    "revision": card.revision,
-                    "row_index": position,
-                    "licence": card.licence,
-                    "row": row_json(cells),
-                    "content_hash": content_hash(cells),
-                }
-            )
-    return records, total, len(rows) - len(records)
-
-
-def _shard(records: list[dict[str, Any]], card: DatasetCard, total: int, refused: list[dict[str, Any]]) -> pa.Table:
-    metadata = {
-        "card": card.model_dump(mode="json"),
-        "in": total,
-        "kept": len(records),
-        "refused": refused,
-        "provisional": any(refusal["reason"] in _MAY_PASS for refusal in refused),
-    }
-    return with_metadata(pa.Table.from_pylist(records, schema=_SCHEMA), metadata)
+        cells = flatten_row(row, reading.sample.label_names)
+        if not cells:
+            yield "empty_row"
+            continue
+        text = row_json(cells)
+        if size + len(text) > MAX_DATASET_BYTES:
+            yield "too_large"
+            continue
+        size += len(text)
+        yield {
+            "row_id": f"{card.dataset}/{config}/{split}/{position}",
+            "dataset": card.dataset,
+            "config": config,
+            "split": split,
+            "revision": card.revision,
+            "row_index": position,
+            "licence": card.licence,
+            "row": text,
+            "content_hash": content_hash(cells),
+        }
 
 
 def _refusal(dataset: str, config: str, reason: str, rows: int, detail: str) -> dict[str, Any]:
@@ -169,8 +240,8 @@ def _unread(dataset: str, config: str, error: Exception) -> dict[str, Any]:
     return _refusal(dataset, config, why_unread(error), 0, _one_line(error))
 
 
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
 
 
 def _one_line(error: Exception) -> str:
