@@ -149,7 +149,7 @@ class _Pool:
 
 @dataclass(frozen=True)
 class _Queries:
-    """Query vectors ``[Q, d]`` as int16 codes, with what a scan needs to bound the similarity to them."""
+    """Query vectors ``[Q, d]`` as int16 codes, with what it takes to bound the similarity to them."""
 
     codes: np.ndarray
     scales: np.ndarray
@@ -161,17 +161,31 @@ class _Queries:
         # No sum of d products may leave int32: |code| <= 127 and |query| <= this.
         largest = min(2**15 - 1, (2**31 - 1) // (CODE_MAX * queries.shape[1]))
         peaks = np.abs(queries).max(axis=1)
-        scales = np.where(peaks > 0, peaks, 1) / largest
-        codes = np.rint(queries / scales[:, None]).astype(np.int16)
-        errors = np.linalg.norm(queries - scales[:, None] * codes, axis=1)
-        return cls(codes, scales, np.linalg.norm(queries, axis=1) * (1 + ROUNDING), errors * (1 + ROUNDING))
+        scales = (np.where(peaks > 0, peaks, 1) / largest).astype(np.float32)
+        codes = np.rint(queries / scales[:, None].astype(np.float64)).clip(-largest, largest).astype(np.int16)
+        errors = np.linalg.norm(queries - scales[:, None].astype(np.float64) * codes, axis=1)
+        return cls(codes, scales, np.linalg.norm(queries, axis=1), errors)
+
+    def bound(self, segment: Segment, texts: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds of the similarity to the chosen texts of a segment, float32 ``[Q, texts]`` each."""
+        from rebase.kernels import bound_texts
+
+        codes = segment.codes[texts]
+        lower, upper = np.empty((2, len(self.codes), len(codes)), dtype=np.float32)
+        # Room for the rounding of these to single precision.
+        norms, errors = ((1 + ROUNDING) * part for part in (self.norms, self.errors * segment.reach[0]))
+        bound_texts(
+            codes, segment.scales[texts], segment.errors[texts], self.codes, self.scales,
+            norms.astype(np.float32), errors.astype(np.float32), lower, upper,
+        )  # fmt: skip
+        return lower, upper
 
 
 def _scan(
     table: pa.Table, tasks: Sequence[TaskVectors], count: int, aggregation: Aggregation, block_texts: int
 ) -> tuple[list[str], list[_Bounds]]:
     """The first stage over one segment: its datasets, and each task's rows that may be among its ``count`` best."""
-    from rebase.kernels import bound_rows, dot_codes
+    from rebase.kernels import bound_rows
 
     segment = Segment.from_table(table)
     _check_encoders(segment, tasks)
@@ -183,13 +197,8 @@ def _scan(
         texts = slice(segment.text_start[first], segment.text_start[last])
         rows = slice(segment.dataset_start[first], segment.dataset_start[last])
         row_start = segment.row_start[rows.start : rows.stop + 1]
-        dots = np.empty((len(queries.codes), texts.stop - texts.start), dtype=np.float32)
-        dot_codes(segment.codes[texts], queries.codes, dots)
-        bound_rows(
-            dots, segment.scales[texts], segment.errors[texts],
-            segment.cell_text[row_start[0] : row_start[-1]] - np.int32(texts.start), row_start - row_start[0],
-            queries.scales, queries.norms, queries.errors * segment.reach[0], rows.start, lower, upper,
-        )  # fmt: skip
+        cell_text = segment.cell_text[row_start[0] : row_start[-1]] - np.int32(texts.start)
+        bound_rows(*queries.bound(segment, texts), cell_text, row_start - row_start[0], rows.start, lower, upper)
     found = []
     ends = np.cumsum([0, *map(len, sides)])
     for number, task in enumerate(tasks):
@@ -279,19 +288,12 @@ def _may_be_best(
     segment: Segment, queries: np.ndarray, cells: np.ndarray, owner: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Those cells that may be their row's nearest to one of the queries; at least one a row."""
-    from rebase.kernels import dot_codes
-
     if not len(cells):
         return cells, owner
-    coded = _Queries.quantise(queries)
-    texts = segment.cell_text[cells]
-    dots = np.empty((len(queries), len(cells)), dtype=np.float32)
-    dot_codes(segment.codes[texts], coded.codes, dots)
-    near = dots * segment.scales[texts] * coded.scales[:, None]
-    error = segment.errors[texts] * coded.norms[:, None] + (coded.errors * segment.reach[0])[:, None]
+    lower, upper = _Queries.quantise(queries).bound(segment, segment.cell_text[cells])
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    floor = np.repeat(np.maximum.reduceat(near - error, starts, axis=1), np.diff([*starts, len(cells)]), axis=1)
-    keep = (near + error >= floor).any(axis=0)
+    floor = np.repeat(np.maximum.reduceat(lower, starts, axis=1), np.diff([*starts, len(cells)]), axis=1)
+    keep = (upper >= floor).any(axis=0)
     return cells[keep], owner[keep]
 
 
@@ -307,9 +309,9 @@ def _exact_similarities(
         stored = vectors[name]()
         for start in range(cuts[number], cuts[number + 1], TEXTS_AT_ONCE):
             part = slice(start, min(start + TEXTS_AT_ONCE, cuts[number + 1]))
-            found = stored[texts[part] - segment.text_start[number]]
+            found = stored[texts[part] - segment.text_start[number]].astype(np.float64)
             for place, query in enumerate(queries):
-                result[place, part] = _similarity(found, query)
+                result[place, part] = np.vecdot(found, query)
     return result
 
 
