@@ -9,7 +9,7 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENTS = ("base", "local", "api", "gpu", "test")
+ENVIRONMENTS = ("base", "local", "api", "gpu", "cluster", "test")
 LAYERS = {
     "01_raw",
     "02_intermediate",
@@ -96,7 +96,7 @@ def test_a_task_has_its_own_folder():
 
 
 def test_base_holds_no_structure_of_other_environments():
-    for environment in ("api", "gpu", "test"):
+    for environment in ("api", "gpu", "cluster", "test"):
         assert not list((ROOT / "conf" / environment).glob("catalog*.yml")), "differences belong in globals"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -38,8 +39,8 @@ class Engine(ABC):
     ) -> Iterator[Result]:
         """Yield ``function(tool, item)`` of every item, in any order; the first error ends it.
 
-        ``opener`` yields the tool, an encoder say, once for each worker. ``threads`` says how many calls may share a tool
-        at once. Function, opener and items must bear being sent to another process, and an item being worked at twice.
+        ``opener`` yields the tool, an encoder say, once for each worker. ``threads`` says how many calls may share a
+        tool at once. Function, opener and items may be sent to another process, and an item be worked at twice.
         """
 
 
@@ -78,7 +79,7 @@ class RayEngine(Engine):
     """Work on Ray: so many ``workers``, processes with a tool of their own, on whichever machines have room.
 
     ``cpus`` and ``gpus`` are what each takes; without ``gpus`` it sees none. ``address`` is that of a running cluster
-    (``auto`` on one of its machines); None starts one on this machine. A worker that dies, of its machine's loss say, is
+    (``auto`` on one of its machines); None starts one on this machine. A worker that dies, with its machine say, is
     replaced, and costs only what it was at. One that waits for room holds up nobody.
     """
 
@@ -98,16 +99,17 @@ class RayEngine(Engine):
         opener: Opener = nullcontext,
         threads: int = 1,
     ) -> Iterator[Result]:
-        ray = self._connected()
         jobs: Iterator[_Job] = map(_Job, items)
-        first = list(islice(jobs, self.workers))
+        if not (first := list(islice(jobs, self.workers))):
+            return
         jobs = chain(first, jobs)
+        ray = self._connected()
         worker_type = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_concurrency=threads)(_Worker)
         crew = _Crew(partial(worker_type.remote, self._environment), function, opener, threads)
         try:
             for _ in first:
-                crew.start()
-            while crew.give(jobs) or crew.works:
+                crew.start(_Job(_OPENING))
+            while crew.goes_on(jobs):
                 done = ray.wait(list(crew.running))[0][0]
                 worker, job = crew.running.pop(done)
                 try:
@@ -118,11 +120,11 @@ class RayEngine(Engine):
                     ray.kill(worker)
                     jobs = chain(crew.replace(worker, job, error), jobs)
                     continue
-                crew.has_done(worker, job)
+                crew.finish(worker, job)
                 if job.item is not _OPENING:
                     yield result
             closing = [worker.close.remote() for worker in set(crew.free)]
-            ray.wait(closing, num_returns=len(closing), timeout=_CLOSING) if closing else None
+            ray.wait(closing, num_returns=len(closing), timeout=_CLOSING)
         finally:
             for worker in crew.workers:
                 ray.kill(worker)
@@ -131,8 +133,9 @@ class RayEngine(Engine):
     def _environment(self) -> dict[str, str]:
         """What a worker's libraries go by: as many threads as it has processors, no bars, no GPU that is another's."""
         threads = str(max(1, int(self.cpus)))
-        limits = {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
-        return limits if self.gpus else limits | {"CUDA_VISIBLE_DEVICES": ""}
+        bars = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        hidden = {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        return {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, **bars, **hidden}
 
     def _connected(self) -> Any:
         """Ray, connected once for all. Raises RebaseError where it is not installed, not reached, or has no room."""
@@ -150,14 +153,14 @@ class RayEngine(Engine):
                 ray.init(**({"address": self.address} if self.address else local), logging_level=logging.WARNING)
             except (ConnectionError, ValueError) as error:
                 raise RebaseError(
-                    f"engine: no Ray cluster is reached at {self.address!r}: {error}. Start one with `ray start --head`, "
-                    "or set `address` to null to start it on this machine."
+                    f"engine: no Ray cluster is reached at {self.address!r}: {error}. Start one with "
+                    "`ray start --head`, or set `address` to null to start it on this machine."
                 ) from error
-        room = ray.cluster_resources()
+        room = ray.cluster_resources()  # type: ignore[no-untyped-call]
         if not self.address and (room.get("CPU", 0) < self.cpus or room.get("GPU", 0) < self.gpus):
             raise RebaseError(
-                f"engine: a worker takes {self.cpus} CPUs and {self.gpus} GPUs, but Ray has {room.get('CPU', 0):.0f} and "
-                f"{room.get('GPU', 0):.0f}. Set `cpus` and `gpus` to what there is."
+                f"engine: a worker takes {self.cpus} CPUs and {self.gpus} GPUs, but this machine's Ray has "
+                f"{room.get('CPU', 0):.0f} and {room.get('GPU', 0):.0f}. Set `cpus` and `gpus` to what there is."
             )
         return ray
 
@@ -201,20 +204,54 @@ class _Crew:
     Attributes:
         workers: all that live.
         free: those with an open tool, once for each item that they may be given.
-        running: what was given to whom, by its reference, the earliest first.
+        running: to whom what was given, by Ray's reference to the result, the earliest first.
 
     """
 
-    def __init__(self, new: Callable[[], Any], function: Callable[[Any, Any], Any], opener: Opener, threads: int) -> None:
+    def __init__(self, hire: Callable[[], Any], function: Callable[[Any, Any], Any], opener: Opener, threads: int):
         self.workers: set[Any] = set()
         self.free: deque[Any] = deque()
         self.running: dict[Any, tuple[Any, _Job]] = {}
-        self._new, self._function, self._opener, self._threads = new, function, opener, threads
+        self._hire, self._function, self._opener, self._threads = hire, function, opener, threads
 
-    @property
-    def works(self) -> bool:
-        """Whether there is anything to wait for; workers that want for room to begin are not waited for."""
-        return not self.free if not self.workers ... 
+    def start(self, opening: _Job) -> None:
+        """One more worker, which opens its tool first."""
+        worker = self._hire()
+        self.workers.add(worker)
+        self.running[worker.open.remote(self._function, self._opener)] = worker, opening
+
+    def goes_on(self, jobs: Iterator[_Job]) -> bool:
+        """Give jobs to who is free; whether there is a result to wait for, or nobody has begun yet."""
+        while self.free and (job := next(jobs, None)):
+            worker = self.free.popleft()
+            self.running[worker.work.remote(job.item)] = worker, job
+        return not self.free or any(job.item is not _OPENING for _, job in self.running.values())
+
+    def finish(self, worker: Any, job: _Job) -> None:
+        """Note who has done what. An open tool may have one item more than it works at, so as not to wait."""
+        self.free.extend([worker] * (self._threads + 1 if job.item is _OPENING else 1))
+
+    def replace(self, worker: Any, job: _Job, error: Exception) -> list[_Job]:
+        """Put another worker in the place of one that died at a job; what is to be given out again.
+
+        Raises RebaseError where too many have died of that job.
+        """
+        refs = [ref for ref, (who, _) in self.running.items() if who is worker]
+        lost = [job, *(self.running.pop(ref)[1] for ref in refs)]
+        suspects = lost[: self._threads]  # The others had not begun.
+        for suspect in suspects:
+            suspect.deaths += 1
+        if job.deaths == _DEATHS:
+            raise RebaseError(
+                f"engine: {_DEATHS} workers died one after another at {' or '.join(map(str, suspects))}: out of "
+                "memory, or a library crashed. Give workers more memory, or take this out, and run again. "
+                f"Ray says: {' '.join(str(error).split())[-500:]}"
+            ) from error
+        self.workers.remove(worker)
+        self.free = deque(other for other in self.free if other is not worker)
+        self.start(job if job.item is _OPENING else _Job(_OPENING))
+        return [one for one in lost if one.item is not _OPENING]
+
 
 def open_engine(settings: Mapping[str, Any]) -> Engine:
     """The engine that the settings name: ``kind: local`` (also where nothing is said), or ``kind: ray``.

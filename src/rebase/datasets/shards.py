@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 from urllib.parse import quote
@@ -48,12 +48,16 @@ class ShardFolder:
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
         """The file system, with the options that were given for it."""
-        return fsspec.core.url_to_fs(self.path, **self.options)[0]
+        return self._place[0]
 
     @property
     def root(self) -> str:
         """The folder, as its file system calls it."""
-        return str(fsspec.core.url_to_fs(self.path, **self.options)[1])
+        return self._place[1]
+
+    @cached_property
+    def _place(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        return fsspec.core.url_to_fs(self.path, **self.options)
 
     @property
     def local(self) -> bool:
@@ -72,7 +76,8 @@ class ShardFolder:
         fs = self.fs
         fs.invalidate_cache(self.root)
         try:
-            return {Path(path).name for path in fs.ls(self.root, detail=False)}
+            with self._reaching():
+                return {Path(path).name for path in fs.ls(self.root, detail=False)}
         except FileNotFoundError:
             return set()
 
@@ -83,7 +88,7 @@ class ShardFolder:
     def read_text(self, file: str) -> str | None:
         """A small file's text; None where there is none."""
         try:
-            return self.fs.cat_file(f"{self.root}/{file}").decode()
+            return self._content(f"{self.root}/{file}").decode()
         except FileNotFoundError:
             return None
 
@@ -101,7 +106,8 @@ class ShardFolder:
                 # Written here, then sent in one piece: an object store shows an object only when it has all of it.
                 with tempfile.TemporaryDirectory() as folder:
                     yield Path(folder) / "part"
-                    self.fs.put_file(str(Path(folder) / "part"), f"{self.root}/{file}")
+                    with self._reaching():
+                        self.fs.put_file(str(Path(folder) / "part"), f"{self.root}/{file}")
         except OSError as error:
             raise RebaseError(
                 f"{self.path}: {file} cannot be written: {error}. What was written before is kept: make room, or set "
@@ -124,20 +130,48 @@ class ShardFolder:
         path = f"{self.root}/{self.file(name, fingerprint)}"
         if self.file_format == "file":
             return Path(path) if self.local else self._fetched(path)
-        source = path if self.local else pa.BufferReader(self.fs.cat_file(path))
+        source = path if self.local else pa.BufferReader(self._content(path))
         if self.file_format == "parquet":
             # Not read_table: it takes KEY=VALUE in a folder's name for a column.
             with pq.ParquetFile(source) as parquet:
                 return parquet.read()
-        return ipc.open_file(pa.memory_map(path) if self.local else source).read_all()
+        if not self.local:
+            return ipc.open_file(source).read_all()
+        known = Path(path).stat()
+        return _mapped(path, known.st_ino, known.st_mtime_ns)
 
     def _fetched(self, path: str) -> Path:
-        """A copy of a distant file, kept for the next time: its name says its content."""
-        copy = Path(tempfile.gettempdir()) / "rebase-shards" / hashlib.sha256(path.encode()).hexdigest()
+        """A copy of a distant file in the user's cache, kept for the next time: the file's name says its content."""
+        where = f"{self.options.get('client_kwargs')} {self.fs.unstrip_protocol(path)}"
+        copy = Path.home() / ".cache" / "rebase" / hashlib.sha256(where.encode()).hexdigest()
         if not copy.exists():
-            with replacing_file(copy) as temporary:
+            with replacing_file(copy) as temporary, self._reaching():
                 self.fs.get_file(path, str(temporary))
         return copy
+
+    def _content(self, path: str) -> bytes:
+        with self._reaching():
+            content: bytes = self.fs.cat_file(path)
+        return content
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Errors of distant file systems, each with types of its own, as one that says what to do."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise RebaseError(
+                f"{self.path} cannot be reached: {error}. Check the address, the network and the credentials "
+                "`datastores` (conf/README.md), then run again: it goes on."
+            ) from error
+
+
+@lru_cache(maxsize=256)
+def _mapped(path: str, _inode: int, _changed: int) -> pa.Table:
+    """The memory-mapped table of a local file; kept, since a search opens the same shards again and again."""
+    return ipc.open_file(pa.memory_map(path)).read_all()
 
 
 class ShardStore(AbstractDataset[ShardPlan, Shards]):
