@@ -1,7 +1,11 @@
+import json
+import unicodedata
 from collections import Counter
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from benchmarks.gates import Known, find_leaks
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rebase.cells import content_hash
@@ -51,6 +55,16 @@ def row(cells, row_id="r", dataset="d", licence="MIT"):
         ("unknown", ["mit"], [], "allow", True),
         ("mit; unknown", ["*"], [], "deny", False),
         ("other", ["*"], [], "deny", False),
+        ("NOASSERTION", ["*"], [], "deny", False),
+        ("", ["*"], [], "deny", False),
+        (" ; ()", ["*"], [], "deny", False),
+        ("MIT OR CC-BY-NC-4.0", ["*"], ["*-nc-*"], "allow", True),  # one may choose
+        ("MIT AND CC-BY-NC-4.0", ["*"], ["*-nc-*"], "allow", False),
+        ("(MIT OR GPL-3.0) AND CC-BY-4.0", ["mit", "cc-by-4.0"], [], "allow", False),
+        ("CC-BY-SA-3.0+GPL-3.0", ["cc-*"], [], "allow", False),
+        ("CC-BY-SA-3.0+GPL-3.0", ["cc-*", "gpl-*"], [], "allow", True),
+        ("GPL-2.0+", ["gpl-2.0+"], [], "allow", True),
+        ("Apache-2.0 (repo), PSF-2.0 (docs)", ["apache-2.0*"], [], "allow", False),
         ("other", ["*"], ["other"], "allow", False),
         ("", ["mit"], [], "allow", True),
         (" ; ", ["*"], [], "deny", False),
@@ -68,6 +82,7 @@ def test_exclusion(reading_task):
     gate = exclusion_gate(reading_task)
     assert gate(row("x", dataset="Banned-Books")).reason == "excluded_dataset"
     assert gate(row("x", dataset="owner/TINY_READING-v2")).reason == "excluded_dataset"
+    assert gate(row("x", dataset="owner/tiny-reading")).reason == "excluded_dataset"
     assert gate(row("x", dataset="not-banned-books")) is None
 
 
@@ -77,9 +92,9 @@ PLANTED = [f"leak{number}" for number in range(40)]
 
 @given(st.data())
 def test_every_planted_run_is_found_and_clean_rows_pass(data):
-    item = data.draw(st.lists(st.sampled_from(PLANTED), min_size=13, max_size=30))
+    item = data.draw(st.lists(st.sampled_from(PLANTED), min_size=14, max_size=30))
     clean = data.draw(st.lists(st.sampled_from(SAFE), max_size=60))
-    gate = contamination_gate([" ".join(item)], 13)
+    gate = contamination_gate([[" ".join(item)]], 13)
     assert gate(row(" ".join(clean))) is None
     start = data.draw(st.integers(0, len(item) - 13))
     run = [
@@ -87,24 +102,136 @@ def test_every_planted_run_is_found_and_clean_rows_pass(data):
     ]
     place = data.draw(st.integers(0, len(clean)))
     refusal = gate(row({"id": "7", "body": " \n ".join([*clean[:place], *run, *clean[place:]])}))
-    assert refusal.reason.startswith("contamination")
+    assert refusal.reason == "contamination_ngram"
     assert refusal.detail.startswith("body")
     # Twelve words are no run of thirteen.
     assert gate(row(" ".join([*clean[:place], *run[:12], *clean[place:]]))) is None
 
 
+def reason(gate, *cells):
+    refusal = gate(row({f"c{number}": cell for number, cell in enumerate(cells)}))
+    return refusal and refusal.reason.removeprefix("contamination_")
+
+
 def test_short_texts_leak_only_as_a_whole():
-    gate = contamination_gate(["Who wrote the book?", "yes"], 13)
-    assert gate(row("who wrote -- THE book")).reason == "contamination_exact"
-    assert gate(row("Tell me: who wrote the book of hours?")) is None
-    assert gate(row("yes")) is None
+    gate = contamination_gate([["Who wrote the book?"], ["yes"]], 13)
+    assert reason(gate, "who wrote -- THE book") == "exact"
+    assert reason(gate, "Tell me: who wrote the book of hours?") is None
+    assert reason(gate, "yes") is None
+
+
+def test_texts_of_eight_words_leak_within_a_cell_too():
+    gate = contamination_gate([["They had two dogs and eleven old cats."]], 13)
+    assert reason(gate, "Premise: A house. Hypothesis: They had two dogs and eleven old cats. Answer: no") == "ngram"
+    assert reason(gate, "They had two dogs and eleven cats.") is None
+
+
+def test_items_of_small_parts_leak_when_all_of_them_are_there():
+    gate = contamination_gate([["Oh, sure.", "I do agree."], ["Oh, sure.", "Not so."]], 13)
+    assert reason(gate, "i do agree", "neutral", "oh sure") == "exact"
+    assert reason(gate, "i do agree", "neutral") is None
+    assert reason(gate, "not so", "I do agree") is None
+
+
+LONG = "鯨は冬になると南の暖かい海へ移り、春には子を連れて北へ帰る。"
+
+
+def test_japanese_is_measured_in_letters():
+    """26 letters are a run, 16 leak within a cell and 8 as a whole one, whatever Latin words stand between."""
+    gate = contamination_gate([[LONG], ["表の各行から値を取り出して並べる"], ["列を昇順に並べる"], ["列を足す"]], 13)
+    assert reason(gate, f"問題文:「{LONG[2:]}」とある") == "ngram"
+    assert reason(gate, LONG[:20]) is None
+    assert reason(gate, "質問: 表の各行から、値を取り出して 並べる方法は?") == "ngram"
+    assert reason(gate, "列を 昇順に並べる。") == "exact"
+    assert reason(gate, "まず列を昇順に並べる") is None
+    assert reason(gate, "列を足す") is None
+    mixed = contamination_gate([["pythonのPandasデータ・フレームから辞書を作る方法を教えてください"]], 13)
+    assert reason(mixed, "Ｐｙｔｈｏｎの ｐａｎｄａｓﾃﾞｰﾀﾌﾚｰﾑから辞書を作る方法を教えてくれ") == "ngram"
+
+
+def test_code_is_measured_in_names_and_numbers():
+    gate = contamination_gate([["labels[n].set_color('red')"], ["f.close()"]], 13)
+    assert reason(gate, 'labels[ n ].set_color( "red" )') == "exact"
+    assert reason(gate, "f.close()") is None
+
+
+def test_cells_of_any_length_are_searched():
+    """At every place with regard to where a long cell is cut: at a space, or else twice as far."""
+    gate = contamination_gate([[" ".join(PLANTED[:13])], [LONG]], 13)
+    spaced, unspaced = "safe " * 30_000, "無" * 150_000
+    for place in range(2**16 - 130, 2**16 + 10, 7):
+        assert reason(gate, f"{spaced[:place]} {' '.join(PLANTED[:13])} {spaced}") == "ngram"
+    for place in range(2**17 - 30, 2**17 + 2):
+        assert reason(gate, f"{unspaced[:place]}{LONG}{unspaced}") == "ngram"
+    assert reason(gate, spaced, unspaced, "x" * 1_000_000) is None
+
+
+ENGLISH = ["the", "cat", "sat", "on", "mat", "Straße", "naïve", "co-op", "don't", "yes", "3.5", "ΐσος", "हिन्दी"]
+JAPANESE = ["辞書", "から", "値を", "データ", "フレーム", "取り出す", "Pandas", "の", "リスト`li`"]
+CODE = ["df", ".to_dict()", "[0]", "x_1", " = ", "for i in range(3):\n    ", "print(", "'a'", ")", "not ", "True and "]
+short_texts = (
+    st.lists(st.sampled_from(ENGLISH), min_size=1, max_size=18).map(" ".join)
+    | st.lists(st.sampled_from(JAPANESE), min_size=1, max_size=14).map("".join)
+    | st.lists(st.sampled_from(CODE), min_size=1, max_size=18).map("".join)
+)
+
+
+def full_width(text):
+    return "".join(chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in text)
+
+
+MUTATIONS = [
+    str.upper,
+    str.title,
+    str.casefold,
+    full_width,
+    lambda text: unicodedata.normalize("NFD", text),
+    lambda text: text.replace(" ", " \n\t "),
+    lambda text: text.replace(" ", ", "),
+    lambda text: f"「{text}」。",
+    lambda text: text.replace("a", "\u200ba"),
+]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data(), st.sampled_from([5, 9, 13]))
+def test_no_item_is_left_that_a_brute_force_finds(data, n):
+    """Items copied, mutated and embedded into rows: the gate refuses exactly those in which a plain search finds one.
+
+    The search (benchmarks/gates.py) shares no code with the gate: characters by Unicode category, runs as strings.
+    """
+    items = data.draw(st.lists(st.lists(short_texts, min_size=1, max_size=2), min_size=1, max_size=4))
+    gate, known = contamination_gate(items, n), Known(items, n)
+    copied = st.sampled_from([text for item in items for text in item])
+    mutated = st.builds(lambda mutate, text: mutate(text), st.sampled_from(MUTATIONS), copied | short_texts)
+    parts = st.tuples(mutated, st.sampled_from([" ", "; ", "。"]), mutated).map("".join)
+    cells = data.draw(st.lists(mutated | parts, max_size=4))
+    assert bool(reason(gate, *cells)) == find_leaks(cells, known)
+
+
+@given(short_texts, st.sampled_from(MUTATIONS), st.sampled_from(MUTATIONS))
+@example("ŉ ΐ ß İ ﬁ", str.upper, str.casefold)
+def test_a_mutated_text_is_refused_as_the_text_itself(text, mutate, again):
+    gate = contamination_gate([[text]], 13)
+    assert reason(gate, again(mutate(text))) == reason(gate, text)
+
+
+@given(st.lists(st.text(), max_size=3), st.lists(st.text(), max_size=3))
+def test_any_text_goes_through_the_gate(item, cells):
+    assert reason(contamination_gate([item], 13), *cells) in (None, "exact", "ngram")
 
 
 def test_items_and_examples_are_protected(reading_task):
-    texts = protected_texts(reading_task, ['{"context": "c", "question": "q"}'])
-    assert texts[:2] == ["c", "q"]
-    assert len(texts) == 2 + 2 * len(reading_task.examples)
-    assert not any(text == "in high trees" for text in texts)
+    texts = protected_texts(reading_task, ['{"context": "c", "question": "q"}'], ['["a"]'])
+    assert texts[0] == ("c", "q")
+    assert texts[1:] == [(line["context"], line["question"]) for line in reading_task.examples]
+
+
+def test_free_answers_and_reasoning_are_protected(reading_task):
+    said = json.loads(reading_task.model_dump_json()) | {"answer": {"type": "code"}, "passage": None, "cot": True}
+    said["examples"] = [{**line, "rationale": "because"} for line in said["examples"]]
+    texts = protected_texts(type(reading_task).parse(said, "here"), [], ['["a", "b"]'])
+    assert {("a",), ("b",), ("in high trees",), ("because",)} <= set(texts)
 
 
 def test_passage_is_the_longest_cell_cut_at_a_sentence():
@@ -113,6 +240,14 @@ def test_passage_is_the_longest_cell_cut_at_a_sentence():
     assert passage_gate(PARAMETERS)(row(cells)) is None
     assert passage_gate(PARAMETERS)(row("too few words")).reason == "no_passage"
     assert passage_gate(PARAMETERS)(row({})).reason == "no_passage"
+
+
+def test_a_japanese_passage_is_measured_in_letters():
+    body = "鯨は海に住む。春には子を連れて北へ帰る。"  # seven, and thirteen letters and signs
+    assert passage_of(row(body), PARAMETERS) is None
+    assert passage_of(row(body * 2), PARAMETERS) is None
+    assert passage_of(row("鯨は海に住む動物だ。春には北へ帰る。"), PARAMETERS) == "鯨は海に住む動物だ。"
+    assert passage_of(row("鯨は海に住む"), PARAMETERS) is None
 
 
 def test_share_of_one_dataset_is_capped():
@@ -163,6 +298,16 @@ def test_near_duplicates_at_the_threshold_are_found():
     assert found == 60
 
 
+def test_the_best_ranked_of_several_originals_is_named():
+    words = [f"w{number}" for number in range(100)]
+    rows = [[*words[:95], *(f"{name}{number}" for number in range(12))] for name in "ab"]
+    twins = Twins(0.8)
+    for name, text in zip("ab", rows, strict=True):
+        assert twins.find(row(" ".join(text), row_id=name)) is None
+        twins.keep(row(" ".join(text), row_id=name))
+    assert twins.find(row(" ".join(words))) == "a"
+
+
 def test_rows_without_words_are_twins_only_when_they_are_equal():
     twins = Twins(0.8)
     twins.keep(row({"a": "1", "b": "2"}, row_id="first"))
@@ -170,8 +315,25 @@ def test_rows_without_words_are_twins_only_when_they_are_equal():
     assert twins.find(row({"a": "1", "b": "3"})) is None
 
 
-@given(st.frozensets(st.tuples(st.sampled_from("abcd"))), st.frozensets(st.tuples(st.sampled_from("abcd"))))
+def test_a_row_is_sketched_once(monkeypatch):
+    sketched = Counter()
+    monkeypatch.setattr("rebase.screening.shingles", lambda cells: sketched.update(cells.values()) or shingles(cells))
+    twins = Twins(0.8)
+    for number in range(5):
+        candidate = row(f"number {number} of some rows", row_id=str(number))
+        assert twins.find(candidate) is None
+        twins.keep(candidate)
+    assert set(sketched.values()) == {1}
+
+
+def test_of_a_huge_row_only_the_beginning_is_sketched():
+    assert len(shingles({str(number): f"column {number} says this" for number in range(20_000)})) == 10_000
+
+
+hashes = st.frozensets(st.integers(0, 5)).map(lambda found: np.array(sorted(found), dtype=np.uint64))
+
+
+@given(hashes, hashes)
 def test_jaccard(first, second):
-    assert jaccard(first, second) == jaccard(second, first)
-    assert 0 <= jaccard(first, second) <= 1
-    assert (jaccard(first, second) == 1) == (first == second != frozenset())
+    one, other = set(first.tolist()), set(second.tolist())
+    assert jaccard(first, second) == jaccard(second, first) == len(one & other) / max(1, len(one | other))

@@ -1,13 +1,25 @@
 import csv
 import itertools
 import json
+import unicodedata
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.models import locate_model
-from rebase.text import approximate_tokens, cut_at_sentence, cut_at_tokens, ngrams, normalise, tokens
+from rebase.text import (
+    approximate_tokens,
+    count_words,
+    cut_at_sentence,
+    cut_at_tokens,
+    ngrams,
+    normalise,
+    pieces,
+    runs,
+    tokens,
+    weight,
+)
 
 ROOT = Path(__file__).parents[1]
 texts = st.text() | st.text(alphabet="aAbZ 1.,é日\n", max_size=60)
@@ -21,7 +33,19 @@ def test_normalise_forgets_case_and_outer_punctuation(text):
 
 def test_tokens_fold_what_looks_the_same():
     assert tokens("Ｔｈｅ CAFÉ's “№5”, straße") == ["the", "café", "s", "no5", "strasse"]
-    assert tokens("日本語 text") == ["日", "本", "語", "text"]
+    assert tokens("ΐ ŉ İ") == tokens("ΐ ŉ İ".upper()) == tokens(unicodedata.normalize("NFD", "ΐ ŉ İ"))
+    assert tokens("co\u00adoperate\ufeff") == ["cooperate"]
+
+
+def test_tokens_of_other_scripts():
+    assert tokens("日本語 text") == tokens("日本語text") == ["日", "本", "語", "text"]
+    assert tokens("ﾃﾞｰﾀ・フレーム") == list("データフレーム")
+    assert tokens("हिन्दी भाषा।") == ["हिन्दी", "भाषा"]
+    assert tokens("한국어 그림") == ["한국어", "그림"]
+
+
+def test_tokens_of_code_are_names_and_numbers():
+    assert tokens("a_list[0].append(x)") == ["a", "list", "0", "append", "x"]
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 6))
@@ -29,12 +53,34 @@ def test_ngrams_are_all_runs(items, n):
     assert list(ngrams(items, n)) == [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
 
 
+@given(st.lists(st.sampled_from(["a", "bc", "日", "語", "그"]), max_size=20), st.integers(1, 6))
+def test_runs_are_the_shortest_that_are_worth_so_many_words(items, worth):
+    shortest = []
+    for start in range(len(items)):
+        long_enough = [end for end in range(start, len(items) + 1) if weight(items[start:end]) >= worth]
+        shortest += [tuple(items[start : long_enough[0]])] if long_enough else []
+    assert list(runs(items, worth)) == shortest
+
+
+def test_weight_counts_a_letter_of_an_unspaced_script_half():
+    assert weight(tokens("two words")) == weight(tokens("四つの字")) == 2
+    assert weight(tokens("한 글")) == 2
+
+
+@given(texts, st.integers(1, 9))
+def test_pieces_are_the_text(text, size):
+    found = list(pieces(text, size))
+    assert "".join(found) == text
+    assert all(len(piece) <= 2 * size + 1 for piece in found)
+    assert all(found)
+
+
 @given(words, st.integers(1, 12))
 def test_cut_at_sentence_is_a_prefix_within_the_limit(parts, limit):
     text = " ".join(parts)
     cut = cut_at_sentence(text, limit)
     assert text.startswith(cut)
-    assert len(cut.split()) <= limit
+    assert count_words(cut) == len(cut.split()) <= limit
     if len(text.split()) <= limit:
         assert cut == text
 
@@ -44,6 +90,12 @@ def test_cut_at_sentence_takes_as_many_whole_sentences_as_fit(lengths, limit):
     text = " ".join("word " * (length - 1) + "end." for length in lengths)
     fitting = [total for total in itertools.accumulate(lengths) if total <= limit]
     assert len(cut_at_sentence(text, limit).split()) == (fitting[-1] if fitting else limit)
+
+
+def test_cut_at_sentence_counts_two_wide_letters_a_word():
+    assert count_words("鯨は海に住む。 whales") == 4.5
+    assert cut_at_sentence("鯨は海に住む。春には帰る。", 6) == "鯨は海に住む。"
+    assert cut_at_sentence("鯨は海に住む。", 2) == "鯨は海に"
 
 
 def test_cut_at_sentence_does_not_read_a_huge_cell_over_and_over():

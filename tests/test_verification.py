@@ -79,13 +79,13 @@ RUN = "the old ferry to Lunna takes only six bicycles on a fine summer day"  # 1
         (f"Yes, {RUN.upper()}!", f"News item: They say {RUN}, they say.", True),
         (f"Yes, {RUN}.", f"News item: {RUN.replace('six', 'ten')}", False),
         (
-            "昨日の朝、北の港で小さな船が見つかりました。",
-            "News item: それは北の港で小さな船が見つかりました、と。",
+            "昨日の朝、北の港で小さな船が見つかり、漁師たちが浜まで引いていきました。",
+            "News item: それは北の港で小さな船が見つかり、漁師たちが浜まで引いていきました、と。",
             True,
         ),
         (
             "昨日の朝、北の港で大きな船が見つかりました。",
-            "News item: それは北の港で小さな船が見つかりました、と。",
+            "News item: それは北の港で小さな船が見つかり、漁師たちが浜まで引いていきました、と。",
             False,
         ),
     ],

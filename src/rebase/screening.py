@@ -3,24 +3,42 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
+from hashlib import blake2b
+from itertools import islice
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from rebase.cells import worth_embedding
 from rebase.parameters import LicencePolicy, RetrieveParameters
 from rebase.records import Task
-from rebase.text import cut_at_sentence, ngrams, tokens
+from rebase.text import count_words, cut_at_sentence, ngrams, pieces, runs, tokens, weight
 
 if TYPE_CHECKING:
     from datasketch import MinHash, MinHashLSH
 
-#: Texts of fewer tokens ("yes", "Paris") are no evidence that an evaluation item leaked.
-_MIN_EXACT_TOKENS = 4
+#: A shorter text ("yes", "Paris") is no evidence that an evaluation item leaked; so many words are, as a whole cell.
+_EXACT_WORDS = 4
+#: A text of so many words is evidence within a longer cell too (8 words: GPT-3's shortest n-gram, arXiv 2005.14165).
+_WITHIN_WORDS = 8
+#: Cells may be megabytes long: they are compared in pieces of about so many characters.
+_PIECE_CHARACTERS = 2**16
 _SHINGLE = 3
+#: Of a longer row only the beginning is compared with other rows: more than a teacher will be shown.
+_MAX_SHINGLES = 10_000
+_MAX_CHARACTERS = 100_000
 _PERMUTATIONS = 128
-_UNKNOWN_LICENCES = {"unknown", "other", "none"}
+#: Five standard deviations of a similarity of 0.8 that is estimated from 128 permutations.
+_ESTIMATE_MARGIN = 0.18
+#: Free answers are content of their own. Labels, numbers and spans stand anywhere, or in the item's passage.
+_WRITTEN_ANSWERS = {"code", "text"}
+_UNKNOWN_LICENCES = {"unknown", "other", "none", "noassertion", "n/a", "unspecified"}
+_LICENCE_CHOICE = re.compile(r"\s+or\s+")
+_LICENCE_PART = re.compile(r"\s+and\s+|[;,]|\+(?=\s*\w)")
 _LICENCE_SPACE = re.compile(r"[\s_]+")
 
 
@@ -48,19 +66,23 @@ Gate = Callable[[Candidate], Refusal | None]
 
 def exclusion_gate(task: Task) -> Gate:
     """Refuse datasets that the task names, and any whose id contains the task's name (arXiv 2407.05463, code)."""
-    patterns = [pattern.casefold() for pattern in (*task.exclude, f"*{task.name}*")]
+    own = task.name.replace("_", "[-_. ]")
+    patterns = [*(pattern.casefold() for pattern in task.exclude), f"*{own}*"]
 
     def gate(row: Candidate) -> Refusal | None:
-        for pattern in patterns:
-            if fnmatchcase(row.dataset.casefold(), pattern):
-                return Refusal("excluded_dataset", pattern)
-        return None
+        name = row.dataset.casefold()
+        pattern = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+        return Refusal("excluded_dataset", pattern) if pattern else None
 
     return gate
 
 
 def licence_allowed(licence: str, policy: LicencePolicy) -> bool:
-    """Whether the policy lets a licence through. A card with several licences needs all of them allowed."""
+    """Whether the policy lets a licence through.
+
+    Of several licences (``;``, ``,``, ``+``, ``AND``) all must be allowed, of a choice (``OR``) one. Where brackets
+    say what belongs together, all must be.
+    """
 
     def matches(part: str, patterns: Iterable[str]) -> bool:
         return any(fnmatchcase(part, pattern.casefold()) for pattern in patterns)
@@ -70,9 +92,15 @@ def licence_allowed(licence: str, policy: LicencePolicy) -> bool:
             return False
         return policy.unknown == "allow" if part in _UNKNOWN_LICENCES else matches(part, policy.allow)
 
-    # "CC BY-NC 4.0" is how people write cc-by-nc-4.0.
-    parts = [_LICENCE_SPACE.sub("-", part.strip().casefold()) for part in licence.split(";") if part.strip()]
-    return all(map(allowed, parts or ["unknown"]))
+    def all_allowed(choice: str) -> bool:
+        # "CC BY-NC 4.0" is how people write cc-by-nc-4.0.
+        parts = [_LICENCE_SPACE.sub("-", part.strip()) for part in _LICENCE_PART.split(choice) if part.strip()]
+        return all(map(allowed, parts or ["unknown"]))
+
+    bare = re.sub(r"[()]", " ", licence.casefold())
+    if bare != licence.casefold():  # It has brackets.
+        return all_allowed(_LICENCE_CHOICE.sub(";", bare))
+    return any(map(all_allowed, _LICENCE_CHOICE.split(bare)))
 
 
 def licence_gate(policy: LicencePolicy) -> Gate:
@@ -84,40 +112,126 @@ def licence_gate(policy: LicencePolicy) -> Gate:
     return gate
 
 
-def contamination_gate(texts: Iterable[str], n: int) -> Gate:
-    """Refuse rows with a cell that equals one of the texts (normalised), or shares a run of ``n`` tokens with one.
+def contamination_gate(items: Iterable[Sequence[str]], n: int) -> Gate:
+    """Refuse rows that hold an item: a part of an evaluation item or of one of the task's examples.
 
-    ``texts`` are the fields of the evaluation items and of the task's own examples.
+    ``items`` are the texts that belong together, an item's fields. Texts are compared as ``tokens``, which neither
+    case, spacing nor punctuation change, so in code ``f(x[0])`` equals ``f x 0``: it is better to lose a row too many.
+    Lengths are counted in words, two letters of a script without spaces each (``weight``): 13 words are 26 Japanese
+    letters, which say as much. A row is refused
+
+    - for a cell that equals a text of at least 4 words, or cells that equal all texts of an item that has as many;
+    - for a cell that contains a whole text of at least 8 words;
+    - for a cell that shares a run of ``n`` words with a text.
+
+    The work is linear in the cells' lengths, the memory is bounded.
     """
-    protected = [tokens(text) for text in texts]
-    exact = {tuple(words) for words in protected if len(words) >= _MIN_EXACT_TOKENS}
-    grams = {gram for words in protected for gram in ngrams(words, n)}
+    known = _Protected.of(items, n)
 
     def gate(row: Candidate) -> Refusal | None:
-        for column, text in row.cells.items():
-            words = tokens(text)
-            if tuple(words) in exact:
+        equal: dict[tuple[str, ...], str] = {}
+        for column, cell in row.cells.items():
+            for words, whole in _word_blocks(cell, n):
+                if whole and tuple(words) in known.exact:
+                    return Refusal("contamination_exact", column)
+                if whole and tuple(words) in known.small:
+                    equal[tuple(words)] = column
+                if shared := known.shared(words):
+                    return Refusal("contamination_ngram", f"{column}: {' '.join(shared)}")
+        for text, column in equal.items():
+            if any(parts <= equal.keys() for parts in known.small_items.get(text, ())):
                 return Refusal("contamination_exact", column)
-            shared = next((gram for gram in ngrams(words, n) if gram in grams), None)
-            if shared:
-                return Refusal("contamination_ngram", f"{column}: {' '.join(shared)}")
         return None
 
     return gate
 
 
-def protected_texts(task: Task, evaluation_fields: Iterable[str]) -> list[str]:
-    """The texts that training data must not contain: the evaluation items' fields (JSON each), and the examples'."""
-    items = [json.loads(fields) for fields in evaluation_fields]
-    examples = [{name: example[name] for name in task.query_fields} for example in task.examples]
-    return [text for fields in (*items, *examples) for text in fields.values()]
+@dataclass(frozen=True)
+class _Protected:
+    """Texts as tokens, by how they are looked for.
+
+    ``exact`` are those long enough to be an item's trace as whole cells, ``grams`` the runs of ``n`` words of the long
+    ones; ``within`` has the shorter ones that are long enough to be found inside a cell, by their first words.
+    ``small`` texts say something only all together: ``small_items`` has such items by their longest text.
+    """
+
+    n: int
+    exact: frozenset[tuple[str, ...]]
+    grams: frozenset[tuple[str, ...]]
+    within: Mapping[tuple[str, ...], list[tuple[str, ...]]]
+    small: frozenset[tuple[str, ...]]
+    small_items: Mapping[tuple[str, ...], list[frozenset[tuple[str, ...]]]]
+
+    @classmethod
+    def of(cls, items: Iterable[Sequence[str]], n: int) -> "_Protected":
+        texts: dict[tuple[str, ...], float] = {}
+        small_items: dict[tuple[str, ...], list[frozenset[tuple[str, ...]]]] = {}
+        for item in dict.fromkeys(map(tuple, items)):
+            parts = {words: weight(words) for words in map(tuple, map(tokens, item)) if words}
+            texts |= parts
+            if max(parts.values(), default=0) < _EXACT_WORDS <= sum(parts.values()):
+                small_items.setdefault(max(parts, key=parts.__getitem__), []).append(frozenset(parts))
+        within: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for words, size in texts.items():
+            if _WITHIN_WORDS <= size < n:
+                within.setdefault(next(runs(words, _WITHIN_WORDS)), []).append(words)
+        return cls(
+            n,
+            frozenset(words for words, size in texts.items() if size >= _EXACT_WORDS),
+            frozenset(run for words in texts for run in runs(words, n)),
+            within,
+            frozenset(words for sets in small_items.values() for parts in sets for words in parts),
+            small_items,
+        )
+
+    def shared(self, words: list[str]) -> tuple[str, ...] | None:
+        """The first run of the words that a text shares, or the text that they contain."""
+        # No text has fewer tokens than words. Nearly all rows are clean, which a set sees fastest.
+        if len(words) >= self.n and not self.grams.isdisjoint(runs(words, self.n)):
+            return next(run for run in runs(words, self.n) if run in self.grams)
+        if len(words) < _WITHIN_WORDS or self.within.keys().isdisjoint(runs(words, _WITHIN_WORDS)):
+            return None
+        found = (
+            text
+            for start, run in enumerate(runs(words, _WITHIN_WORDS))
+            for text in self.within.get(run, ())
+            if tuple(words[start : start + len(text)]) == text
+        )
+        return next(found, None)
+
+
+def _word_blocks(text: str, n: int) -> Iterator[tuple[list[str], bool]]:
+    """The text's tokens in blocks that overlap by ``n`` words, and whether the block is the whole text."""
+    last: list[str] = []
+    for piece in pieces(text, _PIECE_CHARACTERS):
+        words = last + tokens(piece)
+        yield words, len(piece) == len(text)
+        # A token is at least half a word.
+        last = words[-2 * max(n, _WITHIN_WORDS) :]
+
+
+def protected_texts(
+    task: Task, evaluation_fields: Iterable[str], evaluation_answers: Iterable[str] = ()
+) -> list[tuple[str, ...]]:
+    """What training data must not contain: for each evaluation item, and each of the task's examples, its texts.
+
+    ``evaluation_fields`` are JSON objects, ``evaluation_answers`` JSON lists. Answers count where they are written
+    freely (code, text): a label or a number stands in many a row, and a span in its passage.
+    """
+    items = [tuple(json.loads(fields).values()) for fields in evaluation_fields]
+    items += [tuple(example[name] for name in task.query_fields) for example in task.examples]
+    items += [(example["rationale"],) for example in task.examples if task.cot]
+    if task.answer.type in _WRITTEN_ANSWERS:
+        items += [(answer,) for answers in evaluation_answers for answer in json.loads(answers)]
+        items += [(example["answer"],) for example in task.examples]
+    return items
 
 
 def passage_of(row: Candidate, parameters: RetrieveParameters) -> str | None:
     """The row's reading passage: its longest cell of enough words, cut at a sentence; None where none is enough."""
     longest = max(row.cells.values(), key=len, default="")
     passage = cut_at_sentence(longest, parameters.max_passage_words)
-    return passage if len(passage.split()) >= parameters.min_passage_words else None
+    return passage if count_words(passage) >= parameters.min_passage_words else None
 
 
 def passage_gate(parameters: RetrieveParameters) -> Gate:
@@ -129,9 +243,34 @@ def passage_gate(parameters: RetrieveParameters) -> Gate:
     return gate
 
 
+@dataclass(frozen=True)
+class _Sketch:
+    """A row as it is compared with others: its shingles, and their MinHash (None where there are none)."""
+
+    shingles: np.ndarray
+    minhash: "MinHash | None"
+
+    @classmethod
+    def of(cls, row: Candidate) -> "_Sketch":
+        found = shingles(row.cells)
+        if not len(found):
+            return cls(found, None)
+        minhash = _blank().copy()
+        minhash.update_batch((found & np.uint64(2**32 - 1)).tolist())
+        return cls(found, minhash)
+
+
+@cache
+def _blank() -> "MinHash":
+    """A MinHash of nothing: its permutations take longer to make than a row to sketch."""
+    from datasketch import MinHash
+
+    return MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=int)
+
+
 @dataclass
 class Twins:
-    """Collapses exact and near duplicates among the rows that are kept: the first one stays and knows its twins.
+    """Collapses exact and near duplicates among the rows that are kept: the best ranked stays and knows its twins.
 
     Two rows are near duplicates when the Jaccard similarity of their cells' 3-word shingles, whatever the columns
     are called, reaches ``threshold``. MinHash proposes, the true similarity decides.
@@ -139,32 +278,45 @@ class Twins:
 
     threshold: float
     of: dict[str, list[str]] = field(default_factory=dict)
-    _shingles: dict[str, frozenset[tuple[str, ...]]] = field(default_factory=dict)
     _hashes: dict[str, str] = field(default_factory=dict)
+    _kept: list[tuple[str, _Sketch]] = field(default_factory=list)
+    _latest: tuple[Candidate, _Sketch] | None = None
     _lsh: "MinHashLSH | None" = None
 
     def find(self, row: Candidate) -> str | None:
         """The kept row that this one repeats, which then counts it among its twins; None if it is new."""
-        original = self._hashes.get(row.content_hash) or self._near(row)
+        original = self._hashes.get(row.content_hash) or self._near(self._sketch(row))
         if original is not None:
             self.of[original].append(row.row_id)
         return original
 
     def keep(self, row: Candidate) -> None:
         """Remember a row that passed all gates."""
+        sketch = self._sketch(row)
         self.of[row.row_id] = []
         self._hashes[row.content_hash] = row.row_id
-        self._shingles[row.row_id] = shingles(row.cells)
-        self._index().insert(row.row_id, _minhash(self._shingles[row.row_id]))
+        if sketch.minhash:
+            self._index().insert(len(self._kept), sketch.minhash)
+            self._kept.append((row.row_id, sketch))
 
-    def _near(self, row: Candidate) -> str | None:
-        own = shingles(row.cells)
-        if not own:
+    def _near(self, own: _Sketch) -> str | None:
+        if own.minhash is None:
             return None
-        for candidate in sorted(self._index().query(_minhash(own))):
-            if jaccard(own, self._shingles[candidate]) >= self.threshold:
-                return str(candidate)
+        # In the order of the ranking. Rows of one template propose each other by the thousand: the estimate is cheap.
+        proposed = [self._kept[place] for place in sorted(self._index().query(own.minhash))]
+        values = np.array([sketch.minhash.hashvalues for _, sketch in proposed if sketch.minhash])
+        estimates = np.mean(values == own.minhash.hashvalues, axis=-1) if proposed else []
+        for (name, sketch), estimate in zip(proposed, estimates, strict=True):
+            likely = estimate >= self.threshold - _ESTIMATE_MARGIN
+            if likely and jaccard(own.shingles, sketch.shingles) >= self.threshold:
+                return name
         return None
+
+    def _sketch(self, row: Candidate) -> _Sketch:
+        """The row's sketch, made once for looking and keeping."""
+        if self._latest is None or self._latest[0] is not row:
+            self._latest = row, _Sketch.of(row)
+        return self._latest[1]
 
     def _index(self) -> "MinHashLSH":
         if self._lsh is None:
@@ -195,22 +347,15 @@ def share_gate(kept: Counter[str], limit: int) -> Gate:
     return gate
 
 
-def shingles(cells: Mapping[str, str]) -> frozenset[tuple[str, ...]]:
-    """The 3-word shingles of a row's texts; a shorter text is one shingle."""
-    texts = [tokens(text) for text in cells.values() if worth_embedding(text)]
-    return frozenset(gram for words in texts for gram in (ngrams(words, _SHINGLE) if len(words) >= _SHINGLE
-                                                          else [tuple(words)]))  # fmt: skip
+def shingles(cells: Mapping[str, str]) -> np.ndarray:
+    """The 3-word shingles of a row's texts as sorted 64-bit hashes; a shorter text is one shingle."""
+    texts = (tokens(text[:_MAX_CHARACTERS]) for text in cells.values() if worth_embedding(text))
+    grams = (gram for words in texts for gram in (ngrams(words, _SHINGLE) if len(words) > _SHINGLE else [words]))
+    hashes = (blake2b(" ".join(gram).encode(), digest_size=8).digest() for gram in islice(grams, _MAX_SHINGLES))
+    return np.unique(np.frombuffer(b"".join(hashes), dtype=np.uint64))
 
 
-def jaccard(first: frozenset[tuple[str, ...]], second: frozenset[tuple[str, ...]]) -> float:
-    """|A ∩ B| / |A ∪ B|; 0 for two empty sets."""
-    union = len(first | second)
-    return len(first & second) / union if union else 0.0
-
-
-def _minhash(grams: frozenset[tuple[str, ...]]) -> "MinHash":
-    from datasketch import MinHash
-
-    sketch = MinHash(num_perm=_PERMUTATIONS, seed=1)
-    sketch.update_batch([" ".join(gram).encode() for gram in grams])
-    return sketch
+def jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    """|A ∩ B| / |A ∪ B| of two sets, sorted; 0 for two empty sets."""
+    shared = len(np.intersect1d(first, second, assume_unique=True))
+    return shared / max(1, len(first) + len(second) - shared)

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from rebase.records import Task
-from rebase.text import ngrams, normalise, tokens
+from rebase.text import ngrams, normalise, runs, tokens
 
 MAX_SPAN_WORDS = 12
 
@@ -190,7 +190,7 @@ def _numbers(text: str) -> set[str]:
 
 def _runs(texts: Iterable[str], n: int) -> frozenset[int]:
     """Hashes of all runs of ``n`` words in the texts."""
-    return frozenset(hash(run) for text in texts for run in ngrams(tokens(text), n))
+    return frozenset(hash(run) for text in texts for run in runs(tokens(text), n))
 
 
 def _overlaps(task: Task, fields: Mapping[str, str], answer: str, known: Known) -> bool:

@@ -161,7 +161,7 @@ def _gates(
     """All gates as one, in the order of docs/method.md, and what to call with a row that passed."""
     kept: Counter[str] = Counter()
     limit = max(1, int(parameters.max_dataset_share * parameters.top_n))
-    protected = protected_texts(task, evaluation_set["fields"])
+    protected = protected_texts(task, evaluation_set["fields"], evaluation_set["answers"])
     gates = [
         exclusion_gate(task),
         licence_gate(parameters.licences),
