@@ -42,7 +42,7 @@ from rebase.shards import Shard, ShardPlan, Shards, metadata_of, with_metadata
 from rebase.vectors import DESCRIPTION, vectors_of
 
 AGGREGATION = "max_of_mean"
-BLOCK = 100_000
+BLOCK = 500_000
 ROWS, COLUMNS = 1000, 8  # of a synthetic dataset
 CENTRES = 2000
 FACTORS = (1, 2, 5, 10, 20, 50, 100)  # K = so many times N

@@ -35,13 +35,18 @@ def bound_texts(  # noqa: PLR0913, PLR0917  # numba takes arrays, no records of 
     The similarity is scale · query scale · (code · query code), its error at most error · query norm + query error. The
     caller sees to it that no sum of products leaves int32.
     """
+    # int32 all the way, into an array of its own: then the compiler takes the processor's multiply-add of 16-bit
+    # integers. With floats in the same loop it does not, and takes twice as long.
+    dots = np.empty((queries.shape[0], codes.shape[0]), dtype=np.int32)
     for text in prange(codes.shape[0]):
         for query in range(queries.shape[0]):
-            # int32 all the way: the compiler then takes the processor's multiply-add of 16-bit integers.
             total = np.int32(0)
             for place in range(codes.shape[1]):
                 total += np.int32(codes[text, place]) * np.int32(queries[query, place])
-            near = np.float32(total) * scales[text] * query_scales[query]
+            dots[query, text] = total
+    for query in range(queries.shape[0]):
+        for text in prange(codes.shape[0]):
+            near = np.float32(dots[query, text]) * scales[text] * query_scales[query]
             error = errors[text] * query_norms[query] + query_errors[query]
             lower[query, text] = near - error
             upper[query, text] = near + error
