@@ -82,7 +82,7 @@ def test_exclusion(reading_task):
     gate = exclusion_gate(reading_task)
     assert gate(row("x", dataset="Banned-Books")).reason == "excluded_dataset"
     assert gate(row("x", dataset="owner/TINY_READING-v2")).reason == "excluded_dataset"
-    assert gate(row("x", dataset="owner/tiny-reading")).reason == "excluded_dataset"
+    assert gate(row("x", dataset="owner/tiny-reading")) is None
     assert gate(row("x", dataset="not-banned-books")) is None
 
 

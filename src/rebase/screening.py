@@ -66,8 +66,9 @@ Gate = Callable[[Candidate], Refusal | None]
 
 def exclusion_gate(task: Task) -> Gate:
     """Refuse datasets that the task names, and any whose id contains the task's name (arXiv 2407.05463, code)."""
-    own = task.name.replace("_", "[-_. ]")
-    patterns = [*(pattern.casefold() for pattern in task.exclude), f"*{own}*"]
+    # The name as it is written, as in the published code: "school-word-problems" is no copy of a task "word_problems",
+    # and what is one, under whatever name, the contamination gate finds.
+    patterns = [*(pattern.casefold() for pattern in task.exclude), f"*{task.name}*"]
 
     def gate(row: Candidate) -> Refusal | None:
         name = row.dataset.casefold()
