@@ -188,7 +188,8 @@ def _scan(
     from rebase.kernels import bound_rows
 
     segment = Segment.from_table(table)
-    _check_encoders(segment, tasks)
+    for task in tasks:
+        check_encoder(segment.encoder, task.encoder)
     sides = [side for task in tasks for side in task.sides(aggregation)]
     queries = _Queries.quantise(np.concatenate(sides))
     lower = np.full((len(queries.codes), segment.rows), NO_CELL)
@@ -209,14 +210,14 @@ def _scan(
     return segment.datasets, found
 
 
-def _check_encoders(segment: Segment, tasks: Iterable[TaskVectors]) -> None:
-    for task in tasks:
-        if task.encoder != segment.encoder:
-            raise RebaseError(
-                f"The index was built with the encoder {segment.encoder!r}, but `encoder` is {task.encoder!r}. "
-                "Set `encoder.model` in globals.yml back, or build the datastore again: "
-                "kedro run --pipelines=embed,index."
-            )
+def check_encoder(built_with: str, encoder: str) -> None:
+    """Raise RebaseError where an index was built with another encoder than the one that is to be searched with."""
+    if built_with != encoder:
+        raise RebaseError(
+            f"The index was built with the encoder {built_with!r}, but `encoder` is {encoder!r}. "
+            "Set `encoder.model` in globals.yml back, or build the datastore again: "
+            "kedro run --pipelines=embed,index."
+        )
 
 
 def _blocks(text_start: np.ndarray, block_texts: int) -> Iterator[tuple[int, int]]:

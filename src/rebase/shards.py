@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -68,6 +69,10 @@ class Shards(Mapping[str, Any]):
     def map(self, jobs: Mapping[str, Callable[[Any], Result]]) -> Iterator[tuple[str, Result]]:
         """Apply to each named shard its job, where the engine works; yields ``(name, result)`` in any order."""
         return self.engine.map(_work, ((name, self.later(name), job) for name, job in jobs.items()))
+
+    def first_metadata(self) -> dict[str, Any]:
+        """What the first table's schema says of it."""
+        return next(self.map(dict.fromkeys(islice(self, 1), metadata_of)))[1]
 
     def metadata(self) -> dict[str, dict[str, Any]]:
         """What each table's schema says of it, in name order."""

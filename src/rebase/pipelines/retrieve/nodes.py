@@ -28,7 +28,7 @@ from rebase.screening import (
     protected_texts,
     share_gate,
 )
-from rebase.search import Ranking, TaskVectors, search_exact
+from rebase.search import Ranking, TaskVectors, check_encoder, search_exact
 from rebase.shards import Shards
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ def retrieve_rows(
         RebaseError: The index was built with another encoder, or no row passed.
 
     """
+    # Before the encoder is loaded, which may be one that cannot be had here.
+    check_encoder(index.first_metadata()["encoder"], encoder.identity)
     searched_for = embed_task(task, encoder)
 
     def exactly(count: int) -> Ranking:
