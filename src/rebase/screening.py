@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: A shorter text ("yes", "Paris") is no evidence that an evaluation item leaked; so many words are, as a whole cell.
 _EXACT_WORDS = 4
-#: A text of so many words is evidence within a longer cell too (8 words: GPT-3's shortest n-gram, arXiv 2005.14165).
+#: A text of so many words is evidence within a longer cell too.
 _WITHIN_WORDS = 8
 #: Cells may be megabytes long: they are compared in pieces of about so many characters.
 _PIECE_CHARACTERS = 2**16

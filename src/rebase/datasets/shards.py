@@ -130,15 +130,15 @@ class ShardFolder:
         path = f"{self.root}/{self.file(name, fingerprint)}"
         if self.file_format == "file":
             return Path(path) if self.local else self._fetched(path)
+        if self.local and self.file_format == "arrow":
+            known = Path(path).stat()
+            return _mapped(path, known.st_ino, known.st_mtime_ns)
         source = path if self.local else pa.BufferReader(self._content(path))
-        if self.file_format == "parquet":
-            # Not read_table: it takes KEY=VALUE in a folder's name for a column.
-            with pq.ParquetFile(source) as parquet:
-                return parquet.read()
-        if not self.local:
+        if self.file_format == "arrow":
             return ipc.open_file(source).read_all()
-        known = Path(path).stat()
-        return _mapped(path, known.st_ino, known.st_mtime_ns)
+        # Not read_table: it takes KEY=VALUE in a folder's name for a column.
+        with pq.ParquetFile(source) as parquet:
+            return parquet.read()
 
     def _fetched(self, path: str) -> Path:
         """A copy of a distant file in the user's cache, kept for the next time: the file's name says its content."""

@@ -51,17 +51,10 @@ def plan_forest(index: Shards, vectors: Shards, parameters: IndexParameters) -> 
 
 def summarise_index(index: Shards, forest: Shards, parameters: IndexParameters) -> dict[str, Any]:
     """The stage's summary. Raises RebaseError where segments come from different encoders."""
-    rows = texts = cells = datasets = 0
-    encoders: dict[str, str] = {}
-    for name in index:
-        segment = Segment.from_table(index[name])
-        rows += segment.rows
-        texts += len(segment.codes)
-        cells += len(segment.cell_text)
-        datasets += len(segment.datasets)
-        encoders.setdefault(segment.encoder, name)
-    if len(encoders) > 1:
-        raise RebaseError(f"index: several encoders made the vectors: {_listed(encoders)}. Run embed and index again.")
+    # Counted where the segments are: they may not fit into this process.
+    counted = dict(index.map(dict.fromkeys(index, _count)))
+    encoder = _only_encoder({name: counted[name][1] for name in index})
+    rows, texts, cells, datasets = map(sum, zip(*(counts for counts, _ in counted.values()), strict=True))
     return {
         "stage": "index",
         "in": rows,
@@ -72,7 +65,7 @@ def summarise_index(index: Shards, forest: Shards, parameters: IndexParameters) 
         "texts": texts,
         "cells": cells,
         "trees": parameters.trees if forest else 0,
-        "encoder": next(iter(encoders)),
+        "encoder": encoder,
     }
 
 
@@ -82,11 +75,6 @@ def build_segment(tables: Mapping[str, pa.Table]) -> Segment:
     Raises RebaseError where they come from different encoders.
     """
     known = {name: metadata_of(table) for name, table in tables.items()}
-    encoders = {metadata["encoder"]: name for name, metadata in known.items()}
-    if len(encoders) > 1:
-        raise RebaseError(
-            f"index: several encoders made the vectors: {_listed(encoders)}. Run the embed pipeline again."
-        )
     vectors = [vectors_of(table) for table in tables.values()]
     *coded, reaches = zip(*map(quantise, vectors), strict=True)
     codes, scales, errors = map(np.concatenate, coded)
@@ -108,7 +96,7 @@ def build_segment(tables: Mapping[str, pa.Table]) -> Segment:
         dataset_start=np.cumsum([0, *(metadata["dataset_rows"] for metadata in known.values())]).astype(np.int64),
         text_start=text_start.astype(np.int64),
         columns={name: metadata["columns"] for name, metadata in known.items()},
-        encoder=next(iter(encoders)),
+        encoder=_only_encoder({name: metadata["encoder"] for name, metadata in known.items()}),
     )
 
 
@@ -151,8 +139,21 @@ def _cells(table: pa.Table, rows: int) -> tuple[int, np.ndarray, np.ndarray, np.
     return int(text[described][0]), text[order], column[order], np.bincount(row[order], minlength=rows)
 
 
-def _listed(encoders: Mapping[str, str]) -> str:
-    return ", ".join(f"{encoder!r} those of {name}" for encoder, name in encoders.items())
+def _count(table: pa.Table) -> tuple[tuple[int, int, int, int], str]:
+    """A segment's rows, texts, cells and datasets, and its encoder."""
+    segment = Segment.from_table(table)
+    return (segment.rows, len(segment.codes), len(segment.cell_text), len(segment.datasets)), segment.encoder
+
+
+def _only_encoder(encoders: Mapping[str, str]) -> str:
+    """The encoder of all parts, by name. Raises RebaseError where there are several."""
+    by_encoder = {encoder: name for name, encoder in encoders.items()}
+    if len(by_encoder) > 1:
+        listed = ", ".join(f"{encoder!r} those of {name}" for encoder, name in by_encoder.items())
+        raise RebaseError(
+            f"index: several encoders made the vectors: {listed}. Run again: kedro run --pipelines=embed,index."
+        )
+    return next(iter(by_encoder))
 
 
 def _digest(*parts: str) -> str:
