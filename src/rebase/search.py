@@ -26,6 +26,8 @@ VectorReader = Callable[[], np.ndarray]
 NO_CELL = -1.0
 #: What the order of summing a score's parts in double precision may change.
 _SUMMING = 1e-12
+#: What each half-precision number is, by its bits.
+_HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -257,8 +259,11 @@ def score_exactly(
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
     filled = owner[starts]
     dataset = np.searchsorted(segment.dataset_start, rows, side="right") - 1
+    columns = list(segment.columns.values())
+    names = np.array([name for own in columns for name in own], dtype=object)
+    first_name = np.cumsum([0, *map(len, columns)])
     lines = {
-        "dataset": np.array(segment.datasets, dtype=object)[dataset],
+        "dataset": pd.Series(np.array(segment.datasets, dtype=object)[dataset], dtype=object),
         "row": rows - segment.dataset_start[dataset],
         "score_dataset": _similarity(segment.descriptions, task.instruction)[dataset],
     }
@@ -270,8 +275,7 @@ def score_exactly(
             nearest = part.max(axis=0)
             is_best = nearest == np.repeat(np.maximum.reduceat(nearest, starts), np.diff([*starts, len(cells)]))
             best = cells[is_best][np.unique(owner[is_best], return_index=True)[1]]
-            names = [segment.columns[lines["dataset"][row]] for row in filled]
-            column[filled] = [own[position] for own, position in zip(names, segment.cell_column[best], strict=True)]
+            column[filled] = names[first_name[dataset[filled]] + segment.cell_column[best]]
         lines |= {f"score_{side}": score, f"{side}_column": pd.Series(column, dtype=object)}
     lines["score"] = (lines["score_dataset"] + lines["score_query"] + lines["score_answer"]) / 3
     return pd.DataFrame(lines)
@@ -302,6 +306,8 @@ def _exact_similarities(
     segment: Segment, texts: np.ndarray, queries: np.ndarray, vectors: Mapping[str, VectorReader]
 ) -> np.ndarray:
     """Similarities ``[Q, texts]`` from the stored vectors; ``texts`` are sorted numbers of the segment's texts."""
+    from rebase.kernels import widen
+
     result = np.empty((len(queries), len(texts)))
     cuts = np.searchsorted(texts, segment.text_start)
     for number, name in enumerate(segment.datasets):
@@ -310,7 +316,8 @@ def _exact_similarities(
         stored = vectors[name]()
         for start in range(cuts[number], cuts[number + 1], TEXTS_AT_ONCE):
             part = slice(start, min(start + TEXTS_AT_ONCE, cuts[number + 1]))
-            found = stored[texts[part] - segment.text_start[number]].astype(np.float64)
+            found = np.empty((part.stop - part.start, segment.dimension))
+            widen(stored.view(np.uint16), texts[part] - segment.text_start[number], _HALVES, found)
             for place, query in enumerate(queries):
                 result[place, part] = np.vecdot(found, query)
     return result
@@ -346,12 +353,7 @@ def rank(found: list[list[pd.DataFrame]], scanned: Sequence[int], count: int) ->
     rankings = []
     for number, total in enumerate(scanned):
         lines = pd.concat([parts[number] for parts in found], ignore_index=True) if found else _NO_LINES
-        order = np.lexsort((lines["row"], _ranks(lines["dataset"]), -lines["score"].to_numpy()))[:count]
+        dataset = pd.factorize(lines["dataset"], sort=True)[0]
+        order = np.lexsort((lines["row"], dataset, -lines["score"].to_numpy()))[:count]
         rankings.append(Ranking(lines.iloc[order].reset_index(drop=True), total, len(lines)))
     return rankings
-
-
-def _ranks(names: pd.Series) -> np.ndarray:
-    """The place of each name in the order of names."""
-    places = {name: place for place, name in enumerate(sorted(names.unique()))}
-    return names.map(places).to_numpy(dtype=np.int64)
