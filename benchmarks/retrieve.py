@@ -14,8 +14,7 @@ S = (S_dataset + S_query + S_answer) / 3. Every way starts with its own index re
 multiplied.
 
 Times are the least of several rounds, in which the ways take turns. The last line is JSON; its ratios are of the
-largest
---top. A ratio of 3 means that ``exact`` took a third of the time.
+largest --top. A ratio of 3 means that ``exact`` took a third of the time.
 """
 
 import argparse
@@ -202,6 +201,7 @@ def take_turns(ways: dict[str, Callable], rounds: int) -> dict[str, float]:
     least = dict.fromkeys(ways, float("inf"))
     for _ in range(rounds):
         for name, way in ways.items():
+            time.sleep(0.2)  # the threads of the way before spin for a while
             started = time.perf_counter()
             way()
             least[name] = min(least[name], time.perf_counter() - started)

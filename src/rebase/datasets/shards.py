@@ -168,7 +168,7 @@ class ShardFolder:
             ) from error
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _mapped(path: str, _inode: int, _changed: int) -> pa.Table:
     """The memory-mapped table of a local file; kept, since a search opens the same shards again and again."""
     return ipc.open_file(pa.memory_map(path)).read_all()
