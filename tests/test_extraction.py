@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.extraction import extract
+from rebase.extraction import as_label, extract, split_conclusion
 from rebase.records import AnswerSpec
 
 SPAN, NUMBER, CODE, TEXT = (AnswerSpec(type=kind) for kind in ("span", "number", "code", "text"))
@@ -76,7 +76,105 @@ def test_code_and_text() -> None:
     assert extract(" Two lines\nof text. ", TEXT) == "Two lines\nof text."
 
 
+OPTIONS = AnswerSpec(type="label", labels=tuple(f"({letter})" for letter in "ABCDEFGHIJKLMNOPQR"))
+YES_NO = AnswerSpec(type="label", labels=("Yes", "No"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "option"),
+    [
+        ("(A)", "(A)"),
+        ("A", "(A)"),
+        ("A.", "(A)"),
+        ("**(B)**", "(B)"),
+        ("(r)", "(R)"),
+        ("So the answer is (A).", "(A)"),
+        ("So the answer is A.", "(A)"),
+        ("The answer is: B", "(B)"),
+        ("The answer is\n(C)", "(C)"),
+        ("(A) is too long and (B) too short. So the answer is (C).", "(C)"),
+        ("The answer is (D), not (A).", "(D)"),
+        ("B) 12/07/2011", "(B)"),
+        ("The answer is C because of the rain", "(C)"),
+        ("The answer is A because of the rain", "(A)"),
+        ("A dog is an animal.", ""),
+        ("I do not know", ""),
+        ("Vitamin C", ""),
+        ("The answer is (Z).", ""),
+        ("", ""),
+    ],
+)
+def test_lettered_options(raw: str, option: str) -> None:
+    assert extract(raw, OPTIONS) == option
+
+
+# The published rule for BIG-Bench Hard (Suzgun et al., 2022): what follows the last "answer is ", else everything; of
+# that the option in brackets, or, where there are no options, all but the full stop at its end.
+@pytest.mark.parametrize(
+    ("raw", "spec", "answer"),
+    [
+        ("Emily was seen all day. So the answer is (A).", OPTIONS, "(A)"),
+        ("The answer is (A). Wait, the answer is (B).", OPTIONS, "(B)"),
+        ("Not first, hence the answer is (C) Bo.", OPTIONS, "(C)"),
+        ("Z = not True = False. So the answer is False.", AnswerSpec(type="label", labels=("True", "False")), "False"),
+        ("He meant it. So the answer is Yes.", YES_NO, "Yes"),
+        ("No step leads back. So the answer is Yes.", YES_NO, "Yes"),
+        ("Tackles belong to football. So the answer is no.", AnswerSpec(type="label", labels=("yes", "no")), "no"),
+        ("It follows. The answer is invalid.", AnswerSpec(type="label", labels=("valid", "invalid")), "invalid"),
+        ("A * B = -41 * 3 = -123. So the answer is -123.", NUMBER, "-123"),
+        ("They close in reverse order. So the answer is ] } >.", TEXT, "] } >"),
+        ("] } >", TEXT, "] } >"),
+        ("By first letters:\nc, o.\nSo the answer is copper oval.", TEXT, "copper oval"),
+        ("costume counterpart oven", TEXT, "costume counterpart oven"),
+    ],
+)
+def test_big_bench_hard(raw: str, spec: AnswerSpec, answer: str) -> None:
+    assert extract(raw, spec) == answer
+
+
+# lm-evaluation-harness: for GSM8K the number after "The answer is" (strict) or the last number (flexible), without
+# commas, dollar signs and a full stop at its end; for MMLU the letter in brackets after "answer is".
+@pytest.mark.parametrize(
+    ("raw", "number"),
+    [
+        ("5 + 6 = 11 cars. The answer is 11.", "11"),
+        ("She makes 9 * 2 = $18 every day.\n#### 18", "18"),
+        ("The answer is $1,450.", "1450"),
+        ("In all 2,125 of them.", "2125"),
+        ("The answer is -3.", "-3"),
+        ("The answer is 12.50.", "12.50"),
+    ],
+)
+def test_gsm8k(raw: str, number: str) -> None:
+    assert extract(raw, NUMBER) == number
+
+
+def test_a_text_that_speaks_of_an_answer_is_not_cut() -> None:
+    essay = "Nobody knows if the answer is war.\nThe council met twice."
+    assert extract(essay, TEXT) == essay
+
+
+def test_labels_are_known_without_what_surrounds_them() -> None:
+    assert as_label(" b.", OPTIONS.labels) == "(B)"
+    assert as_label("(B) or so", OPTIONS.labels) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("It is late. So the answer is (A).", ("It is late.", "So the answer is (A).")),
+        ("It is late.The answer is no.", ("It is late.", "The answer is no.")),
+        ("2 + 2 = 4, therefore the correct answer is 4.", ("2 + 2 = 4,", "therefore the correct answer is 4.")),
+        ("The answer is 5. No, the answer is 4.", ("The answer is 5. No,", "the answer is 4.")),
+        ("It is late.", None),
+    ],
+)
+def test_reasoning_and_conclusion_are_parted(text: str, parts: tuple[str, str] | None) -> None:
+    assert split_conclusion(text) == parts
+
+
 @given(raw=st.text(), label=st.sampled_from(LABEL.labels))
 def test_a_label_is_a_label_or_nothing(raw: str, label: str) -> None:
     assert extract(raw, LABEL) in (*LABEL.labels, "")
     assert extract(label.upper(), LABEL) == label
+    assert extract(raw, OPTIONS) in (*OPTIONS.labels, "")

@@ -3,7 +3,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.metrics import bootstrap_interval, exact_match, f1, normalise_answer, same_label, same_number, score
+from rebase.metrics import (
+    bootstrap_chrf,
+    bootstrap_interval,
+    chrf,
+    exact_match,
+    f1,
+    normalise_answer,
+    same_label,
+    same_number,
+    score,
+)
 
 words = st.text(alphabet="ab th e.,'", max_size=20)
 
@@ -25,6 +35,14 @@ def test_normalisation_is_the_official_one() -> None:
         ("paraffin", "colza oil", 0.0, 0.0),
         ("", "colza oil", 0.0, 0.0),
         ("the", "a", 1.0, 0.0),  # nothing is left of either: the v1.1 script finds no common word
+        # By the v1.1 script's definition: an article is a word of its own, punctuation goes without leaving a space.
+        ("In the 1990s", "1990s", 0.0, 2 / 3),
+        ("a.m.", "am", 1.0, 1.0),
+        ("well-known", "well known", 0.0, 0.0),
+        ("$5,000", "5000", 1.0, 1.0),
+        ("An theory the", "theory", 1.0, 1.0),
+        ("the colza oil of the lamp", "colza oil", 0.0, 2 * (2 / 4) * 1 / (2 / 4 + 1)),
+        ("oil oil lamp", "oil lamp lamp", 0.0, 2 / 3),
     ],
 )
 def test_squad_cases(prediction: str, answer: str, exact: float, overlap: float) -> None:
@@ -62,6 +80,52 @@ def test_numbers(left: str, right: str, same: float) -> None:
 def test_labels() -> None:
     assert same_label(" Sport", "sport ") == 1
     assert same_label("sports", "sport") == 0
+
+
+CODE = [
+    ("x.sort()", ["x.sort()"]),
+    ("print(a)", ["print(b)", "print(a, b)"]),
+    ("", ["df.head()"]),
+    ("import os\nos.listdir('.')", ["os.listdir('/tmp')"]),
+    ("辞書を sort", ["辞書を並べる"]),
+]
+
+
+def test_chrf_is_that_of_sacrebleu() -> None:
+    from sacrebleu.metrics import CHRF
+
+    reference = CHRF(word_order=2)
+    for prediction, answers in CODE:
+        assert score("chrf", prediction, answers) == pytest.approx(
+            reference.sentence_score(prediction, answers).score / 100
+        )
+    # A perfect answer, none at all, and sacrebleu 2.6's own number for one between.
+    assert chrf("x.sort()", "x.sort()") == pytest.approx(1)
+    assert chrf("", "x.sort()") == 0
+    assert chrf("print(a)", "print(b)") == pytest.approx(0.5237, abs=1e-4)
+
+
+def test_the_corpus_chrf_is_that_of_sacrebleu_and_its_differences_are_paired() -> None:
+    from sacrebleu.metrics import CHRF
+
+    predictions, answers = [text for text, _ in CODE], [accepted[:1] for _, accepted in CODE]
+    metric = CHRF(word_order=2)
+    published = metric.corpus_score(predictions, [[first for (first,) in answers]]).score
+    interval = bootstrap_chrf(predictions, answers, 200, 0.9, 1)
+    assert interval["value"] == pytest.approx(published, abs=0.005)
+    assert 0 < interval["low"] < interval["high"] < 100
+    nothing = ["" for _ in predictions]
+    assert bootstrap_chrf(predictions, answers, 20, 0.9, 1, nothing) == bootstrap_chrf(predictions, answers, 20, 0.9, 1)
+    assert set(bootstrap_chrf(predictions, answers, 20, 0.9, 1, predictions).values()) == {0.0}
+    # Several answers to an item, as many as it has: sacrebleu wants as many for each.
+    references = [[accepted[place % len(accepted)] for _, accepted in CODE] for place in (0, 1)]
+    several = bootstrap_chrf(predictions, [accepted for _, accepted in CODE], 20, 0.9, 1)
+    assert several["value"] == pytest.approx(metric.corpus_score(predictions, references).score, abs=0.005)
+
+
+def test_no_scores_have_no_interval() -> None:
+    with pytest.raises(ValueError, match="no scores"):
+        bootstrap_interval([], 10, 0.9, 1)
 
 
 @given(scores=st.lists(st.floats(0, 1), min_size=1, max_size=30), seed=st.integers(0, 5))

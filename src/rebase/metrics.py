@@ -7,12 +7,17 @@ tables have them.
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rebase.records import Metric
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.chrf import CHRF
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -20,11 +25,12 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def score(metric: Metric, prediction: str, answers: Sequence[str]) -> float:
     """The score of an extracted answer against the accepted ones, 0 .. 1: the best over them."""
-    compare = {
+    compare: Callable[[str, str], float] = {
         "exact_match": exact_match,
         "f1": f1,
         "accuracy": same_label,
         "numeric_match": same_number,
+        "chrf": chrf,
     }[metric]
     return max((compare(prediction, answer) for answer in answers), default=0.0)
 
@@ -60,6 +66,14 @@ def same_number(prediction: str, answer: str) -> float:
     return float(left is not None and left == right)
 
 
+def chrf(prediction: str, answer: str) -> float:
+    """The chrF++ of one answer, 0 .. 1: sacrebleu's chrF with word order 2 (Popović, 2017).
+
+    The corpus's score, which is published, is not the mean of these: see ``bootstrap_chrf``.
+    """
+    return _chrf_plus_plus().sentence_score(prediction, [answer]).score / 100
+
+
 def bootstrap_interval(scores: Sequence[float], samples: int, confidence: float, seed: int) -> dict[str, float]:
     """Mean of per-item scores with its percentile bootstrap interval, as percentages: ``value``, ``low``, ``high``.
 
@@ -67,10 +81,61 @@ def bootstrap_interval(scores: Sequence[float], samples: int, confidence: float,
     the same items make a paired interval.
     """
     values = np.asarray(scores, dtype=np.float64) * 100
+    return _bootstrap(lambda drawn: float(values[drawn].mean()), len(values), samples, confidence, seed)
+
+
+def bootstrap_chrf(
+    predictions: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    samples: int,
+    confidence: float,
+    seed: int,
+    baseline: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """The corpus's chrF++ with its percentile bootstrap interval, as ``bootstrap_interval`` has it.
+
+    This is the published score: n-grams are counted over the whole corpus, so that long answers weigh more than short
+    ones, as they do not in the mean of ``chrf``. With the predictions of a ``baseline`` for the same items: the
+    difference to its score, paired.
+    """
+    metric = _chrf_plus_plus()
+
+    def statistics(texts: Sequence[str]) -> np.ndarray:
+        """[items, 3 * 8]: how many n-grams of each order text and answer have, and how many of them both."""
+        rows = [
+            metric._extract_corpus_statistics([text], [[answer] for answer in accepted])[0]
+            for text, accepted in zip(texts, answers, strict=True)
+        ]
+        return np.asarray(rows, dtype=np.int64)
+
+    ours = statistics(predictions)
+    theirs = None if baseline is None else statistics(baseline)
+
+    def corpus_score(drawn: np.ndarray) -> float:
+        value = metric._compute_f_score(ours[drawn].sum(axis=0).tolist())
+        return value if theirs is None else value - metric._compute_f_score(theirs[drawn].sum(axis=0).tolist())
+
+    return _bootstrap(corpus_score, len(ours), samples, confidence, seed)
+
+
+def _bootstrap(
+    statistic: Callable[[np.ndarray], float], items: int, samples: int, confidence: float, seed: int
+) -> dict[str, float]:
+    """A statistic of all items, and its interval over ``samples`` draws of as many; it is given their positions."""
+    if not items:
+        raise ValueError("there are no scores to take an interval of")
     draw = np.random.default_rng(seed)
-    means = [values[draw.integers(len(values), size=len(values))].mean() for _ in range(samples)]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return {"value": round(float(values.mean()), 2), "low": round(float(low), 2), "high": round(float(high), 2)}
+    drawn = [statistic(draw.integers(items, size=items)) for _ in range(samples)]
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    value = statistic(np.arange(items))
+    return {"value": round(value, 2), "low": round(float(low), 2), "high": round(float(high), 2)}
+
+
+@cache
+def _chrf_plus_plus() -> "CHRF":
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF(word_order=2)
 
 
 def _decimal(text: str) -> Decimal | None:

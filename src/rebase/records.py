@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rebase.errors import RebaseError
 
 AnswerType = Literal["span", "label", "number", "text", "code"]
-Metric = Literal["exact_match", "f1", "accuracy", "numeric_match"]
+Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf"]
 
 #: Columns of ``rows``: one line a row kept at ingest. ``row`` is the row as JSON text.
 ROW_COLUMNS = ("row_id", "dataset", "config", "split", "revision", "row_index", "licence", "row", "content_hash")
@@ -44,7 +44,9 @@ class EvaluationSpec(Strict):
 
     ``source`` is a file (JSONL, CSV or Parquet) or a hub id; ``fields`` maps each field of the query, and
     ``answers``, to a column (``answers.text`` for a nested one). Class labels given as integers are named by
-    ``label_names``.
+    ``label_names``. Where a column holds the working as well, the answer is what follows the last ``answer_after``.
+    ``outside_labels`` lets answers pass that are none of the labels: some benchmarks have such items, which nobody can
+    get right, and published scores count them.
     """
 
     source: str
@@ -53,6 +55,8 @@ class EvaluationSpec(Strict):
     revision: str | None = None
     fields: dict[str, str]
     label_names: tuple[str, ...] = ()
+    answer_after: str | None = None
+    outside_labels: bool = False
 
 
 class Task(Strict):
@@ -60,7 +64,7 @@ class Task(Strict):
 
     ``query`` is a template such as ``"{context}\n\nQuestion: {question}"``; each example gives its fields and
     the answer. ``passage`` names the field that is taken word for word from a source row (a reading passage):
-    the teacher writes the other fields and the answer.
+    the teacher writes the other fields and the answer. ``groups`` are those whose mean score the task counts in.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
@@ -73,6 +77,7 @@ class Task(Strict):
     metrics: tuple[Metric, ...] = Field(min_length=1)
     cot: bool = False
     exclude: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     evaluation: EvaluationSpec
     max_new_tokens: int = Field(default=32, ge=1)
 

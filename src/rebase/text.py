@@ -14,6 +14,8 @@ _UNSPACED = (
 _UNSPACED_LETTER = re.compile(rf"[{_UNSPACED}]")
 # Accents and vowel signs of Latin, Hebrew, Arabic and the scripts of India: parts of a word that are no letters.
 _SIGNS = r"\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0963\u0971-\u0dff"
+# Signs that are a word in formulas, code and bracket puzzles. Prose may do without the others, hyphens among them.
+_OPERATOR = re.compile(r"[()\[\]{}<>+*/=]")
 _TOKEN = re.compile(rf"[{_UNSPACED}]|(?:[^\W_{_UNSPACED}]|[{_SIGNS}])+")
 # Soft hyphens, joiners, byte order marks, variation selectors: nobody sees them.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
@@ -43,6 +45,11 @@ def tokens(text: str) -> list[str]:
 def normalise(text: str) -> str:
     """The text's tokens joined by single spaces: equal for texts that differ in case, spacing and punctuation."""
     return " ".join(tokens(text))
+
+
+def comparable(text: str) -> str:
+    """``normalise``, and the text's brackets and operators: ``[ ( [`` is another sequence than ``{ {``."""
+    return f"{normalise(text)} {''.join(_OPERATOR.findall(unicodedata.normalize('NFKC', text)))}"
 
 
 def ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:

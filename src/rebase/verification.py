@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from rebase.records import Task
-from rebase.text import ngrams, normalise, runs, tokens
+from rebase.text import comparable, ngrams, normalise, runs, tokens
 
 MAX_SPAN_WORDS = 12
 
@@ -40,9 +40,9 @@ _OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
 class Known:
     """What an example must not repeat: queries of the evaluation set, and the prompt's own examples.
 
-    ``evaluation`` and ``copied`` are normalised texts; ``copied`` holds the examples' queries and each of the fields
-    that the teacher writes. The runs are hashes of all runs of ``ngram`` words: in the evaluation set's queries, and in
-    the prompt's examples.
+    ``evaluation`` and ``copied`` are texts as ``comparable`` has them; ``copied`` holds the examples' queries and each
+    of the fields that the teacher writes. The runs are hashes of all runs of ``ngram`` words: in the evaluation set's
+    queries, and in the prompt's examples.
     """
 
     evaluation: frozenset[str]
@@ -55,11 +55,11 @@ class Known:
     def of(cls, task: Task, evaluation_queries: Iterable[str], ngram: int) -> "Known":
         """Gather what the task's examples and its evaluation set say."""
         queries = list(evaluation_queries)
-        copied = {normalise(task.render_query(example)) for example in task.examples}
-        copied |= {normalise(example[name]) for example in task.examples for name in task.written_fields}
+        copied = {comparable(task.render_query(example)) for example in task.examples}
+        copied |= {comparable(example[name]) for example in task.examples for name in task.written_fields}
         told = [text for example in task.examples for text in example.values()]
         return cls(
-            frozenset(map(normalise, queries)), frozenset(copied), ngram, _runs(queries, ngram), _runs(told, ngram)
+            frozenset(map(comparable, queries)), frozenset(copied), ngram, _runs(queries, ngram), _runs(told, ngram)
         )
 
 
@@ -82,10 +82,10 @@ def refuse_example(task: Task, fields: Mapping[str, str], answer: str, known: Kn
     """Why the example is refused; None where it may be kept. ``answer`` is tidied."""
     if not answer.strip() or not all(fields[name].strip() for name in task.query_fields):
         return "empty"
-    query = normalise(task.render_query(fields))
+    query = comparable(task.render_query(fields))
     if query in known.evaluation:
         return "equals_evaluation_item"
-    if query in known.copied or any(normalise(fields[name]) in known.copied for name in task.written_fields):
+    if query in known.copied or any(comparable(fields[name]) in known.copied for name in task.written_fields):
         return "copies_prompt_example"
     if _overlaps(task, fields, answer, known):
         return "overlaps_evaluation"
@@ -97,9 +97,9 @@ def refuse_example(task: Task, fields: Mapping[str, str], answer: str, known: Kn
         case "number":
             return None if _NUMBER.fullmatch(answer) else "not_a_number"
         case "code":
-            return "not_code" if normalise(answer) == query else None
+            return "not_code" if comparable(answer) == query else None
         case "text":
-            return "repeats_query" if normalise(answer) == query else None
+            return "repeats_query" if comparable(answer) == query else None
 
 
 def names_label(label: str, texts: Iterable[str]) -> bool:
@@ -158,11 +158,11 @@ def stated_answer(rationale: str) -> str | None:
 
 
 def same_answer(one: str, other: str) -> bool:
-    """If two answers agree: as numbers where both are numbers, else as normalised text."""
+    """If two answers agree: as numbers where both are numbers, else as texts, whatever their case and spacing."""
     left, right = _as_number(one), _as_number(other)
     if left is not None and right is not None:
         return left == right
-    return normalise(one) == normalise(other)
+    return comparable(one) == comparable(other)
 
 
 def agrees(task: Task, fields: Mapping[str, str], one: str, other: str) -> bool:

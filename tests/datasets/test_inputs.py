@@ -25,8 +25,8 @@ def tasks(tmp_path):
     folder = tmp_path / "tasks"
     folder.mkdir()
 
-    def write(name="topic", content=None, **changes):
-        (folder / f"{name}.yml").write_text(content if content is not None else yaml.safe_dump(TASK | changes))
+    def write(file="topic", content=None, **changes):
+        (folder / f"{file}.yml").write_text(content if content is not None else yaml.safe_dump(TASK | changes))
         return folder
 
     return write
@@ -55,6 +55,61 @@ def test_a_task_file_with_errors_names_file_and_field(tasks):
     assert "metrics.0" in message(TaskDataset(str(tasks(metrics=["best"])), "topic").load)
     assert "not valid YAML" in message(TaskDataset(str(tasks(content="name: [")), "topic").load)
     assert "not a valid task" in message(TaskDataset(str(tasks(content="")), "topic").load)
+
+
+PUBLISHED = {
+    "topic": {
+        "instruction": "Which topic is it?",
+        "examples": [["Goal!", "A goal is scored.So it is sport. The answer is sport."], ["Atoms", "The answer is B."]],
+    }
+}
+
+
+def published(tmp_path, content):
+    file = tmp_path / "prompts.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(file)
+
+
+@pytest.mark.parametrize(("name", "entry"), [("topic", "topic"), ("bbh_topic", "topic"), ("topic", "bbh_topic")])
+@pytest.mark.parametrize("cot", [True, False])
+def test_published_prompts_take_the_place_of_the_tasks_own(tasks, tmp_path, name, entry, cot):
+    examples = [{"text": "t", "answer": "sport"} | ({"rationale": "r"} if cot else {})]
+    folder = tasks(name, name=name, cot=cot, examples=examples)
+    good = {"instruction": "Which topic is it?", "examples": PUBLISHED["topic"]["examples"][:1]}
+    task = TaskDataset(str(folder), name, published(tmp_path, {entry: good})).load()
+    assert task.instruction == "Which topic is it?"
+    rationale = {"rationale": "A goal is scored.So it is sport."} if cot else {}
+    assert task.examples == ({"text": "Goal!", "answer": "sport"} | rationale,)
+    assert task.query == TASK["query"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (PUBLISHED, "topic, example 1: no answer can be read"),
+        ({"other": PUBLISHED["topic"]}, "no prompt for task 'topic'; there are other"),
+        ({"topic": {"instruction": "x"}}, "topic: needs `instruction` and `examples`"),
+        ({"topic": {"instruction": "x", "examples": [["a"]]}}, "topic: needs `instruction` and `examples`"),
+        ({"topic": {"instruction": "x", "examples": [["Goal!", "It is sport."]]}}, "example 0: no answer can be read"),
+        ({"topic": {"instruction": "x", "examples": []}}, "examples: "),
+        ("{", "not a JSON object"),
+        ("[1]", "not a JSON object"),
+    ],
+)
+def test_published_prompts_with_faults_say_where(tasks, tmp_path, content, said):
+    assert said in message(TaskDataset(str(tasks()), "topic", published(tmp_path, content)).load)
+
+
+def test_published_prompts_that_do_not_fit_say_so(tasks, tmp_path):
+    assert "no file of prompts" in message(TaskDataset(str(tasks()), "topic", str(tmp_path / "none.json")).load)
+    two = {
+        "query": "{text} {mood}",
+        "examples": [{"text": "t", "mood": "m", "answer": "sport"}],
+        "evaluation": {"source": "e", "fields": {"text": "text", "mood": "mood", "answers": "label"}},
+    }
+    said = message(TaskDataset(str(tasks(**two)), "topic", published(tmp_path, PUBLISHED)).load)
+    assert "the task's queries text, mood" in said
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet"])

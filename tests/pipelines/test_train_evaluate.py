@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
+from sacrebleu.metrics import CHRF
 
 from rebase.datasets.adapter import AdapterDataset
 from rebase.errors import RebaseError
+from rebase.evaluation import remove_shown_items
 from rebase.pipelines.evaluate import create_pipeline as create_evaluate
-from rebase.pipelines.evaluate.nodes import score_predictions
+from rebase.pipelines.evaluate.nodes import predict, score_predictions
 from rebase.pipelines.train import create_pipeline as create_train
 from rebase.pipelines.train.nodes import format_training_set
 from rebase.records import Task
@@ -28,7 +30,9 @@ def evaluation_set(count: int) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "item_id": [f"i{n}" for n in range(count)],
-            "fields": "{}",
+            "fields": [
+                json.dumps({"context": f"The owl sleeps in barn {n}.", "question": "Where?"}) for n in range(count)
+            ],
             "query": [f"The owl sleeps in barn {n}.\n\nQuestion: Where?" for n in range(count)],
             "answers": [json.dumps([f"in barn {n}", f"barn {n}"]) for n in range(count)],
         }
@@ -75,6 +79,29 @@ def generations() -> pd.DataFrame:
         ("expert", "b", "p", "In barn 2", '["in barn 2"]'),
     ]
     return pd.DataFrame(lines, columns=["system", "item_id", "prompt", "raw", "answers"])
+
+
+def test_items_that_the_prompt_shows_are_left_out(student: Student, reading_task: Task) -> None:
+    items = evaluation_set(3)
+    items.loc[1, "fields"] = json.dumps({**reading_task.examples[0], "question": "What does it catch?"})
+    with pytest.raises(RebaseError, match="show every evaluation item"):
+        predict(reading_task, items.iloc[[1]], student, None, evaluate_parameters())
+    kept, shown = remove_shown_items(reading_task, items)
+    assert (kept["item_id"].to_list(), shown["item_id"].to_list()) == (["i0", "i2"], ["i1"])
+
+
+def test_chrf_is_the_corpus_score(generations: pd.DataFrame, reading_task: Task) -> None:
+    task = reading_task.model_copy(update={"metrics": ("chrf",)})
+    predictions, scores = score_predictions(task, generations, evaluate_parameters())
+    for system, frame in predictions.groupby("system"):
+        references = [json.loads(answers) for answers in frame["answers"]]
+        width = max(map(len, references))
+        padded = [[row[place] if place < len(row) else row[0] for row in references] for place in range(width)]
+        published = CHRF(word_order=2).corpus_score(frame["extracted"].to_list(), padded).score
+        assert scores["systems"][system]["chrf"]["value"] == pytest.approx(published, abs=0.01)
+    gain = scores["differences"]["expert - student"]["chrf"]["value"]
+    systems = scores["systems"]
+    assert gain == pytest.approx(systems["expert"]["chrf"]["value"] - systems["student"]["chrf"]["value"], abs=0.02)
 
 
 def test_scores_and_paired_difference(generations: pd.DataFrame, reading_task: Task) -> None:

@@ -1,5 +1,6 @@
-"""What people give: raw datasets, task files, evaluation sets."""
+"""What people give: raw datasets, task files, prompts for them, evaluation sets."""
 
+import json
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,6 +11,7 @@ from kedro_datasets._typing import JSONPreview, TablePreview
 
 from rebase.errors import RebaseError
 from rebase.evaluation import evaluation_items
+from rebase.extraction import extract, split_conclusion
 from rebase.records import Task
 from rebase.sources import HubSource, Source, find_sources, read_files, read_rows
 
@@ -42,22 +44,25 @@ class SourcesDataset(ReadOnly, AbstractDataset[Any, list[Source]]):
 
 
 class TaskDataset(ReadOnly, AbstractDataset[Any, Task]):
-    """One task file of a folder, validated."""
+    """One task file of a folder, validated; with the instruction and examples of ``prompts``, if given."""
 
-    def __init__(self, folder: str, name: str, metadata: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: str, name: str, prompts: str | None = None, metadata: dict[str, Any] | None = None
+    ) -> None:
         self._folder = Path(folder)
         self._name = name
+        self._prompts = prompts
         self.metadata = metadata
 
     def load(self) -> Task:
-        return load_task(self._folder, self._name)
+        return load_task(self._folder, self._name, self._prompts)
 
     def preview(self) -> JSONPreview:
         """The task as kedro-viz shows it."""
         return JSONPreview(self.load().model_dump_json())
 
     def _describe(self) -> dict[str, Any]:
-        return {"folder": str(self._folder), "name": self._name}
+        return {"folder": str(self._folder), "name": self._name, "prompts": self._prompts}
 
 
 class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
@@ -114,8 +119,11 @@ class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
         return {"folder": str(self._folder), "name": self._name, "source": self._source}
 
 
-def load_task(folder: Path, name: str) -> Task:
-    """Read and validate ``folder/name.yml``; raises RebaseError that names the tasks there are, or the field."""
+def load_task(folder: Path, name: str, prompts: str | None = None) -> Task:
+    """Read and validate ``folder/name.yml``; raises RebaseError that names the tasks there are, or the field.
+
+    ``prompts`` is a file of published prompts (see ``use_prompts``).
+    """
     path = folder / f"{name}.yml"
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yml"))) or "none"
@@ -127,4 +135,41 @@ def load_task(folder: Path, name: str) -> Task:
     task = Task.parse(content, str(path))
     if task.name != name:
         raise RebaseError(f"{path}: `name` is {task.name!r}, the file's name says {name!r}. Make them the same.")
-    return task
+    return use_prompts(task, Path(prompts)) if prompts else task
+
+
+def use_prompts(task: Task, path: Path) -> Task:
+    """The task with the instruction and examples that a file of published prompts has for it.
+
+    The file is JSON: ``{task: {"instruction": ..., "examples": [[question, "... The answer is X."], ...]}}``, with the
+    task's name with or without ``bbh_``. Raises RebaseError that says what is missing, and which example has no answer.
+    """
+    try:
+        entries = dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RebaseError(f"There is no file of prompts {path}. Mend `task_prompts`.") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise RebaseError(f"{path}: not a JSON object with an entry a task. {error}") from None
+    short = task.name.removeprefix("bbh_")
+    name = next((name for name in (task.name, short, f"bbh_{short}") if name in entries), None)
+    if name is None:
+        raise RebaseError(f"{path}: there is no prompt for task {task.name!r}; there are {', '.join(sorted(entries))}.")
+    where = f"{path}, {name}"
+    if len(task.query_fields) != 1:
+        raise RebaseError(f"{where}: its examples have one field, the task's queries {', '.join(task.query_fields)}.")
+    try:
+        instruction = entries[name]["instruction"]
+        pairs = [(str(question), str(rationale)) for question, rationale in entries[name]["examples"]]
+    except (KeyError, TypeError, ValueError):
+        raise RebaseError(f"{where}: needs `instruction` and `examples`, each [question, rationale].") from None
+    examples = [_published_example(task, *pair, f"{where}, example {number}") for number, pair in enumerate(pairs)]
+    return Task.parse(task.model_dump() | {"instruction": instruction, "examples": examples}, where)
+
+
+def _published_example(task: Task, question: str, rationale: str, where: str) -> dict[str, str]:
+    parts = split_conclusion(rationale)
+    answer = extract(parts[1], task.answer) if parts else ""
+    if parts is None or not answer:
+        raise RebaseError(f"{where}: no answer can be read from its rationale, which must end in 'The answer is X.'.")
+    steps = {"rationale": parts[0]} if task.cot else {}
+    return {task.query_fields[0]: question, "answer": answer} | steps

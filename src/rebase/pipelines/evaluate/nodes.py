@@ -6,10 +6,12 @@ from typing import Any
 
 import pandas as pd
 
+from rebase.errors import RebaseError
+from rebase.evaluation import remove_shown_items
 from rebase.extraction import extract
-from rebase.metrics import bootstrap_interval, score
+from rebase.metrics import bootstrap_chrf, bootstrap_interval, score
 from rebase.parameters import EvaluateParameters
-from rebase.records import Adapter, Task
+from rebase.records import Adapter, Metric, Task
 from rebase.sampling import even_positions
 from rebase.student.formatting import render_prompt
 from rebase.student.generation import generate
@@ -24,10 +26,15 @@ def predict(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Let both systems answer the items, ``limit`` of them by even stride; the weights are loaded once.
 
+    Items that the task's own examples show are left out first, and counted as ``shown_in_prompt``.
+
     Returns ``generations`` (``system``, ``item_id``, ``prompt``, ``raw``, ``answers``) and the stage's summary.
     """
     began = time.monotonic()
-    items = evaluation_set.iloc[even_positions(len(evaluation_set), parameters.limit or len(evaluation_set))]
+    unseen, shown = remove_shown_items(task, evaluation_set)
+    if unseen.empty:
+        raise RebaseError(f"evaluate: the examples of task {task.name!r} show every evaluation item. Write others.")
+    items = unseen.iloc[even_positions(len(unseen), parameters.limit or len(unseen))]
     with student.open(adapter) as (model, tokenizer):
         prompts = [render_prompt(tokenizer, task, query) for query in items["query"]]
 
@@ -46,12 +53,12 @@ def predict(
         with model.disable_adapter():
             before = answer(STUDENT)
         after = answer(EXPERT)
-    left_out = len(evaluation_set) - len(items)
+    refused = {"shown_in_prompt": len(shown), "over_limit": len(unseen) - len(items)}
     summary = {
         "stage": "evaluate",
         "in": len(evaluation_set),
         "kept": len(items),
-        "refused": {"over_limit": left_out} if left_out else {},
+        "refused": {reason: count for reason, count in refused.items() if count},
         "seconds": round(time.monotonic() - began, 1),
     }
     return pd.concat([before, after], ignore_index=True), summary
@@ -73,21 +80,25 @@ def score_predictions(
             for extracted, answers in zip(predictions["extracted"], accepted, strict=True)
         ]
     by_system = {str(system): frame.set_index("item_id") for system, frame in predictions.groupby("system", sort=False)}
+    draws = (parameters.bootstrap_samples, parameters.confidence, parameters.seed)
 
-    def interval(values: pd.Series) -> dict[str, float]:
-        return bootstrap_interval(
-            values.to_list(), parameters.bootstrap_samples, parameters.confidence, parameters.seed
-        )
+    def interval(metric: Metric, system: str, baseline: str | None = None) -> dict[str, float]:
+        frame = by_system[system]
+        other = None if baseline is None else by_system[baseline].loc[frame.index]
+        if metric == "chrf":
+            answers = [json.loads(accepted) for accepted in frame["answers"]]
+            theirs = None if other is None else other["extracted"].to_list()
+            return bootstrap_chrf(frame["extracted"].to_list(), answers, *draws, baseline=theirs)
+        return bootstrap_interval((frame[metric] - (0 if other is None else other[metric])).to_list(), *draws)
 
-    gains = {metric: by_system[EXPERT][metric] - by_system[STUDENT][metric] for metric in task.metrics}
     scores = {
         "task": task.name,
         "n": len(by_system[STUDENT]),
         "unit": "percent",
         "confidence": parameters.confidence,
-        "systems": {
-            system: {metric: interval(frame[metric]) for metric in task.metrics} for system, frame in by_system.items()
+        "systems": {system: {metric: interval(metric, system) for metric in task.metrics} for system in by_system},
+        "differences": {
+            f"{EXPERT} - {STUDENT}": {metric: interval(metric, EXPERT, STUDENT) for metric in task.metrics}
         },
-        "differences": {f"{EXPERT} - {STUDENT}": {metric: interval(gain) for metric, gain in gains.items()}},
     }
     return predictions, scores
