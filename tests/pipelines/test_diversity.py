@@ -1,0 +1,87 @@
+"""Diversity, run as a pipeline over the embedded encoder."""
+
+import json
+
+import pandas as pd
+import pytest
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.runner import SequentialRunner
+
+from rebase.encoder import Encoder
+from rebase.pipelines.diversity import create_pipeline
+from rebase.records import Task
+
+TASK = Task.parse(
+    {
+        "name": "topics",
+        "version": 1,
+        "instruction": "Say what the text is about.",
+        "query": "Which of all the topics in the list does this short text belong to?\n{text}",
+        "examples": [{"text": "The owl sleeps.", "answer": "animals"}],
+        "answer": {"type": "label", "labels": ["animals", "trade"]},
+        "metrics": ["accuracy"],
+        "evaluation": {"source": "given", "fields": {"text": "text", "answers": "label"}},
+    },
+    "here",
+)
+TEXTS = ["The owl sleeps in the barn.", "An owl sleeps in the barn!", "Foxes hunt mice after sunset.", "The bank fell."]
+
+
+def examples(texts: list[str], rationale: str | None = None) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "fields": [json.dumps({"text": text}) for text in texts],
+            "answer": ["trade" if "bank" in text else "animals" for text in texts],
+            "dataset": ["news" if "bank" in text else "birds" for text in texts],
+            "rationale": pd.Series([rationale] * len(texts), dtype="str"),
+        }
+    )
+
+
+def measure(given: pd.DataFrame, encoder: Encoder) -> dict:
+    catalog = DataCatalog(
+        {
+            "task": MemoryDataset(TASK),
+            "reasoned_examples": MemoryDataset(given),
+            "encoder": MemoryDataset(encoder, copy_mode="assign"),
+        }
+    )
+    found = SequentialRunner().run(create_pipeline(), catalog)["diversity"].load()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    return found
+
+
+def test_what_a_training_set_is_made_of(encoder: Encoder) -> None:
+    found = measure(examples(TEXTS), encoder)
+    assert found["task"] == "topics"
+    assert found["n"] == 4
+    # The template's words, which would make all of them alike, do not count.
+    assert found["distinct_share"] == 0.75
+    assert 0 < found["mean_cosine"] < 0.6
+    assert found["labels"]["counts"] == {"animals": 3, "trade": 1}
+    assert found["sources"] == {"birds": 0.75, "news": 0.25}
+    assert found["words"]["query"]["mean"] == (6 + 6 + 5 + 3) / 4
+    assert found["words"]["answer"]["p90"] == 1
+    assert found["words"]["rationale"] is None
+
+
+def test_repeated_texts_are_less_diverse(encoder: Encoder) -> None:
+    found, repeated = (measure(examples(texts, "It is."), encoder) for texts in (TEXTS, TEXTS[:2] * 2))
+    for name in ("distinct_share", "distinct_1", "distinct_2"):
+        assert repeated[name] < found[name]
+    assert repeated["mean_cosine"] > found["mean_cosine"]
+    assert found["words"]["rationale"]["mean"] == 2
+
+
+def test_examples_without_a_source(encoder: Encoder) -> None:
+    assert measure(examples(TEXTS).drop(columns="dataset"), encoder)["sources"] is None
+    assert measure(examples(TEXTS).assign(dataset=None), encoder)["sources"] is None
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_examples(encoder: Encoder, count: int) -> None:
+    found = measure(examples(TEXTS[:count]), encoder)
+    assert found["n"] == count
+    assert found["mean_cosine"] is None
+    assert found["distinct_share"] == (1 if count else None)
+    assert found["labels"]["missing"] == (["trade"] if count else ["animals", "trade"])
