@@ -74,7 +74,8 @@ def train_parameters(**changes: object) -> TrainParameters:
 def evaluate_parameters(**changes: object) -> EvaluateParameters:
     """Small settings for tests."""
     settings: dict[str, object] = {
-        "limit": None, "batch_size": 4, "bootstrap_samples": 50, "confidence": 0.9, "seed": 1,
+        "limit": None, "batch_size": 4, "labels_by": "generation", "bootstrap_samples": 50, "confidence": 0.9,
+        "seed": 1,
     }  # fmt: skip
     return EvaluateParameters.model_validate(settings | changes)
 

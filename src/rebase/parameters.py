@@ -1,8 +1,8 @@
 """Typed parameter groups, one a stage: Kedro checks them against the nodes' type hints before any work."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from rebase.records import Strict
 
@@ -81,6 +81,18 @@ class TransformParameters(Strict):
     sampling: SamplingParameters
 
 
+class SynthesizeParameters(Strict):
+    """Plain synthesis may spend as much as transform used: as many ``requests``, or ``dollars``.
+
+    ``led`` leads a weak teacher as transform does: it writes a passage, and is then asked for a question to a given span
+    of it.
+    """
+
+    spend: Literal["requests", "dollars"]
+    led: bool
+    sampling: SamplingParameters
+
+
 class CotParameters(Strict):
     """``samples`` rationales an example; a majority must reach its answer. ``on_disagreement`` says what if not."""
 
@@ -98,8 +110,29 @@ class LoraParameters(Strict):
     dropout: float = Field(ge=0, lt=1)
 
 
+def _patterns(value: Any) -> Any:
+    """A list, or a text in which ``;`` divides: the command line takes no list, since it divides at commas."""
+    return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+
+
+class ExcludeParameters(Strict):
+    """What is taken out of the examples before training, though they are paid for: datasets and licences.
+
+    Entries are names compared without regard to case; ``*`` and ``?`` are wildcards. On the command line a text says
+    several: ``--params="train.exclude.datasets=NAME;OTHER-*"``.
+    """
+
+    datasets: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
+    licences: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
+
+
 class TrainParameters(Strict):
-    """QLoRA settings (docs/method.md section 7). ``target`` is what the student learns to write."""
+    """QLoRA settings (docs/method.md section 7). ``target`` is what the student learns to write.
+
+    A step takes ``batch_size * gradient_accumulation`` examples, ``batch_size`` at once. ``packing`` lays those that
+    go through at once end to end, without padding. ``evaluation_share`` of the examples is held out: the loss on
+    them is measured after each epoch, and ``keep`` says whether the last adapter or the one best on them is kept.
+    """
 
     target: Literal["answer", "rationale_then_answer"]
     four_bit: bool
@@ -115,14 +148,48 @@ class TrainParameters(Strict):
     epochs: float = Field(gt=0)
     checkpoint_steps: int = Field(ge=1)
     packing: bool
+    evaluation_share: float = Field(default=0, ge=0, lt=1)
+    keep: Literal["last", "best"] = "last"
+    exclude: ExcludeParameters = ExcludeParameters()
     seed: int
+
+    @model_validator(mode="after")
+    def _best_needs_evaluation(self) -> "TrainParameters":
+        if self.keep == "best" and not self.evaluation_share:
+            raise ValueError("`keep: best` needs `evaluation_share` above 0: the examples that decide what is best")
+        return self
 
 
 class EvaluateParameters(Strict):
-    """``limit`` items of the evaluation set (null: all), taken by even stride; bootstrap of the intervals."""
+    """``limit`` items of the evaluation set (null: all), taken by even stride; bootstrap of the intervals.
+
+    ``labels_by`` says how tasks with labels are answered: by what is written, or by the likeliest label.
+    """
 
     limit: int | None = Field(ge=1)
     batch_size: int = Field(ge=1)
+    labels_by: Literal["generation", "likelihood"]
     bootstrap_samples: int = Field(ge=1)
     confidence: float = Field(gt=0, lt=1)
     seed: int
+
+
+class JudgeParameters(Strict):
+    """``limit`` items (null: all) are judged, ``sheet_items`` of them put on the grading sheet, by even stride.
+
+    ``pair`` names the two systems whose answers are compared (null: none are).
+    """
+
+    limit: int | None = Field(ge=1)
+    pair: tuple[str, str] | None
+    sheet_items: int = Field(ge=1)
+    bootstrap_samples: int = Field(ge=1)
+    confidence: float = Field(gt=0, lt=1)
+    seed: int
+    sampling: SamplingParameters
+
+    @model_validator(mode="after")
+    def _pair_differs(self) -> "JudgeParameters":
+        if self.pair and self.pair[0] == self.pair[1]:
+            raise ValueError("`pair` names one system twice")
+        return self

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rebase.cells import worth_embedding
-from rebase.parameters import LicencePolicy, RetrieveParameters
+from rebase.parameters import ExcludeParameters, LicencePolicy, RetrieveParameters
 from rebase.records import Task
 from rebase.text import count_words, cut_at_sentence, ngrams, pieces, runs, tokens, weight
 
@@ -68,14 +68,26 @@ def exclusion_gate(task: Task) -> Gate:
     """Refuse datasets that the task names, and any whose id contains the task's name (arXiv 2407.05463, code)."""
     # The name as it is written, as in the published code: "school-word-problems" is no copy of a task "word_problems",
     # and what is one, under whatever name, the contamination gate finds.
-    patterns = [*(pattern.casefold() for pattern in task.exclude), f"*{task.name}*"]
+    patterns = [*task.exclude, f"*{task.name}*"]
 
     def gate(row: Candidate) -> Refusal | None:
-        name = row.dataset.casefold()
-        pattern = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+        pattern = find_pattern(row.dataset, patterns)
         return Refusal("excluded_dataset", pattern) if pattern else None
 
     return gate
+
+
+def find_pattern(name: str, patterns: Iterable[str]) -> str | None:
+    """The first of the patterns that matches the name; ``*`` and ``?`` are wildcards, case does not count."""
+    return next((pattern for pattern in patterns if fnmatchcase(name.casefold(), pattern.casefold())), None)
+
+
+def why_excluded(dataset: str, licence: str | None, exclude: ExcludeParameters) -> str | None:
+    """Why an example of the dataset, under the licence, is taken out before training; None where it is not."""
+    if find_pattern(dataset, exclude.datasets):
+        return "excluded_dataset"
+    policy = LicencePolicy(allow=("*",), deny=exclude.licences, unknown="allow")
+    return None if licence_allowed(licence or "unknown", policy) else "excluded_licence"
 
 
 def licence_allowed(licence: str, policy: LicencePolicy) -> bool:

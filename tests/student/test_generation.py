@@ -50,3 +50,22 @@ def test_text_ends_with_the_turn(student: Student) -> None:
 def test_no_prompts(student: Student) -> None:
     with student.open() as (model, tokenizer):
         assert generate(model, tokenizer, [], 8, 4, "none") == []
+
+
+def test_rows_that_end_leave_the_batch(student: Student) -> None:
+    import torch
+
+    with student.open() as (model, tokenizer):
+        alone = [set(tokenizer(plainly(model, tokenizer, prompt))["input_ids"]) for prompt in PROMPTS]
+        # What some of them write, and not all, ends the turn from now on.
+        end = min(set.union(*alone) - set.intersection(*alone))
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
+        rows: list[int] = []
+        with torch.inference_mode():
+            hook = model.register_forward_pre_hook(
+                lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+            )
+            together = generate(model, tokenizer, PROMPTS, 8, len(PROMPTS), "together")
+            hook.remove()
+        assert together == [generate(model, tokenizer, [prompt], 8, 1, "alone")[0] for prompt in PROMPTS]
+    assert min(rows[1:]) < len(PROMPTS)

@@ -15,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
+from rebase.parameters import LoraParameters
 from rebase.records import Adapter
+from rebase.student.batches import HELD_OUT, TRUNCATED, encode, order_examples
 from rebase.student.handle import Student
-from rebase.student.training import TRUNCATED, order_examples, train_adapter
+from rebase.student.training import train_adapter
 from tests.tiny import train_parameters
 
 
@@ -92,8 +94,16 @@ def test_less_than_a_batch(fresh: Student) -> None:
 
 
 def test_loss_that_is_no_number_stops(fresh: Student) -> None:
-    with pytest.raises(RebaseError, match=r"loss at step \d+ is (nan|inf).*learning_rate"):
-        train_adapter(fresh, training_set(40), train_parameters(learning_rate=1e30, warmup_steps=0))
+    parameters = train_parameters(learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(
+        RebaseError, match=r"loss at step \d+ is .*last good checkpoint is kept.*learning_rate"
+    ) as raised:
+        train_adapter(fresh, training_set(40), parameters)
+    (run,) = fresh.workdir.iterdir()
+    kept = sorted(folder.name for folder in run.glob("checkpoint-*") if (folder / "whole").exists())
+    assert kept
+    assert str(run / kept[-1]) in str(raised.value)
+    assert (run / kept[-1] / "adapter_model.safetensors").exists()
 
 
 def test_optimizer_gives_way_without_gpu(fresh: Student, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,13 +113,163 @@ def test_optimizer_gives_way_without_gpu(fresh: Student, caplog: pytest.LogCaptu
 
 
 def test_packed_examples_do_not_see_each_other(fresh: Student) -> None:
-    """With everything in one packed batch, the first loss is that of the examples apart."""
-    data = training_set(8)
-    one = {"batch_size": 1, "gradient_accumulation": 1}
-    _, packed, _ = train_adapter(fresh, data, train_parameters(packing=True, max_length=400, **one))
-    _, apart, _ = train_adapter(fresh, data, train_parameters(batch_size=8, gradient_accumulation=1))
-    assert len(packed) == 1
-    assert packed["loss"].iloc[0] == pytest.approx(apart["loss"].iloc[0], rel=1e-4)
+    """Packed training has the losses of unpacked training, step by step."""
+    data, still = training_set(24), {"lora": LoraParameters(rank=2, alpha=4, dropout=0.0), "batch_size": 8}
+    _, apart, _ = train_adapter(fresh, data, train_parameters(gradient_accumulation=1, **still))
+    _, packed, _ = train_adapter(fresh, data, train_parameters(gradient_accumulation=1, packing=True, **still))
+    np.testing.assert_allclose(packed["loss"], apart["loss"], rtol=1e-4)
+    assert len(packed) == 3
+
+
+def test_packing_gives_way_where_examples_would_see_each_other(
+    fresh: Student, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that knows nothing of positions that start anew sees all that is before."""
+    from transformers import LlamaModel
+
+    plain = LlamaModel.forward
+
+    def forward(self, *args, position_ids=None, **kwargs):
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    settings = {"lora": LoraParameters(rank=2, alpha=4, dropout=0.0), "batch_size": 4, "gradient_accumulation": 1}
+    _, packed, _ = train_adapter(fresh, training_set(8), train_parameters(packing=True, **settings))
+    _, apart, _ = train_adapter(fresh, training_set(8), train_parameters(**settings))
+    assert "padded instead" in caplog.text
+    np.testing.assert_allclose(packed["loss"], apart["loss"], rtol=1e-6)
+
+
+def test_less_at_once_where_memory_is_short(
+    fresh: Student, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A model that takes two examples at most: the batch is halved, the step stays what it was."""
+    from torch import OutOfMemoryError
+    from transformers import LlamaModel
+
+    settings = {"lora": LoraParameters(rank=2, alpha=4, dropout=0.0), "batch_size": 8, "gradient_accumulation": 1}
+    _, roomy, _ = train_adapter(fresh, training_set(16), train_parameters(**settings))
+    plain = LlamaModel.forward
+
+    def forward(self, input_ids, **kwargs):
+        if len(input_ids) > 2:
+            raise OutOfMemoryError("CUDA out of memory.")
+        return plain(self, input_ids, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    other = replace(fresh, workdir=tmp_path / "short")
+    _, short, _ = train_adapter(other, training_set(16), train_parameters(**settings))
+    assert "from now on 2 examples at a time, and as many a step as before" in caplog.text
+    np.testing.assert_allclose(short["loss"], roomy["loss"], rtol=1e-5)
+    np.testing.assert_allclose(short["token_accuracy"], roomy["token_accuracy"])
+
+
+def test_no_memory_for_one_example(fresh: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaModel
+
+    def forward(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    with pytest.raises(RebaseError, match=r"(?s)out of memory with one example.*max_length"):
+        train_adapter(fresh, training_set(4), train_parameters())
+
+
+def test_four_bit_weights_are_held_decoded(fresh: Student) -> None:
+    """What training computes with has the values of the NF4 weights, to the last bit."""
+    import torch
+
+    from rebase.student.preflight import measure_shape
+    from rebase.student.trainer import hold_decoded
+
+    shape = measure_shape(fresh, train_parameters(four_bit=True))
+    with fresh.open(four_bit=True) as (model, tokenizer):
+        ids = torch.tensor([tokenizer("Herons nest in trees.")["input_ids"]])
+        with torch.no_grad():
+            quantised = model(ids).logits
+            decoded = hold_decoded(model, shape)(ids).logits
+        assert model.model.layers[0].self_attn.q_proj.weight.dtype == torch.float32
+    torch.testing.assert_close(decoded, quantised, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_held_out_examples_are_not_trained_on(fresh: Student, keep: str) -> None:
+    data = pd.concat([training_set(10), training_set(10)], ignore_index=True)  # every prompt twice
+    parameters = train_parameters(evaluation_share=0.2, epochs=3, keep=keep, learning_rate=0.1)
+    encoded = encode(fresh, data, parameters)
+    apart = {tuple(example.input_ids) for example in encoded.held_out}
+    assert len(apart) == 2
+    assert not apart & {tuple(example.input_ids) for example in encoded.train}
+
+    adapter, log, counts = train_adapter(fresh, data, parameters)
+    assert (counts["in"], counts["kept"], counts["refused"]) == (20, 16, {HELD_OUT: 4})
+    measured = log.dropna(subset="evaluation_loss")
+    assert list(measured["step"]) == [4, 8, 12]
+    kept = measured["evaluation_loss"].min() if keep == "best" else measured["evaluation_loss"].iloc[-1]
+    assert loss_of(fresh, adapter, encoded.held_out) == pytest.approx(kept, rel=1e-4)
+
+
+def loss_of(student: Student, adapter: Adapter, examples: list) -> float:
+    """The mean loss over the examples' targets, one example at a time."""
+    import torch
+
+    total, count = 0.0, 0
+    with student.open(adapter) as (model, _), torch.no_grad():
+        for example in examples:
+            logits, labels = model(torch.tensor([example.input_ids])).logits[0, :-1], torch.tensor(example.labels[1:])
+            total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+            count += int((labels != -100).sum())
+    return total / count
+
+
+def test_finished_run_is_not_trained_again(fresh: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, log, counts = train_adapter(fresh, training_set(8), train_parameters())
+    expected = weights(first)
+    monkeypatch.setattr("rebase.student.training.make_trainer", None)  # would fail if it were called
+    again, same_log, same_counts = train_adapter(fresh, training_set(8), train_parameters(checkpoint_steps=7))
+    assert same_counts == counts
+    pd.testing.assert_frame_equal(same_log, log)
+    for name, value in weights(again).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+def test_full_disk(fresh: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(2**20))
+    with pytest.raises(RebaseError, match=r"1 MiB free, and checkpoints need \d+"):
+        train_adapter(fresh, training_set(4), train_parameters())
+
+
+LIMITED = """
+import sys, pathlib, resource
+from rebase.errors import RebaseError
+from rebase.student.handle import Student
+from rebase.student.training import train_adapter
+from tests.student.test_training import training_set
+from tests.tiny import train_parameters
+student = Student(sys.argv[1], None, pathlib.Path("unused"), pathlib.Path(sys.argv[2]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+try:
+    train_adapter(student, training_set(8), train_parameters())
+except RebaseError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_checkpoint_that_cannot_be_written(fresh: Student) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, fresh.model, str(fresh.workdir)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "cannot be written" in done.stdout
+    assert "Free disk space" in done.stdout
 
 
 KILLED = """

@@ -8,9 +8,12 @@ import pandas as pd
 
 from rebase.parameters import TrainParameters
 from rebase.records import Adapter, Task
+from rebase.student.batches import HELD_OUT, TRUNCATED
 from rebase.student.handle import Student
 
 CARD = "README.md"
+#: What an adapter was trained on, for programs: the card says it to people.
+ORIGIN = "training_data.json"
 
 
 def render_card(
@@ -42,7 +45,8 @@ def render_card(
             "",
             "## Training data",
             f"{counts['kept']} examples, written by the teacher `{teachers}` from rows of the datasets below; "
-            f"{sum(counts['refused'].values())} more were too long. What may be done with the adapter can depend on "
+            f"{counts['refused'].get(TRUNCATED, 0)} more were too long, {counts['refused'].get(HELD_OUT, 0)} held out "
+            "to measure the loss. What may be done with the adapter can depend on "
             "the licences of base model, teacher and sources.",
             "",
             "| dataset | licence | examples |",
@@ -57,6 +61,11 @@ def render_card(
             json.dumps(settings, indent=2),
             "```",
             "",
+            "## Limits",
+            "It answers queries in the form of its task's and was trained on nothing else. Its examples were written "
+            "by a model and checked by programs, not by people: what the teacher got wrong, it may have learnt. Its "
+            "scores stand in the report of the run that made it.",
+            "",
         ]
     )
 
@@ -64,6 +73,24 @@ def render_card(
 def write_card(adapter: Adapter, card: str) -> None:
     """Put the card in the adapter's folder, in place of the one peft writes."""
     (Path(adapter.folder) / CARD).write_text(card, encoding="utf-8")
+
+
+def write_origin(adapter: Adapter, task: Task, examples: pd.DataFrame) -> None:
+    """Put into the adapter's folder what it was trained on: the task, and how many examples of which source.
+
+    A copy of the adapter so keeps what decides whether it may be handed on.
+    """
+    origin = {"task": task.name, "sources": sources_of(examples)}
+    (Path(adapter.folder) / ORIGIN).write_text(json.dumps(origin, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def sources_of(examples: pd.DataFrame) -> list[dict[str, Any]]:
+    """How many examples come from which dataset, revision, licence, teacher and prompt, in that order."""
+    columns = ["dataset", "revision", "licence", "teacher", "prompt_hash"]
+    known = examples.reindex(columns=columns).astype(object)
+    counts = known.where(known.notna(), None).groupby(columns, sort=True, dropna=False).size()
+    lines = counts.reset_index(name="examples").astype(object)
+    return lines.where(lines.notna(), None).to_dict("records")
 
 
 def _cell(text: str) -> str:

