@@ -10,6 +10,7 @@ from rebase.metrics import (
     exact_match,
     f1,
     normalise_answer,
+    rouge_l,
     same_label,
     same_number,
     score,
@@ -145,3 +146,20 @@ def test_interval_covers_as_often_as_it_says() -> None:
         interval = bootstrap_interval((draw.random(60) < 0.3).astype(float).tolist(), 200, 0.9, number)
         inside += interval["low"] <= 30 <= interval["high"]
     assert 0.82 <= inside / 200 <= 0.96
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "expected"),  # as rouge-score 0.1.2 says, without stemming
+    [
+        ("the cat sat on the mat", "the cat lay on a mat", 2 / 3),
+        ("Bees dance.", "Bees, they dance!", 0.8),
+        ("a b c d", "d c b a", 0.25),
+        ("It's 3.5 km", "its 3 5 km", 2 / 3),
+        ("The ferry stops in winter", "In winter the ferry stops", 0.6),
+        ("", "x", 0.0),
+        ("", "", 0.0),
+    ],
+)
+def test_rouge_l_is_the_official_one(prediction: str, answer: str, expected: float) -> None:
+    assert rouge_l(prediction, answer) == pytest.approx(expected)
+    assert score("rouge_l", prediction, ["unlike", answer]) == pytest.approx(expected)

@@ -10,6 +10,7 @@ from rebase.errors import RebaseError
 from rebase.extraction import as_label
 from rebase.metrics import same_number
 from rebase.records import Task
+from rebase.sampling import even_positions
 from rebase.text import comparable, tokens, weight
 
 EVALUATION_COLUMNS = ("item_id", "fields", "query", "answers")
@@ -39,6 +40,22 @@ def evaluation_items(task: Task, rows: Iterable[Mapping[str, Any]], where: str) 
     return frame
 
 
+def input_items(task: Task, rows: Iterable[Mapping[str, Any]], where: str) -> pd.DataFrame:
+    """Map raw rows to queries without answers, by the columns of the task's ``evaluation.fields``.
+
+    Returns ``row_id``, ``dataset`` (which is ``where``), ``row_index``, ``fields`` (JSON), ``query``. Raises
+    RebaseError as ``evaluation_items``.
+    """
+    items = []
+    for number, row in enumerate(rows):
+        fields = _query_fields(task, row, f"{where}, row {number}")
+        here = {"row_id": f"{where}/{number}", "dataset": where, "row_index": number}
+        items.append(here | {"fields": json.dumps(fields, ensure_ascii=False), "query": task.render_query(fields)})
+    if not items:
+        raise RebaseError(f"There are no inputs for task {task.name!r}: {where} is empty.")
+    return pd.DataFrame(items)
+
+
 def remove_shown_items(task: Task, evaluation_set: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Part the items (kept, removed): those that the prompt's examples show measure memory.
 
@@ -54,6 +71,19 @@ def remove_shown_items(task: Task, evaluation_set: pd.DataFrame) -> tuple[pd.Dat
     return evaluation_set[~is_shown].reset_index(drop=True), evaluation_set[is_shown].reset_index(drop=True)
 
 
+def select_items(task: Task, evaluation_set: pd.DataFrame, limit: int | None) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The items that systems are asked, ``limit`` of them by even stride, and how many others there are, by reason.
+
+    Raises RebaseError where the prompt's examples show every one.
+    """
+    unseen, shown = remove_shown_items(task, evaluation_set)
+    if unseen.empty:
+        raise RebaseError(f"evaluate: the examples of task {task.name!r} show every evaluation item. Write others.")
+    items = unseen.iloc[even_positions(len(unseen), limit or len(unseen))]
+    refused = {"shown_in_prompt": len(shown), "over_limit": len(unseen) - len(items)}
+    return items, {reason: count for reason, count in refused.items() if count}
+
+
 def _told(task: Task, fields: Mapping[str, str]) -> set[tuple[str, str]]:
     """The query, and each field that is long enough to be known again, as they are compared."""
     told = {(name, fields[name]) for name in task.query_fields if weight(tokens(fields[name])) >= MIN_SHOWN_WORDS}
@@ -62,19 +92,23 @@ def _told(task: Task, fields: Mapping[str, str]) -> set[tuple[str, str]]:
 
 def _item(task: Task, number: int, row: Mapping[str, Any], where: str) -> dict[str, str]:
     here = f"{where}, row {number}"
-    spec = task.evaluation
-    values = {field: _lookup(row, column, here) for field, column in spec.fields.items()}
-    answers = _answers(task, values.pop("answers"), here)
-    missing = [spec.fields[field] for field, value in values.items() if value is None or value == []]
-    if missing:
-        raise RebaseError(f"{here}: there is no value in {', '.join(missing)}. Mend the row.")
-    fields = {field: _text(value) for field, value in values.items()}
+    answers = _answers(task, _lookup(row, task.evaluation.fields["answers"], here), here)
+    fields = _query_fields(task, row, here)
     return {
         "item_id": str(number if row.get("id") is None else row["id"]),
         "fields": json.dumps(fields, ensure_ascii=False),
         "query": task.render_query(fields),
         "answers": json.dumps(answers, ensure_ascii=False),
     }
+
+
+def _query_fields(task: Task, row: Mapping[str, Any], here: str) -> dict[str, str]:
+    columns = {field: task.evaluation.fields[field] for field in task.query_fields}
+    values = {field: _lookup(row, column, here) for field, column in columns.items()}
+    missing = [columns[field] for field, value in values.items() if value is None or value == []]
+    if missing:
+        raise RebaseError(f"{here}: there is no value in {', '.join(missing)}. Mend the row.")
+    return {field: _text(value) for field, value in values.items()}
 
 
 def _answers(task: Task, value: Any, here: str) -> list[str]:

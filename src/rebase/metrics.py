@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rapidfuzz.distance import LCSseq
 
 from rebase.records import Metric
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.chrf import CHRF
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ROUGE_WORD = re.compile(r"[a-z0-9]+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -31,6 +33,7 @@ def score(metric: Metric, prediction: str, answers: Sequence[str]) -> float:
         "accuracy": same_label,
         "numeric_match": same_number,
         "chrf": chrf,
+        "rouge_l": rouge_l,
     }[metric]
     return max((compare(prediction, answer) for answer in answers), default=0.0)
 
@@ -74,6 +77,16 @@ def chrf(prediction: str, answer: str) -> float:
     return _chrf_plus_plus().sentence_score(prediction, [answer]).score / 100
 
 
+def rouge_l(prediction: str, answer: str) -> float:
+    """ROUGE-L, 0 .. 1: the F1 of the longest common subsequence of words (Lin, 2004).
+
+    As Google's rouge-score has it without stemming: words are runs of ASCII letters and digits, lower-cased.
+    """
+    predicted, gold = (_ROUGE_WORD.findall(text.lower()) for text in (prediction, answer))
+    shared = LCSseq.similarity(predicted, gold)
+    return 2 * shared / (len(predicted) + len(gold)) if shared else 0.0
+
+
 def bootstrap_interval(scores: Sequence[float], samples: int, confidence: float, seed: int) -> dict[str, float]:
     """Mean of per-item scores with its percentile bootstrap interval, as percentages: ``value``, ``low``, ``high``.
 
@@ -82,6 +95,21 @@ def bootstrap_interval(scores: Sequence[float], samples: int, confidence: float,
     """
     values = np.asarray(scores, dtype=np.float64) * 100
     return _bootstrap(lambda drawn: float(values[drawn].mean()), len(values), samples, confidence, seed)
+
+
+def bootstrap_means(groups: Sequence[Sequence[float]], samples: int, confidence: float, seed: int) -> dict[str, float]:
+    """The mean of the groups' mean scores, each group counting alike, as ``bootstrap_interval`` has it.
+
+    Items are drawn anew within each group: the interval is of these groups, not of others like them.
+    """
+    draw = np.random.default_rng(seed)
+    scores = [np.asarray(group, dtype=np.float64) * 100 for group in groups]
+    if not scores or not all(map(len, scores)):
+        raise ValueError("there are no scores to take an interval of")
+    drawn = np.mean([group[draw.integers(len(group), size=(samples, len(group)))].mean(axis=1) for group in scores], 0)
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    value = np.mean([group.mean() for group in scores])
+    return {"value": round(float(value), 2), "low": round(float(low), 2), "high": round(float(high), 2)}
 
 
 def bootstrap_chrf(
@@ -116,6 +144,26 @@ def bootstrap_chrf(
         return value if theirs is None else value - metric._compute_f_score(theirs[drawn].sum(axis=0).tolist())
 
     return _bootstrap(corpus_score, len(ours), samples, confidence, seed)
+
+
+def permutation_p(gains: np.ndarray, seed: int) -> float:
+    """How likely a mean gain is, to either side, where both systems are the same: a paired permutation test.
+
+    ``gains`` are the items' differences; for each the systems may be swapped (Fisher's test by 9,999 draws, or all
+    swaps where there are fewer).
+    """
+    from scipy.stats import permutation_test
+
+    if len(gains) < 2 or not np.any(gains):
+        return 1.0
+    found = permutation_test(
+        (gains, np.zeros_like(gains)),
+        lambda ours, theirs, axis: (ours - theirs).mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
+    return round(float(found.pvalue), 4)
 
 
 def _bootstrap(

@@ -84,13 +84,35 @@ class TransformParameters(Strict):
 class SynthesizeParameters(Strict):
     """Plain synthesis may spend as much as transform used: as many ``requests``, or ``dollars``.
 
-    ``led`` leads a weak teacher as transform does: it writes a passage, and is then asked for a question to a given span
-    of it.
+    ``led`` leads a weak teacher as transform does: it writes a passage, and is then asked for a question to a given
+    span of it.
     """
 
     spend: Literal["requests", "dollars"]
     led: bool
     sampling: SamplingParameters
+
+
+class DistilParameters(Strict):
+    """The teacher labels the task's own inputs: at most ``max_inputs`` of them, taken by even stride (null: all).
+
+    ``style`` says how it is asked. Of ``samples`` labels more than half must be one, and so must the answers that
+    ``cot`` leads to. ``rounds`` are those of ``chain_of_density``, the first answer included.
+    """
+
+    style: Literal["direct", "cot", "chain_of_density"]
+    samples: int = Field(ge=1)
+    rounds: int = Field(ge=2)
+    max_inputs: int | None = Field(ge=1)
+    sampling: SamplingParameters
+
+
+class MixParameters(Strict):
+    """A mixture of examples: the origins' ``weights``, how many in all (null: as many as there are), and the draw."""
+
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    size: int | None = Field(ge=1)
+    seed: int
 
 
 class CotParameters(Strict):
@@ -112,14 +134,17 @@ class LoraParameters(Strict):
 
 def _patterns(value: Any) -> Any:
     """A list, or a text in which ``;`` divides: the command line takes no list, since it divides at commas."""
-    return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+    return (
+        value if isinstance(value, list | tuple) else [part.strip() for part in str(value).split(";") if part.strip()]
+    )
 
 
 class ExcludeParameters(Strict):
     """What is taken out of the examples before training, though they are paid for: datasets and licences.
 
     Entries are names compared without regard to case; ``*`` and ``?`` are wildcards. On the command line a text says
-    several: ``--params="train.exclude.datasets=NAME;OTHER-*"``.
+    several, ``--params="train.exclude.datasets=NAME;OTHER-*"``; one that begins with a wildcard stands in quotes of its
+    own, ``--params="train.exclude.licences='*-nc-*'"``.
     """
 
     datasets: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
@@ -163,15 +188,34 @@ class TrainParameters(Strict):
 class EvaluateParameters(Strict):
     """``limit`` items of the evaluation set (null: all), taken by even stride; bootstrap of the intervals.
 
-    ``labels_by`` says how tasks with labels are answered: by what is written, or by the likeliest label.
+    ``labels_by`` says how tasks with labels are answered: by what is written, or by the likeliest label. ``server`` is
+    the address of a server that holds the student and its adapters (vLLM); null loads them here.
     """
 
     limit: int | None = Field(ge=1)
     batch_size: int = Field(ge=1)
     labels_by: Literal["generation", "likelihood"]
+    server: str | None = None
     bootstrap_samples: int = Field(ge=1)
     confidence: float = Field(gt=0, lt=1)
     seed: int
+
+    @model_validator(mode="after")
+    def _servers_write(self) -> "EvaluateParameters":
+        if self.server and self.labels_by == "likelihood":
+            raise ValueError("`labels_by: likelihood` needs the weights here: set `server` to null")
+        return self
+
+
+class CompareParameters(Strict):
+    """Learning curves: each training set is cut to each of ``sizes``, and trained on with each of ``seeds``.
+
+    ``targets`` says what the student learns to write from which training set.
+    """
+
+    sizes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    targets: dict[str, Literal["answer", "rationale_then_answer"]]
 
 
 class JudgeParameters(Strict):

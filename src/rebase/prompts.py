@@ -102,6 +102,20 @@ class CheckPrompt(Prompt):
     needed = ("query",)
 
 
+class DensifyPrompt(Prompt):
+    """Asks for the last answer once more, with more in it (chain of density)."""
+
+    user_fields = ("round", "rounds")
+    needed = ()
+
+
+class LabelPrompt(CheckPrompt):
+    """The prompt file for labels: as it stands for the style ``direct``, with a section for each of the others."""
+
+    cot: CheckPrompt
+    densify: DensifyPrompt
+
+
 class TransformPrompt(Prompt):
     """The transform's prompt file.
 
@@ -116,6 +130,14 @@ class TransformPrompt(Prompt):
     ask: AskPrompt
     solve: SolvePrompt
     check: CheckPrompt
+
+
+class SynthesizePrompt(Prompt):
+    """The prompt file for plain synthesis: no row is shown, a number tells the requests apart."""
+
+    system_fields = ("instruction", "fields", "answer")
+    user_fields = ("number", *system_fields)
+    needed = ("number",)
 
 
 class CotPrompt(Prompt):
@@ -200,7 +222,7 @@ def transform_request(
     ``lead`` only what it leaves open is asked for: the question for a span, or the answer to the row's own text.
     """
     if isinstance(lead, Lead):
-        return _ask_request(task, lead, prompt.ask, parameters.sampling)
+        return ask_request(task, lead, prompt.ask, parameters.sampling)
     if isinstance(lead, OwnText):
         return _solve_request(task, row, lead, prompt.solve, parameters)
     data, cut = _source(task, row, parameters, lead)
@@ -236,6 +258,41 @@ def read_example(task: Task, text: str, passage: str | None, lead: Led | None = 
         fields[task.passage] = passage or ""
     answer = lead.answer if lead else _plain(written["answer"]).strip()
     return Example({name: fields[name] for name in task.query_fields}, answer)
+
+
+def without_passage(task: Task) -> Task:
+    """The task as it is for a teacher that writes the passage as well, for there is no row to take it from."""
+    return task.model_copy(update={"passage": None})
+
+
+def synthesize_request(
+    task: Task, number: int, prompt: SynthesizePrompt, sampling: SamplingParameters, *, led: bool = False
+) -> Request:
+    """Ask for new example ``number`` (1, 2, ...), by the instruction and the task's examples alone.
+
+    The examples are turns that were answered already, and are counted before it. A teacher that is ``led`` writes the
+    passage alone: it is asked about it afterwards (``ask_request``).
+    """
+    names = [task.passage] if led and task.passage else [*task.query_fields, "answer"]
+    asked = _wording(without_passage(task)) | {"fields": ", ".join(names)}
+    turns = []
+    for place, example in enumerate(task.examples, 1):
+        fields = {name: _typed(task, example[name]) if name == "answer" else example[name] for name in names}
+        turns += [Message("user", prompt.user.format(number=place, **asked)), Message("assistant", _dump(fields))]
+    turns.append(Message("user", prompt.user.format(number=len(task.examples) + number, **asked)))
+    schema = _object({name: _answer_schema(task) if name == "answer" else {"type": "string"} for name in names})
+    return Request(prompt.system.format(**asked), tuple(turns), schema, _sampling(sampling))
+
+
+def read_synthesized(task: Task, text: str, *, led: bool = False) -> Example:
+    """The example that a reply gives; of a ``led`` teacher the passage, and no answer.
+
+    Raises ValueError where the reply is not what its schema asked for.
+    """
+    names = [task.passage] if led and task.passage else [*task.query_fields, "answer"]
+    reply = {name: _plain(value).strip() for name, value in _read(text, set(names)).items()}
+    answer = reply.pop("answer", "")
+    return Example(reply, answer)
 
 
 def cot_request(
@@ -274,18 +331,50 @@ def read_rationale(text: str) -> tuple[str, str]:
     return str(reply["rationale"]).strip(), _plain(reply["answer"]).strip()
 
 
-def check_request(task: Task, fields: Mapping[str, str], prompt: CheckPrompt, sampling: SamplingParameters) -> Request:
-    """Ask for the answer to a new query, which the teacher wrote, without showing the answer that it gave.
+def check_request(
+    task: Task,
+    fields: Mapping[str, str],
+    prompt: CheckPrompt,
+    sampling: SamplingParameters,
+    *,
+    reasoned: bool = False,
+    sample: int = 0,
+) -> Request:
+    """Ask for the answer to a query, without a word on what it may be: a new query, or an input that has no answer.
 
-    ``fields`` are the query's; the task's examples are turns that were answered already.
+    ``fields`` are the query's; the task's examples are turns that were answered already. ``reasoned`` asks for the
+    rationale first; ``sample`` tells repeats apart.
     """
+    rationale = {"rationale": {"type": "string"}} if reasoned else {}
     turns = []
     for example in task.examples:
-        shown = prompt.user.format(query=_query(task, example))
-        turns += [Message("user", shown), Message("assistant", _dump({"answer": _typed(task, example["answer"])}))]
+        said = {name: example[name] for name in rationale} | {"answer": _typed(task, example["answer"])}
+        turns += [Message("user", prompt.user.format(query=_query(task, example))), Message("assistant", _dump(said))]
     turns.append(Message("user", prompt.user.format(query=_query(task, fields))))
-    schema = _object({"answer": _answer_schema(task)})
-    return Request(prompt.system.format(instruction=task.instruction), tuple(turns), schema, _sampling(sampling))
+    schema = _object(rationale | {"answer": _answer_schema(task)})
+    system = prompt.system.format(instruction=task.instruction)
+    return Request(system, tuple(turns), schema, _sampling(sampling), sample)
+
+
+def densify_request(
+    task: Task, asked: Request, draft: tuple[str, str], number: int, rounds: int, prompt: DensifyPrompt
+) -> Request:
+    """Ask for a denser answer, after what was ``asked`` and the ``draft`` that came: what was missing, and the answer.
+
+    Adams et al., "From Sparse to Dense" (2023); a turn for each round, so that a round can be read by itself.
+    """
+    missing, answer = draft
+    said = ({"missing": missing} if missing else {}) | {"answer": answer}
+    turns = (Message("assistant", _dump(said)), Message("user", prompt.user.format(round=number, rounds=rounds)))
+    schema = _object({"missing": {"type": "string"}, "answer": _answer_schema(task)})
+    system = prompt.system.format(instruction=task.instruction)
+    return Request(system, asked.messages + turns, schema, asked.sampling)
+
+
+def read_denser(task: Task, fields: Mapping[str, str], text: str) -> tuple[str, str]:
+    """What was missing, and the answer with it, tidied; ValueError where a reply is not what its schema asked for."""
+    reply = _read(text, {"missing", "answer"})
+    return str(reply["missing"]).strip(), tidy_answer(task, fields, _plain(reply["answer"]))
 
 
 def read_check(task: Task, fields: Mapping[str, str], text: str) -> str:
@@ -337,8 +426,11 @@ def fence(data: Mapping[str, Any]) -> str:
     return f"<data>\n{_inert(dict(data))}\n</data>"
 
 
-def _ask_request(task: Task, lead: Lead, prompt: AskPrompt, sampling: SamplingParameters) -> Request:
-    """One sentence with a gap and the span that fills it. Each stands on a line of its own, which it cannot leave."""
+def ask_request(task: Task, lead: Lead, prompt: AskPrompt, sampling: SamplingParameters) -> Request:
+    """Ask for the question to a sentence with a gap and the span that fills it.
+
+    Each stands on a line of its own, which it cannot leave.
+    """
     (field,) = task.written_fields
     turns = []
     for example in task.examples:

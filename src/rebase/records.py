@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rebase.errors import RebaseError
 
 AnswerType = Literal["span", "label", "number", "text", "code"]
-Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf"]
+Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "rouge_l"]
 
 #: Columns of ``rows``: one line a row kept at ingest. ``row`` is the row as JSON text.
 ROW_COLUMNS = ("row_id", "dataset", "config", "split", "revision", "row_index", "licence", "row", "content_hash")

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from kedro.io import DatasetError
 
-from rebase.datasets import EvaluationDataset, SourcesDataset, TaskDataset
+from rebase.datasets import EvaluationDataset, InputsDataset, PromptDataset, RealDataset, SourcesDataset, TaskDataset
 from rebase.errors import RebaseError
 
 TASK = {
@@ -43,7 +43,27 @@ def message(call):
 def test_task_is_loaded_and_previewed(tasks):
     dataset = TaskDataset(str(tasks()), "topic")
     assert dataset.load().answer.labels == ("sport", "science")
-    assert json.loads(dataset.preview())["name"] == "topic"
+    assert yaml.safe_load(dataset.preview()) == TASK
+
+
+def test_prompts_are_shown_with_their_comments_and_never_written(tmp_path):
+    file = tmp_path / "prompt.yml"
+    file.write_text("# What is asked.\nsystem: |\n  Write.\n")
+    dataset = PromptDataset(filepath=str(file))
+    assert dataset.load() == {"system": "Write.\n"}
+    assert dataset.preview() == file.read_text()
+    with pytest.raises(DatasetError, match="read-only"):
+        dataset.save({})
+
+
+def test_sources_are_shown_unread_by_where_they_are(tmp_path):
+    (tmp_path / "birds").mkdir()
+    shown = SourcesDataset([str(tmp_path / "*"), "hf://owner/name@v2", "hf://owner/other"]).preview()
+    assert shown["data"] == [
+        ["birds", str(tmp_path / "birds")],
+        ["owner/name", "hf://owner/name@v2"],
+        ["owner/other", "hf://owner/other@main"],
+    ]
 
 
 def test_an_unknown_task_names_the_known_ones(tasks):
@@ -167,3 +187,25 @@ def test_the_token_is_never_shown():
 def test_inputs_are_read_only(tasks):
     with pytest.raises(DatasetError, match="read-only"):
         TaskDataset(str(tasks()), "topic").save("x")
+
+
+def test_inputs_are_read_without_answers_or_are_those_of_the_examples(tasks, tmp_path):
+    folder, file, examples = str(tasks()), tmp_path / "own.csv", tmp_path / "examples.parquet"
+    file.write_text("text,other\nA match.,x\nA star.,y\n")
+    own = InputsDataset(folder, "topic", str(examples), source=str(file)).load()
+    assert list(own["query"]) == ["A match.", "A star."]
+    assert list(own["row_id"]) == [f"{file}/0", f"{file}/1"]
+    assert "Run transform" in message(InputsDataset(folder, "topic", str(examples)).load)
+    assert "inputs of task 'topic' is missing" in message(
+        InputsDataset(str(tasks()), "topic", str(examples), source="gone.csv").load
+    )
+    own.to_parquet(examples)
+    pd.testing.assert_frame_equal(InputsDataset(str(tasks()), "topic", str(examples)).load(), own)
+
+
+def test_real_examples_are_those_of_a_file_or_none(tasks, tmp_path):
+    folder, file = str(tasks()), tmp_path / "own.csv"
+    file.write_text("text,label\nA match.,sport\n")
+    real = RealDataset(folder, "topic", source=str(file)).load()
+    assert (list(real["answers"]), list(real["dataset"])) == (['["sport"]'], [str(file)])
+    assert RealDataset(folder, "topic").load().empty

@@ -7,9 +7,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rebase.collecting import EXAMPLE_COLUMNS, REFUSED_COLUMNS
 from rebase.errors import RebaseError
 from rebase.parameters import TransformParameters
-from rebase.pipelines.transform.nodes import EXAMPLE_COLUMNS, REFUSED_COLUMNS, transform_rows
+from rebase.pipelines.transform.nodes import transform_rows
 from rebase.records import Task
 from rebase.teacher.budget import Price
 from rebase.teacher.local import LocalTeacher

@@ -2,9 +2,15 @@
 
 from rebase.datasets.adapter import AdapterDataset as AdapterDataset
 from rebase.datasets.encoder import EncoderDataset as EncoderDataset
+from rebase.datasets.grades import SheetsDataset as SheetsDataset
 from rebase.datasets.inputs import EvaluationDataset as EvaluationDataset
+from rebase.datasets.inputs import InputsDataset as InputsDataset
+from rebase.datasets.inputs import PromptDataset as PromptDataset
+from rebase.datasets.inputs import RealDataset as RealDataset
 from rebase.datasets.inputs import SourcesDataset as SourcesDataset
 from rebase.datasets.inputs import TaskDataset as TaskDataset
+from rebase.datasets.metrics import MetricsDataset as MetricsDataset
+from rebase.datasets.model import ModelFolderDataset as ModelFolderDataset
 from rebase.datasets.shards import ShardStore as ShardStore
 from rebase.datasets.student import StudentDataset as StudentDataset
 from rebase.datasets.teacher import TeacherDataset as TeacherDataset

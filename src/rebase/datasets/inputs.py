@@ -2,18 +2,22 @@
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NewType, NoReturn
 
 import pandas as pd
 import yaml
 from kedro.io import AbstractDataset, DatasetError
 from kedro_datasets._typing import JSONPreview, TablePreview
+from kedro_datasets.yaml import YAMLDataset
 
 from rebase.errors import RebaseError
-from rebase.evaluation import evaluation_items
+from rebase.evaluation import EVALUATION_COLUMNS, evaluation_items, input_items
 from rebase.extraction import extract, split_conclusion
 from rebase.records import Task
-from rebase.sources import HubSource, Source, find_sources, read_files, read_rows
+from rebase.sources import FolderSource, HubSource, Source, find_sources, read_files, read_rows
+
+#: A text as it stands. kedro-viz goes by the name of the type that ``preview`` returns; kedro-datasets lacks this one.
+TextPreview = NewType("TextPreview", str)
 
 
 class ReadOnly:
@@ -21,6 +25,14 @@ class ReadOnly:
 
     def save(self, data: Any) -> NoReturn:
         raise DatasetError(f"{type(self).__name__} is read-only: a pipeline cannot write to it.")
+
+
+class Handle(ReadOnly):
+    """What loads cheaply and opens later: which model it is, is all there is to look at."""
+
+    def preview(self) -> JSONPreview:
+        """The settings as kedro-viz shows them."""
+        return JSONPreview(json.dumps(self._describe()))  # type: ignore[attr-defined]
 
 
 class SourcesDataset(ReadOnly, AbstractDataset[Any, list[Source]]):
@@ -38,6 +50,11 @@ class SourcesDataset(ReadOnly, AbstractDataset[Any, list[Source]]):
 
     def load(self) -> list[Source]:
         return find_sources(self._locations, self._token)
+
+    def preview(self, nrows: int = 50) -> TablePreview:
+        """The first datasets and where they are, as kedro-viz shows them; none is read."""
+        found = [{"dataset": source.dataset, "where": _place(source)} for source in self.load()[:nrows]]
+        return TablePreview(pd.DataFrame(found).to_dict(orient="split"))
 
     def _describe(self) -> dict[str, Any]:
         return {"locations": self._locations}
@@ -57,12 +74,21 @@ class TaskDataset(ReadOnly, AbstractDataset[Any, Task]):
     def load(self) -> Task:
         return load_task(self._folder, self._name, self._prompts)
 
-    def preview(self) -> JSONPreview:
-        """The task as kedro-viz shows it."""
-        return JSONPreview(self.load().model_dump_json())
+    def preview(self) -> TextPreview:
+        """The task as kedro-viz shows it: what its file says, with the published prompts if they are used."""
+        said = self.load().model_dump(mode="json", exclude_defaults=True)
+        return TextPreview(yaml.dump(said, Dumper=_ReadableDumper, sort_keys=False, allow_unicode=True, width=100))
 
     def _describe(self) -> dict[str, Any]:
-        return {"folder": str(self._folder), "name": self._name, "prompts": self._prompts}
+        return {"filepath": str(self._folder / f"{self._name}.yml"), "prompts": self._prompts}
+
+
+class PromptDataset(ReadOnly, YAMLDataset):
+    """A file of prompts: templates that people write."""
+
+    def preview(self) -> TextPreview:
+        """The file as kedro-viz shows it: as it stands, with its comments."""
+        return TextPreview(Path(self._filepath).read_text(encoding="utf-8"))
 
 
 class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
@@ -70,6 +96,8 @@ class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
 
     Read from where the task file says, a file or a hub id, or from ``source`` instead.
     """
+
+    _what, _parameter = "evaluation set", "evaluation_source"
 
     def __init__(
         self,
@@ -88,35 +116,92 @@ class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
     def load(self) -> pd.DataFrame:
         task = load_task(self._folder, self._name)
         where = self._source or task.evaluation.source
-        return evaluation_items(task, self._rows(task, where), where)
+        return evaluation_items(task, self._rows(task, where, task.evaluation.split), where)
 
     def preview(self, nrows: int = 20) -> TablePreview:
         """The first items as kedro-viz shows them."""
         return TablePreview(self.load().head(nrows).to_dict(orient="split"))
 
-    def _rows(self, task: Task, where: str) -> list[dict[str, Any]]:
+    def _rows(self, task: Task, where: str, split: str) -> list[dict[str, Any]]:
         if Path(where).suffix in (".parquet", ".jsonl", ".json", ".csv", ".tsv"):
             if not Path(where).exists():
-                raise RebaseError(f"The evaluation set of task {task.name!r} is missing: there is no file {where}.")
+                raise RebaseError(f"The {self._what} of task {task.name!r} is missing: there is no file {where}.")
             try:
                 return list(read_rows(read_files([Path(where)])))
             except Exception as error:  # The readers raise whatever their format makes them raise.
                 raise RebaseError(
-                    f"The evaluation set of task {task.name!r} cannot be read from {where}: {error}\nMend the file."
+                    f"The {self._what} of task {task.name!r} cannot be read from {where}: {error}\nMend the file."
                 ) from error
         spec = task.evaluation
         try:
             source = HubSource(where, spec.revision, self._token)
             config = spec.config or source.configs()[0]
-            return list(read_rows(source.batches(config, spec.split)))
+            return list(read_rows(source.batches(config, split)))
         except Exception as error:
             raise RebaseError(
-                f"The evaluation set of task {task.name!r} cannot be read from the hub as {where!r}: {error}\n"
-                "Give a file instead: --params=evaluation_source=FILE."
+                f"The {self._what} of task {task.name!r} cannot be read from the hub as {where!r}: {error}\n"
+                f"Give a file instead: --params={self._parameter}=FILE."
             ) from error
 
     def _describe(self) -> dict[str, Any]:
         return {"folder": str(self._folder), "name": self._name, "source": self._source}
+
+
+class InputsDataset(EvaluationDataset):
+    """Inputs of a task without answers, as ``examples`` are: ``row_id``, ``dataset``, ``fields``, ``query``.
+
+    Read from ``source``, a file or a hub id (its train split, with the columns and the config of the task's evaluation
+    set); where that is None, the file of ReBase's own ``examples``, whose inputs will do.
+    """
+
+    _what, _parameter = "inputs", "inputs_source"
+
+    def __init__(self, folder: str, name: str, examples: str, **given: Any) -> None:
+        super().__init__(folder, name, **given)
+        self._examples = Path(examples)
+
+    def load(self) -> pd.DataFrame:
+        task = load_task(self._folder, self._name)
+        if self._source:
+            return input_items(task, self._rows(task, self._source, "train"), self._source)
+        if not self._examples.exists():
+            raise RebaseError(
+                f"The inputs of task {task.name!r} are missing: there are no examples in {self._examples}. "
+                "Run transform, or give a file or a hub id: --params=inputs_source=FILE."
+            )
+        return pd.read_parquet(self._examples)
+
+
+class RealDataset(EvaluationDataset):
+    """Real examples of a task, in the form of an evaluation set; none where there is no ``source``.
+
+    A file, or a hub id: its train split, with the columns and the config of the task's evaluation set.
+    """
+
+    _what, _parameter = "real examples", "real_source"
+
+    def load(self) -> pd.DataFrame:
+        if not self._source:
+            return pd.DataFrame(columns=list(EVALUATION_COLUMNS))
+        task = load_task(self._folder, self._name)
+        items = evaluation_items(task, self._rows(task, self._source, "train"), self._source)
+        return items.assign(dataset=self._source)
+
+
+class _ReadableDumper(yaml.SafeDumper):
+    """Texts of several lines as they are."""
+
+
+_ReadableDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def _place(source: Source) -> str:
+    if isinstance(source, FolderSource):
+        return str(source.folder)
+    return f"hf://{source.dataset}@{getattr(source, 'revision', None) or 'main'}"
 
 
 def load_task(folder: Path, name: str, prompts: str | None = None) -> Task:

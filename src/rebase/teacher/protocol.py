@@ -3,7 +3,7 @@
 import hashlib
 import json
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 
@@ -87,6 +87,15 @@ class Reply:
     def parsed(self) -> Any:
         """What the text says as JSON; ValueError where it is none."""
         return json.loads(self.text)
+
+    def with_cost_of(self, earlier: "Reply") -> "Reply":
+        """The reply with the tokens and dollars of an earlier one, which led to it, as well."""
+        return replace(
+            self,
+            input_tokens=earlier.input_tokens + self.input_tokens,
+            output_tokens=earlier.output_tokens + self.output_tokens,
+            dollars=None if self.dollars is None or earlier.dollars is None else earlier.dollars + self.dollars,
+        )
 
 
 @dataclass(frozen=True)

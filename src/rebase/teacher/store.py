@@ -124,6 +124,11 @@ class ReplyStore:
         key, text, finish, read, written, seconds, batch = rows[0]
         return Reply(key, text, finish, read, written, seconds, bool(batch))
 
+    def look_up(self, key: str) -> dict[str, Any] | None:
+        """All that is stored with a reply, the request as JSON text among it, or None."""
+        rows = self._do(f"{_SELECT} WHERE key = ?", (key,))
+        return dict(zip(_COLUMNS, rows[0], strict=True)) if rows else None
+
     def put(self, request: Request, reply: Reply, provider: str, model: str) -> None:
         """Store a reply for good. One that is there already stays."""
         self._do(_INSERT, _values(reply, request.to_json(), provider, model))

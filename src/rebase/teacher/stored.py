@@ -141,12 +141,7 @@ class StoredSession:
         if isinstance(second, Failure):
             return reply if second.kind == "failed" else second
         self.usage.repaired += 1
-        return replace(
-            second,
-            input_tokens=reply.input_tokens + second.input_tokens,
-            output_tokens=reply.output_tokens + second.output_tokens,
-            dollars=None if second.dollars is None or reply.dollars is None else reply.dollars + second.dollars,
-        )
+        return second.with_cost_of(reply)
 
     async def finish(self) -> None:
         """Send nothing more, and wait for what is on its way."""

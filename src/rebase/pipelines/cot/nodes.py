@@ -5,46 +5,26 @@ import json
 import logging
 from collections import Counter
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
+from rebase.consistency import Sample, Verdict, read_sample, vote
 from rebase.errors import RebaseError
 from rebase.parameters import CotParameters
 from rebase.prompts import CotPrompt, cot_request, read_rationale
 from rebase.records import Task
 from rebase.teacher.budget import Usage, progress
 from rebase.teacher.flow import in_order, run
-from rebase.teacher.protocol import Failure, Reply, why_unreadable
+from rebase.teacher.protocol import Failure, Reply
 from rebase.teacher.stored import StoredTeacher
-from rebase.verification import refuse_rationale, same_answer, tidy_answer
+from rebase.verification import same_answer
 
 logger = logging.getLogger(__name__)
 
 REFUSED_COLUMNS = ["row_id", "dataset", "rank", "reason", "detail", "reply_key", "text"]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What one reply came to: a rationale and the answer it leads to, or why it counts for nothing."""
-
-    reply: Reply | Failure
-    rationale: str = ""
-    answer: str = ""
-    fault: str | None = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What all samples of an example come to: answer, rationale and agreement, or why it is refused."""
-
-    answer: str = ""
-    rationale: str = ""
-    agreement: float = 0.0
-    refused: str | None = None
-    detail: str = ""
 
 
 def reason_examples(
@@ -92,44 +72,16 @@ def reason_examples(
     return reasoned, pd.DataFrame(refused, columns=REFUSED_COLUMNS), _summary(reasoned, by_reason, relabelled, usage)
 
 
-def read_sample(task: Task, example: dict[str, Any], reply: Reply | Failure) -> Sample:
-    """What a reply says, checked: a rationale with a wrong sum in it, say, has a fault."""
-    if isinstance(reply, Failure) or reply.finish != "stop":
-        return Sample(reply, fault=why_unreadable(reply))
-    try:
-        rationale, answer = read_rationale(reply.text)
-    except ValueError:
-        return Sample(reply, fault="not_as_asked")
-    answer = tidy_answer(task, json.loads(example["fields"]), answer)
-    return Sample(reply, rationale, answer, refuse_rationale(task, rationale, answer))
-
-
 def judge(samples: list[Sample], answer: str, parameters: CotParameters) -> Verdict:
-    """What the samples say of ``answer``: the majority must reach it, or its own answer takes over if that may be.
-
-    Faulty samples count against a majority. The rationale is the shortest of those that lead to the answer.
-    """
-    sound = [sample for sample in samples if sample.fault is None]
-    if not sound:
-        fault = Counter(sample.fault for sample in samples).most_common(1)[0][0]
-        return Verdict(refused=fault)
-    groups: list[list[Sample]] = []
-    for sample in sound:
-        group = next((group for group in groups if same_answer(group[0].answer, sample.answer)), None)
-        if group is None:
-            groups.append([sample])
-        else:
-            group.append(sample)
-    majority = max(groups, key=len)
-    agreement = len(majority) / len(samples)
-    reached = majority[0].answer
-    if 2 * len(majority) <= len(samples):
-        return Verdict(refused="no_majority", detail=", ".join(sample.answer for sample in sound))
-    agrees = same_answer(reached, answer)
-    if not agrees and parameters.on_disagreement == "refuse":
-        return Verdict(refused="another_answer", detail=f"{reached} for {answer}")
-    rationale = min((sample.rationale for sample in majority), key=len)
-    return Verdict(answer if agrees else reached, rationale, agreement)
+    """What the samples say of ``answer``: the majority must reach it, or its own answer takes over if that may be."""
+    verdict = vote(samples)
+    if verdict.refused:
+        return verdict
+    if same_answer(verdict.answer, answer):
+        return replace(verdict, answer=answer)
+    if parameters.on_disagreement == "refuse":
+        return Verdict(refused="another_answer", detail=f"{verdict.answer} for {answer}")
+    return verdict
 
 
 async def _ask_examples(
@@ -147,7 +99,9 @@ async def _ask_examples(
         async def ask(line: dict[str, Any]) -> tuple[list[Sample], Verdict]:
             source = sources.get(line["row_id"])
             requests = [cot_request(task, line, source, prompt, parameters, k) for k in range(parameters.samples)]
-            samples = [read_sample(task, line, reply) for reply in await asyncio.gather(*map(session.ask, requests))]
+            replies = await asyncio.gather(*map(session.ask, requests))
+            fields = json.loads(line["fields"])
+            samples = [read_sample(task, fields, reply, read_rationale) for reply in replies]
             return samples, judge(samples, line["answer"], parameters)
 
         found: list[tuple[list[Sample], Verdict]] = []

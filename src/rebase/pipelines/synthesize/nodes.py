@@ -1,0 +1,207 @@
+"""Synthesize: examples without a source row, for as much as transform used (docs/method.md section 9)."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from rebase.collecting import (
+    EXAMPLE_COLUMNS,
+    REFUSED_COLUMNS,
+    Asked,
+    Refusal,
+    check_round_trip,
+    collect,
+    examine,
+    explain_silence,
+    read_reply,
+)
+from rebase.errors import RebaseError
+from rebase.parameters import SynthesizeParameters
+from rebase.prompts import (
+    Example,
+    SynthesizePrompt,
+    TransformPrompt,
+    ask_request,
+    can_be_led,
+    prompt_hash,
+    read_example,
+    read_synthesized,
+    synthesize_request,
+    without_passage,
+)
+from rebase.records import Task
+from rebase.screening import Candidate, Gate, contamination_gate, protected_texts
+from rebase.spans import choose_lead
+from rebase.teacher.budget import Usage
+from rebase.teacher.flow import run
+from rebase.teacher.protocol import Reply
+from rebase.teacher.stored import StoredSession, StoredTeacher
+from rebase.verification import Known, label_balance
+
+#: For the same dollars no more examples are asked for than so many times the requests of transform.
+_MOST_FOR_DOLLARS = 10
+
+
+def synthesize_examples(
+    task: Task,
+    transform_summary: dict[str, Any],
+    evaluation_set: pd.DataFrame,
+    teacher: StoredTeacher,
+    synthesize_prompt: dict[str, Any],
+    transform_prompt: dict[str, Any],
+    parameters: SynthesizeParameters,
+    contamination_ngram: int,
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Have the teacher write examples from the instruction and the task's examples, for transform's budget.
+
+    They must stand the checks that transform's stood, its round trip as well; where the teacher writes the passage, it
+    is screened as a row's is. ``row_id`` is a running number, and there is no dataset.
+
+    Returns:
+        The examples, as transform's; what was refused, each with its reason; the stage's summary.
+
+    Raises:
+        RebaseError: Not one example passed, the teacher answers nothing, or nothing was spent that could be matched.
+
+    """
+    prompt = SynthesizePrompt.parse(synthesize_prompt, "data/01_raw/prompts/synthesize.yml")
+    protected = protected_texts(task, evaluation_set["fields"], evaluation_set["answers"])
+    writer = _Writer(
+        task,
+        prompt,
+        TransformPrompt.parse(transform_prompt, "data/01_raw/prompts/transform.yml"),
+        parameters,
+        parameters.led and task.passage is not None and can_be_led(task),
+        bool(transform_summary.get("round_trip")),
+        Known.of(without_passage(task), evaluation_set["query"], contamination_ngram),
+        contamination_gate(protected, contamination_ngram),
+    )
+    kept, refused, usage = run(_ask_numbers(writer, teacher, transform_summary["usage"]))
+    by_reason = Counter(line["reason"] for line in refused)
+    made = {"teacher": f"{teacher.provider}/{teacher.model}", "prompt_hash": prompt_hash(prompt, task)}
+    if not kept:
+        raise RebaseError(
+            explain_silence("synthesize", made["teacher"], refused)
+            or f"synthesize: the teacher {made['teacher']} wrote nothing usable for task {task.name!r}: "
+            f"{dict(by_reason.most_common())}. Look at the task's instruction and examples and at "
+            "data/01_raw/prompts/synthesize.yml, or take a stronger teacher."
+        )
+    examples = pd.DataFrame([line | made for line in kept], columns=EXAMPLE_COLUMNS)
+    summary = {
+        "stage": "synthesize",
+        "in": len(kept) + len(refused),
+        "kept": len(kept),
+        "refused": dict(by_reason.most_common()),
+        **made,
+        "spend": parameters.spend,
+        "usage": usage.summary(),
+    }
+    if task.answer.labels:
+        summary["labels"] = label_balance(task.answer.labels, examples["answer"])
+    return examples, pd.DataFrame(refused, columns=REFUSED_COLUMNS), summary
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """How one example is asked for and examined. A ``led`` teacher writes a passage and then a question to a span."""
+
+    task: Task
+    prompt: SynthesizePrompt
+    transform_prompt: TransformPrompt
+    parameters: SynthesizeParameters
+    led: bool
+    round_trip: bool
+    known: Known
+    gate: Gate
+
+    @property
+    def questions(self) -> int:
+        """How many questions to the teacher an example takes at most."""
+        return 1 + self.led + self.round_trip
+
+    async def ask(self, session: StoredSession, number: int) -> Asked:
+        """Ask for new example ``number``, and examine what the teacher says."""
+        sampling = self.parameters.sampling
+        item = {"row_id": f"synthesized-{number:05d}"}
+        reply = await session.ask(synthesize_request(self.task, number, self.prompt, sampling, led=self.led))
+        example = read_reply(reply, lambda text: read_synthesized(self.task, text, led=self.led))
+        asked = Asked(item, reply, example)
+        if self.led and isinstance(example, Example):
+            asked = await self._ask_about(session, asked, example.fields[str(self.task.passage)])
+        if isinstance(asked.outcome, Example):
+            asked = replace(asked, outcome=self._examine(asked.outcome))
+        if self.round_trip:
+            return await check_round_trip(session, self.task, asked, self.transform_prompt.check, sampling)
+        return asked
+
+    async def _ask_about(self, session: StoredSession, asked: Asked, passage: str) -> Asked:
+        """Ask for the question to a span of the passage that the teacher wrote."""
+        lead = choose_lead(passage, seed=asked.item["row_id"])
+        if lead is None:
+            return replace(asked, outcome=Refusal("nothing_to_ask_about"))
+        question = ask_request(self.task, lead, self.transform_prompt.ask, self.parameters.sampling)
+        reply = await session.ask(question)
+        example = read_reply(reply, lambda text: read_example(self.task, text, passage, lead))
+        if isinstance(reply, Reply) and isinstance(asked.reply, Reply):
+            reply = reply.with_cost_of(asked.reply)
+        return Asked(asked.item, reply, example or Refusal("not_as_asked"))
+
+    def _examine(self, example: Example) -> Example | Refusal:
+        """The example as it is kept, or why it is refused."""
+        outcome = examine(self.task, example, self.known)
+        if self.task.passage is None or isinstance(outcome, Refusal):
+            return outcome
+        # A passage that was written must copy no example's, and pass what a row's passes before it is sent.
+        outcome = examine(without_passage(self.task), outcome, self.known)
+        if isinstance(outcome, Example):
+            passage = {self.task.passage: outcome.fields[self.task.passage]}
+            if refusal := self.gate(Candidate("", "", "", passage, "")):
+                return Refusal(refusal.reason, refusal.detail)
+        return outcome
+
+
+def affordable(spend: str, before: dict[str, Any], usage: Usage, questions: int) -> tuple[int, Callable[[int], int]]:
+    """How many items may be asked about at most, and a function of those done: how many more may be on their way.
+
+    ``before`` is what transform used, ``questions`` how many of them an item takes. The repair of a reply belongs to
+    its question. In dollars an item is taken to cost what transform's cost, or what these cost so far if that is more.
+    """
+    asked = before["used"] - before["repaired"]
+    if not asked:
+        raise RebaseError("synthesize: transform has used no replies, so that there is no budget to match.")
+    if spend == "requests":
+        return asked, lambda _: (asked - (usage.replies + usage.stored - usage.repaired)) // questions
+    dollars = before["used_dollars"]
+    if not dollars:
+        raise RebaseError(
+            "synthesize: transform paid no dollars, or its teacher has no price. Set `synthesize.spend: requests`."
+        )
+    price = questions * dollars / asked
+
+    def more(done: int) -> int:
+        left = (dollars - usage.used_dollars) / max(price, usage.used_dollars / max(1, done))
+        return math.floor(left + 1e-6)  # what rounding takes away
+
+    return _MOST_FOR_DOLLARS * asked, more
+
+
+async def _ask_numbers(
+    writer: _Writer, teacher: StoredTeacher, before: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Usage]:
+    """The lines of ``synthesized_examples``, without what all share, and of what was refused; and what was asked."""
+    async with teacher.open() as session:
+        most, more = affordable(writer.parameters.spend, before, session.usage, writer.questions)
+        kept, refused = await collect(
+            writer.task,
+            range(1, most + 1),
+            lambda number: writer.ask(session, number),
+            lambda kept, refused: min(teacher.ahead, more(kept + refused)),
+            most,
+            session.usage,
+            "synthesize",
+        )
+    return kept, refused, session.usage

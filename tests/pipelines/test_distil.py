@@ -1,0 +1,247 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebase.collecting import REFUSED_COLUMNS
+from rebase.errors import RebaseError
+from rebase.evaluation import input_items
+from rebase.parameters import DistilParameters
+from rebase.pipelines.distil.nodes import LABELLED_COLUMNS, label_inputs
+from rebase.records import Task
+from rebase.teacher.budget import Price
+from tests.scripted import Scripted, stored
+from tests.teacher.asking import hosted
+from tests.teacher.server import Answer, serving
+
+RAW = Path(__file__).parents[2] / "data" / "01_raw"
+PROMPT = yaml.safe_load((RAW / "prompts" / "label.yml").read_text())
+NO_EVALUATION = pd.DataFrame(columns=["item_id", "fields", "query", "answers"])
+
+
+def shipped(name):
+    return Task.parse(yaml.safe_load((RAW / "tasks" / f"{name}.yml").read_text()), name)
+
+
+READING, TOPIC, SUMS, SUMMARIES = map(shipped, ("reading_qa", "news_topic", "word_problems", "summaries"))
+
+
+def inputs(task, texts):
+    (field,) = task.query_fields
+    return input_items(task, [{field: text} for text in texts], "own.jsonl")
+
+
+def distil(task, texts, say, evaluation_set=NO_EVALUATION, ahead=16, **given):
+    teacher = Scripted(say, ahead)
+    parameters = DistilParameters.model_validate(
+        {"style": "direct", "samples": 1, "rounds": 3, "max_inputs": None}
+        | {"sampling": {"temperature": 0.7, "max_tokens": 100}}
+        | given
+    )
+    unlabelled = texts if isinstance(texts, pd.DataFrame) else inputs(task, texts)
+    return (*label_inputs(task, unlabelled, evaluation_set, stored(teacher), PROMPT, parameters, 13), teacher)
+
+
+NEWS = [f"The rovers won match {n} of the season at home." for n in range(6)]
+HENS = [f"Hen {n} lays 3 eggs and then 3 more. How many eggs are that?" for n in range(6)]
+SPORT = '{"answer": "sport"}'
+
+
+def said(rationale, answer):
+    return json.dumps({"rationale": rationale, "answer": answer})
+
+
+def test_inputs_are_labelled_in_the_form_that_train_takes():
+    examples, refused, summary, teacher = distil(TOPIC, NEWS, lambda _: SPORT)
+    assert list(examples) == LABELLED_COLUMNS
+    assert list(refused) == REFUSED_COLUMNS
+    assert list(examples["query"]) == [f"News item: {text}" for text in NEWS]
+    assert set(examples["answer"]) == {"sport"}
+    assert examples["rationale"].isna().all()
+    assert list(examples["example_id"]) == [f"own.jsonl/{n}" for n in range(6)]
+    assert set(examples["dataset"]) == {"own.jsonl"}
+    assert (summary["in"], summary["kept"], summary["refused"], summary["style"]) == (6, 6, {}, "direct")
+    assert summary["labels"]["largest_share"] == 1
+    # The task's examples come first, answered; then the input.
+    assert len(teacher.asked[0].messages) == 7
+    assert teacher.asked[0].messages[-1].content == f"News item: {NEWS[0]}"
+
+
+def test_examples_of_rebase_will_do_and_keep_their_source():
+    own = inputs(TOPIC, NEWS[:2]).assign(dataset="press", licence="cc0-1.0", rank=[4, 7], answer="travel")
+    examples, _, _, _ = distil(TOPIC, own, lambda _: SPORT)
+    assert list(examples["rank"]) == [4, 7]
+    assert list(examples["licence"]) == ["cc0-1.0"] * 2
+    assert list(examples["answer"]) == ["sport"] * 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ('{"answer": "gardening"}', "unknown_label"),
+        ("sport", "not_as_asked"),
+        (("{", "length"), "reply_cut_off"),
+        (("No.", "refusal"), "teacher_refused"),
+        (ConnectionError("no line"), "teacher_failed"),
+    ],
+)
+def test_bad_labels_are_refused_with_their_reason(reply, reason):
+    _, refused, summary, _ = distil(TOPIC, NEWS[:2], lambda request: reply if "match 0" in str(request) else SPORT)
+    assert list(refused["reason"]) == [reason]
+    assert refused.iloc[0]["row_id"] == "own.jsonl/0"
+    assert summary["refused"] == {reason: 1}
+
+
+def test_evaluation_items_and_repeated_inputs_are_not_asked_about():
+    known = pd.DataFrame(
+        [{"item_id": "1", "fields": json.dumps({"text": NEWS[0]}), "query": f"News item: {NEWS[0]}", "answers": "[]"}]
+    )
+    examples, refused, _, teacher = distil(TOPIC, [*NEWS[:2], NEWS[1].upper()], lambda _: SPORT, known)
+    assert list(refused["reason"]) == ["contamination_exact", "duplicate"]
+    assert len(examples) == len(teacher.asked) == 1
+
+
+def test_max_inputs_are_taken_evenly():
+    examples, refused, summary, _ = distil(TOPIC, NEWS, lambda _: SPORT, max_inputs=3)
+    assert list(examples["row_index"]) == [0, 2, 4]
+    assert refused.empty
+    assert (summary["in"], summary["refused"]) == (6, {"over_limit": 3})
+
+
+def test_chains_of_thought_are_checked_and_kept():
+    replies = iter([said("3 + 3 = 6.", 6), said("3 + 3 = 7.", 7), said("That is 6.", 6)])
+    examples, refused, _, teacher = distil(SUMS, HENS[:3], lambda _: next(replies), style="cot")
+    assert list(examples["rationale"]) == ["3 + 3 = 6."]
+    assert list(refused["reason"]) == ["wrong_equation", "answer_not_derived"]
+    assert json.loads(teacher.asked[0].messages[1].content)["rationale"] == SUMS.examples[0]["rationale"]
+
+
+def test_the_majority_of_samples_decides():
+    replies = iter([said("3 + 3 = 6.", 6), said("3 * 3 = 9.", 9), said("He has 3 + 3 = 6 eggs.", 6)])
+    examples, _, summary, teacher = distil(SUMS, HENS[:1], lambda _: next(replies), style="cot", samples=3)
+    (line,) = examples.to_dict("records")
+    assert (line["answer"], line["rationale"], line["agreement"]) == ("6", "3 + 3 = 6.", pytest.approx(2 / 3))
+    assert line["output_tokens"] == 9, "of all three"
+    assert line["reply_key"] == teacher.asked[0].key("scripted", "test"), "the one that was kept"
+    assert summary["usage"]["replies"] == len({request.sample for request in teacher.asked}) == 3
+    with pytest.raises(RebaseError, match="no_majority"):
+        distil(SUMS, HENS[:1], lambda request: f'{{"answer": {request.sample}}}', samples=3)
+
+
+def test_a_chain_of_density_keeps_its_last_round_and_records_all():
+    def say(request):
+        rounds = [turn.content for turn in request.messages if "Round" in turn.content]
+        if "missing" not in request.schema["properties"]:
+            return '{"answer": "A bridge is shut."}'
+        return json.dumps({"missing": f"point {len(rounds)}", "answer": f"Bridge shut, {len(rounds)} more."})
+
+    text = "The bridge over the Alder is shut for good because it is rotten, and nobody pays for a new one."
+    examples, _, summary, teacher = distil(SUMMARIES, [text], say, style="chain_of_density")
+    (line,) = examples.to_dict("records")
+    assert line["answer"] == "Bridge shut, 2 more."
+    assert [draft["answer"] for draft in json.loads(line["drafts"])] == [
+        "A bridge is shut.", "Bridge shut, 1 more.", "Bridge shut, 2 more.",
+    ]  # fmt: skip
+    assert "Round 2 of 3" in teacher.asked[1].messages[-1].content
+    assert line["input_tokens"] == 21
+    assert summary["usage"]["replies"] == 3
+
+
+def test_a_draft_that_repeats_what_was_asked_for_is_refused():
+    def say(request):
+        return json.dumps(dict.fromkeys(request.schema["properties"], request.messages[-1].content))
+
+    with pytest.raises(RebaseError, match="repeats_prompt"):
+        distil(SUMMARIES, ["The bridge over the Alder is shut for good."], say, style="chain_of_density")
+
+
+def test_a_round_that_fails_refuses_the_input():
+    def say(request):
+        return ("{", "length") if "missing" in request.schema["properties"] else '{"answer": "A bridge is shut."}'
+
+    with pytest.raises(RebaseError, match="reply_cut_off"):
+        distil(SUMMARIES, ["The bridge over the Alder is shut for good."], say, style="chain_of_density")
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "words"),
+    [
+        (TOPIC, {"style": "cot"}, "needs examples with a rationale"),
+        (TOPIC, {"style": "chain_of_density"}, "is for texts"),
+        (SUMMARIES, {"samples": 3}, "no majority"),
+    ],
+)
+def test_a_style_that_does_not_fit_the_task_is_named(task, given, words):
+    with pytest.raises(RebaseError, match=words):
+        distil(task, ["Some text that is long enough."], lambda _: SPORT, **given)
+
+
+def test_nothing_usable_says_what_and_what_to_do():
+    with pytest.raises(RebaseError, match=r"no input of task 'news_topic'.*unknown_label': 2.*label\.yml"):
+        distil(TOPIC, NEWS[:2], lambda _: '{"answer": "x"}')
+    with pytest.raises(RebaseError, match=r"(?s)answered none of 2 requests.*no line"):
+        distil(TOPIC, NEWS[:2], lambda _: ConnectionError("no line"))
+
+
+REPLIES = st.sampled_from([SPORT, '{"answer": "travel"}', "x", ("{", "length"), ConnectionError("no line")])
+
+
+@given(st.lists(REPLIES, min_size=1, max_size=8), st.integers(1, 3), st.integers(1, 9), st.data())
+def test_every_input_is_accounted_for(script, samples, most, data):
+    places = data.draw(st.lists(st.integers(0, len(script) - 1), min_size=1, max_size=10))
+    texts = [f"The rovers won match {place} of the season at home." for place in places]
+
+    def say(request):
+        return script[int(request.messages[-1].content.split("match ")[1].split()[0])]
+
+    try:
+        examples, refused, summary, _ = distil(TOPIC, texts, say, samples=samples, max_inputs=most)
+    except RebaseError:
+        return
+    assert summary["in"] == len(texts) == summary["kept"] + sum(summary["refused"].values())
+    over = summary["refused"].pop("over_limit", 0)
+    assert over == max(0, len(texts) - most)
+    assert summary["refused"] == refused["reason"].value_counts().to_dict()
+    assert summary["kept"] == len(examples) == examples["query"].nunique()
+
+
+@pytest.mark.parametrize("kind", ["anthropic", "openai"])
+def test_a_teacher_behind_an_api_labels_by_direct_and_by_reasoning(tmp_path, kind):
+    """The labels are bought once: a second student costs nothing."""
+    mnli = shipped("mnli")
+    boats = [f"{n} boats lie in the harbour." for n in range(5)]
+    fields = [{"premise": text, "hypothesis": f"It is wrong that {text}"} for text in boats]
+    unlabelled = input_items(mnli, fields, "own.jsonl")
+    price = Price(input=1.0, output=5.0)
+
+    def answer(prompt):
+        is_even = int(prompt.split()[1]) % 2 == 0
+        return Answer(json.dumps({"answer": "entailment" if is_even else "neutral"}))
+
+    def reason(prompt):
+        return Answer(said("Boats lie there, so one does.", "entailment"))
+
+    def label(provider, style):
+        parameters = DistilParameters.model_validate(
+            {"style": style, "samples": 1, "rounds": 2, "max_inputs": None}
+            | {"sampling": {"temperature": 0.7, "max_tokens": 100}}
+        )
+        teacher = stored(hosted(kind, provider.address), tmp_path / "replies.sqlite", price)
+        return label_inputs(mnli, unlabelled, NO_EVALUATION, teacher, PROMPT, parameters, 13)
+
+    with serving(default=answer) as provider:
+        direct, _, summary = label(provider, "direct")
+        assert list(direct["answer"]) == ["entailment", "neutral"] * 2 + ["entailment"]
+        assert summary["usage"]["replies"] == len(provider.billed()) == 5
+        assert direct["dollars"].sum() == pytest.approx(summary["usage"]["dollars"])
+        again, _, free = label(provider, "direct")
+        assert again.equals(direct)
+        assert (len(provider.billed()), free["usage"]["dollars"]) == (5, 0)
+    with serving(default=reason) as provider:
+        reasoned, _, _ = label(provider, "cot")
+        assert set(reasoned["rationale"]) == {"Boats lie there, so one does."}
+        assert len(provider.billed()) == 5

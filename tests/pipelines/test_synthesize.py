@@ -1,0 +1,240 @@
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebase.collecting import EXAMPLE_COLUMNS, REFUSED_COLUMNS
+from rebase.errors import RebaseError
+from rebase.parameters import SynthesizeParameters
+from rebase.pipelines.diversity.nodes import measure_diversity
+from rebase.pipelines.synthesize.nodes import synthesize_examples
+from rebase.records import Task
+from rebase.student.card import render_card
+from rebase.student.handle import Student
+from rebase.teacher.budget import FREE, Price
+from tests.scripted import Scripted, stored
+from tests.tiny import train_parameters
+
+RAW = Path(__file__).parents[2] / "data" / "01_raw"
+PROMPT, TRANSFORM_PROMPT = (
+    yaml.safe_load((RAW / "prompts" / f"{name}.yml").read_text()) for name in ("synthesize", "transform")
+)
+COLUMNS = ["item_id", "fields", "query", "answers"]
+NO_EVALUATION = pd.DataFrame(columns=COLUMNS)
+
+
+SAMPLING = {"temperature": 0.7, "max_tokens": 100}
+
+
+def shipped(name):
+    return Task.parse(yaml.safe_load((RAW / "tasks" / f"{name}.yml").read_text()), name)
+
+
+READING, TOPIC, SUMS = shipped("reading_qa"), shipped("news_topic"), shipped("word_problems")
+
+
+def evaluation(task, fields, answers):
+    line = {"item_id": "1", "fields": json.dumps(fields), "query": task.render_query(fields)}
+    return pd.DataFrame([line | {"answers": json.dumps(answers)}])
+
+
+def summary_of(used, dollars=0.0, round_trip=False, repaired=0):
+    return {"round_trip": round_trip, "usage": {"used": used, "repaired": repaired, "used_dollars": dollars}}
+
+
+def synthesize(
+    task, say, before, evaluation_set=NO_EVALUATION, spend="requests", price=FREE, ahead=16, led=False, **budget
+):
+    teacher = Scripted(say, ahead)
+    parameters = SynthesizeParameters.model_validate({"spend": spend, "led": led, "sampling": SAMPLING})
+    made = synthesize_examples(
+        task, before, evaluation_set, stored(teacher, price=price, **budget), PROMPT, TRANSFORM_PROMPT, parameters, 13
+    )
+    return (*made, teacher)
+
+
+def number_of(request):
+    return int(re.search(r"example (\d+)", request.messages[-1].content)[1])
+
+
+def bell(n):
+    return f"The bell of tower number {n} was cast in 16{n:02d} by a smith. It hangs in the north room."
+
+
+def about_bells(request):
+    n = number_of(request)
+    asked = {"context": bell(n), "question": "When was the bell of this tower cast?", "answer": f"16{n:02d}"}
+    return json.dumps({name: asked[name] for name in request.schema["properties"]})
+
+
+def about_hens(request):
+    return json.dumps({"question": f"There are {number_of(request)} hens. How many hens are there?", "answer": 6.0})
+
+
+def test_examples_come_from_no_row_and_are_numbered():
+    examples, refused, summary, teacher = synthesize(READING, about_bells, summary_of(4))
+    assert list(examples) == EXAMPLE_COLUMNS
+    assert list(refused) == REFUSED_COLUMNS
+    assert list(examples["row_id"]) == [f"synthesized-0000{n}" for n in range(1, 5)]
+    assert examples[["dataset", "licence", "rank", "score"]].isna().all(axis=None)
+    # The task's own three examples come first.
+    assert [number_of(request) for request in teacher.asked] == [4, 5, 6, 7]
+    assert list(examples["answer"]) == ["1604", "1605", "1606", "1607"]
+    assert (summary["in"], summary["kept"], summary["refused"]) == (4, 4, {})
+
+
+def test_diversity_and_the_model_card_say_that_there_is_no_source(encoder):
+    examples, *_ = synthesize(READING, about_bells, summary_of(3))
+    found = measure_diversity(READING, examples, encoder)
+    assert (found["n"], found["sources"]) == (3, None)
+    counts = {"kept": 3, "refused": {}, "steps": 1, "first_loss": 2.0, "last_loss": 1.0}
+    student = Student("some/model", None, Path(), Path())
+    assert "| none | none | 3 |" in render_card(READING, student, examples, train_parameters(), counts)
+
+
+def test_the_teacher_is_shown_the_tasks_examples_and_writes_the_passage():
+    _, _, _, teacher = synthesize(READING, about_bells, summary_of(1))
+    (request,) = teacher.asked
+    assert set(request.schema["properties"]) == {"context", "question", "answer"}
+    assert json.loads(request.messages[1].content) == READING.examples[0]
+    assert READING.instruction in request.system
+
+
+def test_numbers_are_asked_for_as_numbers():
+    examples, _, _, teacher = synthesize(SUMS, about_hens, summary_of(2))
+    assert teacher.asked[0].schema["properties"]["answer"] == {"type": "number"}
+    assert json.loads(teacher.asked[0].messages[1].content)["answer"] == 18
+    assert list(examples["answer"]) == ["6", "6"]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("well", "not_as_asked"),
+        ("null", "not_as_asked"),
+        (("{", "length"), "reply_cut_off"),
+        (ConnectionError("no line"), "teacher_failed"),
+        ({"context": "A smith cast it.", "question": "Who cast it?", "answer": "a baker"}, "answer_not_in_passage"),
+        ({"context": "A smith cast it.", "question": "It was a smith.", "answer": "smith"}, "answer_given_away"),
+        ({"context": " ", "question": "Who cast it?", "answer": "smith"}, "empty"),
+        (READING.examples[0], "copies_prompt_example"),
+        (READING.examples[0] | {"question": "When was the lamp changed?", "answer": "1884"}, "copies_prompt_example"),
+    ],
+)
+def test_bad_replies_are_refused_with_their_reason(said, reason):
+    text = json.dumps(said) if isinstance(said, dict) else said
+    examples, refused, _, _ = synthesize(
+        READING, lambda request: text if number_of(request) == 4 else about_bells(request), summary_of(2)
+    )
+    assert len(examples) == 1
+    assert list(refused["reason"]) == [reason]
+
+
+def test_an_evaluation_passage_is_refused_even_with_another_question():
+    known = evaluation(READING, {"context": bell(4), "question": "Where does it hang?"}, ["in the north room"])
+    examples, refused, _, _ = synthesize(READING, about_bells, summary_of(2), known)
+    assert list(refused["row_id"]) == ["synthesized-00001"]
+    assert refused.iloc[0]["reason"] in {"overlaps_evaluation", "contamination_exact"}
+    assert len(examples) == 1
+
+
+def test_a_led_teacher_writes_a_passage_and_then_the_question_to_a_span():
+    def say(request):
+        if "context" in request.schema["properties"]:
+            return about_bells(request)
+        return '{"question": "In what year was the bell in this tower cast?"}'
+
+    examples, refused, summary, teacher = synthesize(READING, say, summary_of(5), led=True)
+    asked_for = sorted(name for request in teacher.asked for name in request.schema["properties"])
+    assert asked_for == ["context"] * 2 + ["question"] * 2
+    assert list(examples["answer"]) == ["1604", "1605"]
+    assert list(examples["input_tokens"]) == [14, 14], "of both replies"
+    assert refused.empty
+    assert summary["usage"]["used"] == 4
+
+
+def test_a_led_teachers_passage_without_a_span_is_refused():
+    def say(request):
+        return about_bells(request) if number_of(request) > 4 else '{"context": "Nothing here."}'
+
+    with pytest.raises(RebaseError, match="nothing_to_ask_about"):
+        synthesize(READING, say, summary_of(2), led=True)
+
+
+def test_the_same_query_twice_is_a_duplicate():
+    said = json.dumps({"text": "The rovers won at home on Sunday.", "answer": "sport"})
+    examples, refused, summary, _ = synthesize(TOPIC, lambda _: said, summary_of(3))
+    assert len(examples) == 1
+    assert list(refused["reason"]) == ["duplicate"] * 2
+    assert summary["labels"]["largest_share"] == 1
+
+
+def test_the_round_trip_is_made_where_transform_made_it():
+    def say(request):
+        return about_bells(request) if "context" in request.schema["properties"] else '{"answer": "1604"}'
+
+    examples, refused, summary, _ = synthesize(READING, say, summary_of(5, round_trip=True))
+    assert list(examples["answer"]) == ["1604"]
+    assert list(refused["reason"]) == ["round_trip_disagrees"]
+    assert summary["usage"]["used"] == 4, "two questions an example: the fifth would buy half a one"
+
+
+@given(
+    st.lists(st.sampled_from(["good", "bad", "cut", "failed", "invalid"]), min_size=30, max_size=30),
+    st.integers(1, 20), st.booleans(), st.integers(1, 20),
+)  # fmt: skip
+def test_counts_add_up_and_the_budget_is_kept(script, allowed, round_trip, ahead):
+    said = {"bad": '{"context": "A", "question": "B?", "answer": "C"}', "cut": ("{", "length"), "invalid": "oh"}
+    said["failed"] = ConnectionError("no line")
+
+    def say(request):
+        if "context" not in request.schema["properties"]:
+            return json.dumps({"answer": re.search(r"cast in (\d+) by a smith", request.messages[-1].content)[1]})
+        kind = script[number_of(request) - 4]
+        return about_bells(request) if kind == "good" else said[kind]
+
+    try:
+        examples, refused, summary, teacher = synthesize(
+            READING, say, summary_of(allowed, round_trip=round_trip), ahead=ahead
+        )
+    except RebaseError:
+        assert round_trip or "good" not in script[:allowed]
+        return
+    assert len(examples) == summary["kept"]
+    assert summary["in"] == summary["kept"] + sum(summary["refused"].values())
+    assert summary["refused"] == refused["reason"].value_counts().to_dict()
+    assert len({*examples["row_id"], *refused["row_id"]}) == summary["in"]
+    assert summary["usage"]["used"] - summary["usage"]["repaired"] <= allowed
+    assert len(teacher.asked) <= allowed + summary["usage"]["failed"]
+
+
+def test_as_many_dollars_as_transform_paid():
+    price = Price(input=1.0, output=2.0)  # a scripted reply costs 13 millionths
+    _, _, summary, _ = synthesize(READING, about_bells, summary_of(10, 65e-6), spend="dollars", price=price, ahead=4)
+    assert summary["usage"]["used_dollars"] == pytest.approx(65e-6)
+    assert summary["kept"] == 5
+
+
+def test_dollars_that_were_not_paid_cannot_be_matched():
+    with pytest.raises(RebaseError, match=r"synthesize\.spend: requests"):
+        synthesize(READING, about_bells, summary_of(3), spend="dollars")
+
+
+def test_the_budget_of_the_run_holds_as_well():
+    examples, _, summary, _ = synthesize(READING, about_bells, summary_of(9), max_requests=4)
+    assert len(examples) == 4
+    assert summary["refused"] == {"budget_reached": 5}
+
+
+def test_nothing_usable_says_what_and_what_to_do():
+    with pytest.raises(RebaseError, match=r"nothing usable for task 'reading_qa'.*not_as_asked.*synthesize\.yml"):
+        synthesize(READING, lambda _: "x", summary_of(3))
+    with pytest.raises(RebaseError, match=r"(?s)answered none of 3 requests.*no line.*credentials"):
+        synthesize(READING, lambda _: ConnectionError("no line"), summary_of(3))
+    with pytest.raises(RebaseError, match="no budget to match"):
+        synthesize(READING, about_bells, summary_of(0))
