@@ -1,0 +1,65 @@
+"""Mix: examples of ReBase, of plain synthesis, labelled inputs and real ones, by weights."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from rebase.collecting import EXAMPLE_COLUMNS
+from rebase.mixing import mix
+from rebase.parameters import MixParameters
+from rebase.records import Task
+from rebase.screening import Candidate, contamination_gate, protected_texts
+
+#: The origin of examples that people wrote.
+REAL = "real_examples"
+
+
+def mix_examples(
+    task: Task,
+    example_sets: Mapping[str, Callable[[], pd.DataFrame]],
+    real_items: pd.DataFrame,
+    evaluation_set: pd.DataFrame,
+    parameters: MixParameters,
+    contamination_ngram: int,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Draw the mixture that the weights name; only sets with a weight are read.
+
+    ``real_items`` have queries and answers; those that hold a part of the evaluation set are left out, as rows are.
+
+    Returns ``mixed_examples``, in the form of ``reasoned_examples`` with ``origin``, and the stage's summary.
+    """
+    sets = {origin: example_sets[origin]() for origin in parameters.weights if origin in example_sets}
+    refused: Counter[str] = Counter()
+    if REAL in parameters.weights and len(real_items):
+        protected = protected_texts(task, evaluation_set["fields"], evaluation_set["answers"])
+        gate = contamination_gate(protected, contamination_ngram)
+        is_clean = [gate(Candidate("", "", "", json.loads(fields), "")) is None for fields in real_items["fields"]]
+        refused["contamination"] = len(is_clean) - sum(is_clean)
+        sets[REAL] = as_examples(real_items[is_clean])
+    mixed, left_out = mix(sets, parameters.weights, parameters.size, parameters.seed)
+    refused += left_out
+    # Not all sets have been reasoned about; train looks at both columns.
+    mixed = mixed.reindex(columns=list(dict.fromkeys([*mixed, "rationale", "agreement"])))
+    summary = {
+        "stage": "mix",
+        "in": len(mixed) + refused.total(),
+        "kept": len(mixed),
+        "refused": dict(refused.most_common()),
+        "origins": mixed["origin"].value_counts().to_dict(),
+    }
+    return mixed, summary
+
+
+def as_examples(items: pd.DataFrame) -> pd.DataFrame:
+    """Items with accepted answers in the columns of ``examples``: the first answer counts, people are the teacher."""
+    known = items.assign(
+        example_id=items["item_id"],
+        row_id=items["item_id"],
+        answer=[json.loads(answers)[0] for answers in items["answers"]],
+        teacher="people",
+        cut="[]",
+    )
+    return known.reindex(columns=EXAMPLE_COLUMNS)

@@ -1,0 +1,114 @@
+import json
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebase.collecting import EXAMPLE_COLUMNS
+from rebase.errors import RebaseError
+from rebase.mixing import mix, share_out
+from rebase.parameters import MixParameters
+from rebase.pipelines.mix.nodes import mix_examples
+
+
+def examples(name, count, **more):
+    line = dict.fromkeys(EXAMPLE_COLUMNS) | {"teacher": name, "fields": "{}", "answer": "yes"} | more
+    return pd.DataFrame([line | {"example_id": f"{n}", "query": f"{name} asks {n}"} for n in range(count)])
+
+
+def items(count):
+    fields = [{"context": f"The owl of barn {n} sleeps all day long.", "question": "Where?"} for n in range(count)]
+    return pd.DataFrame(
+        {
+            "item_id": [f"i{n}" for n in range(count)],
+            "fields": list(map(json.dumps, fields)),
+            "query": ["\n\nQuestion: ".join(one.values()) for one in fields],
+            "answers": [json.dumps([f"barn {n}", "a barn"]) for n in range(count)],
+            "dataset": "own.jsonl",
+        }
+    )
+
+
+def mixed(task, sets, weights, real=0, known=0, size=None):
+    parameters = MixParameters.model_validate({"weights": weights, "size": size, "seed": 1})
+    return mix_examples(
+        task,
+        {name: lambda frame=frame: frame for name, frame in sets.items()},
+        items(real),
+        items(known),
+        parameters,
+        13,
+    )
+
+
+def test_origins_are_drawn_by_weight_and_kept_as_provenance(reading_task):
+    sets = {
+        "reasoned_examples": examples("rebase", 10, rationale="So."),
+        "labelled_examples": examples("own", 9),
+        "synthesized_examples": examples("unused", 9),
+    }
+    frame, summary = mixed(reading_task, sets, {"reasoned_examples": 2, "labelled_examples": 1})
+    assert frame["origin"].value_counts().to_dict() == {"reasoned_examples": 10, "labelled_examples": 5}
+    assert summary["origins"] == {"reasoned_examples": 10, "labelled_examples": 5}
+    assert frame["example_id"].is_unique
+    assert frame["example_id"].iloc[0] == "reasoned_examples/0"
+    assert frame["rationale"].notna().sum() == 10
+    assert (summary["in"], summary["kept"], summary["refused"]) == (19, 15, {"not_drawn": 4})
+
+
+def test_real_examples_are_screened_and_answered_by_people(reading_task):
+    sets = {"reasoned_examples": examples("rebase", 3)}
+    weights = {"reasoned_examples": 1, "real_examples": 1}
+    frame, summary = mixed(reading_task, sets, weights, real=5, known=2)
+    real = frame[frame["origin"] == "real_examples"]
+    assert list(real["answer"]) == ["barn 2", "barn 3", "barn 4"]
+    assert set(real["teacher"]) == {"people"}
+    assert set(real["dataset"]) == {"own.jsonl"}
+    assert summary["refused"] == {"contamination": 2}
+    assert frame["agreement"].isna().all()
+
+
+def test_only_sets_with_a_weight_are_read(reading_task):
+    def never():
+        raise AssertionError
+
+    parameters = MixParameters.model_validate({"weights": {"examples": 1}, "size": None, "seed": 1})
+    sets = {"examples": lambda: examples("rebase", 2), "training_set": never}
+    assert len(mix_examples(reading_task, sets, items(0), items(0), parameters, 13)[0]) == 2
+
+
+def test_of_one_query_the_first_origin_counts():
+    frame, refused = mix({"a": examples("x", 3), "b": examples("x", 5)}, {"a": 3, "b": 2}, 5, 1)
+    assert frame["origin"].value_counts().to_dict() == {"a": 3, "b": 2}
+    assert frame["query"].is_unique
+    assert refused == {"duplicate": 3}
+
+
+@pytest.mark.parametrize(
+    ("weights", "size", "words"),
+    [
+        ({"a": 1, "gone": 1}, None, "no examples called gone; there are a, b"),
+        ({"a": 1, "b": 1}, 20, r"a has 3 of 10; b has 5 of 10"),
+        ({"b": 1, "empty": 1}, None, "nothing can be mixed"),
+    ],
+)
+def test_what_cannot_be_mixed_is_said(weights, size, words):
+    sets = {"a": examples("x", 3), "b": examples("y", 5)}
+    if "empty" in weights:
+        sets["empty"] = examples("z", 1).iloc[:0]
+    with pytest.raises(RebaseError, match=words):
+        mix(sets, weights, size, 1)
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(0.1, 9)), min_size=1, max_size=4))
+def test_as_many_as_the_scarcest_origin_allows(given_sets):
+    there = {str(n): count for n, (count, _) in enumerate(given_sets)}
+    weights = {str(n): weight for n, (_, weight) in enumerate(given_sets)}
+    try:
+        counts = share_out(there, weights, None)
+    except RebaseError:
+        return
+    size, total = sum(counts.values()), sum(weights.values())
+    assert all(counts[name] <= there[name] for name in there)
+    assert all(abs(counts[name] - size * weights[name] / total) < 1 + 1e-6 for name in there)
