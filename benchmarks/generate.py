@@ -44,8 +44,8 @@ def main() -> None:
     task = Task.parse(yaml.safe_load((ROOT / f"data/01_raw/tasks/{options.task}.yml").read_text()), options.task)
     queries = read_queries(task, options.prompts or ROOT / task.evaluation.source, options.count)
     student = Student(options.model, None, MODELS, MODELS)
-    adapter = options.adapter and Adapter(options.adapter, student.name)
-    with student.open(adapter) as (model, tokenizer):
+    adapters = {"expert": Adapter(options.adapter, student.name)} if options.adapter else {}
+    with student.open(adapters) as (model, tokenizer):
         prompts = [render_prompt(tokenizer, task, query) for query in queries]
         ways: dict[str, Callable[[], list[str]]] = {
             "one by one": lambda: [alone(model, tokenizer, prompt, task.max_new_tokens) for prompt in prompts],

@@ -1,12 +1,23 @@
 """What a run prints: one line when a stage ends, one table at the end."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 from rich.table import Table
 
 #: The stages in the order of the method.
 STAGES = ("ingest", "embed", "index", "retrieve", "transform", "cot", "train", "evaluate")
+
+
+# Control characters but line break and tab, half surrogate pairs, and marks that turn the direction of reading.
+_NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """The text with what a terminal would obey, or could not print, as escapes: what others wrote stays text."""
+    return _NOT_SHOWN.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def stage_line(summary: Mapping[str, Any], seconds: float) -> str:
@@ -88,6 +99,29 @@ def final_table(task: str, summaries: Mapping[str, Mapping[str, Any]], scores: M
                 f"{system} · {metric}",
                 f"{score['value']:.1f}  [{score['low']:.1f}, {score['high']:.1f}]  (n = {scores['n']})",
             )
+    return table
+
+
+def comparison_table(task: str, comparison: pd.DataFrame, scores: Mapping[str, Any]) -> Table:
+    """Every system with its score and what it took, and what it gains on the student as it came."""
+    table = Table(title=f"rebase · task {task}: {scores['n']} items", title_justify="left")
+    for column in ("system", "metric", "score", "interval", "gain", "p", "examples", "requests", "dollars", "minutes"):
+        table.add_column(column, justify="left" if column in ("system", "metric") else "right")
+    for line in comparison.to_dict("records"):
+        gain = scores["differences"].get(f"{line['system']} - student", {}).get(line["metric"])
+        table.add_row(
+            line["system"],
+            line["metric"],
+            f"{line['value']:.1f}",
+            f"{line['low']:.1f}–{line['high']:.1f}",
+            f"{gain['value']:+.1f}" if gain else "",
+            f"{gain['p']:.3f}" if gain else "",
+            f"{line['examples']:,}",
+            f"{line['requests']:,}",
+            "no price" if pd.isna(line["dollars"]) else f"{line['dollars']:.4f}",
+            f"{line['minutes']:.1f}",
+        )
+    table.caption = "gain: over the student as it came, paired; p: by permutation; minutes: of training"
     return table
 
 

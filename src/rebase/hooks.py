@@ -10,9 +10,10 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from rich.console import Console
 
-from rebase.console import STAGES, estimate_line, estimate_table, final_table, stage_line
+from rebase.console import STAGES, comparison_table, estimate_line, estimate_table, final_table, stage_line
 from rebase.errors import RebaseError
-from rebase.prompts import CotPrompt, Prompt, TransformPrompt
+from rebase.judging import PairPrompt, RubricPrompt
+from rebase.prompts import CotPrompt, LabelPrompt, Prompt, SynthesizePrompt, TransformPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +22,13 @@ _ESTIMATE = "estimate"
 _PROMPTS: dict[str, tuple[type[Prompt], str]] = {
     "transform_prompt": (TransformPrompt, "data/01_raw/prompts/transform.yml"),
     "cot_prompt": (CotPrompt, "data/01_raw/prompts/cot.yml"),
+    "synthesize_prompt": (SynthesizePrompt, "data/01_raw/prompts/synthesize.yml"),
+    "label_prompt": (LabelPrompt, "data/01_raw/prompts/label.yml"),
+    "judge_rubric": (RubricPrompt, "data/01_raw/prompts/judge_rubric.yml"),
+    "judge_pair": (PairPrompt, "data/01_raw/prompts/judge_pair.yml"),
 }
 #: What only a teacher that answers can make: for an estimate no key is needed.
-_ASKING = frozenset({"examples", "reasoned_examples"})
+_ASKING = frozenset({"examples", "reasoned_examples", "synthesized_examples", "labelled_examples"})
 #: Inputs that are cheap to load and that people get wrong: a wrong one stops the run before any work.
 _CHECKED_FIRST = ("task", "evaluation_set")
 
@@ -48,15 +53,19 @@ class RunReporter:
                     kind.parse(catalog.load(name), where)
             if "teacher" in inputs and not _ASKING.isdisjoint(pipeline.all_outputs()):
                 catalog.load("teacher").check()
+            if "judge" in inputs:
+                catalog.load("judge").check()
         except Exception as error:
             raise _plain(error) from error
 
     @hook_impl
     def after_node_run(self, outputs: dict[str, Any]) -> None:
-        """Print the line of a stage whose summary is there, with the time since the stage before it ended."""
+        """Print the line of a stage whose summary is there, and note in it the time since the stage before it ended."""
         for name, output in outputs.items():
             if name.endswith(_SUMMARY):
                 now = time.monotonic()
+                # Only here is it known when the stage began. Kedro saves the summary after this.
+                output.setdefault("seconds", round(now - self._stage_started, 1))
                 logger.info(stage_line(output, now - self._stage_started))
                 self._stage_started = now
             elif name == _ESTIMATE:
@@ -67,6 +76,9 @@ class RunReporter:
         """Print the table of a run that ends with scores, or with an estimate."""
         if _ESTIMATE in pipeline.outputs():
             Console().print(estimate_table(catalog.load(_ESTIMATE)))
+        if "comparison" in pipeline.all_outputs():
+            scores = catalog.load("comparison_scores")
+            Console().print(comparison_table(scores["task"], catalog.load("comparison"), scores))
         if "report" not in pipeline.all_outputs():
             return
         names = [f"{stage}{_SUMMARY}" for stage in STAGES]

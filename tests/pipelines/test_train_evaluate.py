@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
+from kedro_datasets.json import JSONDataset
+from kedro_datasets.pandas import ParquetDataset
 from sacrebleu.metrics import CHRF
 
 from rebase.datasets.adapter import AdapterDataset
@@ -39,7 +41,7 @@ def evaluation_set(count: int) -> pd.DataFrame:
     )
 
 
-def test_from_examples_to_report(student: Student, reading_task: Task, tmp_path: Path) -> None:
+def test_from_examples_to_scores(student: Student, reading_task: Task, tmp_path: Path) -> None:
     examples = reasoned_examples(9)
     summary = {"in": 9, "kept": 9, "refused": {}}
     stages = ("ingest", "embed", "index", "retrieve", "transform", "cot")
@@ -51,7 +53,10 @@ def test_from_examples_to_report(student: Student, reading_task: Task, tmp_path:
             "evaluation_set": MemoryDataset(evaluation_set(7)),
             "retrieved": MemoryDataset(examples.assign(row='{"title": "Birds"}')),
             "adapter": AdapterDataset(str(tmp_path / "adapter")),
+            "training_log": ParquetDataset(filepath=str(tmp_path / "log.parquet")),
+            "preflight": JSONDataset(filepath=str(tmp_path / "preflight.json")),
             "params:train": MemoryDataset(train_parameters()),
+            "params:train.target": MemoryDataset("answer"),
             "params:evaluate": MemoryDataset(evaluate_parameters(limit=5)),
             **{f"{stage}_summary": MemoryDataset({"stage": stage, **summary}) for stage in stages},
         }
@@ -65,8 +70,9 @@ def test_from_examples_to_report(student: Student, reading_task: Task, tmp_path:
     assert "| foxes | cc0-1.0 | 5 |" in card
     assert str(tmp_path) not in card
 
-    assert made["training_log"]["step"].tolist() == [1, 2, 3]
-    assert "5 items" in made["report"]
+    assert catalog.load("training_log")["step"].tolist() == [1, 2, 3]
+    assert catalog.load("preflight")["steps"] == 3
+    assert list(made["loss_plot"].data[0].x) == [1, 2, 3]
     assert [bar.name for bar in made["scores_plot"].data] == ["student", "expert"]
 
 
@@ -116,7 +122,7 @@ def test_scores_and_paired_difference(generations: pd.DataFrame, reading_task: T
 
 def test_training_set_keeps_order_and_rationales(student: Student, reading_task: Task) -> None:
     both = pd.concat([reasoned_examples(2, "Because."), reasoned_examples(1)], ignore_index=True)
-    frame = format_training_set(reading_task, both, student, train_parameters(target="rationale_then_answer"))
+    frame = format_training_set(reading_task, both, student, train_parameters(), "rationale_then_answer")
     assert list(frame.columns) == ["example_id", "prompt", "completion"]
     assert list(frame["completion"]) == [
         "Because. So the answer is in tree 0.",
@@ -127,4 +133,4 @@ def test_training_set_keeps_order_and_rationales(student: Student, reading_task:
 
 def test_no_examples(student: Student, reading_task: Task) -> None:
     with pytest.raises(RebaseError, match=r"no examples for the task 'tiny_reading'.*examples_refused"):
-        format_training_set(reading_task, reasoned_examples(0), student, train_parameters())
+        format_training_set(reading_task, reasoned_examples(0), student, train_parameters(), "answer")

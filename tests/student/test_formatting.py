@@ -43,6 +43,15 @@ def test_prompt_holds_instruction_and_query(tokenizer, reading_task: Task) -> No
     assert prompt.endswith("assistant\n" if tokenizer.chat_template else "Answer:\n")
 
 
+def test_examples_are_turns_that_were_answered(tokenizer, reading_task: Task) -> None:
+    prompt = render_prompt(tokenizer, reading_task, QUERY, few_shot=True)
+    shown = [text for shot in reading_task.examples for text in (shot["question"], shot["answer"])]
+    places = [prompt.rindex(text) for text in [reading_task.instruction, *shown, QUERY]]
+    assert places == sorted(places)
+    assert prompt.endswith(render_prompt(tokenizer, reading_task, QUERY)[-20:])
+    assert prompt.count(tokenizer.bos_token) == 1
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -10,7 +10,7 @@ from rebase.student.handle import Student
 
 def test_adapter_of_another_model_is_refused(student: Student, tmp_path: Path) -> None:
     with pytest.raises(RebaseError, match=r"trained on 'other/model'.*student\.model"):
-        student.open(Adapter(tmp_path, "other/model")).__enter__()
+        student.open({"expert": Adapter(tmp_path, "other/model")}).__enter__()
 
 
 def test_missing_model_says_what_to_set(student: Student, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_adapter_log_and_counts(fresh: Student) -> None:
     assert log["epoch"].iloc[-1] == pytest.approx(4)
     assert log["loss"].iloc[-1] < log["loss"].iloc[0]
     assert not list(fresh.workdir.rglob("checkpoint-*"))
-    with fresh.open(adapter) as (model, _):
+    with fresh.open({"expert": adapter}) as (model, _):
         assert model.peft_config["default"].r == 2
 
 
@@ -214,7 +214,7 @@ def loss_of(student: Student, adapter: Adapter, examples: list) -> float:
     import torch
 
     total, count = 0.0, 0
-    with student.open(adapter) as (model, _), torch.no_grad():
+    with student.open({"expert": adapter}) as (model, _), torch.no_grad():
         for example in examples:
             logits, labels = model(torch.tensor([example.input_ids])).logits[0, :-1], torch.tensor(example.labels[1:])
             total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()

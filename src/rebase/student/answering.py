@@ -1,26 +1,44 @@
-"""How the student answers: what it writes, or the likeliest of the task's labels."""
+"""How the student answers: what it writes, or the likeliest of the task's labels; here, or behind a server."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from rebase.parameters import EvaluateParameters
-from rebase.records import Task
+from rebase.records import Adapter, Task
 from rebase.student.generation import generate
+from rebase.student.handle import Student, use_adapter
 from rebase.student.likelihood import choose_labels
+from rebase.student.served import generate_served
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+#: Answers rendered prompts, in their order, by the adapter of a name, or by the student alone (None).
+Answer = Callable[[str | None, Sequence[str]], list[str]]
 
 
-def answer_prompts(
-    task: Task,
-    model: Any,
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
-    parameters: EvaluateParameters,
-    description: str,
-) -> list[str]:
-    """The raw answer to each rendered prompt, in the order of the prompts."""
-    if task.answer.labels and parameters.labels_by == "likelihood":
-        return choose_labels(model, tokenizer, prompts, task.answer.labels, parameters.batch_size, description)[0]
-    return generate(model, tokenizer, prompts, task.max_new_tokens, parameters.batch_size, description)
+@contextmanager
+def open_student(
+    task: Task, student: Student, adapters: Mapping[str, Adapter], parameters: EvaluateParameters
+) -> Iterator[Answer]:
+    """A function that answers prompts, with the weights loaded once for the student and all ``adapters``.
+
+    Where ``parameters.server`` is set, a server answers that holds the student under its name, and the adapters under
+    theirs. Raises RebaseError as ``Student.open`` and ``generate_served`` do.
+    """
+    labels, limit, batch = task.answer.labels, task.max_new_tokens, parameters.batch_size
+
+    def served(adapter: str | None, prompts: Sequence[str]) -> list[str]:
+        name = adapter or student.name
+        return generate_served(str(parameters.server), name, prompts, limit, batch, f"{name} answers")
+
+    if parameters.server:
+        yield served
+        return
+    with student.open(adapters) as (model, tokenizer):
+
+        def answer(adapter: str | None, prompts: Sequence[str]) -> list[str]:
+            description = f"{adapter or 'student'} answers"
+            with use_adapter(model, adapter):
+                if labels and parameters.labels_by == "likelihood":
+                    return choose_labels(model, tokenizer, prompts, labels, batch, description)[0]
+                return generate(model, tokenizer, prompts, limit, batch, description)
+
+        yield answer

@@ -24,7 +24,7 @@ def render_card(
     ``examples`` are those of the training set, with ``dataset``, ``licence`` and ``teacher``; ``counts`` are those of
     ``train_adapter``. JSON strings are valid YAML, whatever a name holds.
     """
-    sources = examples.groupby(["dataset", "licence"], sort=True).size()
+    sources = examples.groupby(["dataset", "licence"], sort=True, dropna=False).size()
     rows = [f"| {_cell(dataset)} | {_cell(licence)} | {count} |" for (dataset, licence), count in sources.items()]
     teachers = ", ".join(sorted(examples["teacher"].unique()))
     settings = parameters.model_dump(mode="json")
@@ -84,6 +84,14 @@ def write_origin(adapter: Adapter, task: Task, examples: pd.DataFrame) -> None:
     (Path(adapter.folder) / ORIGIN).write_text(json.dumps(origin, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
+def read_origin(folder: Path) -> list[dict[str, Any]] | None:
+    """The sources that ``write_origin`` wrote into an adapter's folder; None where that is not there or damaged."""
+    try:
+        return list(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["sources"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def sources_of(examples: pd.DataFrame) -> list[dict[str, Any]]:
     """How many examples come from which dataset, revision, licence, teacher and prompt, in that order."""
     columns = ["dataset", "revision", "licence", "teacher", "prompt_hash"]
@@ -94,4 +102,4 @@ def sources_of(examples: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _cell(text: str) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
+    return "none" if pd.isna(text) else str(text).replace("|", "\\|").replace("\n", " ")

@@ -1,5 +1,6 @@
 """How the student is asked and what it is to answer: the same text at training and at generation."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from jinja2 import TemplateError
@@ -15,23 +16,35 @@ Target = Literal["answer", "rationale_then_answer"]
 IGNORED = -100
 
 
-def render_prompt(tokenizer: "PreTrainedTokenizerBase", task: Task, query: str) -> str:
+def render_prompt(tokenizer: "PreTrainedTokenizerBase", task: Task, query: str, few_shot: bool = False) -> str:
     """The prompt as text, with every special token in it: the instruction as system turn, the query as user turn.
 
-    Where the chat template has no system turn, both stand in the user's. A model without a chat template (a base
-    model) gets a plain one.
+    Where the chat template has no system turn, the instruction stands in the first user's. A model without a chat
+    template (a base model) gets a plain one. With ``few_shot`` the task's examples are turns that were answered
+    already, with their rationale where the task has chain of thought.
     """
+    shots = [(task.render_query(shot), _shown_answer(task, shot)) for shot in task.examples] if few_shot else []
     if not tokenizer.chat_template:
+        shown = "".join(f"{asked}\n\nAnswer:\n{answer}\n\n" for asked, answer in shots)
         # Ends on a line break: no token can merge across the border to the completion.
-        return f"{_bos(tokenizer)}{task.instruction}\n\n{query}\n\nAnswer:\n"
-    turns = [{"role": "system", "content": task.instruction}, {"role": "user", "content": query}]
+        return f"{_bos(tokenizer)}{task.instruction}\n\n{shown}{query}\n\nAnswer:\n"
+    turns = [
+        {"role": role, "content": text}
+        for shot in shots
+        for role, text in zip(("user", "assistant"), shot, strict=True)
+    ] + [{"role": "user", "content": query}]
     try:
-        prompt = _apply(tokenizer, turns)
+        prompt = _apply(tokenizer, [{"role": "system", "content": task.instruction}, *turns])
     except TemplateError:
         prompt = ""
     if task.instruction.strip() in prompt:
         return prompt
-    return _apply(tokenizer, [{"role": "user", "content": f"{task.instruction}\n\n{query}"}])
+    turns[0]["content"] = f"{task.instruction}\n\n{turns[0]['content']}"
+    return _apply(tokenizer, turns)
+
+
+def _shown_answer(task: Task, shot: Mapping[str, str]) -> str:
+    return render_completion(shot["answer"], shot.get("rationale"), "rationale_then_answer" if task.cot else "answer")
 
 
 def render_completion(answer: str, rationale: str | None, target: Target) -> str:

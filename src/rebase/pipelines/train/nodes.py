@@ -12,7 +12,7 @@ from rebase.records import Adapter, Task
 from rebase.screening import why_excluded
 from rebase.student.batches import encode
 from rebase.student.card import render_card, write_card, write_origin
-from rebase.student.formatting import render_completion, render_prompt
+from rebase.student.formatting import Target, render_completion, render_prompt
 from rebase.student.handle import Student
 from rebase.student.preflight import describe, inspect, matrix_rate, measure_shape
 from rebase.student.training import train_adapter
@@ -21,11 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 def format_training_set(
-    task: Task, reasoned_examples: pd.DataFrame, student: Student, parameters: TrainParameters
+    task: Task, reasoned_examples: pd.DataFrame, student: Student, parameters: TrainParameters, target: Target
 ) -> pd.DataFrame:
     """Render each example for the student: ``example_id``, ``prompt``, ``completion``, in the order of the examples.
 
-    What ``parameters.exclude`` names is left out. Raises RebaseError where there are no examples.
+    ``target`` is what the student learns to write; examples may have no ``rationale``. What ``parameters.exclude``
+    names is left out. Raises RebaseError where there are no examples.
     """
     if reasoned_examples.empty:
         raise RebaseError(
@@ -40,14 +41,16 @@ def format_training_set(
         )
     tokenizer = student.tokenizer()
     # A missing rationale comes back from parquet as None or NaN.
-    rationales = reasoned_examples["rationale"].astype(object).where(reasoned_examples["rationale"].notna(), None)
+    rationales = reasoned_examples.reindex(columns=["rationale"])["rationale"].astype(object)
     return pd.DataFrame(
         {
             "example_id": reasoned_examples["example_id"].to_list(),
             "prompt": [render_prompt(tokenizer, task, query) for query in reasoned_examples["query"]],
             "completion": [
-                render_completion(answer, rationale, parameters.target)
-                for answer, rationale in zip(reasoned_examples["answer"], rationales, strict=True)
+                render_completion(answer, rationale, target)
+                for answer, rationale in zip(
+                    reasoned_examples["answer"], rationales.where(rationales.notna(), None), strict=True
+                )
             ],
         }
     )
@@ -81,6 +84,7 @@ def train_student(
     student: Student,
     preflight: dict[str, Any],
     parameters: TrainParameters,
+    target: Target,
 ) -> tuple[Adapter, pd.DataFrame, dict[str, Any]]:
     """Train the adapter and write its card. Returns the adapter, the training log and the stage's summary.
 
@@ -96,7 +100,7 @@ def train_student(
         )
     adapter, log, counts = train_adapter(student, training_set, parameters)
     counts = {**counts, "in": counts["in"] + len(taken_out), "refused": {**counts["refused"], **excluded}}
-    write_card(adapter, render_card(task, student, examples, parameters, counts))
+    write_card(adapter, render_card(task, student, examples, parameters.model_copy(update={"target": target}), counts))
     write_origin(adapter, task, examples)
     seen = {name: preflight[name] for name in ("tokens", "tokens_with_loss", "padding_share")}
-    return adapter, log, {"stage": "train", **counts, **seen, "base_model": student.name, "target": parameters.target}
+    return adapter, log, {"stage": "train", **counts, **seen, "base_model": student.name, "target": target}

@@ -8,11 +8,12 @@ from rebase.plots import plot_loss
 
 def create_pipeline() -> Pipeline:
     """``reasoned_examples`` to ``training_set``, ``preflight`` and ``adapter``."""
+    settings = ["params:train", "params:train.target"]
     return Pipeline(
         [
             Node(
                 format_training_set,
-                ["task", "reasoned_examples", "student", "params:train"],
+                ["task", "reasoned_examples", "student", *settings],
                 "training_set",
                 name="format_training_set",
             ),
@@ -25,7 +26,15 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 train_student,
-                ["task", "training_set", "reasoned_examples", "student", "preflight", "params:train"],
+                [
+                    "task",
+                    "training_set",
+                    "reasoned_examples",
+                    "student",
+                    "preflight",
+                    "params:train",
+                    "params:train.target",
+                ],
                 ["adapter", "training_log", "train_summary"],
                 name="train_student",
                 tags="gpu",

@@ -1,0 +1,31 @@
+"""A whole model as a folder."""
+
+from pathlib import Path
+from typing import Any
+
+from kedro.io import AbstractDataset
+
+from rebase.files import replacing_folder
+
+
+class ModelFolderDataset(AbstractDataset[tuple[Any, Any], Path]):
+    """Saving writes model and tokenizer, safetensors only, whole or not at all; loading names the folder."""
+
+    def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def save(self, data: tuple[Any, Any]) -> None:
+        model, tokenizer = data
+        with replacing_folder(self._filepath) as temporary:
+            model.save_pretrained(temporary, safe_serialization=True)
+            tokenizer.save_pretrained(temporary)
+
+    def load(self) -> Path:
+        return self._filepath
+
+    def _exists(self) -> bool:
+        return (self._filepath / "config.json").is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}

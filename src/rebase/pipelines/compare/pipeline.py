@@ -1,0 +1,101 @@
+"""Compare: the same training under a namespace for each training set, and one table over all systems."""
+
+from kedro.pipeline import Node, Pipeline
+
+from rebase.pipelines import (
+    cot,
+    distil,
+    embed,
+    estimate,
+    evaluate_teacher,
+    index,
+    ingest,
+    retrieve,
+    synthesize,
+    train,
+    transform,
+    usage,
+)
+from rebase.pipelines.compare.nodes import learn_curve, predict_systems, score_curves, score_systems, tabulate
+from rebase.plots import plot_curves, plot_scores
+
+#: The training sets that are compared, and the examples that each is made of.
+TRAINING_SETS = {
+    "synthesized": "synthesized_examples",
+    "labelled": "labelled_examples",
+    "rebase": "examples",
+    "rebase_cot": "reasoned_examples",
+}
+
+
+def create_pipeline() -> Pipeline:
+    """From ``sources`` and ``task`` to ``comparison``, ``comparison_scores`` and ``curves``."""
+    stages = (ingest, embed, index, retrieve, estimate, transform, cot, usage, synthesize)
+    made = sum((stage.create_pipeline() for stage in stages), Pipeline([]))
+    made += Pipeline(distil.create_pipeline(), inputs={"unlabelled": "examples"})
+    made += evaluate_teacher.create_pipeline().only_nodes("predict_teacher")
+    trained = sum((_train(name, examples) for name, examples in TRAINING_SETS.items()), Pipeline([]))
+    return made + trained + _compare()
+
+
+def _train(name: str, examples: str) -> Pipeline:
+    """The train pipeline, and the learning curve, on one training set."""
+    curve = Node(
+        learn_curve, ["training_set", "student", "params:train", "params:compare"], "curve", name="learn_curve",
+        tags="gpu",
+    )  # fmt: skip
+    return Pipeline(
+        [*train.create_pipeline().nodes, curve],
+        namespace=name,
+        # What leaves the namespace has a name without a dot.
+        outputs={own: f"{name}_{own}" for own in ("adapter", "curve", "train_summary")},
+        inputs={"task": "task", "student": "student", "reasoned_examples": examples},
+        parameters={
+            "params:train": "params:train",
+            "params:compare": "params:compare",
+            "params:train.target": f"params:compare.targets.{name}",
+        },
+    )
+
+
+def _compare() -> Pipeline:
+    asked = {"task": "task", "evaluation_set": "evaluation_set", "student": "student", "parameters": "params:evaluate"}
+    each = {name: f"{name}_train_summary" for name in TRAINING_SETS}
+    stages = ("transform", "cot", "synthesize", "distil", "teacher")
+    return Pipeline(
+        [
+            Node(
+                predict_systems,
+                asked | {name: f"{name}_adapter" for name in TRAINING_SETS},
+                ["comparison_generations", "compare_summary"],
+                name="predict_systems",
+                tags="gpu",
+            ),
+            Node(
+                score_systems,
+                ["task", "params:evaluate", "comparison_generations", "teacher_generations"],
+                ["comparison_predictions", "comparison_scores"],
+                name="score_systems",
+            ),
+            Node(
+                score_curves,
+                asked
+                | {"scores": "comparison_scores", "train": "params:train"}
+                | {f"{name}_curve": f"{name}_curve" for name in TRAINING_SETS}
+                | {f"{name}_summary": summary for name, summary in each.items()},
+                "curves",
+                name="score_curves",
+                tags="gpu",
+            ),
+            Node(
+                tabulate,
+                {"scores": "comparison_scores", "task": "task", "curves": "curves"}
+                | {stage: f"{stage}_summary" for stage in stages}
+                | {f"train_{name}": summary for name, summary in each.items()},
+                "comparison",
+                name="tabulate",
+            ),
+            Node(plot_scores, "comparison_scores", "comparison_plot", name="plot_comparison", tags="report"),
+            Node(plot_curves, "curves", "curves_plot", name="plot_curves", tags="report"),
+        ]
+    )

@@ -1,0 +1,139 @@
+"""Compare, run as a pipeline over a tiny student: what the teacher made is given."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.runner import SequentialRunner
+from kedro_datasets.json import JSONDataset
+from kedro_datasets.pandas import ParquetDataset
+
+from rebase.datasets.adapter import AdapterDataset
+from rebase.parameters import CompareParameters
+from rebase.pipelines.compare import create_pipeline
+from rebase.pipelines.compare.nodes import tabulate
+from rebase.pipelines.compare.pipeline import TRAINING_SETS
+from rebase.pipelines.evaluate.nodes import as_generations
+from rebase.records import Task
+from rebase.student.handle import Student
+from tests.pipelines.test_train_evaluate import evaluation_set
+from tests.tiny import evaluate_parameters, make_student, reasoned_examples, train_parameters
+
+TARGETS = dict.fromkeys(TRAINING_SETS, "answer") | {"rebase_cot": "rationale_then_answer"}
+USAGE = {"used": 12, "used_dollars": 0.5}
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    return make_student(tmp_path_factory.mktemp("student"))
+
+
+def teacher_generations() -> pd.DataFrame:
+    items = evaluation_set(5)
+    return as_generations("teacher", items, items["query"], [f"in barn {n}" for n in range(5)])
+
+
+def run(task: Task, student: Student, folder: Path, sizes=(), seeds=()) -> dict[str, object]:
+    """What the pipeline makes of given examples: the stages that ask the teacher are left out."""
+    examples = reasoned_examples(10)
+    unproven = examples.assign(dataset=None, licence=None).drop(columns="rationale")
+    given = {
+        "task": task,
+        "examples": examples.drop(columns="rationale"),
+        "reasoned_examples": examples,
+        "synthesized_examples": unproven.head(6),
+        "labelled_examples": examples.head(7),
+        "teacher_generations": teacher_generations(),
+        "evaluation_set": evaluation_set(5),
+        "params:train": train_parameters(),
+        "params:evaluate": evaluate_parameters(),
+        "params:compare": CompareParameters(sizes=sizes, seeds=seeds, targets=TARGETS),
+        **{f"params:compare.targets.{name}": target for name, target in TARGETS.items()},
+        **{f"{stage}_summary": {"usage": USAGE} for stage in ("transform", "cot", "synthesize", "distil", "teacher")},
+    }
+    catalog = DataCatalog(
+        {name: MemoryDataset(value) for name, value in given.items()}
+        | {"student": MemoryDataset(student, copy_mode="assign")}
+        | {"comparison_scores": JSONDataset(filepath=str(folder / "scores.json"))}
+        | {name: ParquetDataset(filepath=str(folder / name)) for name in ("curves", "comparison_predictions")}
+        | {f"{name}.adapter": AdapterDataset(str(folder / name)) for name in TRAINING_SETS}
+    )
+    pipeline = create_pipeline().from_inputs("student")
+    made = SequentialRunner().run(pipeline.to_outputs("comparison_plot", "curves_plot", "comparison"), catalog)
+    return {name: dataset.load() for name, dataset in made.items()} | {
+        "scores": catalog.load("comparison_scores"),
+        "curves": catalog.load("curves"),
+        "predictions": catalog.load("comparison_predictions"),
+    }
+
+
+@pytest.fixture(scope="module")
+def made(student: Student, reading_task: Task, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    shots = [{**example, "rationale": "It says so."} for example in reading_task.examples]
+    task = reading_task.model_copy(update={"cot": True, "examples": shots})
+    return run(task, student, tmp_path_factory.mktemp("compared"), sizes=(4, 100), seeds=(2,))
+
+
+def test_every_system_answers_the_same_items(made):
+    predictions = made["predictions"]
+    systems = ["student", "student_few_shot", *TRAINING_SETS, "teacher"]
+    assert list(predictions["system"].unique()) == systems
+    assert (predictions.groupby("item_id").size() == len(systems)).all()
+    prompts = predictions[predictions["item_id"] == "i0"].set_index("system")["prompt"]
+    assert "So the answer is" in prompts["student_few_shot"]
+    assert prompts.drop(["student_few_shot", "teacher"]).nunique() == 1
+
+
+def test_the_table_says_what_each_system_took(made):
+    table = made["comparison"]
+    assert len(table) == 2 * 7  # metrics x systems
+    line = table.drop_duplicates("system").set_index("system")
+    assert line["examples"].to_dict() == {
+        "student": 0, "student_few_shot": 2, "synthesized": 6, "labelled": 7, "rebase": 10, "rebase_cot": 10,
+        "teacher": 2,
+    }  # fmt: skip
+    assert line["requests"].to_list() == [0, 0, 12, 24, 12, 24, 12]
+    assert line["dollars"].to_list() == [0, 0, 0.5, 1.0, 0.5, 1.0, 0.5]
+    assert line["seeds"].to_list() == [0, 0, 2, 2, 2, 2, 0]
+    assert line.loc["rebase", "seed_deviation"] >= 0
+    assert len(made["scores"]["differences"]) == 7 * 6 / 2
+
+
+def test_curves_have_every_size_and_seed(made):
+    curves = made["curves"]
+    runs = curves[curves["metric"] == "f1"].groupby("training_set")[["examples", "seed"]].apply(
+        lambda frame: sorted(map(tuple, frame.to_numpy().tolist()))
+    )  # fmt: skip
+    assert runs["synthesized"] == [(0, 1), (4, 1), (4, 2), (6, 1), (6, 2)]
+    assert runs["rebase"] == [(0, 1), (4, 1), (4, 2), (10, 1), (10, 2)]
+    names = {trace.name for trace in made["curves_plot"].data}
+    assert names == set(TRAINING_SETS)
+
+
+def test_without_chain_of_thought_rebase_stands_once(student: Student, reading_task: Task, tmp_path: Path):
+    made = run(reading_task, student, tmp_path)
+    assert list(made["scores"]["systems"]) == [
+        "student",
+        "student_few_shot",
+        "synthesized",
+        "labelled",
+        "rebase",
+        "teacher",
+    ]
+    assert set(made["curves"]["training_set"]) == {"synthesized", "labelled", "rebase"}
+
+
+def test_an_unknown_price_is_no_number(reading_task: Task):
+    cell = {"value": 1.0, "low": 0.0, "high": 2.0}
+    scores = {"n": 3, "systems": {"rebase": {"f1": cell}}}
+    curves = pd.DataFrame(columns=["training_set", "metric", "examples", "value"])
+    summaries = {
+        "transform": {"usage": {"used": 3, "used_dollars": None}},
+        "train_rebase": {"kept": 3, "seconds": 60},
+    }
+    (line,) = tabulate(scores, reading_task, curves, **summaries).to_dict("records")
+    assert line["dollars"] is None
+    assert line["minutes"] == 1
+    assert json.dumps(line)

@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rebase.errors import RebaseError
+from rebase.evaluation import evaluation_items
+from rebase.pipelines.evaluate_teacher.nodes import predict_teacher, score_teacher
+from rebase.records import Task
+from rebase.teacher.budget import Price
+from tests.scripted import Scripted, stored
+from tests.tiny import evaluate_parameters
+
+RAW = Path(__file__).parents[2] / "data" / "01_raw"
+PROMPT = yaml.safe_load((RAW / "prompts" / "label.yml").read_text())
+TOPIC, SUMS = (
+    Task.parse(yaml.safe_load((RAW / "tasks" / f"{name}.yml").read_text()), name)
+    for name in ("news_topic", "word_problems")
+)
+PARAMETERS = evaluate_parameters()
+
+
+def items(task: Task, answers: list[str]):
+    spec = task.evaluation.fields
+    asked = {name: column for name, column in spec.items() if name != "answers"}
+    rows = [
+        dict.fromkeys(asked.values(), f"What is to be said of number {n}?") | {spec["answers"]: answer}
+        for n, answer in enumerate(answers)
+    ]
+    return evaluation_items(task, rows, "rows")
+
+
+def test_the_teacher_sees_examples_and_no_gold_answer():
+    teacher = Scripted(lambda _: '{"answer": "sport"}')
+    generations, summary = predict_teacher(
+        TOPIC, items(TOPIC, ["sport", "business"]), stored(teacher), PROMPT, PARAMETERS
+    )
+    predictions, scores = score_teacher(TOPIC, generations, PARAMETERS)
+    assert predictions["accuracy"].to_list() == [1, 0]
+    assert scores["systems"]["teacher"]["accuracy"]["value"] == 50
+    assert summary["unreadable"] == {}
+    assert summary["usage"]["used"] == 2
+    first = teacher.asked[0]
+    assert first.sampling.temperature == 0
+    assert len(first.messages) == 2 * len(TOPIC.examples) + 1
+    assert "number 0" in first.messages[-1].content
+    assert json.loads(predictions["prompt"][0]) == json.loads(first.to_json())
+
+
+def test_with_chain_of_thought_it_reasons_and_the_same_extraction_reads_it():
+    teacher = Scripted(lambda _: '{"rationale": "3 and 4 make 7.", "answer": 7}')
+    generations, _ = predict_teacher(SUMS, items(SUMS, ["7"]), stored(teacher), PROMPT, PARAMETERS)
+    predictions, _ = score_teacher(SUMS, generations, PARAMETERS)
+    assert predictions["raw"].to_list() == ["3 and 4 make 7. So the answer is 7."]
+    assert predictions["extracted"].to_list() == ["7"]
+
+
+def test_what_cannot_be_read_is_a_wrong_answer_and_counted():
+    said = iter(['{"answer": "sport"}', "I will not.", ('{"answer": "spo', "length")])
+    teacher = Scripted(lambda _: next(said), ahead=1)
+    generations, summary = predict_teacher(TOPIC, items(TOPIC, ["sport"] * 3), stored(teacher), PROMPT, PARAMETERS)
+    assert generations["raw"].to_list() == ["sport", "", ""]
+    assert sum(summary["unreadable"].values()) >= 1
+    assert score_teacher(TOPIC, generations, PARAMETERS)[1]["systems"]["teacher"]["accuracy"]["value"] == pytest.approx(
+        33.33
+    )
+
+
+def test_a_budget_that_does_not_last_gives_no_score():
+    teacher = stored(Scripted(lambda _: '{"answer": "sport"}', ahead=1), price=Price(input=1, output=1), max_requests=1)
+    generations, summary = predict_teacher(TOPIC, items(TOPIC, ["sport"] * 3), teacher, PROMPT, PARAMETERS)
+    assert generations.empty
+    assert summary["refused"] == {"over_budget": 3}
+    assert summary["in"] == summary["kept"] + sum(summary["refused"].values())
+    with pytest.raises(RebaseError, match="did not last for all items"):
+        score_teacher(TOPIC, generations, PARAMETERS)
+
+
+def test_a_teacher_that_is_not_there():
+    teacher = stored(Scripted(lambda _: RuntimeError("no route to host")))
+    with pytest.raises(RebaseError, match=r"answered none of the requests\. It says: no route to host"):
+        predict_teacher(TOPIC, items(TOPIC, ["sport"]), teacher, PROMPT, PARAMETERS)

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rebase.datasets import ModelFolderDataset
+from rebase.errors import RebaseError
+from rebase.pipelines.export.nodes import merge_adapter
+from rebase.records import Adapter
+from rebase.student.training import train_adapter
+from tests.student.test_training import training_set
+from tests.tiny import make_student, train_parameters
+
+
+def test_merged_model_loads_by_itself_and_says_what_the_expert_says(tmp_path: Path) -> None:
+    student = make_student(tmp_path / "student")
+    adapter, _, _ = train_adapter(student, training_set(8), train_parameters(four_bit=False))
+    dataset = ModelFolderDataset(str(tmp_path / "merged"))
+    assert not dataset.exists()
+    dataset.save(merge_adapter(student, adapter))
+    folder = dataset.load()
+    assert dataset.exists()
+    assert {file.suffix for file in folder.iterdir()} <= {".json", ".safetensors", ".jinja", ".txt", ".model"}
+    assert "adapter_config.json" not in {file.name for file in folder.iterdir()}
+
+    ids = AutoTokenizer.from_pretrained(folder)("Where?", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        merged = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+        with student.open({"expert": adapter}) as (model, _):
+            torch.testing.assert_close(merged, model(ids).logits, atol=1e-4, rtol=1e-4)
+        with student.open() as (model, _):
+            assert not torch.allclose(merged, model(ids).logits, atol=1e-4)
+
+
+def test_adapter_of_another_student(tmp_path: Path) -> None:
+    with pytest.raises(RebaseError, match="was trained on 'other/model'"):
+        merge_adapter(make_student(tmp_path), Adapter(tmp_path, "other/model"))

@@ -1,0 +1,83 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebase.errors import RebaseError
+from rebase.metrics import bootstrap_interval, bootstrap_means, permutation_p
+from rebase.pipelines.groups.nodes import average_groups
+from tests.tiny import evaluate_parameters
+
+TASK = {
+    "version": 1,
+    "instruction": "Say yes or no.",
+    "query": "{question}",
+    "examples": [{"question": "Is it?", "answer": "yes"}],
+    "answer": {"type": "label", "labels": ["yes", "no"]},
+    "metrics": ["accuracy"],
+    "evaluation": {"source": "unused.jsonl", "fields": {"question": "question", "answers": "answers"}},
+}
+
+
+def tasks(**groups: list[str]) -> dict:
+    return {name: (lambda name=name, own=own: TASK | {"name": name, "groups": own}) for name, own in groups.items()}
+
+
+def predictions(student: list[float], expert: list[float] | None) -> pd.DataFrame:
+    lines = [("student", score) for score in student] + [("expert", score) for score in expert or []]
+    return pd.DataFrame(lines, columns=["system", "accuracy"])
+
+
+def test_each_task_counts_alike_and_missing_ones_are_named():
+    known = tasks(one=["bbh", "bbh_nlp"], two=["bbh"], three=["bbh"], alone=[])
+    runs = {
+        "one": lambda: predictions([0, 0, 0, 1], [1, 1, 1, 1]),
+        "two": lambda: predictions([1, 1], None),
+        "alone": lambda: predictions([1], [1]),
+        "old": lambda: predictions([1], [1]),  # its task file is gone
+    }
+    found = average_groups(known, runs, evaluate_parameters())["groups"]
+    assert set(found) == {"bbh", "bbh_nlp"}
+    assert found["bbh"]["tasks"] == ["one", "two"]
+    assert found["bbh"]["missing"] == ["three"]
+    assert found["bbh"]["systems"]["student"]["value"] == 62.5
+    assert set(found["bbh"]["systems"]) == {"student"}  # not every task was answered by the expert
+    assert found["bbh_nlp"]["systems"]["expert"] == {"value": 100, "low": 100, "high": 100}
+
+
+def test_nothing_was_run():
+    with pytest.raises(RebaseError, match="no task that belongs to a group was run"):
+        average_groups(tasks(one=["bbh"], alone=[]), {"alone": lambda: predictions([1], None)}, evaluate_parameters())
+
+
+scores = st.lists(st.floats(0, 1), min_size=1, max_size=20)
+
+
+@given(st.lists(scores, min_size=1, max_size=4))
+def test_interval_of_means_holds_the_value_and_bounds(groups: list[list[float]]):
+    found = bootstrap_means(groups, 50, 0.9, 1)
+    assert 0 <= found["low"] <= found["high"] <= 100
+    assert found["value"] == pytest.approx(100 * np.mean([np.mean(group) for group in groups]), abs=0.006)
+
+
+def test_a_group_of_one_task_is_that_task():
+    group = [0.0, 1.0, 1.0, 0.5, 1.0, 0.0] * 10
+    one, plain = bootstrap_means([group], 2000, 0.9, 1), bootstrap_interval(group, 2000, 0.9, 1)
+    assert one["value"] == plain["value"]
+    assert one["low"] == pytest.approx(plain["low"], abs=2)
+
+
+def test_permutation_p_is_the_share_of_swaps():
+    # Of 2 ** 3 swaps of three equal gains two are as far from nothing as what was seen.
+    assert permutation_p(np.array([1.0, 1.0, 1.0]), 1) == 0.25
+    assert permutation_p(np.zeros(5), 1) == 1
+    assert permutation_p(np.array([1.0, -1.0]), 1) == 1
+    assert permutation_p(np.ones(40), 1) < 0.001
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=8), st.integers(0, 3))
+def test_permutation_p_is_a_probability_and_sides_are_alike(gains: list[float], seed: int):
+    values = np.array(gains)
+    assert 0 < permutation_p(values, seed) <= 1
+    assert permutation_p(values, seed) == permutation_p(-values, seed)
