@@ -1,0 +1,31 @@
+"""Judge: what a model says of the systems' answers, and the sheet on which people say it."""
+
+from kedro.pipeline import Node, Pipeline
+
+from rebase.pipelines.judge.nodes import judge_answers, score_judgements, write_sheets
+
+
+def create_pipeline() -> Pipeline:
+    """``predictions`` to ``judgements`` and ``judge_scores``, and to ``grading_sheet`` and ``grading_form``."""
+    return Pipeline(
+        [
+            Node(
+                write_sheets,
+                ["task", "evaluation_set", "predictions", "judge_rubric", "params:judge"],
+                ["grading_sheet", "grading_form", "grading_key"],
+                name="write_sheets",
+            ),
+            Node(
+                judge_answers,
+                ["task", "evaluation_set", "predictions", "judge", "judge_rubric", "judge_pair", "params:judge"],
+                ["judgements", "judge_refused", "judge_summary"],
+                name="judge_answers",
+            ),
+            Node(
+                score_judgements,
+                ["task", "predictions", "judgements", "judge_refused", "judge_rubric", "params:judge"],
+                "judge_scores",
+                name="score_judgements",
+            ),
+        ]
+    )
