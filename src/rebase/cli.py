@@ -1,25 +1,34 @@
 """Commands of the project beside Kedro's own.
 
-``kedro near`` looks around in the datastore; ``kedro replies`` looks after the store of the teacher's replies.
+``kedro near`` looks around in the datastore; ``kedro replies`` looks after the store of the teacher's replies;
+``kedro lineage`` writes what kedro-viz shows as a static site; ``kedro trace`` says where something comes from and
+what became of it; ``kedro push`` hands examples and adapter on.
 """
 
 import json
 import textwrap
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from kedro.framework.cli.project import run  # noqa: F401  # `rebase` and `python -m rebase` look for it here
+from kedro.framework.cli.utils import _split_params
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
+from rich.console import Console
 
+from rebase.console import visible
 from rebase.errors import RebaseError
-from rebase.files import replacing_file
+from rebase.files import replacing_file, replacing_folder
 from rebase.forest import find_near
+from rebase.history import read_runs, runs_table
+from rebase.report import ALL_PIECES, find_outdated, write_report
 from rebase.teacher.store import ReplyStore
+from rebase.trace import MADE_BY
 from rebase.vectors import DESCRIPTION, cells_at
 
 _env = click.option("--env", "-e", help="The environment whose store is meant.")
@@ -51,7 +60,7 @@ def near(text: str, count: int, datastore: str | None, env: str | None) -> None:
                 stored = rows[line.dataset].slice(row, 1).to_pylist()[0]
                 where, value = f"{stored['row_id']} · {column}", json.loads(stored["row"])[column]
             click.echo(f"{line.similarity:.3f}  {click.style(where, bold=True)}")
-            click.echo(textwrap.indent(textwrap.fill(textwrap.shorten(value, 240), 100), " " * 7))
+            click.echo(textwrap.indent(textwrap.fill(visible(textwrap.shorten(value, 240)), 100), " " * 7))
     counts = found["dataset"].value_counts()
     click.echo("In " + ", ".join(f"{dataset} ({number})" for dataset, number in counts.items()))
 
@@ -138,3 +147,131 @@ def _parse(lines: Iterator[str], file: Path) -> Iterator[dict[str, Any]]:
         if not isinstance(said, dict):
             raise RebaseError(f"{file}, line {number}: not an exported reply.")
         yield said
+
+
+@cli.command()
+@click.option("--to", "folder", default="build/lineage", show_default=True, type=click.Path(path_type=Path))
+@click.option("--params", default="", callback=_split_params, help="As of `kedro run`: --params=task=NAME, say.")
+@_env
+def lineage(folder: Path, params: dict[str, Any], env: str | None) -> None:
+    """Write the lineage, with previews of the data, as a static site that asks nothing of other machines."""
+    from rebase.lineage import write_site
+
+    if folder.exists() and any(folder.iterdir()) and not (folder / "api" / "main").is_file():
+        raise click.UsageError(f"{folder} holds something else, which would be lost: name another folder.")
+    with replacing_folder(folder) as part:
+        write_site(part, Path.cwd(), env, params)
+    click.echo(f"To look at it: python -m http.server --bind 127.0.0.1 --directory {folder}")
+
+
+@cli.command()
+@click.option("--params", default="", callback=_split_params, help="As of `kedro run`: --params=task=NAME, say.")
+@_env
+def report(params: dict[str, Any], env: str | None) -> None:
+    """Write report.html from whatever there is of a run: of one that was killed, say."""
+    with _catalog(env, params) as catalog:
+        pieces, times = {}, {}
+        for name in ALL_PIECES:
+            try:
+                if name in catalog and catalog.exists(name):
+                    pieces[name] = catalog.load(name)
+                    times[name] = Path(catalog[name]._get_load_path()).stat().st_mtime
+            except DatasetError as error:
+                click.echo(f"{name} cannot be read and is left out: {error}", err=True)
+        catalog.save("report", write_report(catalog.load("task"), find_outdated(times), **pieces))
+        click.echo(f"Made from {len(pieces)} of {len(ALL_PIECES)} pieces: {catalog['report']._get_load_path()}")
+
+
+@cli.command()
+@click.argument("task", required=False)
+@_env
+def runs(task: str | None, env: str | None) -> None:
+    """The runs of TASK in one table, the newest first; without TASK those of every task."""
+    with _catalog(env) as catalog:
+        folder = Path(catalog["scores"]._filepath).parent.parent
+    found = {
+        name: read_runs(folder / name) for name in ([task] if task else sorted(path.name for path in folder.glob("*")))
+    }
+    for name, own in found.items():
+        if own:
+            Console().print(runs_table(name, own))
+    if not any(found.values()):
+        click.echo(f"There are no runs with scores in {folder}{f' of the task {task}' if task else ''}.")
+
+
+@cli.command()
+@click.argument("identifier", metavar="ID")
+@click.option("--task", help="The task, if it is not the environment's.")
+@click.option("--system", help="Of an evaluation item: the system whose answer is meant, student or expert.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with everything in full.")
+@_env
+def trace(identifier: str, task: str | None, system: str | None, as_json: bool, env: str | None) -> None:
+    """Where ID comes from and what became of it.
+
+    ID is an evaluation item, an example, a source row or a dataset, as the run's tables and its report name them.
+    """
+    from rich.console import Console
+
+    from rebase.trace import read_run, render_trace
+    from rebase.trace import trace as find
+
+    with _catalog(env, {"task": task} if task else {}) as catalog:
+        found = find(identifier, read_run(partial(_load, catalog), env, task), system)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        Console(highlight=False).print(render_trace(found))
+
+
+@cli.command()
+@click.argument("repo", metavar="OWNER/NAME")
+@click.option("--only", type=click.Choice(["dataset", "adapter"]), help="One of them; without it, both.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Into a folder, not to the hub.")
+@click.option("--no-dry-run", is_flag=True, help="Do it: without this it is only said what would be done.")
+@click.option("--public", is_flag=True, help="For all the world to read; without it, a repository is private.")
+@click.option("--licence-checked", multiple=True, metavar="DATASET", help="Its licence was looked up and permits it.")
+@click.option("--task", help="The task, if it is not the environment's.")
+@_env
+def push(
+    repo: str,
+    only: str | None,
+    folder: Path | None,
+    no_dry_run: bool,
+    public: bool,
+    licence_checked: tuple[str, ...],
+    task: str | None,
+    env: str | None,
+) -> None:
+    """Hand the training examples and the adapter on, with cards, to the Hugging Face hub or into a folder.
+
+    Refuses what the licences of the sources forbid. The hub's token is that of `hf auth login`, or HF_TOKEN.
+    """
+    from rebase.publishing import describe_parcels, packed, published_examples, put, scores_of, upload
+
+    with _catalog(env, {"task": task} if task else {}) as catalog:
+        load = partial(_load, catalog)
+        adapter = load("adapter") if only != "dataset" else None
+        examples = published_examples(load("reasoned_examples"), load("training_set")) if only != "adapter" else None
+        known = [load(name) if catalog.exists(name) else None for name in ("scores", "evaluate_summary")]
+        scores = adapter and scores_of(adapter, *known)
+        with packed(repo, load("task"), examples, adapter, scores, licence_checked) as (parcels, conditions):
+            click.echo(describe_parcels(parcels, repo, folder, public=public))
+            for condition in conditions:
+                click.echo(f"Condition of {condition}")
+            if adapter and not scores:
+                click.echo("The card has no scores: this adapter was not evaluated. kedro run --pipelines=evaluate")
+            if not no_dry_run:
+                click.echo("Nothing was written: this was a dry run. --no-dry-run does it.")
+                return
+            for parcel in parcels:
+                click.echo(put(parcel, folder) if folder else upload(parcel, repo, public=public))
+
+
+def _load(catalog: Any, name: str) -> Any:
+    """A catalog entry; RebaseError where it is not there or cannot be read."""
+    if name in MADE_BY and not catalog.exists(name):
+        raise RebaseError(f"not there yet; kedro run --pipelines={MADE_BY[name]} makes it.")
+    try:
+        return catalog.load(name)
+    except DatasetError as error:
+        raise RebaseError(str(error)) from error

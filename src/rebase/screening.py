@@ -82,12 +82,17 @@ def find_pattern(name: str, patterns: Iterable[str]) -> str | None:
     return next((pattern for pattern in patterns if fnmatchcase(name.casefold(), pattern.casefold())), None)
 
 
-def why_excluded(dataset: str, licence: str | None, exclude: ExcludeParameters) -> str | None:
-    """Why an example of the dataset, under the licence, is taken out before training; None where it is not."""
+def why_excluded(dataset: object, licence: object, exclude: ExcludeParameters) -> str | None:
+    """Why an example of the dataset, under the licence, is taken out before training; None where it is not.
+
+    An example that was written without a source has neither, and stays.
+    """
+    if not isinstance(dataset, str):
+        return None
     if find_pattern(dataset, exclude.datasets):
         return "excluded_dataset"
     policy = LicencePolicy(allow=("*",), deny=exclude.licences, unknown="allow")
-    return None if licence_allowed(licence or "unknown", policy) else "excluded_licence"
+    return None if licence_allowed(licence if isinstance(licence, str) else "unknown", policy) else "excluded_licence"
 
 
 def licence_allowed(licence: str, policy: LicencePolicy) -> bool:

@@ -4,8 +4,9 @@ import warnings
 
 from rebase.hooks import RunReporter
 
-# Kedro's own call of omegaconf: nothing that a user could mend.
+# Kedro's own call of omegaconf, and Kedro-Viz's of FastAPI: nothing that a user could mend.
 warnings.filterwarnings("ignore", r"register_new_resolver\(\) is deprecated", UserWarning)
+warnings.filterwarnings("ignore", r"\s*ORJSONResponse is deprecated")
 
 HOOKS = (RunReporter(),)
 

@@ -1,0 +1,204 @@
+"""The history of runs: what each was made with, what it scored and cost, by Kedro's versions of two files."""
+
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+from pydantic import BaseModel
+from rich.table import Table
+
+_PACKAGES = ("rebase", "kedro", "torch", "transformers", "trl", "peft")
+# Names of things that nobody else may see, and addresses that carry them: neither has a place in a record.
+_SECRET = re.compile(r"(?:^|[_.-])(?:api)?(?:key|secrets?|password|credentials?|auth\w*|token)$", re.IGNORECASE)
+_LOGIN = re.compile(r"(?<=://)[^/@\s]*@|(?<=\w)\?.*", re.DOTALL)
+_KEY = re.compile(r"\b(?:sk|hf|ghp|xox[a-z])[-_][\w-]{16,}")
+_SCORES, _RECORD = "scores.json", "run_record.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has scores: its version (the time at which it began), its scores, its record if there is one."""
+
+    version: str
+    scores: dict[str, Any]
+    record: dict[str, Any] | None
+
+
+def make_record(
+    parameters: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    summaries: Sequence[Mapping[str, Any]],
+    usage: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What a run was made with and what it cost, fit for JSON.
+
+    ``parameters`` are all that Kedro has in force, ``usage`` the lines of ``teacher_usage``. Nothing whose name says
+    that it is a secret gets in, nor the user's part or the query of an address. ``scores`` tell whose record it is.
+    """
+    by_stage = {summary["stage"]: summary for summary in summaries}
+    total = next((line for line in usage if line["stage"] == "total"), {})
+    return {
+        "task": scores["task"],
+        "models": {
+            name: by_stage.get(stage, {}).get(field)
+            for name, stage, field in (
+                ("teacher", "transform", "teacher"),
+                ("student", "train", "base_model"),
+                ("encoder", "index", "encoder"),
+            )
+        },
+        "parameters": _public(parameters),
+        "versions": {"git": git_commit(), "python": platform.python_version(), **_versions()},
+        "machine": _machine(),
+        "counts": {stage: {name: said[name] for name in ("in", "kept", "refused")} for stage, said in by_stage.items()},
+        "seconds": {stage: said["seconds"] for stage, said in by_stage.items() if "seconds" in said},
+        "teacher_usage": {name: total.get(name) for name in ("replies", "stored", "input_tokens", "output_tokens")},
+        "dollars": total.get("dollars"),
+        "used_dollars": total.get("used_dollars"),
+        "scores": dict(scores),
+    }
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """The runs whose scores lie in a task's reporting folder, the newest first.
+
+    A record of the same version is the run's; a run that was killed before it has the first later record of the
+    same scores, which belong to no other run. Files that cannot be read count as missing.
+    """
+    scores, records = _read_versions(folder / _SCORES), _read_versions(folder / _RECORD)
+    later = {made: record for made, record in records.items() if made not in scores}
+
+    def record_of(made: str, said: dict[str, Any]) -> dict[str, Any] | None:
+        of_the_same = (later[key] for key in sorted(later) if key > made and later[key].get("scores") == said)
+        return records.get(made) or next(of_the_same, None)
+
+    return [Run(made, said, record_of(made, said)) for made, said in sorted(scores.items(), reverse=True)]
+
+
+def runs_table(task: str, runs: Sequence[Run]) -> Table:
+    """The runs in one table: scores, dollars, and of parameters, models and versions what is not the same in all.
+
+    Not a difference is what only one of them has.
+    """
+    settings = [_settings(run.record) for run in runs]
+    names = sorted({name for own in settings for name in own})
+    # What only some runs know of, because they are of another version, is no difference in how they were made.
+    differing = [name for name in names if len({json.dumps(own[name]) for own in settings if name in own}) > 1]
+    table = Table(title=f"rebase · runs of task {task}", title_justify="left", show_lines=True)
+    for column in ("run", "score, interval", "items", "examples", "paid", "what differs"):
+        table.add_column(column, justify="right" if column in {"items", "examples", "paid"} else "left")
+    for run, own in zip(runs, settings, strict=True):
+        record = run.record or {}
+        table.add_row(
+            run.version[:16].replace("T", " ").replace(".", ":"),
+            "\n".join(_score_lines(run.scores)),
+            f"{run.scores.get('n', '–')}",
+            f"{record.get('counts', {}).get('train', {}).get('kept', '–')}",
+            _dollars(record.get("dollars"), record.get("used_dollars")),
+            "\n".join(f"{name} = {_short(own[name])}" for name in differing if name in own)
+            if run.record
+            else "no record: the run ended before its report",
+        )
+    known = [own for own in settings if own]
+    shared = [name for name in names if name not in differing and "." not in name and all(name in own for own in known)]
+    if shared:
+        table.caption = "The same in all: " + ", ".join(f"{name} {_short(known[0][name])}" for name in shared)
+    return table
+
+
+def git_commit() -> str | None:
+    """The commit of the folder that the run is in, ``-dirty`` where files were changed; None where there is none."""
+    git = which("git")
+    if git is None:
+        return None
+    said = subprocess.run(  # noqa: S603
+        [git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return said.stdout.strip() or None if said.returncode == 0 else None
+
+
+def _public(value: Any) -> Any:
+    """Parameters as plain data, without what is secret."""
+    if isinstance(value, BaseModel):
+        return _public(value.model_dump(mode="json"))
+    if isinstance(value, Mapping):
+        return {str(name): _public(item) for name, item in value.items() if not _SECRET.search(str(name))}
+    if isinstance(value, list | tuple):
+        return [_public(item) for item in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = _KEY.sub("(a key)", str(value))
+    return _LOGIN.sub("", text) if "://" in text else text
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _machine() -> str:
+    import torch
+
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+
+
+def _read_versions(path: Path) -> dict[str, dict[str, Any]]:
+    """Kedro keeps a versioned file as ``path/VERSION/name``: each version that can be read."""
+    found = {}
+    for file in path.glob(f"*/{path.name}"):
+        try:
+            said = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(said, dict):
+            found[file.parent.name] = said
+    return found
+
+
+def _settings(record: dict[str, Any] | None) -> dict[str, Any]:
+    """What a run was made with, by one name each: models and versions by theirs, parameters with their group."""
+    if record is None:
+        return {}
+    return {**record.get("models", {}), **record.get("versions", {}), "machine": record.get("machine")} | _flat(
+        record.get("parameters", {})
+    )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
+    return flat
+
+
+def _score_lines(scores: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{system} · {metric} {cell['value']:.1f} [{cell['low']:.1f}, {cell['high']:.1f}]"
+        for system, cells in scores.get("systems", {}).items()
+        for metric, cell in cells.items()
+    ]
+
+
+def _dollars(paid: float | None, used: float | None) -> str:
+    """What was paid now; what the stored replies would have cost beside it."""
+    if paid is None:
+        return "–"
+    return f"${paid:,.4f}" + (f"\nof ${used:,.4f} used" if used is not None and used > paid else "")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else "–" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]} …"
