@@ -39,6 +39,16 @@ def encoder() -> Iterator[Encoder]:
 
 
 @pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of its own in which the main job has run once; what it said is in ``said.txt``."""
+    from tests.test_end_to_end import copy_of_project, kedro
+
+    project = copy_of_project(tmp_path_factory.mktemp("project"))
+    project.joinpath("said.txt").write_text(kedro(project, "run", "--pipelines=rebase", "--env=test").stdout)
+    return project
+
+
+@pytest.fixture(scope="session")
 def reading_task() -> Task:
     """A reading task with a passage: what `retrieve` and later stages are given."""
     return Task.parse(

@@ -40,14 +40,6 @@ def outputs(project: Path) -> Path:
     return project / "data" / "test"
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A project in which the main job has run once."""
-    project = copy_of_project(tmp_path_factory.mktemp("project"))
-    project.joinpath("said.txt").write_text(kedro(project, "run", "--pipelines=rebase", "--env=test").stdout)
-    return project
-
-
 def latest(folder: Path) -> Path:
     return max(folder.iterdir()) / folder.name
 
@@ -186,15 +178,3 @@ def test_another_encoder_on_the_same_index_is_an_error(project):
     assert done.returncode != 0
     assert "owner/other-encoder" in done.stdout + done.stderr
     assert "embed,index" in done.stdout + done.stderr
-
-
-def test_the_notebook_runs_on_the_run(project):
-    import nbformat
-    from nbclient import NotebookClient
-
-    notebook = nbformat.read(project / "notebooks" / "explore_run.ipynb", as_version=4)
-    os.environ["REBASE_ENV"] = "test"
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(project / "notebooks")}}).execute()
-    text = json.dumps(notebook)
-    assert "score_query" in text
-    assert "expert" in text

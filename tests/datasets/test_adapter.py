@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def test_a_save_is_a_version_and_the_newest_is_loaded(tmp_path: Path, adapter: A
     assert loaded.folder == tmp_path / "adapter/2026-01-02T00.00.00.000Z/adapter"
     assert (loaded.folder / "adapter_model.safetensors").read_bytes() == b"better"
     assert dataset(tmp_path).exists()
+    assert json.loads(dataset(tmp_path).preview()) == {"base_model_name_or_path": "owner/model"}
 
 
 def test_no_adapter_yet(tmp_path: Path) -> None:

@@ -47,6 +47,14 @@ def test_only_what_changed_is_built_and_what_left_is_removed(tmp_path):
     assert len(list((tmp_path / "rows").iterdir())) == 5  # three shards, the manifest and the lock
 
 
+def test_a_preview_takes_rows_of_as_many_shards_as_it_can(tmp_path):
+    store = ShardStore(str(tmp_path / "rows"))
+    tables = {name: pa.table({"row": [f"{name}{number}" for number in range(9)]}) for name in "abc"}
+    store.save(ShardPlan([Shard(name, name, lambda _, table=table: table) for name, table in tables.items()]))
+    assert store.preview(nrows=6)["data"] == [["a0"], ["a1"], ["b0"], ["b1"], ["c0"], ["c1"]]
+    assert store.preview(nrows=2)["data"] == [["a0"], ["b0"]]
+
+
 def test_the_tool_is_opened_once_and_only_where_a_shard_is_missing(tmp_path):
     opened, built = [], []
 

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kedro.io import AbstractVersionedDataset, DatasetError, Version
+from kedro_datasets._typing import JSONPreview
 
 from rebase.files import replacing_folder
 from rebase.records import Adapter
@@ -31,6 +32,10 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
             return Adapter(folder, config["base_model_name_or_path"])
         except (OSError, ValueError, KeyError) as error:
             raise DatasetError(f"There is no adapter in {folder}: {error}. Run the train pipeline.") from error
+
+    def preview(self) -> JSONPreview:
+        """The adapter's configuration as kedro-viz shows it."""
+        return JSONPreview((self.load().folder / _CONFIG).read_text(encoding="utf-8"))
 
     def _exists(self) -> bool:
         try:

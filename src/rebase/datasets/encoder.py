@@ -5,11 +5,11 @@ from typing import Any
 
 from kedro.io import AbstractDataset
 
-from rebase.datasets.inputs import ReadOnly
+from rebase.datasets.inputs import Handle
 from rebase.encoder import Encoder
 
 
-class EncoderDataset(ReadOnly, AbstractDataset[Any, Encoder]):
+class EncoderDataset(Handle, AbstractDataset[Any, Encoder]):
     """Loads an ``Encoder`` handle; weights are read when it is opened."""
 
     def __init__(

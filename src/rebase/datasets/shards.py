@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 from urllib.parse import quote
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 from kedro.io import AbstractDataset, DatasetError
+from kedro_datasets._typing import TablePreview
 from pyarrow import ipc
 from tqdm import tqdm
 
@@ -205,6 +207,13 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
                 "where it was."
             )
         return Shards(manifest, self._folder.read, self._engine)
+
+    def preview(self, nrows: int = 30) -> TablePreview:
+        """So many rows as kedro-viz shows them, of as many shards as can be."""
+        shards = self.load()
+        first = islice(shards.values(), nrows)
+        rows = pa.concat_tables(table.slice(0, max(1, nrows // len(shards))) for table in first)
+        return TablePreview(rows.to_pandas().to_dict(orient="split"))
 
     def save(self, plan: ShardPlan) -> None:
         with self._locked():

@@ -5,11 +5,11 @@ from typing import Any
 
 from kedro.io import AbstractDataset
 
-from rebase.datasets.inputs import ReadOnly
+from rebase.datasets.inputs import Handle
 from rebase.student.handle import Student
 
 
-class StudentDataset(ReadOnly, AbstractDataset[Any, Student]):
+class StudentDataset(Handle, AbstractDataset[Any, Student]):
     """Loads a ``Student`` handle; weights are read when it is opened.
 
     ``folder`` takes the converted weights of packaged models, ``workdir`` the checkpoints of training.

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from kedro.io import AbstractDataset
 from pydantic import Field, ValidationError
 
-from rebase.datasets.inputs import ReadOnly
+from rebase.datasets.inputs import Handle
 from rebase.errors import RebaseError
 from rebase.records import explain_validation
 from rebase.teacher.anthropic import AnthropicTeacher
@@ -52,7 +52,7 @@ class TeacherSettings(BudgetSettings):
         )
 
 
-class TeacherDataset(ReadOnly, AbstractDataset[Any, StoredTeacher]):
+class TeacherDataset(Handle, AbstractDataset[Any, StoredTeacher]):
     """Loads a ``StoredTeacher``. All that are loaded from one entry, in one run, share one budget.
 
     ``settings`` are those of ``TeacherSettings``. ``filepath`` is the store of replies, ``folder`` where packaged

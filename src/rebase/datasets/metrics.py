@@ -1,0 +1,33 @@
+"""Metrics as JSON, shown as a table."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+from kedro_datasets._typing import TablePreview
+from kedro_datasets.json import JSONDataset
+
+
+class MetricsDataset(JSONDataset):
+    """Metrics in groups, however deep: kedro-viz's tree of JSON hides what is nested as deep as a metric's value."""
+
+    def preview(self) -> TablePreview:
+        """A line a metric, named by the groups that it is in."""
+        return TablePreview(pd.DataFrame(_lines(self.load())).fillna("").to_dict(orient="split"))
+
+
+def _lines(group: dict[str, Any], name: str = "") -> Iterator[dict[str, Any]]:
+    if name and not any(isinstance(value, dict) for value in group.values()):
+        yield {"metric": name} | {key: _shown(value) for key, value in group.items()}
+        return
+    for key, value in group.items():
+        inner = f"{name} · {key}" if name else key
+        if isinstance(value, dict):
+            yield from _lines(value, inner)
+        else:
+            yield {"metric": inner, "value": _shown(value)}
+
+
+def _shown(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
