@@ -96,7 +96,7 @@ def plot_curves(curves: pd.DataFrame) -> go.Figure:
 
 def plot_loss(training_log: pd.DataFrame) -> go.Figure:
     """The loss of each step, and on the held-out examples where it was measured."""
-    figure = go.Figure(go.Scatter(name="training", x=training_log["step"], y=training_log["loss"], mode="lines"))
+    figure = go.Figure(go.Scatter(name="training", x=[*training_log["step"]], y=[*training_log["loss"]], mode="lines"))
     measured = training_log.reindex(columns=["step", "evaluation_loss"]).dropna()
     if len(measured):
         figure.add_scatter(name="held out", x=measured["step"], y=measured["evaluation_loss"], mode="lines+markers")

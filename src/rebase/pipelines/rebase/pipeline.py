@@ -2,10 +2,23 @@
 
 from kedro.pipeline import Pipeline
 
-from rebase.pipelines import cot, diversity, embed, estimate, evaluate, index, ingest, retrieve, train, transform, usage
+from rebase.pipelines import (
+    cot,
+    diversity,
+    embed,
+    estimate,
+    evaluate,
+    index,
+    ingest,
+    report,
+    retrieve,
+    train,
+    transform,
+    usage,
+)
 
 
 def create_pipeline() -> Pipeline:
     """From ``sources`` and ``task`` to ``adapter``, ``scores`` and ``report``."""
-    stages = (ingest, embed, index, retrieve, estimate, transform, cot, diversity, usage, train, evaluate)
+    stages = (ingest, embed, index, retrieve, estimate, transform, cot, diversity, usage, train, evaluate, report)
     return sum((stage.create_pipeline() for stage in stages), Pipeline([]))

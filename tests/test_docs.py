@@ -1,0 +1,170 @@
+"""The documentation: it builds without a network and without a broken link, and what it names is there."""
+
+import asyncio
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from kedro.framework.project import pipelines
+from kedro.framework.startup import bootstrap_project
+
+from rebase.records import Task
+from rebase.teacher.protocol import Failure, Message, Reply, Request, Sampling
+
+ROOT = Path(__file__).parents[1]
+BASE = ROOT / "conf" / "base"
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
+PAGES.append(ROOT / "conf" / "README.md")
+#: Commands of Kedro's own, and of its plugins, that the pages name.
+KEDRO = {"run", "viz", "package", "registry", "catalog"}
+
+
+def read(pattern: str) -> dict:
+    return {name: value for file in BASE.glob(pattern) for name, value in yaml.safe_load(file.read_text()).items()}
+
+
+def leaves(settings: dict, prefix: str = "") -> list[str]:
+    return [
+        name
+        for key, value in settings.items()
+        for name in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [prefix + key])
+    ]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def words(page: Path) -> str:
+    return re.sub(r"<[^>]+>", " ", page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("group", sorted(read("parameters_*.yml")))
+def test_every_parameter_is_in_the_reference(site, group):
+    page = (site / "reference" / "parameters.html").read_text(encoding="utf-8")
+    [section] = re.findall(rf'<h2 id="{group}">.*?(?=<h2|$)', page, re.DOTALL)
+    for name in leaves(read("parameters_*.yml")[group]):
+        assert f"<code>{name}</code>" in section
+
+
+def test_every_setting_and_entry_is_in_the_reference(site):
+    page = words(site / "reference" / "globals.html")
+    assert all(f" {name.split('.', 1)[-1]} " in page for name in leaves(read("globals.yml")))
+    page = words(site / "reference" / "catalog.html")
+    assert all(f" {name} " in page for name in read("catalog_*.yml") if not name.startswith("_"))
+
+
+def test_the_reference_says_types_bounds_comments_and_what_environments_change(site):
+    page = (site / "reference" / "parameters.html").read_text(encoding="utf-8")
+    [line] = re.findall(r"<tr>\s*<td><code>top_n</code>.*?</tr>", page, re.DOTALL)
+    told = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", line))
+    assert told.strip() == "top_n integer ≥ 1 220 the published run takes 3000 gpu 3000 , test 40"
+
+
+def test_pages_fetch_nothing_from_elsewhere(site):
+    for page in site.rglob("*.html"):
+        fetched = re.findall(
+            r"<(?:script|img|link|iframe)[^>]+(?:src|href)=[\"']?(?:https?:)?//[^>]*>", page.read_text()
+        )
+        assert not fetched, page
+    for sheet in site.rglob("*.css"):
+        assert not re.findall(r"url\([\"']?(?:https?:)?//", sheet.read_text()), sheet
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "conf/README.md"])
+def test_links_between_the_repository_s_pages_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?![a-z]+:)([^)#]+)[^)]*\)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every ``kedro`` command of a fenced block, and the page that has it."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip().startswith("kedro "):
+                    found.append((page.name, shlex.split(line, comments=True)[1:]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def known():
+    """The names that commands may use."""
+    from rebase.cli import cli
+
+    bootstrap_project(ROOT)
+    pipelines.set_requested(None)
+    declared = set(re.findall(r"runtime_params:([a-z_.]+)", "".join(f.read_text() for f in BASE.glob("catalog*.yml"))))
+    nodes = {node.name for pipeline in pipelines.values() for node in pipeline.nodes}
+    every = {name: [command, *getattr(command, "commands", {}).values()] for name, command in cli.commands.items()}
+    return {
+        "command": set(cli.commands) | KEDRO,
+        "options": {
+            name: {text for one in own for given in one.params for text in given.opts} for name, own in every.items()
+        },
+        "pipeline": set(pipelines),
+        "node": nodes,
+        "setting": declared | set(leaves(read("parameters_*.yml"))),
+    }
+
+
+def test_commands_that_pages_show_name_what_is_there(known):
+    kinds = {"--pipelines": "pipeline", "--pipeline": "pipeline", "--from-nodes": "node", "--to-nodes": "node"}
+    assert len(commands()) > 30
+    for page, (command, *arguments) in commands():
+        assert command in known["command"], (page, command)
+        if command not in KEDRO:
+            assert options(arguments) <= known["options"][command], (page, arguments)
+        for name, _, value in (argument.partition("=") for argument in arguments):
+            if name == "--params":
+                settings = {part.split("=")[0] for part in re.split(r",(?=[a-z_.]+=)", value)}
+                assert settings <= known["setting"], (page, value)
+            elif name in kinds and "NAME" not in value:
+                assert set(value.split(",")) <= known[kinds[name]], (page, value)
+
+
+def options(arguments: list[str]) -> set[str]:
+    return {argument.partition("=")[0] for argument in arguments if argument.startswith("-")}
+
+
+def test_the_tutorial_s_task_is_whole():
+    folder = ROOT / "docs" / "tutorial"
+    task = Task.parse(yaml.safe_load((folder / "notice_qa.yml").read_text()), "notice_qa.yml")
+    items = [json.loads(line) for line in (folder / "notice_qa.jsonl").read_text().splitlines()]
+    assert len(items) == 24
+    for item in items:
+        assert item["answers"][0] in item["notice"]
+        assert task.render_query({name: item[task.evaluation.fields[name]] for name in task.query_fields})
+
+
+def test_the_provider_of_the_how_to_works():
+    file = ROOT / "docs" / "howto" / "rule_teacher.py"
+    spec = importlib.util.spec_from_file_location("rule_teacher", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    teacher = module.RuleTeacher("echo", lambda request: {"said": {"hello": "good day"}[request.messages[-1].content]})
+    teacher.check()
+
+    async def ask(text: str) -> Reply | Failure:
+        async with teacher.open() as session:
+            return await session.ask(Request("", (Message("user", text),), {}, Sampling()))
+
+    assert asyncio.run(ask("hello")).parsed == {"said": "good day"}
+    assert "knows nothing" in asyncio.run(ask("what?")).reason
