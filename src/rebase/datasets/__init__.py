@@ -13,4 +13,5 @@ from rebase.datasets.metrics import MetricsDataset as MetricsDataset
 from rebase.datasets.model import ModelFolderDataset as ModelFolderDataset
 from rebase.datasets.shards import ShardStore as ShardStore
 from rebase.datasets.student import StudentDataset as StudentDataset
+from rebase.datasets.students import StudentsDataset as StudentsDataset
 from rebase.datasets.teacher import TeacherDataset as TeacherDataset

@@ -1,0 +1,35 @@
+"""Students: any number of them, trained on one set of examples that was bought once."""
+
+from kedro.pipeline import Node, Pipeline
+
+from rebase.pipelines.students.nodes import predict_students, score_students, train_students
+from rebase.plots import plot_scores
+
+
+def create_pipeline() -> Pipeline:
+    """``students`` and ``students_examples`` to ``students_adapters``, ``students_scores`` and ``students_table``."""
+    return Pipeline(
+        [
+            Node(
+                train_students,
+                ["task", "students_examples", "students", "params:train", "params:train.target"],
+                ["students_adapters", "students_train_summary"],
+                name="train_students",
+                tags="gpu",
+            ),
+            Node(
+                predict_students,
+                ["task", "evaluation_set", "students", "students_adapters", "params:evaluate"],
+                ["students_generations", "students_summary"],
+                name="predict_students",
+                tags="gpu",
+            ),
+            Node(
+                score_students,
+                ["task", "students_generations", "students_train_summary", "params:evaluate"],
+                ["students_predictions", "students_scores", "students_table"],
+                name="score_students",
+            ),
+            Node(plot_scores, "students_scores", "students_plot", name="plot_students", tags="report"),
+        ]
+    )

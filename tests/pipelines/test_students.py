@@ -1,0 +1,146 @@
+"""Students, run as a pipeline over two tiny ones of one name."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from kedro.io import DataCatalog, DatasetError, MemoryDataset
+from kedro.runner import SequentialRunner
+from kedro_datasets.pandas import CSVDataset
+from kedro_datasets.partitions import PartitionedDataset
+
+from rebase.datasets import AdapterDataset, StudentsDataset
+from rebase.errors import RebaseError
+from rebase.pipelines.students import create_pipeline
+from rebase.pipelines.students.nodes import by_name, predict_students, train_students
+from rebase.records import Task
+from rebase.student.handle import Student
+from tests.pipelines.test_train_evaluate import evaluation_set
+from tests.tiny import evaluate_parameters, make_student, reasoned_examples, train_parameters
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory: pytest.TempPathFactory) -> tuple[Student, ...]:
+    """Two whose folders are both called ``tiny``, with one working folder, as the catalog has them."""
+    work = tmp_path_factory.mktemp("work")
+    made = [make_student(tmp_path_factory.mktemp(name)) for name in ("first", "second")]
+    return tuple(replace(student, workdir=work) for student in made)
+
+
+def run(task: Task, students: tuple[Student, ...], folder: Path) -> dict[str, object]:
+    adapters = PartitionedDataset(
+        path=str(folder / "adapters"), dataset=AdapterDataset, overwrite=True,
+        load_args={"maxdepth": 1, "withdirs": True},
+    )  # fmt: skip
+    catalog = DataCatalog(
+        {
+            "task": MemoryDataset(task),
+            "students": MemoryDataset(students, copy_mode="assign"),
+            "students_examples": MemoryDataset(reasoned_examples(9)),
+            "evaluation_set": MemoryDataset(evaluation_set(5)),
+            "params:train": MemoryDataset(train_parameters()),
+            "params:train.target": MemoryDataset("answer"),
+            "params:evaluate": MemoryDataset(evaluate_parameters(limit=4)),
+            "students_adapters": adapters,
+            "students_train_summary": MemoryDataset(),
+            "students_scores": MemoryDataset(),
+            "students_table": CSVDataset(filepath=str(folder / "table.csv"), save_args={"index": False}),
+        }
+    )
+    made = SequentialRunner().run(create_pipeline(), catalog)
+    return {name: catalog.load(name) for name in catalog.keys() if name.startswith("students_")} | {
+        name: dataset.load() for name, dataset in made.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def made(students, reading_task: Task, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    return run(reading_task, students, tmp_path_factory.mktemp("made"))
+
+
+def test_each_student_has_an_adapter_with_its_card(made):
+    folders = {name: load().folder for name, load in made["students_adapters"].items() if name}
+    assert {name: folder.name for name, folder in folders.items()} == {"tiny": "tiny", "tiny-2": "tiny-2"}
+    for folder in folders.values():
+        assert "| birds | cc0-1.0 | 4 |" in (folder / "README.md").read_text()
+        assert (folder / "training_data.json").exists()
+
+
+def test_the_table_says_before_after_and_gain(made, reading_task):
+    table = made["students_table"].set_index(["student", "metric"])
+    assert list(table.index) == [(name, metric) for name in ("tiny", "tiny-2") for metric in reading_task.metrics]
+    for place, line in table.iterrows():
+        assert line["gain"] == pytest.approx(line["after"] - line["before"], abs=0.01), place
+        for which in ("before", "after", "gain"):
+            assert line[f"{which}_low"] <= line[which] <= line[f"{which}_high"]
+        assert 0 < line["gain_p"] <= 1
+        assert (line["items"], line["examples"]) == (4, 9)
+        assert line["trainable_parameters"] > 0
+    assert list(made["students_scores"]["differences"]) == [
+        "tiny expert - tiny student",
+        "tiny-2 expert - tiny-2 student",
+        "tiny-2 expert - tiny expert",
+    ]
+    predictions = made["students_predictions"]
+    assert predictions.groupby("item_id")["system"].nunique().tolist() == [4] * 4
+    assert len(made["students_plot"].data) == 4
+
+
+def test_counts_add_up(made):
+    trained = made["students_train_summary"]
+    assert (trained["in"], trained["kept"], trained["refused"]) == (18, 18, {})
+    assert list(trained["students"]) == ["tiny", "tiny-2"]
+    assert made["students_summary"] == {"stage": "students", "in": 5, "kept": 4, "refused": {"over_limit": 1}}
+
+
+def test_a_student_that_is_trained_already_is_not_trained_again(made, students, reading_task, tmp_path):
+    adapters = {file: file.stat().st_mtime_ns for file in students[0].workdir.rglob("*.safetensors")}
+    assert len(adapters) == 2
+    again = run(reading_task, students[:1], tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in students[0].workdir.rglob("*.safetensors")} == adapters
+    assert again["students_table"].equals(made["students_table"].head(2))
+
+
+def test_nothing_is_trained_where_one_student_cannot_be(students, reading_task, tmp_path):
+    first = replace(students[0], workdir=tmp_path / "work")
+    absent = replace(first, model=str(tmp_path / "absent"))
+    with pytest.raises(RebaseError, match="cannot be loaded"):
+        train_students(reading_task, reasoned_examples(4), (first, absent), train_parameters(), "answer")
+    assert not (tmp_path / "work").exists()
+
+
+def test_what_cannot_be_answered_is_said_first(students, reading_task):
+    given = (reading_task, evaluation_set(2), students)
+    with pytest.raises(RebaseError, match="no adapter of tiny-2"):
+        predict_students(*given, {"tiny": None}, evaluate_parameters())
+    with pytest.raises(RebaseError, match="a server holds one student"):
+        predict_students(*given, {"tiny": None, "tiny-2": None}, evaluate_parameters(server="http://localhost:1/v1"))
+
+
+def test_names_are_safe_and_each_its_own():
+    models = ["package:llm", "owner/Model-8.1B", "owner/Model-8.1B", "OWNER/model-8.1b-2", "../..", "a b"]
+    names = list(by_name([Student(model, None, Path(), Path()) for model in models if not Path(model).is_dir()]))
+    assert names == ["package-llm", "owner-Model-8.1B", "owner-Model-8.1B-2", "OWNER-model-8.1b-2-2", "a-b"]
+    assert list(by_name([Student("::", None, Path(), Path())])) == ["student"]
+
+
+def test_the_catalog_gives_handles():
+    listed = [{"model": "a/b", "revision": "c"}, {"model": "a/b"}]
+    students = StudentsDataset(listed, "base", "work").load()
+    assert students == tuple(Student("a/b", revision, Path("base"), Path("work")) for revision in ("c", None))
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        ([], "at least 1"),
+        (None, "list"),
+        ("a/b", "list"),
+        ([{"model": ""}], "0.model"),
+        ([{"name": "a/b"}], "0.name"),
+        ([{"model": "a/b"}, {"model": "a/b", "revision": None}], "lists a/b twice"),
+    ],
+)
+def test_a_wrong_list_is_told(listed, said):
+    with pytest.raises((DatasetError, RebaseError), match=said):
+        StudentsDataset(listed, "base", "work").load()
