@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
 #: The stages in the order of the method.
@@ -117,11 +118,13 @@ def comparison_table(task: str, comparison: pd.DataFrame, scores: Mapping[str, A
             f"{gain['value']:+.1f}" if gain else "",
             f"{gain['p']:.3f}" if gain else "",
             f"{line['examples']:,}",
-            f"{line['requests']:,}",
+            "not known" if pd.isna(line["requests"]) else f"{line['requests']:,.0f}",
             "no price" if pd.isna(line["dollars"]) else f"{line['dollars']:.4f}",
             f"{line['minutes']:.1f}",
         )
-    table.caption = "gain: over the student as it came, paired; p: by permutation; minutes: of training"
+    left_out = [f"Left out: {name}. {reason}" for name, reason in scores.get("left_out", {}).items()]
+    caption = "gain: over the student as it came, paired; p: by permutation; minutes: of training"
+    table.caption = "\n".join(map(escape, [caption, *left_out]))
     return table
 
 

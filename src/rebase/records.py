@@ -141,6 +141,13 @@ class Adapter:
     base_model: str
 
 
+@dataclass(frozen=True)
+class Untrained:
+    """What stands for an adapter that could not be trained, among others that could: the reason."""
+
+    reason: str
+
+
 def explain_validation(error: ValidationError) -> str:
     """One line a wrong field: where it is and what is wrong with it."""
     return "\n".join(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rebase.errors import RebaseError
 from rebase.extraction import extract
 from rebase.metrics import bootstrap_chrf, bootstrap_interval, permutation_p, score
 from rebase.parameters import EvaluateParameters
@@ -30,10 +31,17 @@ def aggregate(
 ) -> dict[str, Any]:
     """Scores as percentages with bootstrap intervals, for each system and for the paired difference of each pair.
 
-    ``predictions`` are of ``score_answers``, every system on the same items. A difference has ``p`` as well, by
-    ``permutation_p`` on the items' own scores.
+    ``predictions`` are of ``score_answers``. A difference has ``p`` as well, by ``permutation_p`` on the items' own
+    scores. Raises RebaseError where two systems answered other items: they do not compare.
     """
     by_system = {str(system): frame.set_index("item_id") for system, frame in predictions.groupby("system", sort=False)}
+    first = next(iter(by_system))
+    for system, frame in by_system.items():
+        if set(frame.index) != set(by_system[first].index):
+            raise RebaseError(
+                f"evaluate: {system!r} answered {len(frame)} items, {first!r} {len(by_system[first])} or others. They "
+                "were asked with another `evaluate.limit` or evaluation set: run from the nodes that ask them again."
+            )
     draws = (parameters.bootstrap_samples, parameters.confidence, parameters.seed)
 
     def interval(metric: Metric, system: str, baseline: str | None = None) -> dict[str, float]:
@@ -46,12 +54,13 @@ def aggregate(
         return bootstrap_interval((frame[metric] - (0 if other is None else other[metric])).to_list(), *draws)
 
     def difference(metric: Metric, system: str, baseline: str) -> dict[str, float]:
-        gains = by_system[system][metric] - by_system[baseline][metric]
+        frame = by_system[system]
+        gains = frame[metric] - by_system[baseline][metric].loc[frame.index]
         return {**interval(metric, system, baseline), "p": permutation_p(np.asarray(gains), parameters.seed)}
 
     return {
         "task": task.name,
-        "n": len(next(iter(by_system.values()))),
+        "n": len(by_system[first]),
         "unit": "percent",
         "confidence": parameters.confidence,
         "systems": {system: {metric: interval(metric, system) for metric in task.metrics} for system in by_system},

@@ -1,22 +1,28 @@
 """Compare, run as a pipeline over a tiny student: what the teacher made is given."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Node, Pipeline
 from kedro.runner import SequentialRunner
 from kedro_datasets.json import JSONDataset
 from kedro_datasets.pandas import ParquetDataset
+from rich.console import Console
 
+from rebase.console import comparison_table
 from rebase.datasets.adapter import AdapterDataset
+from rebase.errors import RebaseError
 from rebase.parameters import CompareParameters
 from rebase.pipelines.compare import create_pipeline
+from rebase.pipelines.compare.attempts import no_adapter, no_examples, tolerate
 from rebase.pipelines.compare.nodes import tabulate
 from rebase.pipelines.compare.pipeline import TRAINING_SETS
 from rebase.pipelines.evaluate.nodes import as_generations
-from rebase.records import Task
+from rebase.records import Task, Untrained
 from rebase.student.handle import Student
 from tests.pipelines.test_train_evaluate import evaluation_set
 from tests.tiny import evaluate_parameters, make_student, reasoned_examples, train_parameters
@@ -35,7 +41,7 @@ def teacher_generations() -> pd.DataFrame:
     return as_generations("teacher", items, items["query"], [f"in barn {n}" for n in range(5)])
 
 
-def run(task: Task, student: Student, folder: Path, sizes=(), seeds=()) -> dict[str, object]:
+def run(task: Task, student: Student, folder: Path, sizes=(), seeds=(), synthesized=6) -> dict[str, object]:
     """What the pipeline makes of given examples: the stages that ask the teacher are left out."""
     examples = reasoned_examples(10)
     unproven = examples.assign(dataset=None, licence=None).drop(columns="rationale")
@@ -43,7 +49,7 @@ def run(task: Task, student: Student, folder: Path, sizes=(), seeds=()) -> dict[
         "task": task,
         "examples": examples.drop(columns="rationale"),
         "reasoned_examples": examples,
-        "synthesized_examples": unproven.head(6),
+        "synthesized_examples": unproven.head(synthesized),
         "labelled_examples": examples.head(7),
         "teacher_generations": teacher_generations(),
         "evaluation_set": evaluation_set(5),
@@ -58,7 +64,7 @@ def run(task: Task, student: Student, folder: Path, sizes=(), seeds=()) -> dict[
         | {"student": MemoryDataset(student, copy_mode="assign")}
         | {"comparison_scores": JSONDataset(filepath=str(folder / "scores.json"))}
         | {name: ParquetDataset(filepath=str(folder / name)) for name in ("curves", "comparison_predictions")}
-        | {f"{name}.adapter": AdapterDataset(str(folder / name)) for name in TRAINING_SETS}
+        | {f"{name}_adapter": AdapterDataset(str(folder / name)) for name in TRAINING_SETS}
     )
     pipeline = create_pipeline().from_inputs("student")
     made = SequentialRunner().run(pipeline.to_outputs("comparison_plot", "curves_plot", "comparison"), catalog)
@@ -123,6 +129,38 @@ def test_without_chain_of_thought_rebase_stands_once(student: Student, reading_t
         "teacher",
     ]
     assert set(made["curves"]["training_set"]) == {"synthesized", "labelled", "rebase"}
+
+
+def test_a_set_that_is_too_small_is_left_out_and_said(student: Student, reading_task: Task, tmp_path: Path):
+    made = run(reading_task, student, tmp_path, synthesized=1)
+    assert list(made["scores"]["systems"]) == ["student", "student_few_shot", "labelled", "rebase", "teacher"]
+    assert "fewer than one batch" in made["scores"]["left_out"]["synthesized"]
+    assert set(made["curves"]["training_set"]) == {"labelled", "rebase"}
+    assert AdapterDataset(str(tmp_path / "synthesized")).load() == Untrained(made["scores"]["left_out"]["synthesized"])
+    console = Console(width=200, file=StringIO())
+    console.print(comparison_table("tiny", made["comparison"], made["scores"]))
+    assert "Left out: synthesized. train: there are 1 training examples" in console.file.getvalue()
+
+
+def test_a_stage_that_fails_leaves_its_set_out():
+    def label(task):
+        raise RebaseError("distil: nothing usable")
+
+    def train(preflight):
+        raise AssertionError("not called")
+
+    pipeline = tolerate(
+        Pipeline(
+            [
+                Node(label, "task", ["labels", "labels_refused", "summary"], name="label"),
+                Node(train, "summary", ["adapter", "log", "train_summary"], name="train"),
+            ]
+        ),
+        {"label": no_examples("distil"), "train": no_adapter},
+    )
+    outputs = SequentialRunner().run(pipeline, DataCatalog({"task": MemoryDataset(1)}))
+    assert outputs["adapter"].load() == Untrained("distil: nothing usable")
+    assert outputs["labels"].load().empty
 
 
 def test_an_unknown_price_is_no_number(reading_task: Task):

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
+from rebase.errors import RebaseError
 from rebase.records import Task
-from rebase.student.answering import answer_prompts
+from rebase.student.answering import open_student
 from rebase.student.formatting import IGNORED, encode_example
 from rebase.student.handle import Student
 from rebase.student.likelihood import choose_labels
@@ -67,11 +68,20 @@ def test_no_prompts(student: Student) -> None:
 def test_labels_are_answered_as_the_parameters_say(student: Student) -> None:
     def answers(task: Task, labels_by: str) -> list[str]:
         parameters = evaluate_parameters(labels_by=labels_by)
-        return answer_prompts(task, model, tokenizer, PROMPTS, parameters, "answers")
+        with open_student(task, student, {}, parameters) as answer:
+            return answer(None, PROMPTS)
 
-    with student.open() as (model, tokenizer):
-        chosen, written = answers(TASK, "likelihood"), answers(TASK, "generation")
-        free = Task.parse(json.loads(TASK.model_dump_json()) | {"answer": {"type": "text"}}, "here")
-        assert answers(free, "likelihood") == written
+    chosen, written = answers(TASK, "likelihood"), answers(TASK, "generation")
+    free = Task.parse(json.loads(TASK.model_dump_json()) | {"answer": {"type": "text"}}, "here")
+    assert answers(free, "likelihood") == written
     assert set(chosen) <= set(LABELS)
     assert not set(written) <= set(LABELS)
+
+
+def test_a_label_alone_is_no_answer_where_reasoning_comes_first(student: Student) -> None:
+    reasoning = TASK.model_copy(update={"cot": True})
+    with (
+        pytest.raises(RebaseError, match="chain of thought"),
+        open_student(reasoning, student, {}, evaluate_parameters(labels_by="likelihood")),
+    ):
+        pass

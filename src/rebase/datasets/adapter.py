@@ -9,25 +9,34 @@ from kedro.io import AbstractVersionedDataset, DatasetError, Version
 from kedro_datasets._typing import JSONPreview
 
 from rebase.files import replacing_folder
-from rebase.records import Adapter
+from rebase.records import Adapter, Untrained
 
 _CONFIG = "adapter_config.json"
+_UNTRAINED = "untrained.json"
 
 
-class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
-    """Saving copies the adapter's folder, whole or not at all; loading names the folder it lies in."""
+class AdapterDataset(AbstractVersionedDataset[Adapter | Untrained, Adapter | Untrained]):
+    """Saving copies the adapter's folder, whole or not at all; loading names the folder it lies in.
+
+    For one that could not be trained the folder says why.
+    """
 
     def __init__(self, filepath: str, version: Version | None = None, metadata: dict[str, Any] | None = None) -> None:
         super().__init__(PurePosixPath(filepath), version, exists_function=_is_adapter)
         self.metadata = metadata
 
-    def save(self, data: Adapter) -> None:
+    def save(self, data: Adapter | Untrained) -> None:
         with replacing_folder(Path(self._get_save_path())) as temporary:
+            if isinstance(data, Untrained):
+                (temporary / _UNTRAINED).write_text(json.dumps({"reason": data.reason}), encoding="utf-8")
+                return
             shutil.copytree(data.folder, temporary, dirs_exist_ok=True)
 
-    def load(self) -> Adapter:
+    def load(self) -> Adapter | Untrained:
         folder = Path(self._get_load_path())
         try:
+            if (folder / _UNTRAINED).exists():
+                return Untrained(json.loads((folder / _UNTRAINED).read_text(encoding="utf-8"))["reason"])
             config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             return Adapter(folder, config["base_model_name_or_path"])
         except (OSError, ValueError, KeyError) as error:
@@ -35,7 +44,10 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
 
     def preview(self) -> JSONPreview:
         """The adapter's configuration as kedro-viz shows it."""
-        return JSONPreview((self.load().folder / _CONFIG).read_text(encoding="utf-8"))
+        loaded = self.load()
+        if isinstance(loaded, Untrained):
+            return JSONPreview(json.dumps({"untrained": loaded.reason}))
+        return JSONPreview((loaded.folder / _CONFIG).read_text(encoding="utf-8"))
 
     def _exists(self) -> bool:
         try:
@@ -48,4 +60,4 @@ class AdapterDataset(AbstractVersionedDataset[Adapter, Adapter]):
 
 
 def _is_adapter(folder: str) -> bool:
-    return (Path(folder) / _CONFIG).is_file()
+    return any((Path(folder) / name).is_file() for name in (_CONFIG, _UNTRAINED))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from rebase.errors import RebaseError
 from rebase.parameters import EvaluateParameters
 from rebase.records import Adapter, Task
 from rebase.student.generation import generate
@@ -21,8 +22,14 @@ def open_student(
     """A function that answers prompts, with the weights loaded once for the student and all ``adapters``.
 
     Where ``parameters.server`` is set, a server answers that holds the student under its name, and the adapters under
-    theirs. Raises RebaseError as ``Student.open`` and ``generate_served`` do.
+    theirs. Raises RebaseError as ``Student.open`` and ``generate_served`` do, and where the labels of a task are to be
+    scored in which the reasoning is written first.
     """
+    if task.cot and parameters.labels_by == "likelihood":
+        raise RebaseError(
+            f"evaluate.labels_by: likelihood scores a label alone, and task {task.name!r} has chain of thought: what "
+            "was trained to reason first would be measured without it. Set it to generation."
+        )
     labels, limit, batch = task.answer.labels, task.max_new_tokens, parameters.batch_size
 
     def served(adapter: str | None, prompts: Sequence[str]) -> list[str]:

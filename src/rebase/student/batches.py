@@ -49,20 +49,23 @@ class Encoded:
 def encode(student: Student, training_set: pd.DataFrame, parameters: TrainParameters) -> Encoded:
     """Tokenise ``training_set`` (columns ``prompt``, ``completion``) and set ``evaluation_share`` of it apart.
 
-    What is held out is drawn by prompt: no prompt is on both sides.
+    What is held out is drawn by prompt, of those that are not too long: no prompt is on both sides.
     """
     tokenizer = student.tokenizer()
-    prompts = sorted(set(training_set["prompt"]))
+    encoded = [
+        (prompt, Example(*encode_example(tokenizer, prompt, completion)))
+        for prompt, completion in zip(training_set["prompt"], training_set["completion"], strict=True)
+    ]
+    fitting = [(prompt, example) for prompt, example in encoded if len(example.input_ids) <= parameters.max_length]
+    prompts = sorted({prompt for prompt, _ in fitting})
     count = math.ceil(parameters.evaluation_share * len(prompts))
     draw = np.random.default_rng(parameters.seed)
     apart = {prompts[number] for number in draw.permutation(len(prompts))[:count]}
-    train: list[Example] = []
-    held_out: list[Example] = []
-    for prompt, completion in zip(training_set["prompt"], training_set["completion"], strict=True):
-        example = Example(*encode_example(tokenizer, prompt, completion))
-        if len(example.input_ids) <= parameters.max_length:
-            (held_out if prompt in apart else train).append(example)
-    return Encoded(train, held_out, len(training_set) - len(train) - len(held_out))
+    return Encoded(
+        [example for prompt, example in fitting if prompt not in apart],
+        [example for prompt, example in fitting if prompt in apart],
+        len(encoded) - len(fitting),
+    )
 
 
 def order_examples(lengths: Sequence[int], epochs: float, batch_size: int, seed: int) -> list[int]:

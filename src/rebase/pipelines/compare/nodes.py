@@ -1,8 +1,8 @@
 """Compare: every baseline and ReBase, trained and evaluated alike, in one table (docs/method.md section 9)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from rebase.evaluation import select_items
 from rebase.parameters import CompareParameters, EvaluateParameters, TrainParameters
 from rebase.pipelines.evaluate.nodes import STUDENT, as_generations
-from rebase.records import Adapter, Task
+from rebase.records import Adapter, Task, Untrained
 from rebase.scoring import aggregate, score_answers
 from rebase.student.answering import open_student
 from rebase.student.formatting import render_prompt
@@ -23,22 +23,15 @@ FEW_SHOT = "student_few_shot"
 WITH_COT = "rebase_cot"
 
 
-@dataclass(frozen=True)
-class CurvePoint:
-    """An adapter trained on so many examples of a training set, with this seed."""
-
-    examples: int
-    seed: int
-    adapter: Adapter
-
-
 def learn_curve(
     training_set: pd.DataFrame, student: Student, train: TrainParameters, compare: CompareParameters
-) -> list[CurvePoint]:
+) -> pd.DataFrame:
     """Train on each size of the training set with each seed; what ``train_student`` trains is not among them.
 
     A seed draws the examples as well as their order and the adapter's start: of one seed a smaller set is part of a
     larger one. Finished runs are not trained again.
+
+    Returns a line a run: ``examples`` that it was given, ``seed``, ``folder`` and ``base_model`` of the adapter.
     """
     points = []
     for seed in dict.fromkeys((train.seed, *compare.seeds)):
@@ -48,41 +41,61 @@ def learn_curve(
                 continue
             # All of them stay in the order in which they stand: there the seed alone makes the difference.
             chosen = training_set.iloc[order[:size]] if size < len(order) else training_set
-            adapter, _, counts = train_adapter(student, chosen, train.model_copy(update={"seed": seed}))
-            points.append(CurvePoint(counts["kept"], seed, adapter))
-    return points
+            adapter, _, _ = train_adapter(student, chosen, train.model_copy(update={"seed": seed}))
+            points.append((size, seed, str(adapter.folder), adapter.base_model))
+    return pd.DataFrame(points, columns=["examples", "seed", "folder", "base_model"])
 
 
 def predict_systems(
-    task: Task, evaluation_set: pd.DataFrame, student: Student, parameters: EvaluateParameters, **adapters: Adapter
+    task: Task,
+    evaluation_set: pd.DataFrame,
+    student: Student,
+    parameters: EvaluateParameters,
+    **adapters: Adapter | Untrained,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Let the student answer the items, with none of the task's examples and with them; and so each of its adapters.
 
-    Returns ``generations`` as ``evaluate`` has them, and the stage's summary.
+    Returns ``generations`` as ``evaluate`` has them, and the stage's summary, which says of each system that could not
+    be trained why (``left_out``).
     """
     items, refused = select_items(task, evaluation_set, parameters.limit)
     tokenizer = student.tokenizer()
     zero_shot = [render_prompt(tokenizer, task, query) for query in items["query"]]
     few_shot = [render_prompt(tokenizer, task, query, few_shot=True) for query in items["query"]]
-    names = [name for name in adapters if task.cot or name != WITH_COT]
-    with open_student(task, student, {name: adapters[name] for name in names}, parameters) as answer:
+    trained = {
+        name: adapter
+        for name, adapter in adapters.items()
+        if isinstance(adapter, Adapter) and (task.cot or name != WITH_COT)
+    }
+    with open_student(task, student, trained, parameters) as answer:
         generations = [
             as_generations(STUDENT, items, zero_shot, answer(None, zero_shot)),
             as_generations(FEW_SHOT, items, few_shot, answer(None, few_shot)),
-            *(as_generations(name, items, zero_shot, answer(name, zero_shot)) for name in names),
+            *(as_generations(name, items, zero_shot, answer(name, zero_shot)) for name in trained),
         ]
-    summary = {"stage": "compare", "in": len(evaluation_set), "kept": len(items), "refused": refused}
+    left_out = {name: adapter.reason for name, adapter in adapters.items() if isinstance(adapter, Untrained)}
+    summary = {
+        "stage": "compare",
+        "in": len(evaluation_set),
+        "kept": len(items),
+        "refused": refused,
+        "left_out": left_out,
+    }
     return pd.concat(generations, ignore_index=True), summary
 
 
 def score_systems(
-    task: Task, parameters: EvaluateParameters, *generations: pd.DataFrame
+    task: Task, parameters: EvaluateParameters, compare_summary: dict[str, Any], *generations: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Predictions and scores of all systems, with the paired difference of every two of them, the later less."""
+    """Predictions and scores of all systems, with the paired difference of every two of them, the later less.
+
+    The scores say what is ``left_out``, and why.
+    """
     predictions = score_answers(task, pd.concat(generations, ignore_index=True))
     systems = list(predictions["system"].unique())
     pairs = [(later, earlier) for earlier, later in combinations(systems, 2)]
-    return predictions, aggregate(task, predictions, pairs, parameters)
+    scores = aggregate(task, predictions, pairs, parameters)
+    return predictions, {**scores, "left_out": compare_summary["left_out"]}
 
 
 def score_curves(
@@ -96,8 +109,8 @@ def score_curves(
 ) -> pd.DataFrame:
     """The learning curves: ``training_set``, ``examples``, ``seed``, ``metric``, ``value``, ``low``, ``high``.
 
-    ``trained`` has for each training set ``NAME`` its ``NAME_curve`` (a list of ``CurvePoint``) and ``NAME_summary``
-    of the run on all of it. No examples are the student as it came.
+    ``trained`` has for each training set ``NAME`` the ``NAME_curve`` of ``learn_curve``, and the ``NAME_summary`` of
+    the run on all of it. ``examples`` is what a run was given, long ones included; none is the student as it came.
     """
     items, _ = select_items(task, evaluation_set, parameters.limit)
     tokenizer = student.tokenizer()
@@ -105,15 +118,16 @@ def score_curves(
     names = [name.removesuffix("_curve") for name in trained if name.endswith("_curve")]
     names = [name for name in names if name in scores["systems"]]
     points = {
-        f"{name}-{place}": (name, point) for name in names for place, point in enumerate(trained[f"{name}_curve"])
+        f"{name}-{point.Index}": (name, point) for name in names for point in trained[f"{name}_curve"].itertuples()
     }
     lines = []
     for name in names:
-        sizes = {STUDENT: 0, name: trained[f"{name}_summary"]["kept"]}
+        sizes = {STUDENT: 0, name: trained[f"{name}_summary"]["in"]}
         for system, size in sizes.items():
             lines += _curve_lines(name, size, train.seed, scores["systems"][system])
     if points:
-        with open_student(task, student, {key: point.adapter for key, (_, point) in points.items()}, parameters) as ask:
+        adapters = {key: Adapter(Path(point.folder), point.base_model) for key, (_, point) in points.items()}
+        with open_student(task, student, adapters, parameters) as ask:
             written = [as_generations(key, items, prompts, ask(key, prompts)) for key in points]
         predictions = score_answers(task, pd.concat(written, ignore_index=True))
         for key, values in aggregate(task, predictions, [], parameters)["systems"].items():
@@ -142,11 +156,11 @@ def tabulate(scores: dict[str, Any], task: Task, curves: pd.DataFrame, **summari
     for system, metrics in scores["systems"].items():
         trained = summaries.get(f"train_{system}")
         usage = [summaries[stage]["usage"] for stage in spent.get(system, ()) if stage in summaries]
-        dollars = [used["used_dollars"] for used in usage]
+        requests, dollars = ([used[name] for used in usage] for name in ("used", "used_dollars"))
         made = {
             "items": scores["n"],
             "examples": trained["kept"] if trained else 0 if system == STUDENT else len(task.examples),
-            "requests": sum(used["used"] for used in usage),
+            "requests": None if None in requests else sum(requests),
             "dollars": None if None in dollars else sum(dollars),
             "minutes": round(trained["seconds"] / 60, 2) if trained else 0.0,
         }

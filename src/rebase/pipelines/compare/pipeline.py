@@ -14,7 +14,14 @@ from rebase.pipelines import (
     synthesize,
     train,
     transform,
-    usage,
+)
+from rebase.pipelines.compare.attempts import (
+    no_adapter,
+    no_curve,
+    no_examples,
+    no_preflight,
+    no_training_set,
+    tolerate,
 )
 from rebase.pipelines.compare.nodes import learn_curve, predict_systems, score_curves, score_systems, tabulate
 from rebase.plots import plot_curves, plot_scores
@@ -30,9 +37,17 @@ TRAINING_SETS = {
 
 def create_pipeline() -> Pipeline:
     """From ``sources`` and ``task`` to ``comparison``, ``comparison_scores`` and ``curves``."""
-    stages = (ingest, embed, index, retrieve, estimate, transform, cot, usage, synthesize)
+    stages = (ingest, embed, index, retrieve, estimate, transform)
     made = sum((stage.create_pipeline() for stage in stages), Pipeline([]))
-    made += Pipeline(distil.create_pipeline(), inputs={"unlabelled": "examples"})
+    baselines = synthesize.create_pipeline() + Pipeline(distil.create_pipeline(), inputs={"unlabelled": "examples"})
+    made += tolerate(
+        baselines + cot.create_pipeline(),
+        {
+            "synthesize_examples": no_examples("synthesize"),
+            "label_inputs": no_examples("distil"),
+            "reason_examples": no_examples("cot"),
+        },
+    )
     made += evaluate_teacher.create_pipeline().only_nodes("predict_teacher")
     trained = sum((_train(name, examples) for name, examples in TRAINING_SETS.items()), Pipeline([]))
     return made + trained + _compare()
@@ -45,7 +60,15 @@ def _train(name: str, examples: str) -> Pipeline:
         tags="gpu",
     )  # fmt: skip
     return Pipeline(
-        [*train.create_pipeline().nodes, curve],
+        tolerate(
+            Pipeline([*train.create_pipeline().nodes, curve]),
+            {
+                "format_training_set": no_training_set,
+                "inspect_training": no_preflight,
+                "train_student": no_adapter,
+                "learn_curve": no_curve,
+            },
+        ),
         namespace=name,
         # What leaves the namespace has a name without a dot.
         outputs={own: f"{name}_{own}" for own in ("adapter", "curve", "train_summary")},
@@ -73,7 +96,7 @@ def _compare() -> Pipeline:
             ),
             Node(
                 score_systems,
-                ["task", "params:evaluate", "comparison_generations", "teacher_generations"],
+                ["task", "params:evaluate", "compare_summary", "comparison_generations", "teacher_generations"],
                 ["comparison_predictions", "comparison_scores"],
                 name="score_systems",
             ),

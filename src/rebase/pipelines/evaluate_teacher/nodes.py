@@ -43,7 +43,7 @@ def predict_teacher(
         would not compare; and the stage's summary, with unreadable replies by reason.
 
     Raises:
-        RebaseError: The teacher answers nothing.
+        RebaseError: A request failed, which is no answer, right or wrong. What came is stored.
 
     """
     prompt = LabelPrompt.parse(label_prompt, "data/01_raw/prompts/label.yml")
@@ -55,14 +55,15 @@ def predict_teacher(
     ]
     replies, usage = run(_ask(requests, teacher))
     failures = [reply for reply in replies if isinstance(reply, Failure)]
-    if len(failures) == len(replies) and not any(failure.kind == "budget" for failure in failures):
+    if lost := [failure for failure in failures if failure.kind != "budget"]:
         raise RebaseError(
-            f"evaluate_teacher: {teacher.provider}/{teacher.model} answered none of the requests. It says: "
-            f"{failures[0].reason}\nLook at `teacher` in globals.yml and at the credentials."
+            f"evaluate_teacher: {len(lost)} of {len(replies)} requests to {teacher.provider}/{teacher.model} failed. "
+            f"It says: {lost[0].reason}\nLook at `teacher` in globals.yml and at the credentials, then run again: "
+            "nothing is paid twice."
         )
     raw = [read_answer(task, own, reply) for own, reply in zip(fields, replies, strict=True)]
     generations = as_generations(TEACHER, items, [request.to_json() for request in requests], raw)
-    if any(failure.kind == "budget" for failure in failures):
+    if failures:
         refused, generations = refused | {"over_budget": len(items)}, generations.head(0)
     summary = {
         "stage": "evaluate_teacher",

@@ -48,7 +48,7 @@ def train_students(
     """
     prepared = []
     for name, student in by_name(students).items():
-        logger.info("students: %s", name)
+        logger.info("students: %s is looked at", name)
         training_set = format_training_set(task, examples, student, parameters, target)
         prepared.append((name, student, training_set, inspect_training(training_set, student, parameters)))
     adapters, each = {}, {}
@@ -58,7 +58,7 @@ def train_students(
         each[name] = trained | {"revision": student.revision}
     refused = sum((Counter(trained["refused"]) for trained in each.values()), Counter[str]())
     counts = {count: sum(trained[count] for trained in each.values()) for count in ("in", "kept")}
-    return adapters, {"stage": "students", **counts, "refused": dict(refused), "students": each}
+    return adapters, {"stage": "train", **counts, "refused": dict(refused), "students": each}
 
 
 def predict_students(
