@@ -1,4 +1,15 @@
+from pathlib import Path
+
+import click
+import pytest
+from kedro.framework.project import pipelines
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+from kedro.pipeline import Pipeline
+
 from rebase.hooks import RunReporter
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_summary_tells_how_long_its_stage_took() -> None:
@@ -8,3 +19,43 @@ def test_a_summary_tells_how_long_its_stage_took() -> None:
     reporter.after_node_run({"cot_summary": summaries[0], "train_summary": summaries[1], "other": {}})
     assert summaries[0]["seconds"] >= 0
     assert summaries[1]["seconds"] == 12.5
+
+
+def check(names: str, **params: str) -> None:
+    """What is checked before ``kedro run --pipelines=NAMES --params=...`` begins its work."""
+    bootstrap_project(ROOT)
+    with KedroSession.create(ROOT, env="base", runtime_params=params) as session:
+        catalog = session.load_context().catalog
+    asked = sum((pipelines[name] for name in names.split(",")), Pipeline([]))
+    RunReporter().before_pipeline_run({}, asked, catalog)
+
+
+@pytest.mark.parametrize(
+    ("names", "params", "words"),
+    [
+        ("synthesize,mix", {}, "mix_examples reads the files of synthesized_examples"),
+        ("transform,cot,mix", {}, "mix_examples reads the files of reasoned_examples"),
+        ("transform,distil", {}, "label_inputs reads the files of examples"),
+        ("evaluate,groups", {}, "average_groups reads the files of predictions"),
+        ("distil,students", {"students_examples": "labelled_examples"}, "train_students reads .* labelled_examples"),
+        ("mix,students", {"students_examples": "mixed_examples"}, "train_students reads .* mixed_examples"),
+    ],
+)
+def test_a_run_does_not_read_by_path_what_it_makes(names: str, params: dict[str, str], words: str) -> None:
+    with pytest.raises(click.ClickException, match=f"{words}.*one after the other"):
+        check(names, **params)
+
+
+@pytest.mark.parametrize(
+    ("names", "params"),
+    [
+        ("transform,distil", {"inputs_source": "own.jsonl"}),
+        ("distil,mix", {}),
+        ("distil,students", {}),
+        ("groups", {}),
+        ("mix,train", {}),
+        ("compare", {}),
+    ],
+)
+def test_files_of_earlier_runs_may_be_read(names: str, params: dict[str, str]) -> None:
+    check(names, **params)

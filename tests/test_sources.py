@@ -306,7 +306,7 @@ TASK = {
 #: What a user's process does: ingest from the hub twice, the second time with a token; then an evaluation set.
 INGEST = """
 import json, sys
-from rebase.datasets import EvaluationDataset, ShardStore, SourcesDataset
+from rebase.datasets import EvaluationDataset, InputsDataset, ShardStore, SourcesDataset
 from rebase.parameters import IngestParameters
 from rebase.pipelines.ingest.nodes import plan_ingest, summarise_ingest
 from rebase.shards import metadata_of
@@ -323,7 +323,9 @@ for credentials in (None, {"token": token}):
     runs.append({name: {"rows": rows[name].to_pylist(), **metadata_of(rows[name])} for name in rows})
     cards = summarise_ingest(rows)[0].set_index("dataset")
 items = EvaluationDataset(folder, "topic", credentials={"token": token}).load()
-print(json.dumps({"runs": runs, "items": items.to_dict("records"), "cards": cards.to_dict("index")}))
+inputs = InputsDataset(folder, "pinned", "", source="owner/chosen").load()
+said = {"items": items.to_dict("records"), "inputs": inputs.to_dict("records"), "cards": cards.to_dict("index")}
+print(json.dumps(said | {"runs": runs}))
 """
 
 
@@ -332,6 +334,8 @@ def hub(tmp_path_factory):
     """What a process made of a hub with good and bad repositories, and what it asked for."""
     work = tmp_path_factory.mktemp("hub")
     (work / "topic.yml").write_text(json.dumps(TASK))
+    pinned = TASK | {"name": "pinned", "evaluation": TASK["evaluation"] | {"revision": OLD, "config": "b"}}
+    (work / "pinned.yml").write_text(json.dumps(pinned))
     (work / "script").mkdir()  # A folder called like a dataset must not be taken for it.
     (work / "owner" / "tale").mkdir(parents=True)
     (work / "owner" / "tale" / "trap.csv").write_text("text\ntrap\n")
@@ -387,7 +391,7 @@ def hub(tmp_path_factory):
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
-    return SimpleNamespace(first=said["runs"][0], second=said["runs"][1], items=said["items"],
+    return SimpleNamespace(first=said["runs"][0], second=said["runs"][1], items=said["items"], inputs=said["inputs"],
                            cards=said["cards"],
                            printed=done.stdout + done.stderr, requests=hub.requests, times=hub.times,
                            served=hub.served, long=len(long))  # fmt: skip
@@ -494,3 +498,9 @@ def test_no_script_runs(hub):
 
 def test_evaluation_set_comes_from_the_hub(hub):
     assert [(item["query"], item["answers"]) for item in hub.items] == [("one", '["sport"]')]
+
+
+def test_inputs_from_the_hub_keep_their_source_and_not_the_evaluation_sets_revision(hub):
+    assert [item["query"] for item in hub.inputs] == ["x", "y"]
+    origin = {"dataset": "owner/chosen", "config": "b", "revision": NEW, "licence": "mit", "row_index": 1}
+    assert hub.inputs[1].items() >= origin.items()

@@ -5,22 +5,28 @@ whose items are inputs without answers.
 """
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import pandas as pd
 from tqdm import tqdm
 
+from rebase.errors import RebaseError
 from rebase.parameters import SamplingParameters
-from rebase.prompts import CheckPrompt, Example, check_request, read_check
+from rebase.prompts import CheckPrompt, Example, Prompt, check_request, prompt_hash, read_check
 from rebase.records import Task
 from rebase.teacher.budget import Usage, progress
 from rebase.teacher.flow import in_order
 from rebase.teacher.protocol import Failure, Reply, why_unreadable
-from rebase.teacher.stored import StoredSession
+from rebase.teacher.stored import StoredSession, StoredTeacher
 from rebase.text import normalise
-from rebase.verification import Known, agrees, refuse_example, tidy_answer
+from rebase.verification import Known, agrees, label_balance, refuse_example, tidy_answer
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -94,6 +100,44 @@ async def collect(
     return kept, refused
 
 
+def conclude(
+    stage: str,
+    task: Task,
+    teacher: StoredTeacher,
+    prompt: Prompt,
+    found: tuple[list[dict[str, Any]], list[dict[str, Any]], Usage],
+    advice: str,
+    columns: list[str] = EXAMPLE_COLUMNS,
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Tables of what was kept and what was refused, and the stage's summary; ``found`` are their lines, and usage.
+
+    Raises RebaseError where nothing was kept; it ends with ``advice`` if the teacher did answer.
+    """
+    kept, refused, usage = found
+    name = f"{teacher.provider}/{teacher.model}"
+    by_reason = dict(Counter(line["reason"] for line in refused).most_common())
+    if not kept:
+        raise RebaseError(
+            explain_silence(stage, name, refused)
+            or f"{stage}: the teacher {name} wrote nothing usable for task {task.name!r}: {by_reason}. {advice}"
+        )
+    made = {"teacher": name, "prompt_hash": prompt_hash(prompt, task)}
+    examples = pd.DataFrame([line | made for line in kept], columns=columns)
+    summary = {
+        "stage": stage,
+        "in": len(kept) + len(refused),
+        "kept": len(kept),
+        "refused": by_reason,
+        **made,
+        "usage": usage.summary(),
+    }
+    if task.answer.labels:
+        summary["labels"] = balance = label_balance(task.answer.labels, examples["answer"])
+        if balance["missing"]:
+            logger.warning("%s: no example has the label %s", stage, ", ".join(balance["missing"]))
+    return examples, pd.DataFrame(refused, columns=REFUSED_COLUMNS), summary
+
+
 def read_reply(reply: Reply | Failure, read: Callable[[str], T]) -> T | Refusal:
     """What ``read`` makes of a reply's text, or why there is nothing to be had: ``read`` may raise ValueError."""
     if isinstance(reply, Failure) or reply.finish != "stop":
@@ -143,8 +187,16 @@ def refused_line(item: dict[str, Any], refusal: Refusal, reply: Reply | Failure 
 
 def explain_silence(stage: str, teacher: str, refused: list[dict[str, Any]]) -> str | None:
     """What to tell a user whose teacher answered not one request; None where it answered some."""
+    if any(line["text"] for line in refused):
+        return None
     failed = [line["detail"] for line in refused if line["reason"] == "teacher_failed"]
-    if not failed or any(line["text"] for line in refused):
+    unsent = [line["detail"] for line in refused if line["reason"] == "budget_reached"]
+    if unsent and not failed:
+        return (
+            f"{stage}: there was nothing left to ask the teacher {teacher} with: {unsent[0]}. "
+            "Raise that bound in globals.yml and run again: nothing is paid twice."
+        )
+    if not failed:
         return None
     return (
         f"{stage}: the teacher {teacher} answered none of {len(failed)} requests. It says: "

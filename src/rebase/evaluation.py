@@ -40,16 +40,18 @@ def evaluation_items(task: Task, rows: Iterable[Mapping[str, Any]], where: str) 
     return frame
 
 
-def input_items(task: Task, rows: Iterable[Mapping[str, Any]], where: str) -> pd.DataFrame:
+def input_items(task: Task, rows: Iterable[Mapping[str, Any]], where: str, dataset: str) -> pd.DataFrame:
     """Map raw rows to queries without answers, by the columns of the task's ``evaluation.fields``.
 
-    Returns ``row_id``, ``dataset`` (which is ``where``), ``row_index``, ``fields`` (JSON), ``query``. Raises
-    RebaseError as ``evaluation_items``.
+    ``where`` is told in errors alone: it may be a path of this machine, and what is made is handed on.
+
+    Returns ``row_id``, ``dataset``, ``row_index``, ``fields`` (JSON), ``query``. Raises RebaseError as
+    ``evaluation_items``.
     """
     items = []
     for number, row in enumerate(rows):
         fields = _query_fields(task, row, f"{where}, row {number}")
-        here = {"row_id": f"{where}/{number}", "dataset": where, "row_index": number}
+        here = {"row_id": f"{dataset}/{number}", "dataset": dataset, "row_index": number}
         items.append(here | {"fields": json.dumps(fields, ensure_ascii=False), "query": task.render_query(fields)})
     if not items:
         raise RebaseError(f"There are no inputs for task {task.name!r}: {where} is empty.")

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +15,7 @@ from rich.console import Console
 from rebase.console import STAGES, comparison_table, estimate_line, estimate_table, final_table, stage_line
 from rebase.errors import RebaseError
 from rebase.judging import PairPrompt, RubricPrompt
+from rebase.parameters import MixParameters
 from rebase.prompts import CotPrompt, LabelPrompt, Prompt, SynthesizePrompt, TransformPrompt
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,8 @@ class RunReporter:
         self._stage_started = time.monotonic()
         inputs = pipeline.inputs()
         try:
+            for name in sorted(inputs):
+                _check_order(name, pipeline, catalog)
             for name in _CHECKED_FIRST:
                 if name in inputs:
                     catalog.load(name)
@@ -74,7 +79,7 @@ class RunReporter:
     @hook_impl
     def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Print the table of a run that ends with scores, or with an estimate."""
-        if _ESTIMATE in pipeline.outputs():
+        if _ESTIMATE in pipeline.outputs() and "comparison" not in pipeline.all_outputs():
             Console().print(estimate_table(catalog.load(_ESTIMATE)))
         if "comparison" in pipeline.all_outputs():
             scores = catalog.load("comparison_scores")
@@ -97,6 +102,28 @@ class RunReporter:
         plain = _plain(error)
         if plain is not error:
             raise plain from error
+
+
+def _check_order(name: str, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
+    """Raise RebaseError where the run makes what it also reads by this input, which names files, not datasets.
+
+    Kedro does not see that the one needs the other, and may well run it first, on the files of an earlier run.
+    """
+    found: Iterable[str] = ()
+    if name == "unlabelled" and getattr(catalog[name], "are_examples", False):
+        found = ["examples"]
+    elif name == "example_sets":
+        found = MixParameters.model_validate(catalog.load("params:mix")).weights
+    elif name == "students_examples":
+        found = [Path(catalog[name]._describe().get("filepath", "")).stem]
+    elif name == "all_predictions":
+        found = ["predictions"]
+    if made := sorted(pipeline.all_outputs().intersection(found)):
+        readers = ", ".join(node.name for node in pipeline.only_nodes_with_inputs(name).nodes)
+        raise RebaseError(
+            f"{readers} reads the files of {', '.join(made)}, which this run makes as well: it could take those of an "
+            "earlier run. Run the pipelines one after the other."
+        )
 
 
 def _plain(error: BaseException) -> BaseException:

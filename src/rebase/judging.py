@@ -19,6 +19,8 @@ from rebase.prompts import Prompt, fence
 from rebase.records import Strict, Task
 from rebase.teacher.protocol import Message, Request, Sampling
 
+#: Where people write what is asked of the judge.
+RUBRIC_FILE, PAIR_FILE = "data/01_raw/prompts/judge_rubric.yml", "data/01_raw/prompts/judge_pair.yml"
 #: The grades of every criterion, worst first.
 SCALE = (1, 2, 3, 4, 5)
 #: Characters of a rationale: enough for a sentence, and a bound for a weak judge that does not end its own.

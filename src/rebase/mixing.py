@@ -15,16 +15,13 @@ def mix(
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """Draw examples of each origin, in proportion to its weight, ``size`` in all; None: as many as there are for that.
 
-    ``sets`` are frames of examples by origin. An origin's part is drawn at random, and stays in the set's own order. Of
-    examples with one query the first one counts, by the order of ``weights``. The column ``origin`` says where each
-    comes from, and is part of its ``example_id``.
+    ``sets`` are frames of examples by origin, one for each weight. An origin's part is drawn at random, and stays in
+    the set's own order. Of examples with one query the first one counts, by the order of ``weights``. The column
+    ``origin`` says where each comes from, and is part of its ``example_id``.
 
-    Returns the mixture, and how many examples are not in it, by reason. Raises RebaseError where an origin is not there
-    or has too few examples.
+    Returns the mixture, and how many examples are not in it, by reason. Raises RebaseError where an origin has too few
+    examples.
     """
-    if missing := [origin for origin in weights if origin not in sets]:
-        known = ", ".join(sorted(sets)) or "none"
-        raise RebaseError(f"mix.weights: there are no examples called {', '.join(missing)}; there are {known}.")
     refused: Counter[str] = Counter()
     seen: set[str] = set()
     distinct: dict[str, pd.DataFrame] = {}

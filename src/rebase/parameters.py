@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rebase.records import Strict
 
@@ -107,10 +107,20 @@ class DistilParameters(Strict):
     sampling: SamplingParameters
 
 
-class MixParameters(Strict):
-    """A mixture of examples: the origins' ``weights``, how many in all (null: as many as there are), and the draw."""
+def _above_zero(weights: dict[str, float]) -> dict[str, float]:
+    above = {origin: weight for origin, weight in weights.items() if weight}
+    if not above:
+        raise ValueError("at least one must be above 0")
+    return above
 
-    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+
+class MixParameters(Strict):
+    """A mixture of examples: the origins' ``weights``, how many in all (null: as many as there are), and the draw.
+
+    An origin of weight 0 is left out: of those that conf/base names none can be taken away otherwise.
+    """
+
+    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], AfterValidator(_above_zero)]
     size: int | None = Field(ge=1)
     seed: int
 
@@ -213,7 +223,7 @@ class CompareParameters(Strict):
     ``targets`` says what the student learns to write from which training set.
     """
 
-    sizes: tuple[int, ...]
+    sizes: tuple[Annotated[int, Field(ge=1)], ...]
     seeds: tuple[int, ...]
     targets: dict[str, Literal["answer", "rationale_then_answer"]]
 

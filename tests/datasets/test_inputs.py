@@ -194,7 +194,8 @@ def test_inputs_are_read_without_answers_or_are_those_of_the_examples(tasks, tmp
     file.write_text("text,other\nA match.,x\nA star.,y\n")
     own = InputsDataset(folder, "topic", str(examples), source=str(file)).load()
     assert list(own["query"]) == ["A match.", "A star."]
-    assert list(own["row_id"]) == [f"{file}/0", f"{file}/1"]
+    assert list(own["row_id"]) == ["own.csv/0", "own.csv/1"]
+    assert str(tmp_path) not in own.to_csv(), "the path is this machine's business"
     assert "Run transform" in message(InputsDataset(folder, "topic", str(examples)).load)
     assert "inputs of task 'topic' is missing" in message(
         InputsDataset(str(tasks()), "topic", str(examples), source="gone.csv").load
@@ -207,5 +208,5 @@ def test_real_examples_are_those_of_a_file_or_none(tasks, tmp_path):
     folder, file = str(tasks()), tmp_path / "own.csv"
     file.write_text("text,label\nA match.,sport\n")
     real = RealDataset(folder, "topic", source=str(file)).load()
-    assert (list(real["answers"]), list(real["dataset"])) == (['["sport"]'], [str(file)])
+    assert (list(real["answers"]), list(real["dataset"])) == (['["sport"]'], ["own.csv"])
     assert RealDataset(folder, "topic").load().empty

@@ -20,6 +20,7 @@ from tests.teacher.server import Answer, serving
 
 RAW = Path(__file__).parents[2] / "data" / "01_raw"
 PROMPT = yaml.safe_load((RAW / "prompts" / "label.yml").read_text())
+SAMPLING = {"temperature": 0.7, "max_tokens": 100}
 NO_EVALUATION = pd.DataFrame(columns=["item_id", "fields", "query", "answers"])
 
 
@@ -32,15 +33,13 @@ READING, TOPIC, SUMS, SUMMARIES = map(shipped, ("reading_qa", "news_topic", "wor
 
 def inputs(task, texts):
     (field,) = task.query_fields
-    return input_items(task, [{field: text} for text in texts], "own.jsonl")
+    return input_items(task, [{field: text} for text in texts], "a/own.jsonl", "own.jsonl")
 
 
 def distil(task, texts, say, evaluation_set=NO_EVALUATION, ahead=16, **given):
     teacher = Scripted(say, ahead)
     parameters = DistilParameters.model_validate(
-        {"style": "direct", "samples": 1, "rounds": 3, "max_inputs": None}
-        | {"sampling": {"temperature": 0.7, "max_tokens": 100}}
-        | given
+        {"style": "direct", "samples": 1, "rounds": 3, "max_inputs": None} | {"sampling": SAMPLING} | given
     )
     unlabelled = texts if isinstance(texts, pd.DataFrame) else inputs(task, texts)
     return (*label_inputs(task, unlabelled, evaluation_set, stored(teacher), PROMPT, parameters, 13), teacher)
@@ -181,10 +180,18 @@ def test_a_style_that_does_not_fit_the_task_is_named(task, given, words):
 
 
 def test_nothing_usable_says_what_and_what_to_do():
-    with pytest.raises(RebaseError, match=r"no input of task 'news_topic'.*unknown_label': 2.*label\.yml"):
+    with pytest.raises(RebaseError, match=r"nothing usable for task 'news_topic'.*unknown_label': 2.*label\.yml"):
         distil(TOPIC, NEWS[:2], lambda _: '{"answer": "x"}')
     with pytest.raises(RebaseError, match=r"(?s)answered none of 2 requests.*no line"):
         distil(TOPIC, NEWS[:2], lambda _: ConnectionError("no line"))
+
+
+def test_a_budget_that_others_have_used_up_is_named():
+    teacher = stored(Scripted(lambda _: SPORT), max_requests=1)
+    teacher.budget.requests = 1
+    parameters = DistilParameters(style="direct", samples=1, rounds=3, max_inputs=None, sampling=SAMPLING)
+    with pytest.raises(RebaseError, match=r"distil: .*nothing left.*teacher\.max_requests 1"):
+        label_inputs(TOPIC, inputs(TOPIC, NEWS), NO_EVALUATION, teacher, PROMPT, parameters, 13)
 
 
 REPLIES = st.sampled_from([SPORT, '{"answer": "travel"}', "x", ("{", "length"), ConnectionError("no line")])
@@ -215,7 +222,7 @@ def test_a_teacher_behind_an_api_labels_by_direct_and_by_reasoning(tmp_path, kin
     mnli = shipped("mnli")
     boats = [f"{n} boats lie in the harbour." for n in range(5)]
     fields = [{"premise": text, "hypothesis": f"It is wrong that {text}"} for text in boats]
-    unlabelled = input_items(mnli, fields, "own.jsonl")
+    unlabelled = input_items(mnli, fields, "own.jsonl", "own.jsonl")
     price = Price(input=1.0, output=5.0)
 
     def answer(prompt):
@@ -227,8 +234,7 @@ def test_a_teacher_behind_an_api_labels_by_direct_and_by_reasoning(tmp_path, kin
 
     def label(provider, style):
         parameters = DistilParameters.model_validate(
-            {"style": style, "samples": 1, "rounds": 2, "max_inputs": None}
-            | {"sampling": {"temperature": 0.7, "max_tokens": 100}}
+            {"style": style, "samples": 1, "rounds": 2, "max_inputs": None} | {"sampling": SAMPLING}
         )
         teacher = stored(hosted(kind, provider.address), tmp_path / "replies.sqlite", price)
         return label_inputs(mnli, unlabelled, NO_EVALUATION, teacher, PROMPT, parameters, 13)

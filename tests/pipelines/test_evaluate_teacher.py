@@ -80,5 +80,5 @@ def test_a_budget_that_does_not_last_gives_no_score():
 def test_a_request_that_failed_is_no_wrong_answer():
     said = iter(['{"answer": "sport"}', *[RuntimeError("no route to host")] * 9])
     teacher = stored(Scripted(lambda _: next(said), ahead=1))
-    with pytest.raises(RebaseError, match="1 of 2 requests to scripted/test failed. It says: no route to host"):
+    with pytest.raises(RebaseError, match=r"1 of 2 requests to scripted/test failed\. It says: no route to host"):
         predict_teacher(TOPIC, items(TOPIC, ["sport"] * 2), teacher, PROMPT, PARAMETERS)

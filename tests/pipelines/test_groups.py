@@ -3,7 +3,6 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from scipy.stats import permutation_test
 
 from rebase.errors import RebaseError

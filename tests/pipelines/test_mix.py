@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from rebase.collecting import EXAMPLE_COLUMNS
 from rebase.errors import RebaseError
@@ -88,7 +89,6 @@ def test_of_one_query_the_first_origin_counts():
 @pytest.mark.parametrize(
     ("weights", "size", "words"),
     [
-        ({"a": 1, "gone": 1}, None, "no examples called gone; there are a, b"),
         ({"a": 1, "b": 1}, 20, r"a has 3 of 10; b has 5 of 10"),
         ({"b": 1, "empty": 1}, None, "nothing can be mixed"),
     ],
@@ -99,6 +99,25 @@ def test_what_cannot_be_mixed_is_said(weights, size, words):
         sets["empty"] = examples("z", 1).iloc[:0]
     with pytest.raises(RebaseError, match=words):
         mix(sets, weights, size, 1)
+
+
+@pytest.mark.parametrize("name", ["gone", "real_examples", "evaluation_set", "training_set", "examples_refused"])
+def test_what_is_no_set_of_examples_is_said_with_those_there_are(reading_task, name):
+    sets = {"examples": examples("x", 1), "labelled_examples": examples("y", 1)}
+    others = dict.fromkeys(["evaluation_set", "training_set", "examples_refused", "mixed_examples"], pd.DataFrame())
+    words = f"no examples called {name}; there are examples, labelled_examples\\."
+    with pytest.raises(RebaseError, match=words):
+        mixed(reading_task, sets | others, {"examples": 1, name: 1})
+
+
+def test_a_weight_of_zero_leaves_an_origin_out(reading_task):
+    sets = {"reasoned_examples": examples("x", 3)}
+    frame, summary = mixed(reading_task, sets, {"reasoned_examples": 1, "synthesized_examples": 0})
+    assert len(frame) == 3
+    assert summary["origins"] == {"reasoned_examples": 3}
+    for weights in ({}, {"reasoned_examples": 0}, {"reasoned_examples": -1}):
+        with pytest.raises(ValidationError, match="weights"):
+            mixed(reading_task, sets, weights)
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.floats(0.1, 9)), min_size=1, max_size=4))

@@ -94,7 +94,12 @@ def test_diversity_and_the_model_card_say_that_there_is_no_source(encoder):
     assert (found["n"], found["sources"]) == (3, None)
     counts = {"kept": 3, "refused": {}, "steps": 1, "first_loss": 2.0, "last_loss": 1.0}
     student = Student("some/model", None, Path(), Path())
-    assert "| none | none | 3 |" in render_card(READING, student, examples, train_parameters(), counts)
+    real = examples.assign(dataset="own.jsonl", licence="mit", teacher="people")
+    card = render_card(READING, student, pd.concat([examples, real]), train_parameters(), counts)
+    assert "| none | none | scripted/test | 3 |" in card
+    assert "| own.jsonl | mit | people | 3 |" in card
+    assert "retrieval" not in card
+    assert "rows of" not in card
 
 
 def test_the_teacher_is_shown_the_tasks_examples_and_writes_the_passage():
@@ -225,10 +230,23 @@ def test_dollars_that_were_not_paid_cannot_be_matched():
         synthesize(READING, about_bells, summary_of(3), spend="dollars")
 
 
-def test_the_budget_of_the_run_holds_as_well():
+def test_the_budget_of_the_run_holds_as_well(caplog):
     examples, _, summary, _ = synthesize(READING, about_bells, summary_of(9), max_requests=4)
     assert len(examples) == 4
     assert summary["refused"] == {"budget_reached": 5}
+    assert "(teacher.max_requests 4)" in caplog.text
+    assert "used 4 replies, transform 9: its share is smaller" in caplog.text
+
+
+@pytest.mark.parametrize("budget", [{"max_requests": 9}, {"budget_usd": 1e-6}])
+def test_a_budget_that_transform_has_used_up_is_named(budget):
+    teacher = stored(Scripted(about_bells), price=Price(input=1, output=1), **budget)
+    teacher.budget.requests = 9
+    parameters = SynthesizeParameters.model_validate({"spend": "requests", "led": False, "sampling": SAMPLING})
+    with pytest.raises(RebaseError, match=rf"synthesize: .*nothing left.*teacher\.{next(iter(budget))}"):
+        synthesize_examples(
+            READING, summary_of(9), NO_EVALUATION, teacher, PROMPT, TRANSFORM_PROMPT, parameters, 13
+        )  # fmt: skip
 
 
 def test_nothing_usable_says_what_and_what_to_do():

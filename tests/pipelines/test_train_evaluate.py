@@ -66,8 +66,8 @@ def test_from_examples_to_scores(student: Student, reading_task: Task, tmp_path:
 
     adapter = catalog.load("adapter")
     card = (adapter.folder / "README.md").read_text()
-    assert "| birds | cc0-1.0 | 4 |" in card
-    assert "| foxes | cc0-1.0 | 5 |" in card
+    assert "| birds | cc0-1.0 | local:tiny | 4 |" in card
+    assert "| foxes | cc0-1.0 | local:tiny | 5 |" in card
     assert str(tmp_path) not in card
 
     assert catalog.load("training_log")["step"].tolist() == [1, 2, 3]

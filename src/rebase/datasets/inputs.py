@@ -14,6 +14,7 @@ from rebase.errors import RebaseError
 from rebase.evaluation import EVALUATION_COLUMNS, evaluation_items, input_items
 from rebase.extraction import extract, split_conclusion
 from rebase.records import Task
+from rebase.redaction import public
 from rebase.sources import FolderSource, HubSource, Source, find_sources, read_files, read_rows
 
 #: A text as it stands. kedro-viz goes by the name of the type that ``preview`` returns; kedro-datasets lacks this one.
@@ -31,8 +32,8 @@ class Handle(ReadOnly):
     """What loads cheaply and opens later: which model it is, is all there is to look at."""
 
     def preview(self) -> JSONPreview:
-        """The settings as kedro-viz shows them."""
-        return JSONPreview(json.dumps(self._describe()))  # type: ignore[attr-defined]
+        """The settings as kedro-viz shows them, also on a site that is published: without what is secret."""
+        return JSONPreview(json.dumps(public(self._describe())))  # type: ignore[attr-defined]
 
 
 class SourcesDataset(ReadOnly, AbstractDataset[Any, list[Source]]):
@@ -116,27 +117,40 @@ class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
     def load(self) -> pd.DataFrame:
         task = load_task(self._folder, self._name)
         where = self._source or task.evaluation.source
-        return evaluation_items(task, self._rows(task, where, task.evaluation.split), where)
+        return evaluation_items(task, self._read(task, where, task.evaluation.split)[0], where)
 
     def preview(self, nrows: int = 20) -> TablePreview:
         """The first items as kedro-viz shows them."""
         return TablePreview(self.load().head(nrows).to_dict(orient="split"))
 
-    def _rows(self, task: Task, where: str, split: str) -> list[dict[str, Any]]:
+    def _read(
+        self, task: Task, where: str, split: str, *, with_card: bool = False
+    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """The rows, and what is known of where they come from: ``dataset``, ``config``, ``revision``, ``licence``.
+
+        The last two are asked for ``with_card``. A file is known by its name: paths of this machine are not handed on.
+        """
         if Path(where).suffix in (".parquet", ".jsonl", ".json", ".csv", ".tsv"):
             if not Path(where).exists():
                 raise RebaseError(f"The {self._what} of task {task.name!r} is missing: there is no file {where}.")
             try:
-                return list(read_rows(read_files([Path(where)])))
+                return list(read_rows(read_files([Path(where)]))), {"dataset": Path(where).name}
             except Exception as error:  # The readers raise whatever their format makes them raise.
                 raise RebaseError(
                     f"The {self._what} of task {task.name!r} cannot be read from {where}: {error}\nMend the file."
                 ) from error
         spec = task.evaluation
+        is_own = where == spec.source
         try:
-            source = HubSource(where, spec.revision, self._token)
-            config = spec.config or source.configs()[0]
-            return list(read_rows(source.batches(config, split)))
+            # The revision is one of the evaluation set; a config's name may be another dataset's as well.
+            source = HubSource(where, spec.revision if is_own else None, self._token)
+            config = spec.config if is_own else None
+            if not config:
+                configs = source.configs()
+                config = spec.config if spec.config in configs else configs[0]
+            card = source.card() if with_card else None
+            known = {"revision": card.revision, "licence": card.licence} if card else {}
+            return list(read_rows(source.batches(config, split))), {"dataset": where, "config": config, **known}
         except Exception as error:
             raise RebaseError(
                 f"The {self._what} of task {task.name!r} cannot be read from the hub as {where!r}: {error}\n"
@@ -150,8 +164,9 @@ class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
 class InputsDataset(EvaluationDataset):
     """Inputs of a task without answers, as ``examples`` are: ``row_id``, ``dataset``, ``fields``, ``query``.
 
-    Read from ``source``, a file or a hub id (its train split, with the columns and the config of the task's evaluation
-    set); where that is None, the file of ReBase's own ``examples``, whose inputs will do.
+    Read from ``source``, a file or a hub id (its train split, with the columns of the task's evaluation set, and its
+    config if there is one of that name), with what is known of where they come from; where that is None, the file of
+    ReBase's own ``examples``, whose inputs will do.
     """
 
     _what, _parameter = "inputs", "inputs_source"
@@ -160,10 +175,16 @@ class InputsDataset(EvaluationDataset):
         super().__init__(folder, name, **given)
         self._examples = Path(examples)
 
+    @property
+    def are_examples(self) -> bool:
+        """Whether the inputs are read from the file of ``examples``."""
+        return not self._source
+
     def load(self) -> pd.DataFrame:
         task = load_task(self._folder, self._name)
         if self._source:
-            return input_items(task, self._rows(task, self._source, "train"), self._source)
+            rows, origin = self._read(task, self._source, "train", with_card=True)
+            return input_items(task, rows, self._source, origin["dataset"]).assign(**origin)
         if not self._examples.exists():
             raise RebaseError(
                 f"The inputs of task {task.name!r} are missing: there are no examples in {self._examples}. "
@@ -175,7 +196,7 @@ class InputsDataset(EvaluationDataset):
 class RealDataset(EvaluationDataset):
     """Real examples of a task, in the form of an evaluation set; none where there is no ``source``.
 
-    A file, or a hub id: its train split, with the columns and the config of the task's evaluation set.
+    A file, or a hub id: its train split, as ``InputsDataset`` reads it.
     """
 
     _what, _parameter = "real examples", "real_source"
@@ -184,8 +205,8 @@ class RealDataset(EvaluationDataset):
         if not self._source:
             return pd.DataFrame(columns=list(EVALUATION_COLUMNS))
         task = load_task(self._folder, self._name)
-        items = evaluation_items(task, self._rows(task, self._source, "train"), self._source)
-        return items.assign(dataset=self._source)
+        rows, origin = self._read(task, self._source, "train", with_card=True)
+        return evaluation_items(task, rows, self._source).assign(**origin)
 
 
 class _ReadableDumper(yaml.SafeDumper):

@@ -21,12 +21,11 @@ def render_card(
 ) -> str:
     """A model card in the hub's form: YAML front matter and Markdown.
 
-    ``examples`` are those of the training set, with ``dataset``, ``licence`` and ``teacher``; ``counts`` are those of
-    ``train_adapter``. JSON strings are valid YAML, whatever a name holds.
+    ``examples`` are those of the training set, with ``dataset`` (null: none), ``licence`` and ``teacher``; ``counts``
+    are those of ``train_adapter``. JSON strings are valid YAML, whatever a name holds.
     """
-    sources = examples.groupby(["dataset", "licence"], sort=True, dropna=False).size()
-    rows = [f"| {_cell(dataset)} | {_cell(licence)} | {count} |" for (dataset, licence), count in sources.items()]
-    teachers = ", ".join(sorted(examples["teacher"].unique()))
+    sources = examples.groupby(["dataset", "licence", "teacher"], sort=True, dropna=False).size()
+    rows = [f"| {' | '.join(map(_cell, source))} | {count} |" for source, count in sources.items()]
     settings = parameters.model_dump(mode="json")
     return "\n".join(
         [
@@ -38,19 +37,20 @@ def render_card(
             "---",
             f"# An expert for the task `{task.name}`",
             "",
-            f"A LoRA adapter for `{student.name}` (revision {student.revision or 'default'}), trained with ReBase "
-            "(retrieval-based distillation, arXiv 2407.05463).",
+            f"A LoRA adapter for `{student.name}` (revision {student.revision or 'default'}), trained with the "
+            "software ReBase (after arXiv 2407.05463).",
             "",
             f"> {task.instruction}",
             "",
             "## Training data",
-            f"{counts['kept']} examples, written by the teacher `{teachers}` from rows of the datasets below; "
-            f"{counts['refused'].get(TRUNCATED, 0)} more were too long, {counts['refused'].get(HELD_OUT, 0)} held out "
-            "to measure the loss. What may be done with the adapter can depend on "
-            "the licences of base model, teacher and sources.",
+            f"{counts['kept']} examples; {counts['refused'].get(TRUNCATED, 0)} more were too long, "
+            f"{counts['refused'].get(HELD_OUT, 0)} held out to measure the loss. The table says which dataset they "
+            "go back to (none: the teacher wrote them from the instruction), and who gave the answers: a teacher, or "
+            "people. What may be done with the adapter can depend on the licences of base model, teachers "
+            "and sources.",
             "",
-            "| dataset | licence | examples |",
-            "|---|---|---|",
+            "| dataset | licence | answers by | examples |",
+            "|---|---|---|---|",
             *rows,
             "",
             "## Training",
@@ -62,8 +62,8 @@ def render_card(
             "```",
             "",
             "## Limits",
-            "It answers queries in the form of its task's and was trained on nothing else. Its examples were written "
-            "by a model and checked by programs, not by people: what the teacher got wrong, it may have learnt. Its "
+            "It answers queries in the form of its task's and was trained on nothing else. What a teacher wrote was "
+            "checked by programs, not by people: what it got wrong, the adapter may have learnt. The "
             "scores stand in the report of the run that made it.",
             "",
         ]

@@ -9,13 +9,12 @@ import pandas as pd
 
 from rebase.errors import RebaseError
 from rebase.grading import GRADE_COLUMNS, REFUSED_COLUMNS, count_cells, measure_agreement, read_sheet
-from rebase.judging import RubricPrompt, mean_grades
+from rebase.judging import RUBRIC_FILE, RubricPrompt, mean_grades
 from rebase.parameters import JudgeParameters
 from rebase.records import Task
 
 logger = logging.getLogger(__name__)
 
-_RUBRIC_FILE = "data/01_raw/prompts/judge_rubric.yml"
 #: So many faults of a sheet are told; the table has them all.
 _TOLD = 3
 
@@ -33,7 +32,7 @@ def read_grades(
         RebaseError: A sheet has lost a column, or there is no grade at all.
 
     """
-    names = RubricPrompt.parse(judge_rubric, _RUBRIC_FILE).names
+    names = RubricPrompt.parse(judge_rubric, RUBRIC_FILE).names
     items = dict(zip(grading_key["answer_id"], grading_key["item_id"], strict=True))
     grades: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
@@ -83,7 +82,7 @@ def compare_graders(
     ``agreement`` by criterion (see ``measure_agreement``); ``grades``: each system's mean over its answers of the mean
     over people, with the interval over answers.
     """
-    names = list(RubricPrompt.parse(judge_rubric, _RUBRIC_FILE).names)
+    names = list(RubricPrompt.parse(judge_rubric, RUBRIC_FILE).names)
     owners = grading_key[["answer_id", "item_id", "system"]]
     judged = judgements[judgements["kind"] == "rubric"].merge(owners, on=["item_id", "system"])
     by_judge = (

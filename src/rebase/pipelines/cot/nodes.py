@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from rebase.collecting import REFUSED_COLUMNS, explain_silence
 from rebase.consistency import Sample, Verdict, read_sample, vote
 from rebase.errors import RebaseError
 from rebase.parameters import CotParameters
@@ -23,8 +24,6 @@ from rebase.teacher.stored import StoredTeacher
 from rebase.verification import same_answer
 
 logger = logging.getLogger(__name__)
-
-REFUSED_COLUMNS = ["row_id", "dataset", "rank", "reason", "detail", "reply_key", "text"]
 
 
 def reason_examples(
@@ -142,14 +141,9 @@ def _refusal(line: dict[str, Any], verdict: Verdict, samples: list[Sample]) -> d
 def _explain_nothing(
     task: Task, teacher: StoredTeacher, by_reason: dict[str, int], refused: list[dict[str, Any]]
 ) -> str:
-    name = f"the teacher {teacher.provider}/{teacher.model}"
-    if set(by_reason) == {"teacher_failed"}:
-        words = Counter(line["detail"] for line in refused).most_common(1)[0][0]
-        return (
-            f"cot: {name} answered none of the requests. It says: {words}\n"
-            "Look at `teacher` in globals.yml and at the credentials, then run again: nothing is paid twice."
-        )
-    return (
-        f"cot: {name} found no reasoning that leads to an answer of task {task.name!r}: {by_reason}. Take a stronger "
-        "teacher, set `cot.on_disagreement: relabel`, or set `cot: false` in the task to train on the answers alone."
+    name = f"{teacher.provider}/{teacher.model}"
+    return explain_silence("cot", name, refused) or (
+        f"cot: the teacher {name} found no reasoning that leads to an answer of task {task.name!r}: {by_reason}. "
+        "Take a stronger teacher, set `cot.on_disagreement: relabel`, or set `cot: false` in the task to train on the "
+        "answers alone."
     )

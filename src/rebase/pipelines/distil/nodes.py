@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -11,12 +10,11 @@ import pandas as pd
 
 from rebase.collecting import (
     EXAMPLE_COLUMNS,
-    REFUSED_COLUMNS,
     Asked,
     Refusal,
     collect,
+    conclude,
     examine,
-    explain_silence,
     read_reply,
     refused_line,
 )
@@ -28,7 +26,6 @@ from rebase.prompts import (
     LabelPrompt,
     check_request,
     densify_request,
-    prompt_hash,
     read_check,
     read_denser,
     read_rationale,
@@ -41,7 +38,7 @@ from rebase.teacher.flow import run
 from rebase.teacher.protocol import Failure, Reply
 from rebase.teacher.stored import StoredSession, StoredTeacher
 from rebase.text import ngrams, normalise, tokens
-from rebase.verification import Known, label_balance
+from rebase.verification import Known
 
 #: As ``examples`` after ``cot``; and of ``chain_of_density`` all rounds (JSON list of what was missing and said).
 LABELLED_COLUMNS = [*EXAMPLE_COLUMNS, "rationale", "agreement", "drafts"]
@@ -79,30 +76,14 @@ def label_inputs(
     known = Known.of(task, evaluation_set["query"], contamination_ngram)
     kept, unusable, usage = run(_ask_inputs(task, clean, teacher, prompt, parameters, known))
     refused += unusable
-    by_reason = Counter(line["reason"] for line in refused)
-    made = {"teacher": f"{teacher.provider}/{teacher.model}", "prompt_hash": prompt_hash(prompt, task)}
-    if not kept:
-        raise RebaseError(
-            explain_silence("distil", made["teacher"], unusable)
-            or f"distil: no input of task {task.name!r} got a usable label from the teacher {made['teacher']}: "
-            f"{dict(by_reason.most_common())}. Look at the inputs and at data/01_raw/prompts/label.yml, or take a "
-            "stronger teacher."
-        )
-    labelled = pd.DataFrame([line | made for line in kept], columns=LABELLED_COLUMNS)
+    advice = "Look at the inputs and at data/01_raw/prompts/label.yml, or take a stronger teacher."
+    found = conclude("distil", task, teacher, prompt, (kept, refused, usage), advice, LABELLED_COLUMNS)
+    summary = found[2]
+    summary["style"] = parameters.style
     if over := len(unlabelled) - len(taken):
-        by_reason["over_limit"] = over
-    summary = {
-        "stage": "distil",
-        "in": len(unlabelled),
-        "kept": len(kept),
-        "refused": dict(by_reason.most_common()),
-        "style": parameters.style,
-        **made,
-        "usage": usage.summary(),
-    }
-    if task.answer.labels:
-        summary["labels"] = label_balance(task.answer.labels, labelled["answer"])
-    return labelled, pd.DataFrame(refused, columns=REFUSED_COLUMNS), summary
+        summary["in"] += over
+        summary["refused"]["over_limit"] = over
+    return found
 
 
 def _check_style(task: Task, parameters: DistilParameters) -> None:

@@ -14,6 +14,8 @@ from tqdm import tqdm
 from rebase.errors import RebaseError
 from rebase.grading import make_key, write_form, write_sheet
 from rebase.judging import (
+    PAIR_FILE,
+    RUBRIC_FILE,
     PairPrompt,
     RubricPrompt,
     calibrate,
@@ -38,8 +40,6 @@ from rebase.teacher.protocol import Failure, Reply, Request, why_unreadable
 from rebase.teacher.stored import StoredTeacher
 
 logger = logging.getLogger(__name__)
-
-RUBRIC_FILE, PAIR_FILE = "data/01_raw/prompts/judge_rubric.yml", "data/01_raw/prompts/judge_pair.yml"
 
 _ASKED = ["kind", "item_id", "system", "first", "second"]
 _SPENT = ["input_tokens", "output_tokens", "dollars"]

@@ -1,6 +1,7 @@
 """Mix: examples of ReBase, of plain synthesis, labelled inputs and real ones, by weights."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rebase.collecting import EXAMPLE_COLUMNS
+from rebase.errors import RebaseError
 from rebase.mixing import mix
 from rebase.parameters import MixParameters
 from rebase.records import Task
@@ -15,6 +17,8 @@ from rebase.screening import Candidate, contamination_gate, protected_texts
 
 #: The origin of examples that people wrote.
 REAL = "real_examples"
+#: How files of examples are called, beside which others lie: what was refused, training sets, the mixture itself.
+_IS_EXAMPLES = re.compile(r"(?!mixed_)(.*_)?examples")
 
 
 def mix_examples(
@@ -29,11 +33,19 @@ def mix_examples(
 
     ``real_items`` have queries and answers; those that hold a part of the evaluation set are left out, as rows are.
 
-    Returns ``mixed_examples``, in the form of ``reasoned_examples`` with ``origin``, and the stage's summary.
+    Returns ``mixed_examples``, in the form of ``reasoned_examples`` with ``origin``, and the stage's summary. Raises
+    RebaseError where a weight names no set of examples, or one that is too small.
     """
+    there = {name for name in example_sets if _IS_EXAMPLES.fullmatch(name)} | ({REAL} if len(real_items) else set())
+    if missing := [origin for origin in parameters.weights if origin not in there]:
+        known = ", ".join(sorted(there)) or "none"
+        raise RebaseError(
+            f"mix.weights: there are no examples called {', '.join(missing)}; there are {known}. "
+            "A weight of 0 leaves an origin out; real_examples need --params=real_source=FILE."
+        )
     sets = {origin: example_sets[origin]() for origin in parameters.weights if origin in example_sets}
     refused: Counter[str] = Counter()
-    if REAL in parameters.weights and len(real_items):
+    if REAL in parameters.weights:
         protected = protected_texts(task, evaluation_set["fields"], evaluation_set["answers"])
         gate = contamination_gate(protected, contamination_ngram)
         is_clean = [gate(Candidate("", "", "", json.loads(fields), "")) is None for fields in real_items["fields"]]

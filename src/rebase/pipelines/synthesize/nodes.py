@@ -1,7 +1,7 @@
 """Synthesize: examples without a source row, for as much as transform used (docs/method.md section 9)."""
 
+import logging
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,14 +9,12 @@ from typing import Any
 import pandas as pd
 
 from rebase.collecting import (
-    EXAMPLE_COLUMNS,
-    REFUSED_COLUMNS,
     Asked,
     Refusal,
     check_round_trip,
     collect,
+    conclude,
     examine,
-    explain_silence,
     read_reply,
 )
 from rebase.errors import RebaseError
@@ -27,7 +25,6 @@ from rebase.prompts import (
     TransformPrompt,
     ask_request,
     can_be_led,
-    prompt_hash,
     read_example,
     read_synthesized,
     synthesize_request,
@@ -40,7 +37,9 @@ from rebase.teacher.budget import Usage
 from rebase.teacher.flow import run
 from rebase.teacher.protocol import Reply
 from rebase.teacher.stored import StoredSession, StoredTeacher
-from rebase.verification import Known, label_balance
+from rebase.verification import Known
+
+logger = logging.getLogger(__name__)
 
 #: For the same dollars no more examples are asked for than so many times the requests of transform.
 _MOST_FOR_DOLLARS = 10
@@ -81,28 +80,18 @@ def synthesize_examples(
         contamination_gate(protected, contamination_ngram),
     )
     kept, refused, usage = run(_ask_numbers(writer, teacher, transform_summary["usage"]))
-    by_reason = Counter(line["reason"] for line in refused)
-    made = {"teacher": f"{teacher.provider}/{teacher.model}", "prompt_hash": prompt_hash(prompt, task)}
-    if not kept:
-        raise RebaseError(
-            explain_silence("synthesize", made["teacher"], refused)
-            or f"synthesize: the teacher {made['teacher']} wrote nothing usable for task {task.name!r}: "
-            f"{dict(by_reason.most_common())}. Look at the task's instruction and examples and at "
-            "data/01_raw/prompts/synthesize.yml, or take a stronger teacher."
-        )
-    examples = pd.DataFrame([line | made for line in kept], columns=EXAMPLE_COLUMNS)
-    summary = {
-        "stage": "synthesize",
-        "in": len(kept) + len(refused),
-        "kept": len(kept),
-        "refused": dict(by_reason.most_common()),
-        **made,
-        "spend": parameters.spend,
-        "usage": usage.summary(),
-    }
-    if task.answer.labels:
-        summary["labels"] = label_balance(task.answer.labels, examples["answer"])
-    return examples, pd.DataFrame(refused, columns=REFUSED_COLUMNS), summary
+    advice = (
+        "Look at the task's instruction and examples and at data/01_raw/prompts/synthesize.yml, or take a stronger "
+        "teacher."
+    )
+    found = conclude("synthesize", task, teacher, prompt, (kept, refused, usage), advice)
+    found[2]["spend"] = parameters.spend
+    if usage.over_budget:
+        logger.warning(
+            "synthesize: %s. It has used %d replies, transform %d: its share is smaller",
+            teacher.budget.explain(), usage.replies + usage.stored, transform_summary["usage"]["used"],
+        )  # fmt: skip
+    return found
 
 
 @dataclass(frozen=True)

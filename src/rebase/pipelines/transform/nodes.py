@@ -3,24 +3,20 @@
 import json
 import logging
 import math
-from collections import Counter
 from typing import Any
 
 import pandas as pd
 
 from rebase.collecting import (
-    EXAMPLE_COLUMNS,
-    REFUSED_COLUMNS,
     Asked,
     Refusal,
     check_round_trip,
     collect,
+    conclude,
     examine,
-    explain_silence,
     read_reply,
     refused_line,
 )
-from rebase.errors import RebaseError
 from rebase.parameters import TransformParameters
 from rebase.prompts import (
     Example,
@@ -30,7 +26,6 @@ from rebase.prompts import (
     cut_columns,
     find_lead,
     own_text_columns,
-    prompt_hash,
     read_example,
     transform_request,
 )
@@ -39,7 +34,7 @@ from rebase.teacher.budget import Usage
 from rebase.teacher.flow import run
 from rebase.teacher.protocol import Failure, Reply
 from rebase.teacher.stored import StoredSession, StoredTeacher
-from rebase.verification import Known, label_balance, names_label
+from rebase.verification import Known, names_label
 
 logger = logging.getLogger(__name__)
 
@@ -71,31 +66,16 @@ def transform_rows(
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
     known = Known.of(task, evaluation_set["query"], contamination_ngram)
     kept, refused, usage = run(_ask_rows(task, rows, teacher, prompt, parameters, known))
-    by_reason = Counter(line["reason"] for line in refused)
-    if not kept:
-        raise RebaseError(_explain_nothing(task, teacher, by_reason, refused))
+    refused += [refused_line(row, Refusal("not_needed")) for row in rows[len(kept) + len(refused) :]]
+    advice = (
+        "Look at the task's instruction and examples and at data/01_raw/prompts/transform.yml, take a stronger "
+        "teacher, or retrieve more rows (`retrieve.top_n`)."
+    )
+    found = conclude("transform", task, teacher, prompt, (kept, refused, usage), advice)
+    found[2]["round_trip"] = parameters.round_trip
     if len(kept) < parameters.max_examples:
         logger.warning("transform: %d examples passed, %d were wanted", len(kept), parameters.max_examples)
-    not_needed = rows[len(kept) + len(refused) :]
-    refused += [refused_line(row, Refusal("not_needed")) for row in not_needed]
-    if not_needed:
-        by_reason["not_needed"] = len(not_needed)
-    made = {"teacher": f"{teacher.provider}/{teacher.model}", "prompt_hash": prompt_hash(prompt, task)}
-    examples = pd.DataFrame([line | made for line in kept], columns=EXAMPLE_COLUMNS)
-    summary = {
-        "stage": "transform",
-        "in": len(rows),
-        "kept": len(kept),
-        "refused": dict(by_reason.most_common()),
-        **made,
-        "round_trip": parameters.round_trip,
-        "usage": usage.summary(),
-    }
-    if task.answer.labels:
-        summary["labels"] = balance = label_balance(task.answer.labels, examples["answer"])
-        if balance["missing"]:
-            logger.warning("transform: no example has the label %s", ", ".join(balance["missing"]))
-    return examples, pd.DataFrame(refused, columns=REFUSED_COLUMNS), summary
+    return found
 
 
 async def _ask_rows(
@@ -159,14 +139,3 @@ def examine_reply(
             # A weak teacher guesses where the row does not tell.
             return Refusal("label_not_in_row", outcome.answer)
     return outcome
-
-
-def _explain_nothing(task: Task, teacher: StoredTeacher, by_reason: Counter[str], refused: list[dict[str, Any]]) -> str:
-    """What to tell a user whose run gave no example at all."""
-    name = f"{teacher.provider}/{teacher.model}"
-    return explain_silence("transform", name, refused) or (
-        f"transform: the teacher {name} returned nothing usable for task {task.name!r}: "
-        f"{dict(by_reason.most_common())}. "
-        "Look at the task's instruction and examples and at data/01_raw/prompts/transform.yml, take a stronger "
-        "teacher, or retrieve more rows (`retrieve.top_n`)."
-    )
