@@ -92,5 +92,7 @@ def test_a_score_that_rises_while_a_grade_falls() -> None:
     assert student["falling"] == []
     assert expert["falling"] == ["helpful"]
     assert list(expert["grades"]) == ["helpful", "true"]
+    unknown = judge_against_scores(scores, {"grades": grades}, "accuracy")
+    assert [(line["score"], line["falling"]) for line in unknown] == [(None, [])] * 2
     assert judge_against_scores(scores, None, "f1") == []
     assert judge_against_scores(None, {"grades": grades}, "f1") == []

@@ -94,6 +94,13 @@ def test_layers_are_known_and_handles_have_none():
         assert layer in (LAYERS if name not in {"teacher", "judge", "encoder", "student", "students"} else {None}), name
 
 
+def test_what_can_be_looked_at_has_a_preview_and_the_rest_says_it_has_none():
+    catalog = context_of("base").catalog
+    for name, entry in entries().items():
+        if entry.get("metadata", {}).get("kedro-viz", {}).get("preview", True):
+            assert hasattr(catalog.get(name), "preview"), name
+
+
 def test_a_task_has_its_own_folder():
     first, second = (context_of("base", task=task).catalog for task in ("reading_qa", "news_topic"))
     for name in ("retrieved", "examples", "predictions"):

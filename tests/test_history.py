@@ -102,9 +102,15 @@ def test_a_killed_run_takes_the_record_that_was_made_later(tmp_path: Path) -> No
     put(tmp_path, "run_record.json", "2026-01-03", record())
     put(tmp_path, "scores.json", "2026-01-02", SCORES | {"n": 7})
     by_version = {run.version: run for run in read_runs(tmp_path)}
-    assert by_version["2026-01-01"].record is not None
+    adopted = by_version["2026-01-01"].record
+    assert adopted is not None
+    assert adopted["counts"]["train"]["kept"] == 4
+    assert not adopted.keys() & {"parameters", "versions", "machine"}, "they are of the later session"
     assert by_version["2026-01-02"].record is None
-    assert "no record" in say(tmp_path)
+    said = say(tmp_path)
+    assert "no record: made without the pipeline report" in said
+    assert "parameters not known: its report was made later" in said
+    assert "train." not in said
 
 
 def test_half_written_files_and_empty_folders_are_no_runs(tmp_path: Path) -> None:

@@ -106,12 +106,21 @@ def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFram
         },
         "judge_scores": {
             "judge": HOSTILE, "grades": {"student": {"true": CELL}, "expert": {"true": CELL}},
+            "doubts": [f"every answer has the same grade {HOSTILE}"],
             "pairwise": {"systems": ["expert", "student"], "win": CELL, "tie": CELL, "loss": CELL,
                          "position_bias": {"flips": CELL}},
         },
         "comparison_scores": {
-            "task": "t", "n": 3, "confidence": 0.95, "systems": {"synthesized": metrics}, "differences": {}
+            "task": "t", "n": 3, "confidence": 0.95, "systems": {"synthesized": metrics}, "differences": {},
+            "left_out": {"labelled": HOSTILE},
         },
+        "comparison": pd.DataFrame(
+            [{"system": "synthesized", "metric": metric, "examples": 12, "requests": 4321.0, "dollars": 0.0456}
+             for metric in reading_task.metrics]
+        ),
+        "curves": pd.DataFrame(
+            [{"training_set": "synthesized", "examples": size, "seed": 0, "metric": "f1", **CELL} for size in (0, 12)]
+        ),
     }  # fmt: skip
 
 
@@ -150,13 +159,14 @@ def test_the_page_shows_everything(reading_task: Task, pieces: dict[str, Any]) -
     for words in (
         "33.3 → 33.3", "before → after", "Of the 3 items the expert answers 1 better", "few 1", "$0.0123", "7 replies",
         "expert - student", "matches the queries 0.61", "because", "cosine of 0.91", "cosine 0.91", "cc0-1.0",
-        "the same student, trained on what each way", "Mean grades from 1 to 5", "33.3 % of the verdicts change",
+        "The sets did not cost the same", "4,321", "$0.0456", "Left out: labelled", "Do not trust this judge: every",
+        "Mean grades from 1 to 5", "33.3 % of the verdicts change",
         "1,700", "3 evaluation items are few", "Everything that a run makes is on this page.",
     ):  # fmt: skip
         assert words in page.text, words
     assert ("mark", {}) in page.elements
     assert "Not there" not in page.text
-    assert len(page.data) == 7  # scores, comparison, two of sources, nearness, map, loss
+    assert len(page.data) == 8  # scores, comparison, curves, two of sources, nearness, map, loss
 
 
 def test_nothing_of_the_data_becomes_markup(reading_task: Task, pieces: dict[str, Any]) -> None:
@@ -213,11 +223,31 @@ def test_pieces_that_are_empty_or_of_another_version_count_as_missing(
         assert re.search(rf"Not there: [^.]*\b{name}\b", page.text), name
 
 
+def test_scores_of_another_version_of_the_task_do_no_harm(reading_task: Task, pieces: dict[str, Any]) -> None:
+    cells = {"f1": CELL, "accuracy": CELL}
+    old = {"systems": {"student": cells, "expert": cells}, "differences": {"expert - student": cells}}
+    page = Page(write_report(reading_task, **pieces | {"scores": pieces["scores"] | old}))
+    assert "Mean grades from 1 to 5" in page.text
+    assert "before → after" not in page.text
+
+
+def test_a_comparison_without_its_table_has_no_costs(reading_task: Task, pieces: dict[str, Any]) -> None:
+    page = Page(write_report(reading_task, **{name: pieces[name] for name in ("scores", "comparison_scores")}))
+    assert "The sets did not cost the same" in page.text
+    assert "requests" not in page.text.lower()
+
+
 def test_what_is_left_from_an_earlier_run_is_said(reading_task: Task) -> None:
     times = {"retrieved": 1.0, "reasoned_examples": 9.0, "training_log": 3.0, "predictions": 4.0, "scores": 5.0}
     assert find_outdated(times) == ["training_log", "predictions", "scores"]
     assert find_outdated({**times, "reasoned_examples": 2.0}) == []
     assert find_outdated({"scores": 5.0}) == []
+    comparison = {"reasoned_examples": 1.0, "comparison_scores": 3.0, "curves": 4.0, "comparison": 5.0, "scores": 2.0}
+    assert find_outdated(comparison) == []
+    assert find_outdated(comparison | {"scores": 6.0}) == ["comparison_scores", "curves", "comparison"]
+    assert find_outdated(comparison | {"reasoned_examples": 6.0}) == ["comparison_scores", "curves", "comparison"]
+    # The run's own training is older than the examples that `compare` made anew; the comparison is not.
+    assert "comparison_scores" not in find_outdated(times | {"comparison_scores": 10.0})
     assert "earlier run: scores." in Page(write_report(reading_task, ["scores"])).text
 
 

@@ -189,6 +189,79 @@ def test_the_command_that_excludes_a_dataset_means_that_dataset(name: str) -> No
     assert why_excluded("another", "cc0-1.0", exclude) is None
 
 
+def with_a_twin() -> dict[str, pd.DataFrame]:
+    """The run, with a row of ``copies`` that is the same as the row of ``birds`` that became an example."""
+    twin = {"rank": 5, "row_id": "copies/a/train/3", "dataset": "copies", "score": 0.6, "reason": "duplicate",
+            "detail": "birds/a/train/0"}  # fmt: skip
+    refused = pd.concat([tables()["retrieval_refused"], pd.DataFrame([twin])], ignore_index=True)
+    return tables() | {"retrieval_refused": refused}
+
+
+def test_a_duplicate_leads_to_the_row_that_was_kept_for_it() -> None:
+    run = Run(with_a_twin())
+    same = {"row_id": "copies/a/train/3", "kept": "birds/a/train/0", "dataset": "birds",
+            "fate": "example; in the training set"}  # fmt: skip
+    assert trace("copies/a/train/3", run)["retrieval"]["kept_instead"] == same
+    found = trace("copies", run)
+    assert found["what_became_of_its_rows"] == {"retrieve: duplicate": 1}
+    assert found["the_same_in_rows_of_other_datasets"] == [same]
+    assert "to_train_without_it" not in found, "there is nothing of it"
+    command = shlex.split(found["to_train_without_these_datasets_too"])
+    said = _split_params(None, None, command[-1].removeprefix("--params="))["train"]["exclude"]
+    assert ExcludeParameters.model_validate(said).datasets == ("copies", "birds")
+    assert "birds/a/train/0" in shown(found)
+    assert "the_same_in_rows_of_other_datasets" not in trace("birds", run), "what is its own is no other dataset's"
+
+
+def other_pipelines() -> dict[str, pd.DataFrame]:
+    """What synthesize, distil, mix, compare and students make beside the run."""
+    examples, predictions = tables()["examples"], tables()["predictions"]
+    made_up = examples.head(1).assign(
+        example_id="synthesized-00001", row_id="synthesized-00001", dataset=None, rank=float("nan")
+    )
+    refused = {"row_id": "birds/a/train/1", "dataset": "birds", "rank": 3, "reason": "not_as_asked", "detail": "",
+               "reply_key": None, "text": "{}"}  # fmt: skip
+    labelled = examples.head(1).assign(answer="on a branch", rationale=None)
+    return tables() | {
+        "synthesized_examples": made_up,
+        "labelled_examples": labelled,
+        "labelled_refused": pd.DataFrame([refused]),
+        "mixed_examples": labelled.assign(example_id="labelled_examples/birds/a/train/0", origin="labelled_examples"),
+        "labelled.training_set": tables()["training_set"].assign(completion="on a branch"),
+        "comparison_predictions": predictions.assign(system=["student", "rebase"]),
+        "students_predictions": predictions.assign(prompt="Another template.", system=["tiny student", "tiny expert"]),
+    }
+
+
+def test_what_other_pipelines_made_is_found_too() -> None:
+    run = Run(other_pipelines(), encode=encode, evaluated={"version": "v1"})
+    found = trace("birds/a/train/0", run)
+    assert [(example["table"], example["answer"]) for example in found["examples"]] == [
+        ("reasoned_examples", "asleep"), ("labelled_examples", "on a branch"), ("mixed_examples", "on a branch"),
+    ]  # fmt: skip
+    trained = [example["training"].get("completion") for example in found["examples"]]
+    assert trained == ["asleep", "on a branch", None]
+    [mixed] = trace("labelled_examples/birds/a/train/0", run)["examples"]
+    assert mixed["origin"] == "labelled_examples"
+    assert trace("birds/a/train/1", run)["distil"]["refused"] == "not_as_asked"
+    assert "example; in the training set" in trace("birds", run)["what_became_of_its_rows"]
+    made_up = trace("synthesized-00001", run)
+    assert made_up["retrieval"] == {"state": "none: made without a retrieved row"}
+    assert made_up["examples"][0]["training"] == {"state": "no training set yet"}
+    answers = trace("i1", run)["systems"]
+    assert [(answer["pipeline"], answer["system"]) for answer in answers] == [
+        ("evaluate", "student"), ("evaluate", "expert"), ("compare", "student"), ("compare", "rebase"),
+        ("students", "tiny student"), ("students", "tiny expert"),
+    ]  # fmt: skip
+    assert [answer.get("prompt") for answer in answers] == [None] * 4 + ["Another template."] * 2
+    assert ["adapter" in answer for answer in answers] == [False, True] + [False] * 4
+    assert trace("i1", run, "rebase")["systems"][0]["raw"] == "in the den"
+    assert shown(found)
+    assert shown(made_up)
+    alone = Run({"comparison_predictions": other_pipelines()["comparison_predictions"]})
+    assert [answer["system"] for answer in trace("i1", alone)["systems"]] == ["student", "rebase"]
+
+
 @pytest.mark.parametrize("absent", [*_TABLES, "all but retrieved"])
 def test_half_a_run_says_what_is_missing(absent: str) -> None:
     gone = [name for name in _TABLES if name != "retrieved"] if absent == "all but retrieved" else [absent]

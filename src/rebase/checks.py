@@ -99,19 +99,20 @@ def judge_against_scores(
     """Each system's score beside the judge's mean grades; ``falling`` are the criteria that a gain does not carry.
 
     A score above the student's while a grade is below the student's is a pitfall: the answers please the metric alone.
-    Empty without a judge.
+    Scores of another version of the task may lack the metric: ``score`` is None there. Empty without a judge.
     """
     if scores is None or judge_scores is None:
         return []
     grades = judge_scores["grades"]
-    before, base = scores["systems"].get("student"), grades.get("student", {})
+    values = {system: cells.get(metric, {}).get("value") for system, cells in scores["systems"].items()}
+    before, base = values.get("student"), grades.get("student", {})
     lines = []
-    for system, cells in scores["systems"].items():
+    for system, score in values.items():
         own = {name: cell for name, cell in grades.get(system, {}).items() if "value" in cell}
-        gains = before is not None and cells[metric]["value"] > before[metric]["value"]
+        gains = None not in (before, score) and score > before
         falling = [name for name, cell in own.items() if gains and cell["value"] < base.get(name, {}).get("value", 0)]
         if own:
-            lines.append({"system": system, "score": cells[metric]["value"], "grades": own, "falling": falling})
+            lines.append({"system": system, "score": score, "grades": own, "falling": falling})
     return lines
 
 

@@ -202,7 +202,7 @@ def runs(task: str | None, env: str | None) -> None:
 @cli.command()
 @click.argument("identifier", metavar="ID")
 @click.option("--task", help="The task, if it is not the environment's.")
-@click.option("--system", help="Of an evaluation item: the system whose answer is meant, student or expert.")
+@click.option("--system", help="Of an evaluation item: whose answer is meant, as student, expert, rebase.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, with everything in full.")
 @_env
 def trace(identifier: str, task: str | None, system: str | None, as_json: bool, env: str | None) -> None:

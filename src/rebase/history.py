@@ -2,7 +2,6 @@
 
 import json
 import platform
-import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,14 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-from pydantic import BaseModel
 from rich.table import Table
 
+from rebase.redaction import public
+
 _PACKAGES = ("rebase", "kedro", "torch", "transformers", "trl", "peft")
-# Names of things that nobody else may see, and addresses that carry them: neither has a place in a record.
-_SECRET = re.compile(r"(?:^|[_.-])(?:api)?(?:key|secrets?|password|credentials?|auth\w*|token)$", re.IGNORECASE)
-_LOGIN = re.compile(r"(?<=://)[^/@\s]*@|(?<=\w)\?.*", re.DOTALL)
-_KEY = re.compile(r"\b(?:sk|hf|ghp|xox[a-z])[-_][\w-]{16,}")
 _SCORES, _RECORD = "scores.json", "run_record.json"
+# What a record says of the session that made it, not of the files that it found.
+_OF_THE_SESSION = ("parameters", "versions", "machine")
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def make_record(
                 ("encoder", "index", "encoder"),
             )
         },
-        "parameters": _public(parameters),
+        "parameters": public(parameters),
         "versions": {"git": git_commit(), "python": platform.python_version(), **_versions()},
         "machine": _machine(),
         "counts": {stage: {name: said[name] for name in ("in", "kept", "refused")} for stage, said in by_stage.items()},
@@ -69,15 +67,19 @@ def make_record(
 def read_runs(folder: Path) -> list[Run]:
     """The runs whose scores lie in a task's reporting folder, the newest first.
 
-    A record of the same version is the run's; a run that was killed before it has the first later record of the
-    same scores, which belong to no other run. Files that cannot be read count as missing.
+    A record of the same version is the run's; a run that was killed before it has the first later record of the same
+    scores, which belong to no other run, without the parameters, versions and machine: those are of the session that
+    made it. Files that cannot be read count as missing.
     """
     scores, records = _read_versions(folder / _SCORES), _read_versions(folder / _RECORD)
     later = {made: record for made, record in records.items() if made not in scores}
 
     def record_of(made: str, said: dict[str, Any]) -> dict[str, Any] | None:
+        if made in records:
+            return records[made]
         of_the_same = (later[key] for key in sorted(later) if key > made and later[key].get("scores") == said)
-        return records.get(made) or next(of_the_same, None)
+        found = next(of_the_same, None)
+        return found and {name: value for name, value in found.items() if name not in _OF_THE_SESSION}
 
     return [Run(made, said, record_of(made, said)) for made, said in sorted(scores.items(), reverse=True)]
 
@@ -102,9 +104,7 @@ def runs_table(task: str, runs: Sequence[Run]) -> Table:
             f"{run.scores.get('n', '–')}",
             f"{record.get('counts', {}).get('train', {}).get('kept', '–')}",
             _dollars(record.get("dollars"), record.get("used_dollars")),
-            "\n".join(f"{name} = {_short(own[name])}" for name in differing if name in own)
-            if run.record
-            else "no record: the run ended before its report",
+            "\n".join([f"{name} = {_short(own[name])}" for name in differing if name in own] + _gaps(run)),
         )
     known = [own for own in settings if own]
     shared = [name for name in names if name not in differing and "." not in name and all(name in own for own in known)]
@@ -123,20 +123,6 @@ def git_commit() -> str | None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return said.stdout.strip() or None if said.returncode == 0 else None
-
-
-def _public(value: Any) -> Any:
-    """Parameters as plain data, without what is secret."""
-    if isinstance(value, BaseModel):
-        return _public(value.model_dump(mode="json"))
-    if isinstance(value, Mapping):
-        return {str(name): _public(item) for name, item in value.items() if not _SECRET.search(str(name))}
-    if isinstance(value, list | tuple):
-        return [_public(item) for item in value]
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    text = _KEY.sub("(a key)", str(value))
-    return _LOGIN.sub("", text) if "://" in text else text
 
 
 def _versions() -> dict[str, str | None]:
@@ -172,9 +158,15 @@ def _settings(record: dict[str, Any] | None) -> dict[str, Any]:
     """What a run was made with, by one name each: models and versions by theirs, parameters with their group."""
     if record is None:
         return {}
-    return {**record.get("models", {}), **record.get("versions", {}), "machine": record.get("machine")} | _flat(
-        record.get("parameters", {})
-    )
+    machine = {"machine": record["machine"]} if "machine" in record else {}
+    return {**record.get("models", {}), **record.get("versions", {}), **machine, **_flat(record.get("parameters", {}))}
+
+
+def _gaps(run: Run) -> list[str]:
+    """What is not known of how a run was made, in words."""
+    if not run.record:
+        return ["no record: made without the pipeline report"]
+    return [] if "parameters" in run.record else ["parameters not known: its report was made later"]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

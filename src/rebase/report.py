@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from rebase.checks import judge_against_scores, nearest_pairs, nearness, right_in_format, where_gains_come_from
 from rebase.console import STAGES
 from rebase.plots import (
+    plot_curves,
     plot_embedding_map,
     plot_loss,
     plot_nearness,
@@ -33,7 +34,12 @@ _MADE_FROM = {
     "judge_scores": "predictions",
     "embedding_map": "reasoned_examples",
     "run_record": "scores",
+    "comparison_scores": "reasoned_examples",
+    "curves": "comparison_scores",
+    "comparison": "curves",
 }
+# What stands beside what, to be compared, and is of the same settings only if it is not older.
+_BESIDE = {"comparison_scores": "scores", "curves": "scores", "comparison": "scores"}
 _SUMMARY = ("stage", "in", "kept", "refused")
 #: What the page of a whole run is made from beside the task, by the names in the catalog, with the columns or keys
 #: that must be there: what lacks one is of another version, and counts as missing.
@@ -55,6 +61,8 @@ ALL_PIECES = {
     **PIECES,
     "judge_scores": ("judge", "grades"),
     "comparison_scores": ("n", "confidence", "systems", "differences"),
+    "comparison": ("system", "examples", "requests", "dollars"),
+    "curves": ("training_set", "examples", "seed", "metric", "value", "low", "high"),
 }
 
 _SHOWN_AS_THEY_ARE = (
@@ -81,6 +89,7 @@ _UNITS = {
 _PICTURES: dict[str, tuple[str, Callable[[Any], go.Figure]]] = {
     "scores": ("scores", plot_scores),
     "comparison": ("comparison_scores", plot_scores),
+    "curves": ("curves", plot_curves),
     "sources": ("retrieved", plot_sources),
     "row_scores": ("retrieved", plot_scores_of_rows),
     "map": ("embedding_map", plot_embedding_map),
@@ -110,7 +119,7 @@ def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str
         "said": _said,
     }
     predictions, examples, retrieved = (given.get(name) for name in ("predictions", "reasoned_examples", "retrieved"))
-    scores, mapped, metric = given.get("scores"), given.get("embedding_map"), task.metrics[0]
+    mapped, compared, metric = given.get("embedding_map"), given.get("comparison"), task.metrics[0]
     if predictions is not None and metric not in predictions:
         predictions = None  # of a task without gold answers, or of another version of the task
     return environment.get_template(_TEMPLATE).render(
@@ -125,18 +134,20 @@ def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str
         outcomes=None if predictions is None else won_and_lost(predictions, metric),
         formats=[] if predictions is None else right_in_format(task, predictions),
         gains=None if predictions is None else where_gains_come_from(task, predictions),
-        judged=judge_against_scores(scores, given.get("judge_scores"), metric),
+        judged=judge_against_scores(given.get("scores"), given.get("judge_scores"), metric),
         near=None if mapped is None else nearness(mapped),
         pairs=[] if mapped is None or examples is None else nearest_pairs(mapped, examples),
         usage=[] if "teacher_usage" not in given else given["teacher_usage"].to_dict("records"),
         limits=limits(given),
+        # It has a line a system and metric.
+        costs={} if compared is None else compared.drop_duplicates("system").set_index("system").to_dict("index"),
         missing_names=[name for name in PIECES if name not in given],
         **{name: given.get(name) for name in _SHOWN_AS_THEY_ARE},
     )
 
 
 def find_outdated(times: Mapping[str, float]) -> list[str]:
-    """The pieces that are older than what they are made from: they are left from an earlier run.
+    """The pieces that are older than what they are made from, or stand beside: they are left from an earlier run.
 
     ``times`` are those at which the pieces that are there were written.
     """
@@ -144,6 +155,11 @@ def find_outdated(times: Mapping[str, float]) -> list[str]:
     for name, source in _MADE_FROM.items():
         if {name, source} <= set(times) and (times[name] < times[source] or source in found):
             found.append(name)
+    found += [
+        name
+        for name, other in _BESIDE.items()
+        if name not in found and {name, other} <= set(times) and times[name] < times[other]
+    ]
     return found
 
 

@@ -35,8 +35,7 @@ from rebase.teacher.store import ReplyStore
 
 Line = dict[str, Any]
 
-#: What is looked into, the tables first, and the pipeline that makes it.
-MADE_BY = {
+_TABLES = {
     "retrieved": "retrieve",
     "retrieval_refused": "retrieve",
     "examples": "transform",
@@ -45,20 +44,48 @@ MADE_BY = {
     "reasoning_refused": "cot",
     "training_set": "train",
     "predictions": "evaluate",
+}
+#: What only some have: nobody misses it.
+_MORE_TABLES = {
+    "synthesized_examples": "synthesize",
+    "synthesized_refused": "synthesize",
+    "labelled_examples": "distil",
+    "labelled_refused": "distil",
+    "mixed_examples": "mix",
+    "synthesized.training_set": "compare",
+    "labelled.training_set": "compare",
+    "comparison_predictions": "compare",
+    "students_predictions": "students",
+    "teacher_predictions": "evaluate_teacher",
+}
+#: What is looked into, and the pipeline that makes it.
+MADE_BY = {
+    **_TABLES,
+    **_MORE_TABLES,
     "adapter": "train",
     "evaluate_summary": "evaluate",
     "rows": "ingest",
     "cards": "ingest",
 }
-_TABLES = tuple(MADE_BY)[:8]
+_OF_ROWS = tuple(_TABLES)[:-1]
+_REFUSED = ("examples_refused", "reasoning_refused", "synthesized_refused", "labelled_refused")
+_ANSWERED = ("predictions", "comparison_predictions", "students_predictions", "teacher_predictions")
+# Examples, and the training set that is made of them. Of a mixture none is kept: `students` makes it as it trains.
+_TRAINED_AS = {
+    "examples": "training_set",
+    "reasoned_examples": "training_set",
+    "synthesized_examples": "synthesized.training_set",
+    "labelled_examples": "labelled.training_set",
+    "mixed_examples": "",
+}
 _SOURCE = ["dataset", "config", "split", "revision", "row_index", "licence"]
 _MATCHED = [
     "score", "score_dataset", "score_query", "score_answer", "query_column", "query_value", "answer_column",
     "answer_value", "passage",
 ]  # fmt: skip
 _MADE = [
-    "example_id", "query", "answer", "rationale", "agreement", "cut", "teacher", "prompt_hash", "reply_key",
-    "input_tokens", "output_tokens", "dollars",
+    "example_id", "table", "origin", "query", "answer", "rationale", "agreement", "cut", "teacher", "prompt_hash",
+    "reply_key", "input_tokens", "output_tokens", "dollars",
 ]  # fmt: skip
 _NEAREST = 3
 #: Of a longer value, and of more rows, the screen shows the beginning.
@@ -89,12 +116,12 @@ class Run:
     env: str | None = None
     task: str | None = None
 
-    def lines(self, table: str, column: str, value: str) -> list[Line]:
-        """The lines of a table that have the value in a column; none where there is no such table."""
+    def lines(self, table: str, column: str, *values: str) -> list[Line]:
+        """The lines of a table that have one of the values in a column; none where there is no such table."""
         frame = self.tables.get(table)
         if frame is None or column not in frame:
             return []
-        return [_plain(line) for line in frame[frame[column] == value].to_dict("records")]
+        return [_plain(line) for line in frame[frame[column].isin(values)].to_dict("records")]
 
     def ids(self, table: str, column: str) -> list[str]:
         """All values of a column, each once; none where there is no such table."""
@@ -109,11 +136,12 @@ def read_run(load: Callable[[str], Any], env: str | None = None, task: str | Non
     """
     tables: dict[str, pd.DataFrame] = {}
     missing: dict[str, str] = {}
-    for name in _TABLES:
+    for name in (*_TABLES, *_MORE_TABLES):
         try:
             tables[name] = load(name)
         except RebaseError as error:
-            missing[name] = str(error)
+            if name in _TABLES:
+                missing[name] = str(error)
 
     def attempt(name: str) -> Any:
         try:
@@ -178,14 +206,15 @@ def trace(identifier: str, run: Run, system: str | None = None) -> Line:
     ``system`` chooses among the systems that answered an item. The values are those that JSON knows. Raises
     RebaseError where nothing has that name.
     """
-    if system is not None or identifier in run.ids("predictions", "item_id"):
+    answered = {item for table in _ANSWERED for item in run.ids(table, "item_id")}
+    if system is not None or identifier in answered:
         return trace_prediction(identifier, run, system)
     found = trace_row(identifier, run) or trace_dataset(identifier, run)
     if found:
         return found
     known = {
         *run.ids("retrieved", "row_id"), *run.ids("retrieval_refused", "row_id"), *run.ids("retrieved", "dataset"),
-        *run.ids("examples", "example_id"), *run.ids("predictions", "item_id"),
+        *(example for table in _TRAINED_AS for example in run.ids(table, "example_id")), *answered,
     }  # fmt: skip
     close = get_close_matches(identifier, known, n=3, cutoff=0.5)
     raise RebaseError(
@@ -200,7 +229,7 @@ def trace_row(identifier: str, run: Run) -> Line | None:
 
     None where neither exists.
     """
-    examples = _examples(run, "example_id", identifier) or _examples(run, "row_id", identifier)
+    examples = _examples(run, "row_id", identifier) or _examples(run, "example_id", identifier)
     row_id = (examples[0].get("row_id") if examples else None) or identifier
     retrieved = run.lines("retrieved", "row_id", row_id)
     passed_over = run.lines("retrieval_refused", "row_id", row_id)
@@ -212,19 +241,23 @@ def trace_row(identifier: str, run: Run) -> Line | None:
     found["source"] = {"row_id": row_id} | {name: known.get(name) for name in _SOURCE if name in known}
     if stored:
         found["source"]["row"] = json.loads(stored["row"])
-    found["retrieval"] = _retrieval(run, retrieved, passed_over)
-    for stage, table in (("transform", "examples_refused"), ("cot", "reasoning_refused")):
+    found["retrieval"] = _retrieval(run, retrieved, passed_over, examples)
+    for table in _REFUSED:
         for line in run.lines(table, "row_id", row_id):
             asked = {"asked": run.find_reply(line["reply_key"])} if line.get("reply_key") else {}
-            found[stage] = {"refused": line["reason"], "detail": line["detail"], **asked}
+            found[MADE_BY[table]] = {"refused": line["reason"], "detail": line["detail"], **asked}
     found["examples"] = [
         {name: example[name] for name in _MADE if example.get(name) is not None}
         | {"training": _training(run, example)}
         | ({"asked": run.find_reply(example["reply_key"])} if example.get("reply_key") else {})
-        | ({"asked_for_reasoning": _reasoning(run, example, stored)} if example.get("rationale") else {})
+        | (
+            {"asked_for_reasoning": _reasoning(run, example, stored)}
+            if example["table"] == "reasoned_examples" and example.get("rationale")
+            else {}
+        )
         for example in examples
     ]
-    return found | _missing(run, *_TABLES[:-1])
+    return found | _missing(run, *_OF_ROWS)
 
 
 def trace_prediction(item_id: str, run: Run, system: str | None = None) -> Line:
@@ -233,16 +266,18 @@ def trace_prediction(item_id: str, run: Run, system: str | None = None) -> Line:
     With what it should have been, and the training examples nearest to the item. RebaseError where there is no such
     prediction.
     """
-    if "predictions" not in run.tables:
+    if run.tables.keys().isdisjoint(_ANSWERED):
         raise RebaseError(f"trace: there are no predictions yet: {run.missing.get('predictions', '')}")
-    lines = run.lines("predictions", "item_id", item_id)
+    lines = [
+        {"pipeline": MADE_BY[table], **line} for table in _ANSWERED for line in run.lines(table, "item_id", item_id)
+    ]
     chosen = [line for line in lines if system in (None, line["system"])]
     if not chosen:
-        others = ", ".join(line["system"] for line in lines) or "no system"
+        others = ", ".join(dict.fromkeys(line["system"] for line in lines)) or "no system"
         raise RebaseError(
             f"trace: there is no prediction of the system {system!r} for the item {item_id!r}; {others} answered it."
         )
-    shared = ("system", "item_id", "prompt", "raw", "extracted", "answers")
+    shared = ("pipeline", "system", "item_id", "prompt", "raw", "extracted", "answers")
     found: Line = {
         "kind": "prediction",
         "id": item_id,
@@ -251,10 +286,16 @@ def trace_prediction(item_id: str, run: Run, system: str | None = None) -> Line:
         "systems": [
             {
                 "system": line["system"],
+                "pipeline": line["pipeline"],
+                **({} if line["prompt"] == chosen[0]["prompt"] else {"prompt": line["prompt"]}),
                 "raw": line["raw"],
                 "extracted": line["extracted"],
                 "scores": {name: value for name, value in line.items() if name not in shared},
-                **({"adapter": run.evaluated} if line["system"] == "expert" and run.evaluated else {}),
+                **(
+                    {"adapter": run.evaluated}
+                    if (line["pipeline"], line["system"]) == ("evaluate", "expert") and run.evaluated
+                    else {}
+                ),
             }
             for line in chosen
         ],
@@ -276,7 +317,7 @@ def nearest_examples(prompt: str, run: Run, count: int = _NEAREST) -> list[Line]
     texts = _without_common_start([prompt, *frame["prompt"]])
     vectors = run.encode(texts)
     likeness = vectors[1:] @ vectors[0]
-    origins = {line["example_id"]: line for line in _examples(run)}
+    origins = {line["example_id"]: line for line in _examples(run) if _TRAINED_AS[line["table"]] == "training_set"}
     return [
         {
             "similarity": round(float(likeness[place]), 3),
@@ -291,18 +332,18 @@ def nearest_examples(prompt: str, run: Run, count: int = _NEAREST) -> list[Line]
 
 
 def trace_dataset(name: str, run: Run) -> Line | None:
-    """Everything that was made of a dataset's rows, and how to train without it; None where there is none."""
+    """Everything that was made of a dataset's rows, and how to train without it; None where there is none.
+
+    Its duplicates of rows of other datasets are named with these: excluding the dataset leaves them in, for they have
+    a source and a licence of their own.
+    """
     kept, passed_over = run.lines("retrieved", "dataset", name), run.lines("retrieval_refused", "dataset", name)
     stored = run.find_dataset(name)
     examples = _examples(run, "dataset", name)
     if not (kept or passed_over or stored or examples):
         return None
-    fates = {line["row_id"]: f"retrieve: {line['reason']}" for line in passed_over}
-    fates |= {line["row_id"]: "retrieved" for line in kept}
-    for stage, table in (("transform", "examples_refused"), ("cot", "reasoning_refused")):
-        fates |= {line["row_id"]: f"{stage}: {line['reason']}" for line in run.lines(table, "dataset", name)}
-    for line in examples:
-        fates[line["row_id"]] = f"example; {_training(run, line)['state']}"
+    fates = _fates(run, "dataset", name)
+    elsewhere = [line for line in _kept_instead(run, passed_over) if line["dataset"] != name]
     ranks = {line["row_id"]: line for line in [*kept, *passed_over]}
     found: Line = {
         "kind": "dataset",
@@ -315,28 +356,64 @@ def trace_dataset(name: str, run: Run) -> Line | None:
         ],
     }
     if examples:
-        found["to_train_without_it"] = _training_without(name, run)
-    return found | _missing(run, *_TABLES[:-1])
+        found["to_train_without_it"] = _training_without([name], run)
+    if elsewhere:
+        found["the_same_in_rows_of_other_datasets"] = elsewhere
+    if others := {line["dataset"] for line in elsewhere if line["dataset"] and line["fate"].startswith("example")}:
+        found["to_train_without_these_datasets_too"] = _training_without([name, *sorted(others)], run)
+    return found | _missing(run, *_OF_ROWS)
 
 
-def _examples(run: Run, column: str = "", value: str = "") -> list[Line]:
-    """Examples with their reasoning where that is made already; those that the reasoning refused as they were."""
-    found: dict[str, Line] = {}
-    for table in ("examples", "reasoned_examples"):
+def _fates(run: Run, column: str, *values: str) -> dict[str, str]:
+    """What became of the rows that have one of the values in a column, by row id."""
+    fates = {line["row_id"]: f"retrieve: {line['reason']}" for line in run.lines("retrieval_refused", column, *values)}
+    fates |= {line["row_id"]: "retrieved" for line in run.lines("retrieved", column, *values)}
+    for table in _REFUSED:
+        fates |= {line["row_id"]: f"{MADE_BY[table]}: {line['reason']}" for line in run.lines(table, column, *values)}
+    # Of several examples of a row the one that ReBase made counts: it comes first.
+    for line in reversed(_examples(run, column, *values)):
+        fates[line["row_id"]] = f"example; {_training(run, line)['state']}"
+    return fates
+
+
+def _kept_instead(run: Run, passed_over: list[Line]) -> list[Line]:
+    """Of rows that were refused as duplicates: the row that was kept, its dataset, and what became of it."""
+    kept = {line["row_id"]: line["detail"] for line in passed_over if line["reason"] == "duplicate"}
+    fates = _fates(run, "row_id", *kept.values())
+    known = [*_examples(run, "row_id", *kept.values()), *run.lines("retrieved", "row_id", *kept.values())]
+    datasets = {line["row_id"]: line["dataset"] for line in known}
+    return [
+        {"row_id": row, "kept": twin, "dataset": datasets.get(twin), "fate": fates.get(twin, "not known")}
+        for row, twin in kept.items()
+    ]
+
+
+def _examples(run: Run, column: str = "", *values: str) -> list[Line]:
+    """Examples with the ``table`` that has them: with their reasoning where it is made, else as they were before.
+
+    All of them without a ``column``.
+    """
+    found: dict[tuple[str, str], Line] = {}
+    for table, trained_as in _TRAINED_AS.items():
         frame = run.tables.get(table)
         everything = [] if frame is None else [_plain(line) for line in frame.to_dict("records")]
-        for line in run.lines(table, column, value) if column else everything:
-            found[line["example_id"]] = line
+        for line in run.lines(table, column, *values) if column else everything:
+            found[trained_as, line["example_id"]] = {**line, "table": table}
     return list(found.values())
 
 
-def _retrieval(run: Run, kept: list[Line], passed_over: list[Line]) -> Line:
+def _retrieval(run: Run, kept: list[Line], passed_over: list[Line], examples: list[Line]) -> Line:
     if kept:
         matched = {name: kept[0][name] for name in _MATCHED if kept[0].get(name) is not None}
         return {"state": "kept", "rank": kept[0]["rank"], **matched, "twins": json.loads(kept[0].get("twins") or "[]")}
     if passed_over:
         named = ("rank", "score", "reason", "detail")
-        return {"state": "refused"} | {name: passed_over[0].get(name) for name in named}
+        said = {"state": "refused"} | {name: passed_over[0].get(name) for name in named}
+        for line in _kept_instead(run, passed_over[:1]):
+            said["kept_instead"] = line
+        return said
+    if examples and all(example.get("rank") is None for example in examples):
+        return {"state": "none: made without a retrieved row"}
     return {"state": "not reached by the walk down the ranking" if "retrieved" in run.tables else "not known"}
 
 
@@ -348,11 +425,12 @@ def _reasoning(run: Run, example: Line, row: Line | None) -> list[Line] | str:
 
 def _training(run: Run, example: Line) -> Line:
     """What the student was taught of an example, or why nothing."""
-    lines = run.lines("training_set", "example_id", example["example_id"])
+    training_set = _TRAINED_AS[example["table"]]
+    lines = run.lines(training_set, "example_id", example["example_id"])
     if lines:
         return {"state": "in the training set", **{name: lines[0][name] for name in ("prompt", "completion")}}
-    if "training_set" not in run.tables:
-        return {"state": "no training set yet"}
+    if training_set not in run.tables:
+        return {"state": "no training set yet" if training_set else "not known: no training set is kept of mixtures"}
     reason = why_excluded(example["dataset"], example["licence"], run.exclude)
     return {"state": f"not in the training set: {reason or 'left out when it was formatted'}"}
 
@@ -404,11 +482,11 @@ def _adapter(adapter: Adapter | None, summary: Line | None) -> Line | None:
     }
 
 
-def _training_without(dataset: str, run: Run) -> str:
-    """The command, for a shell, that trains without a dataset."""
+def _training_without(datasets: Sequence[str], run: Run) -> str:
+    """The command, for a shell, that trains without some datasets."""
     # What divides parameters, or stands for other letters, cannot be written there: any letter may stand in its place.
     parameters = [f"task={run.task}"] if run.task else []
-    pattern = re.sub(r"[^\w./ -]", "?", dataset)
+    pattern = ";".join(re.sub(r"[^\w./ -]", "?", dataset) for dataset in datasets)
     # The value is read as YAML, in which a name like 007 or true is no text.
     said = pattern if re.fullmatch(r"[A-Za-z_][\w./-]{5,}", pattern) else f"'{pattern}'"
     parameters.append(f"train.exclude.datasets={said}")
@@ -448,7 +526,7 @@ def _section(name: str, value: Any) -> RenderableType:
     head = Text(f"\n{name.replace('_', ' ')}", style="bold cyan")
     if not parts:
         return Group(head, Text("  none", style="dim"))
-    if name == "rows":
+    if name in ("rows", "the_same_in_rows_of_other_datasets"):
         return Group(head, _rows(parts))
     shown = [_grid(part) if isinstance(part, Mapping) else _cell(part) for part in parts]
     return Group(head, shown[0], *(piece for part in shown[1:] for piece in (Text(), part)))

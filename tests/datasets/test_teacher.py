@@ -1,5 +1,6 @@
 """The catalog's teacher: the right handle from the configuration, and no key anywhere in sight."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ def dataset(
 ) -> TeacherDataset:
     settings = {"provider": "local", "model": "package:x", **settings}
     return TeacherDataset(settings, filepath, folder, prices, credentials)
+
+
+def test_no_secret_among_the_settings_is_shown() -> None:
+    entry = dataset(provider="openai", base_url=f"https://me:{SECRET}@host/v1?key={SECRET}", api_key=SECRET)
+    assert SECRET not in entry.preview()
+    assert SECRET not in str(entry), "Kedro's messages hold it"
+    assert json.loads(entry.preview())["base_url"] == "https://host/v1"
 
 
 def project_catalog(environment: str = "base", **params: Any) -> Catalog:

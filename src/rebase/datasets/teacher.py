@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from rebase.datasets.inputs import Handle
 from rebase.errors import RebaseError
 from rebase.records import explain_validation
+from rebase.redaction import public
 from rebase.teacher.anthropic import AnthropicTeacher
 from rebase.teacher.api import Limits
 from rebase.teacher.budget import Budget, BudgetSettings, PriceTable
@@ -102,4 +103,5 @@ class TeacherDataset(Handle, AbstractDataset[Any, StoredTeacher]):
         return LocalTeacher(settings.model, settings.revision, self._folder)
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), **self._settings}
+        # Kedro's messages repeat it.
+        return {"filepath": str(self._filepath), **public(self._settings)}
