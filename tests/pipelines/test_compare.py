@@ -19,10 +19,10 @@ from rebase.errors import RebaseError
 from rebase.parameters import CompareParameters
 from rebase.pipelines.compare import create_pipeline
 from rebase.pipelines.compare.attempts import no_adapter, no_examples, tolerate
-from rebase.pipelines.compare.nodes import tabulate
+from rebase.pipelines.compare.nodes import learn_curve, tabulate
 from rebase.pipelines.compare.pipeline import TRAINING_SETS
 from rebase.pipelines.evaluate.nodes import as_generations
-from rebase.records import Task, Untrained
+from rebase.records import Adapter, Task, Untrained
 from rebase.student.handle import Student
 from tests.pipelines.test_train_evaluate import evaluation_set
 from tests.tiny import evaluate_parameters, make_student, reasoned_examples, train_parameters
@@ -41,7 +41,7 @@ def teacher_generations() -> pd.DataFrame:
     return as_generations("teacher", items, items["query"], [f"in barn {n}" for n in range(5)])
 
 
-def run(task: Task, student: Student, folder: Path, sizes=(), seeds=(), synthesized=6) -> dict[str, object]:
+def run(task: Task, student: Student, folder: Path, seeds=(), synthesized=6) -> dict[str, object]:
     """What the pipeline makes of given examples: the stages that ask the teacher are left out."""
     examples = reasoned_examples(10)
     unproven = examples.assign(dataset=None, licence=None).drop(columns="rationale")
@@ -55,7 +55,7 @@ def run(task: Task, student: Student, folder: Path, sizes=(), seeds=(), synthesi
         "evaluation_set": evaluation_set(5),
         "params:train": train_parameters(),
         "params:evaluate": evaluate_parameters(),
-        "params:compare": CompareParameters(sizes=sizes, seeds=seeds, targets=TARGETS),
+        "params:compare": CompareParameters(sizes=(), seeds=seeds, targets=TARGETS),
         **{f"params:compare.targets.{name}": target for name, target in TARGETS.items()},
         **{f"{stage}_summary": {"usage": USAGE} for stage in ("transform", "cot", "synthesize", "distil", "teacher")},
     }
@@ -79,7 +79,7 @@ def run(task: Task, student: Student, folder: Path, sizes=(), seeds=(), synthesi
 def made(student: Student, reading_task: Task, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     shots = [{**example, "rationale": "It says so."} for example in reading_task.examples]
     task = reading_task.model_copy(update={"cot": True, "examples": shots})
-    return run(task, student, tmp_path_factory.mktemp("compared"), sizes=(4, 100), seeds=(2,))
+    return run(task, student, tmp_path_factory.mktemp("compared"), seeds=(2,))
 
 
 def test_every_system_answers_the_same_items(made):
@@ -107,15 +107,32 @@ def test_the_table_says_what_each_system_took(made):
     assert len(made["scores"]["differences"]) == 7 * 6 / 2
 
 
-def test_curves_have_every_size_and_seed(made):
+def test_curves_have_every_seed(made):
     curves = made["curves"]
     runs = curves[curves["metric"] == "f1"].groupby("training_set")[["examples", "seed"]].apply(
         lambda frame: sorted(map(tuple, frame.to_numpy().tolist()))
     )  # fmt: skip
-    assert runs["synthesized"] == [(0, 1), (4, 1), (4, 2), (6, 1), (6, 2)]
-    assert runs["rebase"] == [(0, 1), (4, 1), (4, 2), (10, 1), (10, 2)]
+    assert runs["synthesized"] == [(0, 1), (6, 1), (6, 2)]
+    assert runs["rebase"] == [(0, 1), (10, 1), (10, 2)]
     names = {trace.name for trace in made["curves_plot"].data}
     assert names == set(TRAINING_SETS)
+
+
+def test_every_size_is_trained_with_every_seed(student: Student, monkeypatch: pytest.MonkeyPatch):
+    sets: list[tuple[int, list[str]]] = []
+
+    def note(student, training_set, parameters):
+        sets.append((parameters.seed, training_set["prompt"].to_list()))
+        return Adapter(Path("somewhere"), "tiny"), None, {}
+
+    monkeypatch.setattr("rebase.pipelines.compare.nodes.train_adapter", note)
+    whole = pd.DataFrame({"prompt": list("abcdef"), "completion": list("abcdef")})
+    compare = CompareParameters(sizes=(4, 2, 100), seeds=(2,), targets=TARGETS)
+    runs = learn_curve(whole, student, train_parameters(), compare)
+    assert list(zip(runs["examples"], runs["seed"], strict=True)) == [(4, 1), (2, 1), (4, 2), (2, 2), (6, 2)]
+    assert [(len(chosen), seed) for seed, chosen in sets] == list(zip(runs["examples"], runs["seed"], strict=True))
+    assert set(sets[1][1]) < set(sets[0][1])  # of one seed a smaller set is part of a larger one
+    assert sets[-1][1] == list("abcdef")
 
 
 def test_without_chain_of_thought_rebase_stands_once(student: Student, reading_task: Task, tmp_path: Path):

@@ -59,7 +59,7 @@ def test_adapter_log_and_counts(fresh: Student) -> None:
     assert log["loss"].iloc[-1] < log["loss"].iloc[0]
     assert not list(fresh.workdir.rglob("checkpoint-*"))
     with fresh.open({"expert": adapter}) as (model, _):
-        assert model.peft_config["default"].r == 2
+        assert model.peft_config["expert"].r == 2
 
 
 def test_only_the_completion_is_learnt(fresh: Student) -> None:
