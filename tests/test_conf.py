@@ -101,6 +101,23 @@ def test_what_can_be_looked_at_has_a_preview_and_the_rest_says_it_has_none():
             assert hasattr(catalog.get(name), "preview"), name
 
 
+def test_no_layer_waits_for_a_later_one():
+    """Where one does, kedro-viz shows no layers at all."""
+    layers = {
+        name: entry["metadata"]["kedro-viz"]["layer"]
+        for name, entry in entries().items()
+        if "layer" in entry.get("metadata", {}).get("kedro-viz", {})
+    }
+
+    def layer(dataset: str) -> str | None:
+        return next((own for name, own in layers.items() if parse(name, dataset)), None)
+
+    for name, pipeline in pipelines.items():
+        for node in pipeline.nodes:
+            before, after = (sorted(filter(None, map(layer, side))) for side in (node.inputs, node.outputs))
+            assert not before or not after or before[-1] <= after[0], f"{name}: {node.name}"
+
+
 def test_a_task_has_its_own_folder():
     first, second = (context_of("base", task=task).catalog for task in ("reading_qa", "news_topic"))
     for name in ("retrieved", "examples", "predictions"):

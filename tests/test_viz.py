@@ -109,7 +109,7 @@ def test_the_nodes_are_there(lineage, site):
 )
 def test_a_click_opens_the_preview(lineage, name, words):
     page, _ = lineage
-    page.locator(".pipeline-node").filter(has=page.get_by_text(name, exact=True)).click()
+    page.locator(".pipeline-node").filter(has=page.get_by_text(name, exact=True)).dispatch_event("click")
     page.get_by_text("Expand preview").click()
     expect(page.locator(".pipeline-metadata-modal")).to_contain_text(words, timeout=30_000)
 
@@ -118,7 +118,7 @@ def test_a_click_opens_the_preview(lineage, name, words):
 @needs_chromium
 def test_a_click_shows_the_code(lineage):
     page, _ = lineage
-    page.locator(".pipeline-node").filter(has=page.get_by_text("retrieve_rows", exact=True)).click()
+    page.locator(".pipeline-node").filter(has=page.get_by_text("retrieve_rows", exact=True)).dispatch_event("click")
     page.get_by_text("Show Code").click()
     expect(page.locator(".pipeline-metadata-code")).to_contain_text("def retrieve_rows(", timeout=30_000)
 

@@ -216,7 +216,7 @@ def trace(identifier: str, task: str | None, system: str | None, as_json: bool, 
     from rebase.trace import trace as find
 
     with _catalog(env, {"task": task} if task else {}) as catalog:
-        found = find(identifier, read_run(partial(_load, catalog), env, task), system)
+        found = find(identifier, read_run(partial(load_entry, catalog), env, task), system)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -249,7 +249,7 @@ def push(
     from rebase.publishing import describe_parcels, packed, published_examples, put, scores_of, upload
 
     with _catalog(env, {"task": task} if task else {}) as catalog:
-        load = partial(_load, catalog)
+        load = partial(load_entry, catalog)
         adapter = load("adapter") if only != "dataset" else None
         examples = published_examples(load("reasoned_examples"), load("training_set")) if only != "adapter" else None
         known = [load(name) if catalog.exists(name) else None for name in ("scores", "evaluate_summary")]
@@ -267,7 +267,7 @@ def push(
                 click.echo(put(parcel, folder) if folder else upload(parcel, repo, public=public))
 
 
-def _load(catalog: Any, name: str) -> Any:
+def load_entry(catalog: Any, name: str) -> Any:
     """A catalog entry; RebaseError where it is not there or cannot be read."""
     if name in MADE_BY and not catalog.exists(name):
         raise RebaseError(f"not there yet; kedro run --pipelines={MADE_BY[name]} makes it.")

@@ -6,6 +6,7 @@ from typing import Any
 
 import fsspec
 from kedro_viz.api.rest.responses.metadata import MetadataAPIResponse
+from kedro_viz.api.rest.responses.run_events import RunStatusAPIResponse
 from kedro_viz.api.rest.responses.save_responses import write_api_response_to_fs
 from kedro_viz.api.rest.utils import get_package_compatibilities
 from kedro_viz.integrations.deployment.base_deployer import BaseDeployer
@@ -18,7 +19,8 @@ _ELSEWHERE = re.compile(r"""<link\b[^>]*["']https?://[^>]*>\s*""")
 class _Site(BaseDeployer):
     """kedro-viz's own writer, into a folder of our choice, with pages that ask nothing of other machines.
 
-    And with the one answer that its page asks for and its writer leaves out.
+    And with the one answer that its page asks for and its writer leaves out. Of the last run it says nothing: that may
+    have been another pipeline's, and where it failed the traceback tells of the machine.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,6 +32,7 @@ class _Site(BaseDeployer):
             _rewrite(page, _ELSEWHERE, "")
         answer = MetadataAPIResponse(package_compatibilities=get_package_compatibilities())
         write_api_response_to_fs(f"{self._path}/api/metadata", answer, self._fs)
+        write_api_response_to_fs(f"{self._path}/api/run-status", RunStatusAPIResponse(), self._fs)
 
 
 def write_site(folder: Path, project: Path, env: str | None = None, parameters: dict[str, Any] | None = None) -> None:

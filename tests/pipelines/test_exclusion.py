@@ -67,7 +67,7 @@ def test_excluded_examples_are_counted_and_in_no_card(student: Student, reading_
     assert summary["refused"].items() >= excluded.items()
     card = (Path(adapter.folder) / CARD).read_text()
     assert "foxes" not in card.split("## Training\n")[0]
-    assert "| none | none | 1 |" in card
+    assert "| none | none | " in card
     sources = json.loads((Path(adapter.folder) / ORIGIN).read_text())["sources"]
     assert {(line["dataset"], line["examples"]) for line in sources} == {("birds", 2), (None, 1)}
 

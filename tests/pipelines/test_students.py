@@ -64,7 +64,7 @@ def test_each_student_has_an_adapter_with_its_card(made):
     folders = {name: load().folder for name, load in made["students_adapters"].items() if name}
     assert {name: folder.name for name, folder in folders.items()} == {"tiny": "tiny", "tiny-2": "tiny-2"}
     for folder in folders.values():
-        assert "| birds | cc0-1.0 | 4 |" in (folder / "README.md").read_text()
+        assert "| birds | cc0-1.0 | local:tiny | 4 |" in (folder / "README.md").read_text()
         assert (folder / "training_data.json").exists()
 
 
