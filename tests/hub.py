@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.loopback import answering
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,8 @@ class Hub:
     def serve(self) -> Iterator["Hub"]:
         """Answer requests until the block ends; ``url`` says where."""
         handler = type("Handler", (_Handler,), {"hub": self})
-        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            self.url = f"http://127.0.0.1:{server.server_address[1]}"
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            try:
-                yield self
-            finally:
-                server.shutdown()
-                thread.join()
+        with answering(handler) as self.url:
+            yield self
 
 
 class _Handler(BaseHTTPRequestHandler):

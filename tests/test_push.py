@@ -6,11 +6,10 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +35,7 @@ from rebase.records import Adapter, Task
 from rebase.sources.cards import front_matter
 from rebase.sources.folder import FolderSource
 from rebase.student.card import CARD, ORIGIN, write_origin
+from tests.loopback import answering
 from tests.test_end_to_end import KEDRO, copy_of_project
 from tests.tiny import reasoned_examples
 
@@ -60,15 +60,8 @@ class Hub:
     @contextmanager
     def serve(self) -> Iterator["Hub"]:
         handler = type("Handler", (_Handler,), {"hub": self})
-        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            self.url = f"http://127.0.0.1:{server.server_address[1]}"
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            try:
-                yield self
-            finally:
-                server.shutdown()
-                thread.join()
+        with answering(handler) as self.url:
+            yield self
 
     def files(self, kind: str, name: str) -> dict[str, bytes]:
         return self.repositories[f"{kind}s/{name}"]["files"]

@@ -26,9 +26,7 @@ from rebase.errors import RebaseError
 from rebase.files import replacing_file, replacing_folder
 from rebase.forest import find_near
 from rebase.history import read_runs, runs_table
-from rebase.report import ALL_PIECES, find_outdated, write_report
 from rebase.teacher.store import ReplyStore
-from rebase.trace import MADE_BY
 from rebase.vectors import DESCRIPTION, cells_at
 
 _env = click.option("--env", "-e", help="The environment whose store is meant.")
@@ -169,6 +167,8 @@ def lineage(folder: Path, params: dict[str, Any], env: str | None) -> None:
 @_env
 def report(params: dict[str, Any], env: str | None) -> None:
     """Write report.html from whatever there is of a run: of one that was killed, say."""
+    from rebase.report import ALL_PIECES, find_outdated, write_report
+
     with _catalog(env, params) as catalog:
         pieces, times = {}, {}
         for name in ALL_PIECES:
@@ -210,8 +210,6 @@ def trace(identifier: str, task: str | None, system: str | None, as_json: bool, 
 
     ID is an evaluation item, an example, a source row or a dataset, as the run's tables and its report name them.
     """
-    from rich.console import Console
-
     from rebase.trace import read_run, render_trace
     from rebase.trace import trace as find
 
@@ -269,6 +267,8 @@ def push(
 
 def load_entry(catalog: Any, name: str) -> Any:
     """A catalog entry; RebaseError where it is not there or cannot be read."""
+    from rebase.trace import MADE_BY
+
     if name in MADE_BY and not catalog.exists(name):
         raise RebaseError(f"not there yet; kedro run --pipelines={MADE_BY[name]} makes it.")
     try:

@@ -10,11 +10,9 @@ import pandas as pd
 
 from rebase.evaluation import select_items
 from rebase.parameters import CompareParameters, EvaluateParameters, TrainParameters
-from rebase.pipelines.evaluate.nodes import STUDENT, as_generations
+from rebase.pipelines.evaluate.nodes import STUDENT, answer_items
 from rebase.records import Adapter, Task, Untrained
 from rebase.scoring import aggregate, score_answers
-from rebase.student.answering import open_student
-from rebase.student.formatting import render_prompt
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
 
@@ -59,20 +57,13 @@ def predict_systems(
     be trained why (``left_out``).
     """
     items, refused = select_items(task, evaluation_set, parameters.limit)
-    tokenizer = student.tokenizer()
-    zero_shot = [render_prompt(tokenizer, task, query) for query in items["query"]]
-    few_shot = [render_prompt(tokenizer, task, query, few_shot=True) for query in items["query"]]
     trained = {
         name: adapter
         for name, adapter in adapters.items()
         if isinstance(adapter, Adapter) and (task.cot or name != WITH_COT)
     }
-    with open_student(task, student, trained, parameters) as answer:
-        generations = [
-            as_generations(STUDENT, items, zero_shot, answer(None, zero_shot)),
-            as_generations(FEW_SHOT, items, few_shot, answer(None, few_shot)),
-            *(as_generations(name, items, zero_shot, answer(name, zero_shot)) for name in trained),
-        ]
+    systems = {STUDENT: None, FEW_SHOT: None, **trained}
+    generations = answer_items(task, items, student, systems, parameters, few_shot={FEW_SHOT})
     left_out = {name: adapter.reason for name, adapter in adapters.items() if isinstance(adapter, Untrained)}
     summary = {
         "stage": "compare",
@@ -81,7 +72,7 @@ def predict_systems(
         "refused": refused,
         "left_out": left_out,
     }
-    return pd.concat(generations, ignore_index=True), summary
+    return generations, summary
 
 
 def score_systems(
@@ -113,8 +104,6 @@ def score_curves(
     the run on all of it. ``examples`` is what a run was given, long ones included; none is the student as it came.
     """
     items, _ = select_items(task, evaluation_set, parameters.limit)
-    tokenizer = student.tokenizer()
-    prompts = [render_prompt(tokenizer, task, query) for query in items["query"]]
     names = [name.removesuffix("_curve") for name in trained if name.endswith("_curve")]
     names = [name for name in names if name in scores["systems"]]
     points = {
@@ -127,9 +116,7 @@ def score_curves(
             lines += _curve_lines(name, size, train.seed, scores["systems"][system])
     if points:
         adapters = {key: Adapter(Path(point.folder), point.base_model) for key, (_, point) in points.items()}
-        with open_student(task, student, adapters, parameters) as ask:
-            written = [as_generations(key, items, prompts, ask(key, prompts)) for key in points]
-        predictions = score_answers(task, pd.concat(written, ignore_index=True))
+        predictions = score_answers(task, answer_items(task, items, student, adapters, parameters))
         for key, values in aggregate(task, predictions, [], parameters)["systems"].items():
             name, point = points[key]
             lines += _curve_lines(name, point.examples, point.seed, values)

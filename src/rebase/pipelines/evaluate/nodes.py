@@ -1,7 +1,7 @@
 """Evaluate: the student and the expert on the same items (docs/method.md section 8)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -29,13 +29,7 @@ def predict(
     """
     began = time.monotonic()
     items, refused = select_items(task, evaluation_set, parameters.limit)
-    tokenizer = student.tokenizer()
-    prompts = [render_prompt(tokenizer, task, query) for query in items["query"]]
-    with open_student(task, student, {EXPERT: adapter}, parameters) as answer:
-        generations = [
-            as_generations(system, items, prompts, answer(name, prompts))
-            for system, name in ((STUDENT, None), (EXPERT, EXPERT))
-        ]
+    generations = answer_items(task, items, student, {STUDENT: None, EXPERT: adapter}, parameters)
     summary = {
         "stage": "evaluate",
         "in": len(evaluation_set),
@@ -44,7 +38,36 @@ def predict(
         "adapter": adapter.folder.parent.name,  # its version: `kedro trace` leads from a prediction to it
         "seconds": round(time.monotonic() - began, 1),
     }
-    return pd.concat(generations, ignore_index=True), summary
+    return generations, summary
+
+
+def answer_items(
+    task: Task,
+    items: pd.DataFrame,
+    student: Student,
+    systems: Mapping[str, Adapter | None],
+    parameters: EvaluateParameters,
+    few_shot: Collection[str] = (),
+) -> pd.DataFrame:
+    """What each of the ``systems`` writes, as ``generations``: the student with an adapter, or alone (None).
+
+    Those in ``few_shot`` are shown the task's examples. The weights are loaded once for all.
+    """
+    tokenizer = student.tokenizer()
+    prompts = {
+        shots: [render_prompt(tokenizer, task, query, few_shot=shots) for query in items["query"]]
+        for shots in {system in few_shot for system in systems}
+    }
+    adapters = {system: adapter for system, adapter in systems.items() if adapter}
+    with open_student(task, student, adapters, parameters) as answer:
+        return pd.concat(
+            [
+                as_generations(system, items, asked, answer(system if adapter else None, asked))
+                for system, adapter in systems.items()
+                for asked in [prompts[system in few_shot]]
+            ],
+            ignore_index=True,
+        )
 
 
 def as_generations(system: str, items: pd.DataFrame, prompts: Sequence[str], raw: Sequence[str]) -> pd.DataFrame:
