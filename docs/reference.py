@@ -99,7 +99,7 @@ def global_settings() -> str:
         "# Globals",
         "What `conf/base/globals.yml` says: which task, datastore and models, and where everything lies. An "
         "environment sets others in its own `globals.yml`. Of these, `--params` reaches what the "
-        "[catalog](catalog.md) declares with `runtime_params`.",
+        "[catalog](catalog.md) declares with `runtime_params`, and `seed`.",
         settings_table("", single, None, "globals"),
     ]
     for name in (name for name in groups if name not in single):

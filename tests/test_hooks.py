@@ -2,6 +2,7 @@ from pathlib import Path
 
 import click
 import pytest
+from kedro.framework.context import KedroContext
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -59,3 +60,29 @@ def test_a_run_does_not_read_by_path_what_it_makes(names: str, params: dict[str,
 )
 def test_files_of_earlier_runs_may_be_read(names: str, params: dict[str, str]) -> None:
     check(names, **params)
+
+
+def create_context(**params: object) -> KedroContext:
+    """The context of a run with these ``--params``."""
+    bootstrap_project(ROOT)
+    with KedroSession.create(ROOT, env="base", runtime_params=params) as session:
+        return session.load_context()
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"teacher": {"budgt_usd": 1}}, r"nothing reads teacher\.budgt_usd\. Is teacher\.budget_usd meant"),
+        ({"trian": {"epochs": 1}}, r"nothing reads trian\.epochs\. Is train meant"),
+        ({"task": "squad", "zzz": 1}, r"nothing reads zzz\. A run takes .*student\.model, .*train"),
+    ],
+)
+def test_a_setting_that_nothing_reads_stops_the_run(params: dict[str, object], words: str) -> None:
+    with pytest.raises(click.ClickException, match=words):
+        create_context(**params)
+
+
+def test_settings_of_stages_and_of_the_catalog_are_taken() -> None:
+    judge = {"provider": "local", "model": "a"}  # declared as a whole
+    context = create_context(judge_model=judge, teacher={"budget_usd": 1}, train={"epochs": 2}, seed=5)
+    assert (context.params["train"].epochs, context.params["train"].seed) == (2, 5)

@@ -1,12 +1,17 @@
 """Hooks: they check what can be checked before any work, and tell how the run goes. They do none of the work."""
 
+import difflib
 import logging
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+import yaml
+from kedro.config import AbstractConfigLoader
+from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
@@ -41,6 +46,14 @@ class RunReporter:
 
     def __init__(self) -> None:
         self._stage_started = 0.0
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Check that whatever ``--params`` sets is read by something."""
+        try:
+            _check_runtime_params(context.config_loader)
+        except RebaseError as error:
+            raise _plain(error) from error
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
@@ -102,6 +115,38 @@ class RunReporter:
         plain = _plain(error)
         if plain is not error:
             raise plain from error
+
+
+def _check_runtime_params(loader: AbstractConfigLoader) -> None:
+    """Raise RebaseError where a parameter of this run is neither a stage's nor declared in the catalog.
+
+    Kedro takes any name, and what is misspelt would change nothing: a budget, say. What is in a stage is checked by
+    the stage's type.
+    """
+    base = Path(loader.conf_source, "base")
+    stages = {name for file in base.glob("parameters*.yml") for name in yaml.safe_load(file.read_text("utf-8"))}
+    declared = {
+        name
+        for file in base.glob("*.yml")
+        for name in re.findall(r"\$\{runtime_params:([\w.]+)", file.read_text("utf-8"))
+    }
+    given = {name: value for name, value in (loader.runtime_params or {}).items() if name not in stages}
+    known = sorted(declared | stages)
+    for name in _leaves(given, declared):
+        if name not in declared:
+            near = [*difflib.get_close_matches(name, known), *difflib.get_close_matches(name.split(".")[0], known)]
+            meant = f"Is {near[0]} meant?" if near else f"A run takes {', '.join(known)}."
+            raise RebaseError(f"--params: nothing reads {name}. {meant}")
+
+
+def _leaves(given: Mapping[str, Any], declared: set[str], prefix: str = "") -> Iterator[str]:
+    """The dotted names of what is set: of single values, and of mappings that are declared as a whole."""
+    for key, value in given.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and name not in declared:
+            yield from _leaves(value, declared, f"{name}.")
+        else:
+            yield name
 
 
 def _check_order(name: str, pipeline: Pipeline, catalog: CatalogProtocol) -> None:
