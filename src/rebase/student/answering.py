@@ -8,6 +8,7 @@ from rebase.parameters import EvaluateParameters
 from rebase.records import Adapter, Task
 from rebase.student.generation import generate
 from rebase.student.handle import Student, use_adapter
+from rebase.student.kept import answers_file, keep_answers
 from rebase.student.likelihood import choose_labels
 from rebase.student.served import generate_served
 
@@ -22,8 +23,9 @@ def open_student(
     """A function that answers prompts, with the weights loaded once for the student and all ``adapters``.
 
     Where ``parameters.server`` is set, a server answers that holds the student under its name, and the adapters under
-    theirs. Raises RebaseError as ``Student.open`` and ``generate_served`` do, and where the labels of a task are to be
-    scored in which the reasoning is written first.
+    theirs. What is written here is kept as it comes, and not written again (``kept.py``). Raises RebaseError as
+    ``Student.open`` and ``generate_served`` do, and where the labels of a task are to be scored in which the reasoning
+    is written first.
     """
     if task.cot and parameters.labels_by == "likelihood":
         raise RebaseError(
@@ -46,6 +48,10 @@ def open_student(
             with use_adapter(model, adapter):
                 if labels and parameters.labels_by == "likelihood":
                     return choose_labels(model, tokenizer, prompts, labels, batch, description)[0]
-                return generate(model, tokenizer, prompts, limit, batch, description)
+                return keep_answers(
+                    answers_file(student, adapters.get(adapter) if adapter else None, limit),
+                    prompts,
+                    lambda left, keep: generate(model, tokenizer, left, limit, batch, description, keep),
+                )
 
         yield answer

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rebase.student.kept import Keep
 from rebase.student.reading import Batch, read_prompts
 
 if TYPE_CHECKING:
@@ -17,11 +18,13 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     description: str,
+    keep: Keep | None = None,
 ) -> list[str]:
     """What the model writes after each rendered prompt, greedily, in the order of the prompts.
 
     Each text stops at the end of its turn or after ``max_new_tokens``. The likeliest token is taken as it is: a
-    repetition penalty that a model's ``generation_config`` asks for is left out.
+    repetition penalty that a model's ``generation_config`` asks for is left out. ``keep`` is told of each batch when
+    it is done.
     """
     import torch
 
@@ -30,8 +33,11 @@ def generate(
     with torch.inference_mode():
         for numbers, batch, logits in read_prompts(model, tokenizer, prompts, batch_size, description):
             written = _write(batch, logits, max_new_tokens, ends)
-            for number, text in zip(numbers, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
-                texts[number] = text.strip()
+            answers = [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+            for number, text in zip(numbers, answers, strict=True):
+                texts[number] = text
+            if keep:
+                keep(numbers, answers)
     return texts
 
 

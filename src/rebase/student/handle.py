@@ -36,6 +36,16 @@ class Student:
         path = Path(self.model)
         return path.resolve().name if path.is_dir() else self.model
 
+    def identity(self) -> list[Any]:
+        """What the weights are known by, as plain data: model and revision, and of a folder its files."""
+        folder = Path(self.model)
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [
+            self.model,
+            self.revision,
+            [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        ]
+
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Load the tokenizer alone. It always has a padding token."""
         from transformers import AutoTokenizer

@@ -103,12 +103,8 @@ def _fingerprint(student: Student, training_set: pd.DataFrame, parameters: Train
 
     How often checkpoints are written is no part of it, nor what was taken out before the examples were formatted.
     """
-    folder = Path(student.model)
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
     content = [
-        student.model,
-        student.revision,
-        [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        *student.identity(),
         training_set[["prompt", "completion"]].to_numpy().tolist(),
         parameters.model_dump(mode="json", exclude={"checkpoint_steps", "exclude"}),
     ]
