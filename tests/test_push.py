@@ -245,6 +245,15 @@ def test_a_dataset_says_what_it_is_made_of(reading_task: Task, examples: pd.Data
     assert front["size_categories"] == ["n<1K"]
     for words in ("| birds | r1 | cc0-1.0 |  | 2 |", "`local:tiny`", "`0123456789abcdef`", "## Known limits"):
         assert words in card
+    assert "have no such row" not in card
+
+
+def test_a_dataset_says_that_some_examples_have_no_row(reading_task: Task, examples: pd.DataFrame) -> None:
+    mixed = examples.assign(dataset=[None, "birds", "birds", "birds"], teacher=[None, *["local:tiny"] * 3])
+    with packed("me/set", reading_task, mixed, None, None) as ([parcel], _):
+        card = (parcel.folder / CARD).read_text()
+    assert "made with rebase by `local:tiny`" in card
+    assert "Those without a `dataset` have no such row." in card
 
 
 def test_an_adapter_carries_its_scores_as_a_model_index(

@@ -238,16 +238,17 @@ def _pack_dataset(
         tags=["rebase", "synthetic", task.name],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train.parquet"}]}],
     )
-    teachers = sorted({str(source["teacher"]) for source in sources})
+    teachers = sorted({str(source["teacher"]) for source in sources if source["teacher"]})
+    without_row = "" if all(source["dataset"] for source in sources) else " Those without a `dataset` have no such row."
     body = [
         f"# Training examples for the task `{task.name}`",
         "",
         f"> {_line(task.instruction)}",
         "",
-        f"{len(examples):,} examples, made with ReBase (retrieval-based distillation, arXiv 2407.05463): rows of "
-        "other datasets, chosen by their likeness to the task, each rewritten by the teacher "
-        f"{', '.join(map(_code, teachers))}. `prompt` and `completion` are what a student is trained on; `dataset`, "
-        "`config`, `revision` and `row_index` lead to the row that an example was made of.",
+        f"{len(examples):,} examples, made with rebase by {', '.join(map(_code, teachers)) or 'people'}. "
+        "`prompt` and `completion` are what a student is trained on; `dataset`, `config`, `revision` and `row_index` "
+        "lead to the row that an example was made of: one of a public dataset, chosen by its likeness to the task "
+        f"(retrieval-based distillation, arXiv 2407.05463).{without_row}",
         "",
         "```python",
         f'datasets.load_dataset("{repo}", split="train")',
