@@ -16,8 +16,11 @@ KINDS = ("source row", "evaluation item", "example")
 _BINS = 32
 #: More datasets than these are shown as one.
 _DATASETS = 25
-#: What the tables and pictures of two systems are told apart by; others take the next free colour.
-_COLOURS = {"student": "#9aa3b2", "expert": "#2f6fde"}
+#: One colour a system in every picture; others take the next free one. What training on ReBase's examples gave is blue.
+_COLOURS = {
+    "student": "#9aa3b2", "student_few_shot": "#667085", "expert": "#2f6fde", "rebase": "#2f6fde",
+    "rebase_cot": "#8e5bd0", "synthesized": "#1c9e6b", "labelled": "#e8710a", "teacher": "#0b93ad",
+}  # fmt: skip
 #: Fewer points than these are shown each by itself.
 _FEW = 60
 #: Colour, symbol and size of what the embedding map shows, in the order of ``KINDS``.
@@ -72,8 +75,11 @@ def plot_scores(scores: dict[str, Any]) -> go.Figure:
 def plot_curves(curves: pd.DataFrame) -> go.Figure:
     """Each metric over the number of examples, a line a training set: the mean over seeds, and every run as a mark."""
     metrics = list(dict.fromkeys(curves["metric"]))
-    colours = dict(zip(curves["training_set"].unique(), qualitative.Plotly, strict=False))
-    figure = make_subplots(rows=len(metrics), cols=1, shared_xaxes=True, subplot_titles=metrics)
+    colours = dict(zip(curves["training_set"].unique(), qualitative.Plotly, strict=False)) | _COLOURS
+    figure = make_subplots(
+        rows=len(metrics), cols=1, shared_xaxes=True, subplot_titles=metrics, vertical_spacing=0.16 / len(metrics)
+    )
+    figure.update_annotations(font_size=13)
     for row, metric in enumerate(metrics, 1):
         for name, runs in curves[curves["metric"] == metric].groupby("training_set", sort=False):
             colour, group = colours[name], {"legendgroup": name, "showlegend": row == 1}
