@@ -28,8 +28,8 @@ def test_stage_line_tells_what_the_teacher_was_asked():
 
 
 ESTIMATE = {
-    "task": "squad", "teacher": "anthropic/m", "price": "$1 / $5 per million tokens", "tokens": "as counted",
-    "rows": 220, "stages": {}, "total": {
+    "stage": "estimate", "task": "squad", "teacher": "anthropic/m", "price": "$1 / $5 per million tokens",
+    "tokens": "as counted", "rows": 220, "stages": {}, "total": {
         "requests": [120, 220], "input_tokens": [40_000, 80_000], "output_tokens": [5_000, 9_000],
         "dollars": [0.065, 0.125], "dollars_batch": [0.0325, 0.0625], "hours": [0.5, 1.0],
     },
@@ -52,7 +52,7 @@ def test_unknown_price_is_said():
     assert "no price for anthropic/m" in estimate_line(unknown)
     out = StringIO()
     Console(file=out, width=140).print(estimate_table(unknown))
-    assert "no limits given" in out.getvalue()
+    assert "no limits are given" in " ".join(out.getvalue().split())
 
 
 def test_final_table_shows_stages_that_ran_and_scores_with_intervals():

@@ -39,7 +39,7 @@ def stage_line(summary: Mapping[str, Any], seconds: float) -> str:
 def estimate_line(estimate: Mapping[str, Any]) -> str:
     """One line on what the teacher will be asked and what it will cost."""
     total = estimate["total"]
-    parts = [f"estimate  {_range(total['requests'])} requests to {estimate['teacher']}"]
+    parts = [f"{estimate['stage']}  {_range(total['requests'])} requests to {estimate['teacher']}"]
     parts.append(f"tokens in {_range(total['input_tokens'])}, out {_range(total['output_tokens'])}")
     if total["dollars"] is None:
         parts.append(estimate["price"])
@@ -53,16 +53,22 @@ def estimate_table(estimate: Mapping[str, Any]) -> Table:
     table = Table(
         title=f"rebase · what {estimate['teacher']} will cost for task {estimate['task']}", title_justify="left"
     )
-    for column in ("", "requests", "tokens in", "tokens out", "dollars", "by batches", "hours at the limits"):
-        table.add_column(column, justify="left" if not column else "right")
-    for stage, said in [*estimate["stages"].items(), ("total", estimate["total"])]:
+    lines = [*estimate["stages"].items(), ("total", estimate["total"])]
+    # Without limits there are no hours to tell, and a terminal has no room to lose.
+    limited = any(said["hours"] for _, said in lines)
+    names = ["", "requests", "tokens in", "tokens out", "dollars", "by batches", *(["hours at the limits"] * limited)]
+    for column in names:
+        table.add_column(column, justify="right" if column else "left", overflow="fold")
+    for stage, said in lines:
         table.add_row(
             stage,
             *(_range(said[name]) for name in ("requests", "input_tokens", "output_tokens")),
             *(_dollars(said[name]) for name in ("dollars", "dollars_batch")),
-            "no limits given" if said["hours"] is None else "–".join(f"{hours:.2f}" for hours in said["hours"]),
+            *(["–".join(f"{hours:.2f}" for hours in said["hours"] or ())] * limited),
         )
     table.caption = f"{estimate['rows']:,} rows · {estimate['price']} · tokens {estimate['tokens']}"
+    if not limited:
+        table.caption += " · no hours: no limits are given"
     return table
 
 

@@ -35,6 +35,11 @@ class Forecast:
     input_tokens: Range
     output_tokens: Range
 
+    @classmethod
+    def of(cls, summary: dict[str, Any]) -> "Forecast":
+        """What ``summary`` gave."""
+        return cls(*(Range(*summary[name]) for name in ("requests", "input_tokens", "output_tokens")))
+
     def __add__(self, other: "Forecast") -> "Forecast":
         return Forecast(
             self.requests + other.requests,

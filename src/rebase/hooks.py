@@ -26,7 +26,7 @@ from rebase.prompts import CotPrompt, LabelPrompt, Prompt, SynthesizePrompt, Tra
 logger = logging.getLogger(__name__)
 
 _SUMMARY = "_summary"
-_ESTIMATE = "estimate"
+_ESTIMATES = ("estimate", "comparison_estimate")
 _PROMPTS: dict[str, tuple[type[Prompt], str]] = {
     "transform_prompt": (TransformPrompt, "data/01_raw/prompts/transform.yml"),
     "cot_prompt": (CotPrompt, "data/01_raw/prompts/cot.yml"),
@@ -86,14 +86,15 @@ class RunReporter:
                 output.setdefault("seconds", round(now - self._stage_started, 1))
                 logger.info(stage_line(output, now - self._stage_started))
                 self._stage_started = now
-            elif name == _ESTIMATE:
+            elif name in _ESTIMATES:
                 logger.info(estimate_line(output))
 
     @hook_impl
     def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Print the table of a run that ends with scores, or with an estimate."""
-        if _ESTIMATE in pipeline.outputs() and "comparison" not in pipeline.all_outputs():
-            Console().print(estimate_table(catalog.load(_ESTIMATE)))
+        for name in pipeline.outputs().intersection(_ESTIMATES):
+            if "comparison" not in pipeline.all_outputs():
+                Console().print(estimate_table(catalog.load(name)))
         if "comparison" in pipeline.all_outputs():
             scores = catalog.load("comparison_scores")
             Console().print(comparison_table(scores["task"], catalog.load("comparison"), scores))

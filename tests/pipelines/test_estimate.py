@@ -3,14 +3,18 @@ import json
 import pytest
 import yaml
 
-from rebase.parameters import CotParameters
+from rebase.parameters import CotParameters, DistilParameters
 from rebase.pipelines.cot.nodes import reason_examples
-from rebase.pipelines.estimate.nodes import estimate_cost
+from rebase.pipelines.estimate.nodes import estimate_comparison, estimate_cost
+from rebase.pipelines.evaluate_teacher.nodes import predict_teacher
 from rebase.pipelines.usage.nodes import compare_usage
 from rebase.teacher.anthropic import AnthropicTeacher
 from rebase.teacher.api import Limits
 from rebase.teacher.budget import Budget, BudgetSettings, Price, PriceTable
 from rebase.teacher.stored import StoredTeacher
+from tests.pipelines.test_distil import PROMPT as LABEL_PROMPT
+from tests.pipelines.test_distil import SAMPLING, SUMMARIES
+from tests.pipelines.test_evaluate_teacher import items
 from tests.pipelines.test_transform import (
     NO_EVALUATION,
     PASSAGES,
@@ -24,6 +28,7 @@ from tests.pipelines.test_transform import (
     transform,
 )
 from tests.scripted import NO_PRICES, Scripted, stored
+from tests.tiny import evaluate_parameters
 
 COT_PROMPT = yaml.safe_load((RAW / "prompts" / "cot.yml").read_text())
 COT = CotParameters.model_validate(
@@ -75,6 +80,31 @@ def test_reasoning_and_the_round_trip_are_counted_as_well():
         "cot": [0, 12],
     }
     assert found["total"]["requests"] == [4, 22]
+
+
+@pytest.mark.parametrize(
+    ("task", "style", "samples", "labels"),
+    [(READING, "direct", 1, 5), (SUMS, "cot", 3, 15), (SUMMARIES, "chain_of_density", 1, 20)],
+)
+def test_a_comparison_counts_what_the_baselines_ask_as_well(task, style, samples, labels):
+    said = '{"rationale": "So it is.", "answer": 7}' if task.cot else '{"answer": "7"}'
+    teacher = stored(Scripted(lambda _: said), price=PRICE)
+    before = estimate(READING, retrieved(passages=PASSAGES), teacher, max_examples=5, round_trip=True)
+    asked = items(task, ["1", "2", "3"])
+    distil = {"style": style, "samples": samples, "rounds": 4, "max_inputs": None, "sampling": SAMPLING}
+    found = estimate_comparison(
+        before, task, asked, teacher, LABEL_PROMPT,
+        parameters(max_examples=5), DistilParameters.model_validate(distil), evaluate_parameters(),
+    )  # fmt: skip
+    stages = {stage: said["requests"] for stage, said in found["stages"].items()}
+    assert stages["synthesize"] == [sum(both) for both in zip(stages["transform"], stages["round_trip"], strict=True)]
+    assert stages["distil"] == [0, labels]
+    assert stages["teacher"] == [3, 3]
+    assert found["total"]["requests"] == [sum(bounds) for bounds in zip(*stages.values(), strict=True)]
+    assert teacher.teacher.opened == 0
+    _, summary = predict_teacher(task, asked, teacher, LABEL_PROMPT, evaluate_parameters())
+    assert summary["usage"]["used"] == 3
+    assert json.loads(json.dumps(found)) == found
 
 
 def test_it_needs_no_key_and_says_what_it_does_not_know(tmp_path):

@@ -24,6 +24,7 @@ from rebase.pipelines.compare.attempts import (
     tolerate,
 )
 from rebase.pipelines.compare.nodes import learn_curve, predict_systems, score_curves, score_systems, tabulate
+from rebase.pipelines.estimate.nodes import estimate_comparison
 from rebase.plots import plot_curves, plot_scores
 
 #: The training sets that are compared, and the examples that each is made of.
@@ -38,7 +39,7 @@ TRAINING_SETS = {
 def create_pipeline() -> Pipeline:
     """From ``sources`` and ``task`` to ``comparison``, ``comparison_scores`` and ``curves``."""
     stages = (ingest, embed, index, retrieve, estimate, transform)
-    made = sum((stage.create_pipeline() for stage in stages), Pipeline([]))
+    made = sum((stage.create_pipeline() for stage in stages), Pipeline([_estimate()]))
     baselines = synthesize.create_pipeline() + Pipeline(distil.create_pipeline(), inputs={"unlabelled": "examples"})
     made += tolerate(
         baselines + cot.create_pipeline(),
@@ -51,6 +52,17 @@ def create_pipeline() -> Pipeline:
     made += evaluate_teacher.create_pipeline().only_nodes("predict_teacher")
     trained = sum((_train(name, examples) for name, examples in TRAINING_SETS.items()), Pipeline([]))
     return made + trained + _compare()
+
+
+def _estimate() -> Node:
+    """What all systems will ask the teacher, told before anything is sent."""
+    parameters = ["params:transform", "params:distil", "params:evaluate"]
+    return Node(
+        estimate_comparison,
+        ["estimate", "task", "evaluation_set", "teacher", "label_prompt", *parameters],
+        "comparison_estimate",
+        name="estimate_comparison",
+    )
 
 
 def _train(name: str, examples: str) -> Pipeline:

@@ -35,7 +35,7 @@ from rebase.sampling import even_positions
 from rebase.screening import Candidate, contamination_gate, protected_texts
 from rebase.teacher.budget import Usage
 from rebase.teacher.flow import run
-from rebase.teacher.protocol import Failure, Reply
+from rebase.teacher.protocol import Failure, Reply, Request
 from rebase.teacher.stored import StoredSession, StoredTeacher
 from rebase.text import ngrams, normalise, tokens
 from rebase.verification import Known
@@ -154,11 +154,7 @@ async def label(
 ) -> Asked:
     """The label that most samples agree on, with the shortest rationale that leads to it, if they reason."""
     reasoned = parameters.style == "cot"
-    own = prompt.cot if reasoned else prompt
-    asks = [
-        check_request(task, fields, own, parameters.sampling, reasoned=reasoned, sample=sample)
-        for sample in range(parameters.samples)
-    ]
+    asks = label_requests(task, fields, prompt, parameters)
 
     def read(text: str) -> tuple[str | None, str]:
         return read_rationale(text) if reasoned else (None, read_check(task, fields, text))
@@ -172,6 +168,18 @@ async def label(
         return Asked(item, reply, Refusal(verdict.refused, detail))
     more = {"rationale": verdict.rationale or None, "agreement": verdict.agreement}
     return Asked(item, reply, Example(dict(fields), verdict.answer), more=more)
+
+
+def label_requests(
+    task: Task, fields: Mapping[str, str], prompt: LabelPrompt, parameters: DistilParameters
+) -> list[Request]:
+    """One request a sample of the label."""
+    reasoned = parameters.style == "cot"
+    own = prompt.cot if reasoned else prompt
+    return [
+        check_request(task, fields, own, parameters.sampling, reasoned=reasoned, sample=sample)
+        for sample in range(parameters.samples)
+    ]
 
 
 async def densify(

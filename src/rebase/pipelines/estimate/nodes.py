@@ -1,18 +1,23 @@
-"""Estimate: render every request as transform and cot will, count, and send nothing."""
+"""Estimate: render every request as the stages that ask will, count, and send nothing."""
 
 import json
 from typing import Any
 
 import pandas as pd
 
+from rebase.evaluation import select_items
 from rebase.forecast import Forecast, forecast
-from rebase.parameters import CotParameters, TransformParameters
+from rebase.parameters import CotParameters, DistilParameters, EvaluateParameters, TransformParameters
+from rebase.pipelines.distil.nodes import label_requests
+from rebase.pipelines.evaluate_teacher.nodes import answer_requests
 from rebase.prompts import (
     CotPrompt,
+    LabelPrompt,
     TransformPrompt,
     can_be_led,
     check_request,
     cot_request,
+    densify_request,
     find_lead,
     own_text_columns,
     transform_request,
@@ -60,18 +65,75 @@ def estimate_cost(
         ]
         said = [_dump(example, ["rationale", "answer"]) for example in task.examples]
         stages["cot"] = forecast(asked, 0, said, per_character)
-    total = sum(list(stages.values())[1:], start=stages["transform"])
-    limits = teacher.teacher.limits if isinstance(teacher.teacher, ApiTeacher) else None
-    return {
+    counted = {
         "stage": "estimate",
         "task": task.name,
         "teacher": f"{teacher.provider}/{teacher.model}",
         "price": teacher.price_in_words,
         "tokens": "by the rule of approximate_tokens" if per_character is None else "as counted in stored replies",
         "rows": len(rows),
-        "stages": {name: stage.summary(teacher.price, limits) for name, stage in stages.items()},
-        "total": total.summary(teacher.price, limits),
     }
+    return counted | _summarise(stages, teacher)
+
+
+def estimate_comparison(
+    estimate: dict[str, Any],
+    task: Task,
+    evaluation_set: pd.DataFrame,
+    teacher: StoredTeacher,
+    label_prompt: dict[str, Any],
+    transform: TransformParameters,
+    distil: DistilParameters,
+    evaluate: EvaluateParameters,
+) -> dict[str, Any]:
+    """``estimate``, and what the baselines of ``compare`` ask for beside it.
+
+    ``synthesize`` spends as often as ``transform``, here with its tokens: its prompts hold no row, its replies a
+    passage. ``distil`` labels each example that there may be; ``teacher`` answers every item.
+    """
+    per_character = teacher.tokens_per_character()
+    prompt = LabelPrompt.parse(label_prompt, "data/01_raw/prompts/label.yml")
+    stages = {name: Forecast.of(said) for name, said in estimate["stages"].items()}
+    examples = min(transform.max_examples, estimate["rows"])
+    labels = [
+        request
+        for number in range(examples)
+        for request in _label_requests(task, task.examples[number % len(task.examples)], prompt, distil)
+    ]
+    items, _ = select_items(task, evaluation_set, evaluate.limit)
+    answers = answer_requests(task, [json.loads(text) for text in items["fields"]], prompt)
+    label = ["rationale", "answer"] if distil.style == "cot" else ["answer"]
+    answer = ["rationale", "answer"] if task.cot else ["answer"]
+    stages |= {
+        "synthesize": sum((stages[name] for name in ("round_trip",) if name in stages), start=stages["transform"]),
+        "distil": forecast(labels, 0, [_dump(example, label) for example in task.examples], per_character),
+        "teacher": forecast(
+            answers, len(answers), [_dump(example, answer) for example in task.examples], per_character
+        ),
+    }
+    return estimate | {"stage": "comparison estimate"} | _summarise(stages, teacher)
+
+
+def _summarise(stages: dict[str, Forecast], teacher: StoredTeacher) -> dict[str, Any]:
+    """The stages and their total, as JSON has them."""
+    first, *others = stages.values()
+    limits = teacher.teacher.limits if isinstance(teacher.teacher, ApiTeacher) else None
+    return {
+        "stages": {name: stage.summary(teacher.price, limits) for name, stage in stages.items()},
+        "total": sum(others, start=first).summary(teacher.price, limits),
+    }
+
+
+def _label_requests(
+    task: Task, example: dict[str, str], prompt: LabelPrompt, parameters: DistilParameters
+) -> list[Request]:
+    """What ``distil`` asks about an input, for which the task's own example stands, in whatever style."""
+    requests = label_requests(task, example, prompt, parameters)
+    if parameters.style == "chain_of_density":
+        for number in range(2, parameters.rounds + 1):
+            draft = ("", example["answer"])
+            requests.append(densify_request(task, requests[-1], draft, number, parameters.rounds, prompt.densify))
+    return requests
 
 
 def _transform_requests(

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -48,11 +49,8 @@ def predict_teacher(
     """
     prompt = LabelPrompt.parse(label_prompt, "data/01_raw/prompts/label.yml")
     items, refused = select_items(task, evaluation_set, parameters.limit)
-    sampling = SamplingParameters(temperature=0, max_tokens=task.max_new_tokens + _AROUND)
     fields = [json.loads(text) for text in items["fields"]]
-    requests = [
-        check_request(task, own, prompt.cot if task.cot else prompt, sampling, reasoned=task.cot) for own in fields
-    ]
+    requests = answer_requests(task, fields, prompt)
     replies, usage = run(_ask(requests, teacher))
     failures = [reply for reply in replies if isinstance(reply, Failure)]
     if lost := [failure for failure in failures if failure.kind != "budget"]:
@@ -75,6 +73,13 @@ def predict_teacher(
         "usage": usage.summary(),
     }
     return generations, summary
+
+
+def answer_requests(task: Task, items: Sequence[Mapping[str, str]], prompt: LabelPrompt) -> list[Request]:
+    """One request an item, of which these are the query's fields."""
+    sampling = SamplingParameters(temperature=0, max_tokens=task.max_new_tokens + _AROUND)
+    own = prompt.cot if task.cot else prompt
+    return [check_request(task, fields, own, sampling, reasoned=task.cot) for fields in items]
 
 
 def read_answer(task: Task, fields: dict[str, str], reply: Reply | Failure) -> str:
