@@ -1,8 +1,9 @@
 from io import StringIO
 
+import pandas as pd
 from rich.console import Console
 
-from rebase.console import estimate_line, estimate_table, final_table, stage_line
+from rebase.console import comparison_table, estimate_line, estimate_table, final_table, stage_line
 
 SUMMARY = {"stage": "retrieve", "in": 1200, "kept": 1000, "refused": {"licence": 50, "duplicate": 150}}
 
@@ -63,3 +64,24 @@ def test_final_table_shows_stages_that_ran_and_scores_with_intervals():
     assert "1,000 of 1,200; refused: duplicate 150, licence 50" in text
     assert "12.3  [8.0, 17.5]  (n = 80)" in text
     assert "transform" not in text
+
+
+def test_a_comparison_tells_what_other_seeds_gave_and_no_chance_of_nought():
+    cell = {"value": 18.0, "low": 13.0, "high": 23.0}
+    made = {"metric": "f1", **cell, "examples": 17, "requests": 73.0, "dollars": 0.0, "minutes": 0.8}
+    lines = pd.DataFrame(
+        [
+            {"system": "student", **made, "seeds": 0, "seed_mean": None, "seed_deviation": None},
+            {"system": "synthesized", **made, "seeds": 2, "seed_mean": 23.5, "seed_deviation": 7.78},
+        ]
+    )
+    scores = {"n": 200, "differences": {"synthesized - student": {"f1": {**cell, "p": 0.0002}}}}
+
+    def shown(comparison):
+        out = StringIO()
+        Console(file=out, width=160).print(comparison_table("squad", comparison, scores))
+        return out.getvalue()
+
+    assert "23.5 ± 7.8 (2)" in shown(lines)
+    assert "<0.001" in shown(lines)
+    assert "over seeds" not in shown(lines.assign(seeds=1))

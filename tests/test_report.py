@@ -21,6 +21,7 @@ from rebase.report import (
     find_outdated,
     flow,
     limits,
+    over_seeds,
     sources,
     won_and_lost,
     write_report,
@@ -116,7 +117,7 @@ def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFram
         },
         "comparison": pd.DataFrame(
             [{"system": "synthesized", "metric": metric, "examples": 12, "requests": 4321.0, "dollars": 0.0456}
-             for metric in reading_task.metrics]
+             | {"seeds": 2, "seed_mean": 31.25, "seed_deviation": 7.78} for metric in reading_task.metrics]
         ),
         "curves": pd.DataFrame(
             [{"training_set": "synthesized", "examples": size, "seed": 0, "metric": "f1", **CELL} for size in (0, 12)]
@@ -229,6 +230,14 @@ def test_scores_of_another_version_of_the_task_do_no_harm(reading_task: Task, pi
     page = Page(write_report(reading_task, **pieces | {"scores": pieces["scores"] | old}))
     assert "Mean grades from 1 to 5" in page.text
     assert "before → after" not in page.text
+
+
+def test_what_other_seeds_gave_stands_beside_the_intervals(reading_task: Task, pieces: dict[str, Any]) -> None:
+    page = Page(write_report(reading_task, **pieces))
+    assert page.text.count("31.2 ± 7.8") == len(reading_task.metrics)
+    once = pieces["comparison"].assign(seeds=1)
+    assert "How much may be luck" not in Page(write_report(reading_task, **pieces | {"comparison": once})).text
+    assert over_seeds(pieces["comparison"].drop(columns="seeds")) == {}
 
 
 def test_a_comparison_without_its_table_has_no_costs(reading_task: Task, pieces: dict[str, Any]) -> None:

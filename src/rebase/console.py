@@ -112,7 +112,9 @@ def final_table(task: str, summaries: Mapping[str, Mapping[str, Any]], scores: M
 def comparison_table(task: str, comparison: pd.DataFrame, scores: Mapping[str, Any]) -> Table:
     """Every system with its score and what it took, and what it gains on the student as it came."""
     table = Table(title=f"rebase · task {task}: {scores['n']} items", title_justify="left")
-    for column in ("system", "metric", "score", "interval", "gain", "p", "examples", "requests", "dollars", "minutes"):
+    seeded = bool((comparison["seeds"] > 1).any())
+    columns = ["system", "metric", "score", "interval", "gain", "p", "examples", "requests", "dollars", "minutes"]
+    for column in columns + ["over seeds"] * seeded:
         table.add_column(column, justify="left" if column in ("system", "metric") else "right")
     for line in comparison.to_dict("records"):
         gain = scores["differences"].get(f"{line['system']} - student", {}).get(line["metric"])
@@ -122,16 +124,23 @@ def comparison_table(task: str, comparison: pd.DataFrame, scores: Mapping[str, A
             f"{line['value']:.1f}",
             f"{line['low']:.1f}–{line['high']:.1f}",
             f"{gain['value']:+.1f}" if gain else "",
-            f"{gain['p']:.3f}" if gain else "",
+            ("<0.001" if gain["p"] < 0.001 else f"{gain['p']:.3f}") if gain else "",
             f"{line['examples']:,}",
             "not known" if pd.isna(line["requests"]) else f"{line['requests']:,.0f}",
             "no price" if pd.isna(line["dollars"]) else f"{line['dollars']:.4f}",
             f"{line['minutes']:.1f}",
+            *([_over_seeds(line)] * seeded),
         )
     left_out = [f"Left out: {name}. {reason}" for name, reason in scores.get("left_out", {}).items()]
     caption = "gain: over the student as it came, paired; p: by permutation; minutes: of training"
     table.caption = "\n".join(map(escape, [caption, *left_out]))
     return table
+
+
+def _over_seeds(line: Mapping[str, Any]) -> str:
+    """The mean over several trainings with its standard deviation, and how many they are."""
+    several = line["seeds"] > 1
+    return f"{line['seed_mean']:.1f} ± {line['seed_deviation']:.1f} ({line['seeds']})" if several else ""
 
 
 def _reasons(refused: Mapping[str, int]) -> str:

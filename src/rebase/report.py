@@ -141,9 +141,19 @@ def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str
         limits=limits(given),
         # It has a line a system and metric.
         costs={} if compared is None else compared.drop_duplicates("system").set_index("system").to_dict("index"),
+        luck={} if compared is None else over_seeds(compared),
         missing_names=[name for name in PIECES if name not in given],
         **{name: given.get(name) for name in _SHOWN_AS_THEY_ARE},
     )
+
+
+def over_seeds(comparison: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """By system what ``seeds`` trainings gave: by metric the mean and the standard deviation. Only those of several."""
+    several = comparison[comparison.get("seeds", pd.Series(0, index=comparison.index)) > 1]
+    return {
+        system: {"seeds": int(lines["seeds"].max()), "metrics": lines.set_index("metric").to_dict("index")}
+        for system, lines in several.groupby("system", sort=False)
+    }
 
 
 def find_outdated(times: Mapping[str, float]) -> list[str]:
