@@ -315,6 +315,8 @@ def test_limits_are_those_of_the_run(pieces: dict[str, Any]) -> None:
     assert "licence of 9 retrieved rows is unknown" in said
     assert "94 evaluation items were left out" in said
     assert "few" not in said
+    one_sided = {"diversity": {"labels": {"counts": {"yes": 32, "no": 1}}}}
+    assert "32 of 33 examples have the label yes" in " ".join(limits(one_sided))
 
 
 def items(*texts: str) -> pd.DataFrame:

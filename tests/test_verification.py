@@ -14,6 +14,7 @@ from rebase.verification import (
     equations,
     label_balance,
     names_label,
+    one_sided,
     refuse_example,
     refuse_rationale,
     same_answer,
@@ -236,6 +237,14 @@ def test_the_balance_of_labels():
         "missing": ["travel"],
     }
     assert label_balance(["a"], []) == {"counts": {"a": 0}, "largest_share": 0.0, "missing": ["a"]}
+
+
+@pytest.mark.parametrize(("others", "words"), [(1, "9 of 10 examples have the label yes"), (2, ""), (9, "")])
+def test_one_label_for_nearly_all_is_told(others, words):
+    told = one_sided({"no": others, "yes": 9})
+    assert bool(told) == bool(words)
+    assert told.startswith(words)
+    assert one_sided({"no": 0, "yes": 0}) == ""
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from rebase.teacher.flow import in_order
 from rebase.teacher.protocol import Failure, Reply, why_unreadable
 from rebase.teacher.stored import StoredSession, StoredTeacher
 from rebase.text import normalise
-from rebase.verification import Known, agrees, label_balance, refuse_example, tidy_answer
+from rebase.verification import Known, agrees, label_balance, one_sided, refuse_example, tidy_answer
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,8 @@ def conclude(
         summary["labels"] = balance = label_balance(task.answer.labels, examples["answer"])
         if balance["missing"]:
             logger.warning("%s: no example has the label %s", stage, ", ".join(balance["missing"]))
+        if doubt := one_sided(balance["counts"]):
+            logger.warning("%s: %s", stage, doubt)
     return examples, pd.DataFrame(refused, columns=REFUSED_COLUMNS), summary
 
 

@@ -23,6 +23,7 @@ from rebase.plots import (
 )
 from rebase.records import Task
 from rebase.sampling import even_positions
+from rebase.verification import one_sided
 
 # In their order: what a piece is made from stands before it.
 _MADE_FROM = {
@@ -274,6 +275,9 @@ def limits(given: Mapping[str, Any]) -> list[str]:
         )
     if examples is not None and len(examples) < _FEW_EXAMPLES:
         said.append(f"{len(examples)} training examples are few: another seed may give other scores.")
+    labels = (given.get("diversity") or {}).get("labels")
+    if labels and (doubt := one_sided(labels["counts"])):
+        said.append(doubt)
     if left := given.get("evaluate_summary", {}).get("refused", {}).get("over_limit"):
         said.append(f"{left:,} evaluation items were left out by evaluate.limit: the scores are of a sample.")
     if retrieved is not None and "licence" in retrieved and (unknown := int((retrieved["licence"] == "unknown").sum())):

@@ -17,6 +17,8 @@ from rebase.records import Task
 from rebase.text import comparable, ngrams, normalise, runs, tokens
 
 MAX_SPAN_WORDS = 12
+#: From this share on nearly all examples have one label.
+ONE_SIDED = 0.9
 
 _STOPWORDS = frozenset(
     tokens("""
@@ -117,6 +119,14 @@ def label_balance(labels: Sequence[str], answers: Iterable[str]) -> dict[str, An
         "largest_share": max(counts.values()) / max(1, sum(counts.values())),
         "missing": [label for label in labels if not counts[label]],
     }
+
+
+def one_sided(counts: Mapping[str, int]) -> str:
+    """What is to be said where nearly all examples have one label, by the counts of each; nothing elsewhere."""
+    label, whole = max(counts, key=lambda name: counts[name]), sum(counts.values())
+    if not whole or counts[label] < ONE_SIDED * whole:
+        return ""
+    return f"{counts[label]} of {whole} examples have the label {label}: a student may learn no other."
 
 
 def refuse_rationale(task: Task, rationale: str, answer: str) -> str | None:
