@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import click
@@ -62,10 +63,11 @@ def test_files_of_earlier_runs_may_be_read(names: str, params: dict[str, str]) -
     check(names, **params)
 
 
-def create_context(**params: object) -> KedroContext:
-    """The context of a run with these ``--params``."""
+def create_context(conf: Path | None = None, **params: object) -> KedroContext:
+    """The context of a run with these ``--params``, and with another configuration than the project's."""
     bootstrap_project(ROOT)
-    with KedroSession.create(ROOT, env="base", runtime_params=params) as session:
+    source = str(conf) if conf else None
+    with KedroSession.create(ROOT, env="base", runtime_params=params, conf_source=source) as session:
         return session.load_context()
 
 
@@ -86,3 +88,16 @@ def test_settings_of_stages_and_of_the_catalog_are_taken() -> None:
     judge = {"provider": "local", "model": "a"}  # declared as a whole
     context = create_context(judge_model=judge, teacher={"budget_usd": 1}, train={"epochs": 2}, seed=5)
     assert (context.params["train"].epochs, context.params["train"].seed) == (2, 5)
+
+
+def test_what_an_environment_of_ones_own_declares_is_taken(tmp_path: Path) -> None:
+    own = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
+    (own / "local").mkdir(exist_ok=True)
+    (own / "local" / "catalog_own.yml").write_text("_own: ${runtime_params:own,null}\n")
+    (own / "local" / "parameters_own.yml").write_text("# nothing yet\n")
+    assert create_context(own, own="x").params["train"].seed == 3407
+
+
+def test_a_packed_configuration_takes_parameters(tmp_path: Path) -> None:
+    packed = shutil.make_archive(str(tmp_path / "conf"), "gztar", ROOT, "conf")
+    assert create_context(Path(packed), task="squad", seed=5).params["train"].seed == 5

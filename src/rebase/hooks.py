@@ -92,12 +92,12 @@ class RunReporter:
     @hook_impl
     def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Print the table of a run that ends with scores, or with an estimate."""
-        for name in pipeline.outputs().intersection(_ESTIMATES):
-            if "comparison" not in pipeline.all_outputs():
-                Console().print(estimate_table(catalog.load(name)))
         if "comparison" in pipeline.all_outputs():
             scores = catalog.load("comparison_scores")
             Console().print(comparison_table(scores["task"], catalog.load("comparison"), scores))
+        else:
+            for name in pipeline.outputs().intersection(_ESTIMATES):
+                Console().print(estimate_table(catalog.load(name)))
         if "report" not in pipeline.all_outputs():
             return
         names = [f"{stage}{_SUMMARY}" for stage in STAGES]
@@ -122,16 +122,14 @@ def _check_runtime_params(loader: AbstractConfigLoader) -> None:
     """Raise RebaseError where a parameter of this run is neither a stage's nor declared in the catalog.
 
     Kedro takes any name, and what is misspelt would change nothing: a budget, say. What is in a stage is checked by
-    the stage's type.
+    the stage's type. A configuration that is packed, or lies elsewhere, is not looked into.
     """
-    base = Path(loader.conf_source, "base")
-    stages = {name for file in base.glob("parameters*.yml") for name in yaml.safe_load(file.read_text("utf-8"))}
-    declared = {
-        name
-        for file in base.glob("*.yml")
-        for name in re.findall(r"\$\{runtime_params:([\w.]+)", file.read_text("utf-8"))
-    }
-    given = {name: value for name, value in (loader.runtime_params or {}).items() if name not in stages}
+    if not loader.runtime_params or not Path(loader.conf_source).is_dir():
+        return
+    texts = [(file.name, file.read_text("utf-8")) for file in Path(loader.conf_source).rglob("*.yml")]
+    stages = {name for file, text in texts if file.startswith("parameters") for name in yaml.safe_load(text) or ()}
+    declared = {name for _, text in texts for name in re.findall(r"\$\{runtime_params:([\w.]+)", text)}
+    given = {name: value for name, value in loader.runtime_params.items() if name not in stages}
     known = sorted(declared | stages)
     for name in _leaves(given, declared):
         if name not in declared:

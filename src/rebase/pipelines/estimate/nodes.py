@@ -104,8 +104,9 @@ def estimate_comparison(
     answers = answer_requests(task, [json.loads(text) for text in items["fields"]], prompt)
     label = ["rationale", "answer"] if distil.style == "cot" else ["answer"]
     answer = ["rationale", "answer"] if task.cot else ["answer"]
+    asked = stages["transform"] + stages["round_trip"] if "round_trip" in stages else stages["transform"]
     stages |= {
-        "synthesize": sum((stages[name] for name in ("round_trip",) if name in stages), start=stages["transform"]),
+        "synthesize": asked,
         "distil": forecast(labels, 0, [_dump(example, label) for example in task.examples], per_character),
         "teacher": forecast(
             answers, len(answers), [_dump(example, answer) for example in task.examples], per_character
