@@ -1,12 +1,12 @@
 """What generation costs: `rebase.student.generation` against transformers' `generate`, one prompt at a time.
 
     python benchmarks/generate.py [--task reading_qa] [--prompts FILE] [--adapter FOLDER] [--count 64]
-        [--batch-size 16] [--rounds 1]
+        [--batch-size 16] [--rounds 1] [--dtype auto]
 
-The prompts are those that `evaluate` asks: the task's evaluation items, or those of `--prompts` (JSONL or Parquet),
-drawn by even stride. Both ways take turns in one process with the same weights and threads, the best round of each.
-Prints lines, and JSON last: ``vs_one_by_one`` is the ratio of the times, ``vs_one_by_one_cpu`` of the processor times
-(on a machine that others use too), ``identical`` the share of equal texts.
+The prompts are those that `evaluate` asks: the task's evaluation items, or those of `--prompts` (JSONL or Parquet), a
+systematic sample. ``--dtype`` is the number format of computing. Both ways take turns in one process with the same
+weights and threads, the best round of each. Prints lines, and JSON last: ``vs_one_by_one`` is the ratio of the times,
+``vs_one_by_one_cpu`` of the processor times (on a machine that others use too), ``identical`` the share of equal texts.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from rebase.evaluation import evaluation_items
+from rebase.models import resolve_dtype
 from rebase.records import Adapter, Task
 from rebase.sampling import even_positions
 from rebase.student.formatting import encode_prompt, render_prompt
@@ -40,13 +41,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=evaluate_settings()["batch_size"])
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
     task = Task.parse(yaml.safe_load((ROOT / f"data/01_raw/tasks/{options.task}.yml").read_text()), options.task)
-    queries = read_queries(task, options.prompts or ROOT / task.evaluation.source, options.count)
-    student = Student(options.model, None, MODELS, MODELS)
+    items = read_items(task, options.prompts or ROOT / task.evaluation.source, options.count)
+    student = Student(options.model, None, MODELS, MODELS, options.dtype)
     adapters = {"expert": Adapter(options.adapter, student.name)} if options.adapter else {}
     with student.open(adapters) as (model, tokenizer):
-        prompts = [render_prompt(tokenizer, task, query) for query in queries]
+        prompts = [render_prompt(tokenizer, task, query) for query in items["query"]]
         ways: dict[str, Callable[[], list[str]]] = {
             "one by one": lambda: [alone(model, tokenizer, prompt, task.max_new_tokens) for prompt in prompts],
             "generate": lambda: generate(
@@ -81,6 +83,7 @@ def main() -> None:
         "written_tokens": written,
         "threads": torch.get_num_threads(),
         "model": options.model,
+        "dtype": resolve_dtype(options.dtype),
     }
     print(json.dumps(found))
 
@@ -90,11 +93,11 @@ def evaluate_settings() -> dict:
     return yaml.safe_load((ROOT / "conf/base/parameters_evaluate.yml").read_text())["evaluate"]
 
 
-def read_queries(task: Task, path: Path, count: int) -> list[str]:
-    """The queries of ``count`` items of a file, by even stride."""
+def read_items(task: Task, path: Path, count: int) -> pd.DataFrame:
+    """A systematic sample of ``count`` evaluation items of a file."""
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
     rows = frame.iloc[even_positions(len(frame), min(count, len(frame)))].to_dict("records")
-    return list(evaluation_items(task, json.loads(json.dumps(rows, default=list)), str(path))["query"])
+    return evaluation_items(task, json.loads(json.dumps(rows, default=list)), str(path))
 
 
 def alone(model: torch.nn.Module, tokenizer: object, prompt: str, max_new_tokens: int) -> str:

@@ -31,6 +31,7 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
+from rebase.models import resolve_dtype
 from rebase.parameters import TrainParameters
 from rebase.student.batches import Encoded, Example
 from rebase.student.formatting import IGNORED, encode_example
@@ -83,7 +84,7 @@ def main() -> None:
         else f"{torch.get_num_threads()} CPU threads",
     }
     if options.gpu:
-        rate = matrix_rate(2.0)
+        rate = matrix_rate(resolve_dtype("auto"), 2.0)
         share = summary["tokens_with_loss"] / summary["tokens"]
         operations = shape(options).operations(10**6, round(share * 10**6)) / 10**6
         summary["matrix_tflops"] = round(rate / 1e12, 2)
@@ -234,7 +235,7 @@ def open_model(options: argparse.Namespace) -> Any:
 def shape(options: argparse.Namespace) -> Shape:
     """The sizes of what ``open_model`` gives."""
     if options.gpu:
-        return shape_of(architecture(options.tiny), four_bit=True)
+        return shape_of(architecture(options.tiny), four_bit=True, dtype=resolve_dtype("auto"))
     return measure_shape(STUDENT, settings(options))
 
 

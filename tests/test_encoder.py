@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import rebase.encoder
 from rebase.encoder import Encoder, OpenEncoder, fastest
 from rebase.errors import RebaseError
 from rebase.models import locate_model
@@ -37,6 +38,10 @@ HARD = [
     "\ufffd \u0000 é",
     "Ünïcode " * 40,
 ]
+
+
+#: A vector that some dozen roundings to 8 bits moved by 1/32 of its length, or eight units of the last place.
+LEAST_BFLOAT16 = 1 - 2**-11
 
 
 def mixed(count: int, seed: int = 1) -> list[str]:
@@ -154,7 +159,7 @@ def test_every_kind_of_encoder_gives_the_librarys_vectors(tmp_path, kind, poolin
     texts = ["", " ", *mixed(40), "otter " * 100, "Storks MEND their nest"]
     model = tiny(tmp_path, kind, pooling)
     expected = model.encode(texts, normalize_embeddings=True)
-    opened = fastest(model)
+    opened = fastest(model, "float32")
     found = opened.encode(texts, 300)
     assert cosines(expected[2:], expected[2:][::-1]).min() < 0.99  # the model tells texts apart
     np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
@@ -162,12 +167,50 @@ def test_every_kind_of_encoder_gives_the_librarys_vectors(tmp_path, kind, poolin
     assert opened.form.__name__ == form
 
 
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [("Bert", "_pack"), ("XLMRoberta", "_pack"), ("DistilBert", "_pack"), ("MPNet", "_pad"), ("ModernBert", "_pad")],
+)
+def test_bfloat16_vectors_agree_with_those_of_float32(tmp_path, kind, form):
+    texts = ["", " ", *mixed(40), "otter " * 100, "Storks MEND their nest"]
+    model = tiny(tmp_path, kind)
+    expected = model.encode(texts, normalize_embeddings=True)
+    opened = fastest(model, "bfloat16")
+    assert (opened.dtype, opened.form.__name__) == ("bfloat16", form)
+    assert cosines(opened.encode(texts, 300).vectors, expected).min() >= LEAST_BFLOAT16
+
+
+@pytest.mark.parametrize("wrong", ["_pack", "_pad"])
+def test_bfloat16_paths_that_do_not_agree_are_not_chosen(tmp_path, monkeypatch, wrong):
+    model = tiny(tmp_path, "Bert")
+    texts = mixed(20)
+    expected = model.encode(texts, normalize_embeddings=True)
+    right = getattr(rebase.encoder, wrong)
+    monkeypatch.setattr(f"rebase.encoder.{wrong}", lambda model, batch: right(model, [ids[::-1] for ids in batch]))
+    opened = fastest(model, "bfloat16")
+    assert opened.form is not getattr(rebase.encoder, wrong)
+    assert cosines(opened.encode(texts, 300).vectors, expected).min() >= LEAST_BFLOAT16
+
+
+def test_a_model_that_bfloat16_spoils_stays_in_float32(tmp_path):
+    import torch
+
+    model = tiny(tmp_path, "Bert")
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(64.0)  # in 8 bits, what tells these numbers apart is rounded off
+    expected = model.encode(mixed(20), normalize_embeddings=True)
+    opened = fastest(model, "bfloat16")
+    assert opened.dtype == "float32"
+    np.testing.assert_allclose(opened.encode(mixed(20)).vectors, expected, atol=1e-5)
+
+
 def test_where_nothing_else_agrees_the_library_encodes(tmp_path):
     model = tiny(tmp_path, "Bert")
     model.prompts, model.default_prompt_name = {"document": "the stone nest "}, "document"
     texts = mixed(20)
     expected = model.encode(texts, normalize_embeddings=True)
-    opened = fastest(model)
+    opened = fastest(model, "float32")
     np.testing.assert_allclose(opened.encode(texts, 300).vectors, expected, atol=1e-5)
     assert opened.form is None
 
@@ -182,7 +225,7 @@ def test_an_encoder_without_a_transformer_works(tmp_path):
     model = SentenceTransformer(modules=[static], device="cpu")
     texts = mixed(20)
     np.testing.assert_allclose(
-        fastest(model).encode(texts, 50).vectors, model.encode(texts, normalize_embeddings=True), atol=1e-6
+        fastest(model, "float32").encode(texts, 50).vectors, model.encode(texts, normalize_embeddings=True), atol=1e-6
     )
 
 

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from rebase import models
 from rebase.errors import RebaseError
-from rebase.models import convert_gguf, inference_dtype, locate_model
+from rebase.models import check_dtype, convert_gguf, locate_model, machine_name, preferred_dtype, resolve_dtype
 
 
 def test_a_local_folder_is_itself(tmp_path):
@@ -60,8 +61,33 @@ def test_what_is_converted_already_is_used(tmp_path):
     assert convert_gguf(gguf, tmp_path) == done
 
 
-def test_inference_runs_in_a_float_format():
-    assert inference_dtype().is_floating_point
+def test_auto_is_the_format_that_this_machine_is_fast_in(monkeypatch):
+    assert preferred_dtype() in ("float32", "bfloat16")
+    for dtype in ("float32", "bfloat16"):
+        monkeypatch.setattr(models, "preferred_dtype", lambda: dtype)  # noqa: B023
+        assert resolve_dtype("auto") == dtype
+    assert resolve_dtype("float32") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2", "float32")]
+)
+def test_a_processor_that_multiplies_bfloat16_computes_in_it(monkeypatch, capability, dtype):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    assert preferred_dtype() == dtype
+
+
+def test_an_unknown_format_names_the_setting():
+    check_dtype("auto")
+    with pytest.raises(RebaseError, match=r"compute\.dtype is 'bf16'.*auto, float32, bfloat16"):
+        check_dtype("bf16")
+
+
+def test_the_machine_has_a_name():
+    assert machine_name()
 
 
 @pytest.mark.slow

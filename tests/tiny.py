@@ -13,7 +13,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_student(folder: Path, chat: bool = True) -> Student:
+def tolerances(dtype: str) -> dict[str, float]:
+    """How far logits of a tiny student, of at most 1, may be apart: a few units of the format's last place."""
+    return {"atol": 1e-5, "rtol": 1e-5} if dtype == "float32" else {"atol": 2**-8, "rtol": 2**-6}
+
+
+def make_student(folder: Path, chat: bool = True, dtype: str = "float32") -> Student:
     """Write the model to ``folder/tiny`` and give its handle; its tokenizer puts a BOS before every text."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -46,7 +51,7 @@ def make_student(folder: Path, chat: bool = True) -> Student:
     )
     model.save_pretrained(folder / "tiny")
     tokenizer.save_pretrained(folder / "tiny")
-    return Student(str(folder / "tiny"), None, folder / "base", folder / "work")
+    return Student(str(folder / "tiny"), None, folder / "base", folder / "work", dtype)
 
 
 def train_parameters(**changes: object) -> TrainParameters:

@@ -19,6 +19,7 @@ class RuleTeacher:
     provider: ClassVar[str] = "rule"
     ahead: int = 8  # requests that should wait at once, to keep it busy
     thinking_tokens: int = 0
+    compute_dtype: None = None  # nothing is computed here
 
     def check(self) -> None:
         """Say what is missing, before any work."""

@@ -129,6 +129,7 @@ def conclude(
         "kept": len(kept),
         "refused": by_reason,
         **made,
+        "dtype": teacher.compute_dtype,
         "usage": usage.summary(),
     }
     if task.answer.labels:

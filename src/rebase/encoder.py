@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rebase.errors import RebaseError
-from rebase.models import PACKAGE, inference_dtype, locate_model
+from rebase.models import PACKAGE, check_dtype, locate_model, resolve_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +95,11 @@ class OpenEncoder:
         return Encoded(vectors, truncated)
 
     @property
+    def dtype(self) -> str:
+        """The number format of computing, as torch names it."""
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    @property
     def dimension(self) -> int:
         """The length of a vector."""
         return int(self.model.get_embedding_dimension() or 0)
@@ -129,11 +134,19 @@ class OpenEncoder:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A cheap handle: which encoder, and how to open it. ``model`` is a package, a folder or a hub id."""
+    """A cheap handle: which encoder, and how to open it. ``model`` is a package, a folder or a hub id.
+
+    ``dtype`` is the number format of computing (``rebase.models.Dtype``). It is no part of the identity: vectors of
+    both formats are checked against the same float32 ones when the encoder is opened.
+    """
 
     model: str
     revision: str | None
     folder: Path
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
 
     @property
     def identity(self) -> str:
@@ -151,7 +164,7 @@ class Encoder:
         """Load the weights; they are freed at the end. Raises RebaseError where they cannot be had."""
         try:
             with _all_processors():
-                yield fastest(self._load())
+                yield fastest(self._load(), resolve_dtype(self.dtype))
         finally:
             gc.collect()
 
@@ -169,14 +182,18 @@ class Encoder:
             ) from error
 
 
-def fastest(model: "SentenceTransformer") -> OpenEncoder:
-    """The fastest way to use the model whose vectors agree with the library's own in fp32."""
+def fastest(model: "SentenceTransformer", dtype: str) -> OpenEncoder:
+    """The fastest way to use the model whose vectors agree with the library's own in float32.
+
+    ``dtype`` is ``float32`` or ``bfloat16``; bfloat16 is left where its vectors do not agree.
+    """
+    import torch
+
     model = model.float()
     expected = OpenEncoder(model).encode(_PROBE).vectors
     least = _LEAST_COSINE
-    dtype = inference_dtype()
-    if dtype.itemsize < 4:
-        half = OpenEncoder(copy.deepcopy(model).to(dtype))
+    if dtype != "float32":
+        half = OpenEncoder(copy.deepcopy(model).to(getattr(torch, dtype)))
         if _agrees(half, expected, _LEAST_COSINE_HALF):
             model, least = half.model, _LEAST_COSINE_HALF
     if model.device.type == "cpu" and _set_attention(model, _PACKED):

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from rebase.models import machine_name
 from rebase.redaction import public
 
 _PACKAGES = ("rebase", "kedro", "torch", "transformers", "trl", "peft")
@@ -54,7 +55,8 @@ def make_record(
         },
         "parameters": public(parameters),
         "versions": {"git": git_commit(), "python": platform.python_version(), **_versions()},
-        "machine": _machine(),
+        "machine": machine_name(),
+        "dtypes": {stage: summary["dtype"] for stage, summary in by_stage.items() if summary.get("dtype")},
         "counts": {stage: {name: said[name] for name in ("in", "kept", "refused")} for stage, said in by_stage.items()},
         "seconds": {stage: said["seconds"] for stage, said in by_stage.items() if "seconds" in said},
         "teacher_usage": {name: total.get(name) for name in ("replies", "stored", "input_tokens", "output_tokens")},
@@ -133,12 +135,6 @@ def _versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
-
-
-def _machine() -> str:
-    import torch
-
-    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else f"CPU ({platform.machine()})"
 
 
 def _read_versions(path: Path) -> dict[str, dict[str, Any]]:

@@ -38,7 +38,7 @@ _PROMPTS: dict[str, tuple[type[Prompt], str]] = {
 #: What only a teacher that answers can make: for an estimate no key is needed.
 _ASKING = frozenset({"examples", "reasoned_examples", "synthesized_examples", "labelled_examples"})
 #: Inputs that are cheap to load and that people get wrong: a wrong one stops the run before any work.
-_CHECKED_FIRST = ("task", "evaluation_set")
+_CHECKED_FIRST = ("task", "evaluation_set", "encoder", "student")
 
 
 class RunReporter:

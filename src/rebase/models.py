@@ -1,18 +1,20 @@
-"""Where a model's weights lie and in which number format they run."""
+"""Where a model's weights are, and the number format it computes in."""
 
 import hashlib
 import importlib.util
+import platform
+import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal, get_args
 
 from rebase.errors import RebaseError
 
-if TYPE_CHECKING:
-    import torch
-
 PACKAGE = "package:"
+
+#: The number format of computing, as ``compute.dtype`` names it. Any is computed on any processor, if slowly.
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 def locate_model(model: str, folder: Path) -> str:
@@ -31,15 +33,42 @@ def locate_model(model: str, folder: Path) -> str:
     return model
 
 
-def inference_dtype() -> "torch.dtype":
-    """The number format in which inference is fastest here: bfloat16 where the hardware multiplies it, else float32."""
+def resolve_dtype(dtype: str) -> str:
+    """The number format that ``compute.dtype`` means on this machine: ``float32`` or ``bfloat16``."""
+    return preferred_dtype() if dtype == "auto" else dtype
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise RebaseError if ``dtype`` is not one of ``Dtype``."""
+    if dtype not in get_args(Dtype):
+        raise RebaseError(
+            f"compute.dtype is {dtype!r}. Set it to one of {', '.join(get_args(Dtype))} in globals.yml, or by "
+            "--params=compute.dtype=NAME."
+        )
+
+
+def preferred_dtype() -> str:
+    """The fastest number format here: bfloat16 if the GPU or the processor multiplies it, else float32."""
     import torch
 
     if torch.cuda.is_available():
-        return torch.bfloat16
-    capabilities = torch.cpu.get_capabilities()
-    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if fast else torch.float32
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if fast else "float32"
+
+
+def machine_name() -> str:
+    """The GPU, or the processor and its architecture."""
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else []
+    name = names[0] if names else platform.processor() or "CPU"
+    return f"{name} ({platform.machine()})"
 
 
 def _locate_packaged(package: str, folder: Path) -> str:

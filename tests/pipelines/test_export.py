@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,17 @@ from rebase.records import Adapter
 from rebase.student.training import train_adapter
 from tests.student.test_training import training_set
 from tests.tiny import make_student, train_parameters
+
+
+def test_weights_are_merged_in_the_published_number_format(tmp_path: Path) -> None:
+    """Also where bfloat16 is computed with: merged into 8 bits, an adapter's small changes would be lost."""
+    student = make_student(tmp_path / "student", dtype="bfloat16")
+    adapter, _, _ = train_adapter(student, training_set(8), train_parameters(four_bit=False))
+    model, _ = merge_adapter(student, adapter)
+    exact, _ = merge_adapter(replace(student, dtype="float32"), adapter)
+    assert model.dtype == torch.float32
+    for name, weights in model.state_dict().items():
+        torch.testing.assert_close(weights, exact.state_dict()[name], rtol=0, atol=0)
 
 
 def test_merged_model_loads_by_itself_and_says_what_the_expert_says(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The tiny student."""
 
+from dataclasses import replace
+
 import pytest
 
 from rebase.student.handle import Student
@@ -10,6 +12,12 @@ from tests.tiny import make_student
 def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
     """A student with a chat template."""
     return make_student(tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def any_student(student: Student, request: pytest.FixtureRequest) -> Student:
+    """The student in either number format."""
+    return replace(student, dtype=request.param)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from rebase.student.generation import generate
 from rebase.student.handle import Student
+from tests.tiny import tolerances
 
 PROMPTS = [
     "Where?",
@@ -45,6 +48,23 @@ def test_text_ends_with_the_turn(student: Student) -> None:
             model.model.norm.weight.copy_(model.model.norm.weight.abs())
             model.model.norm.register_forward_hook(lambda module, inputs, output: output.abs())
         assert generate(model, tokenizer, PROMPTS, 8, 5, "ends") == [""] * len(PROMPTS)
+
+
+def test_bfloat16_writes_what_single_prompts_write_or_a_token_as_likely(student: Student) -> None:
+    """Where a batch writes another token than the prompt alone, both were equally likely within 8 bits."""
+    import torch
+
+    with replace(student, dtype="bfloat16").open() as (model, tokenizer):
+        together = generate(model, tokenizer, PROMPTS, 8, len(PROMPTS), "together")
+        for prompt, text in zip(PROMPTS, together, strict=True):
+            alone = plainly(model, tokenizer, prompt)
+            if text == alone:
+                continue
+            same = next(place for place in range(len(text) + 1) if text[: place + 1] != alone[: place + 1])
+            ids = tokenizer(prompt + alone[:same], add_special_tokens=False, return_tensors="pt")["input_ids"]
+            with torch.inference_mode():
+                best = model(ids).logits[0, -1].float().topk(2).values
+            assert best[0] - best[1] <= tolerances("bfloat16")["atol"]
 
 
 def test_no_prompts(student: Student) -> None:

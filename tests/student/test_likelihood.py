@@ -7,9 +7,9 @@ from rebase.errors import RebaseError
 from rebase.records import Task
 from rebase.student.answering import open_student
 from rebase.student.formatting import IGNORED, encode_example
-from rebase.student.handle import Student
+from rebase.student.handle import Student, float32_logits
 from rebase.student.likelihood import choose_labels
-from tests.tiny import evaluate_parameters
+from tests.tiny import evaluate_parameters, tolerances
 
 LABELS = ("no", "n", "entailment", "yes, of course")
 PROMPTS = [
@@ -42,20 +42,40 @@ def from_scratch(model, tokenizer, prompt: str, label: str) -> float:
     import torch
 
     ids, labels = encode_example(tokenizer, prompt, label)
-    found = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    with float32_logits(model):
+        found = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     return float(sum(found[place - 1, token] for place, token in enumerate(labels) if token != IGNORED))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize("labels", [LABELS, ("a", "b"), ("one",)])
-def test_likelihoods_are_those_of_each_text_alone(student: Student, labels: tuple[str, ...], batch_size: int) -> None:
+def test_likelihoods_are_those_of_each_text_alone(
+    any_student: Student, labels: tuple[str, ...], batch_size: int
+) -> None:
     import torch
 
-    with student.open() as (model, tokenizer), torch.inference_mode():
+    with any_student.open() as (model, tokenizer), torch.inference_mode():
         expected = [[from_scratch(model, tokenizer, prompt, label) for label in labels] for prompt in PROMPTS]
         chosen, scores = choose_labels(model, tokenizer, PROMPTS, labels, batch_size, "labels")
-    np.testing.assert_allclose(scores, expected, rtol=1e-5)
-    assert chosen == [labels[place] for place in np.argmax(expected, axis=1)]
+    longest = max(map(len, labels)) + 1  # tokens of a label: each adds its own error to the sum
+    bounds = tolerances(any_student.dtype)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=longest * bounds["atol"])
+    assert chosen == [labels[place] for place in np.argmax(scores, axis=1)]
+    if any_student.dtype == "float32":
+        assert chosen == [labels[place] for place in np.argmax(expected, axis=1)]
+
+
+def test_bfloat16_likelihoods_are_near_those_of_float32_and_not_rounded_to_8_bits(student: Student) -> None:
+    from dataclasses import replace
+
+    import torch
+
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        with replace(student, dtype=dtype).open() as (model, tokenizer):
+            _, found[dtype] = choose_labels(model, tokenizer, PROMPTS, LABELS, 4, "labels")
+    np.testing.assert_allclose(found["bfloat16"], found["float32"], atol=15 * tolerances("bfloat16")["atol"])
+    assert (torch.tensor(found["bfloat16"]).bfloat16().double().numpy() != found["bfloat16"]).mean() > 0.5
 
 
 def test_no_prompts(student: Student) -> None:

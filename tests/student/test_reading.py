@@ -3,6 +3,7 @@ from hypothesis import strategies as st
 
 from rebase.student.handle import Student
 from rebase.student.reading import Batch, group_prompts, read_prompts
+from tests.tiny import tolerances
 
 PASSAGES = [
     "The heron stands in the shallow water and waits for frogs. ",
@@ -15,16 +16,16 @@ PROMPTS = [f"Answer. {passage}{question}" for question in QUESTIONS for passage 
 ]
 
 
-def test_what_comes_next_is_as_if_each_prompt_was_read_alone(student: Student) -> None:
+def test_what_comes_next_is_as_if_each_prompt_was_read_alone(any_student: Student) -> None:
     import torch
 
-    with student.open() as (model, tokenizer), torch.inference_mode():
+    with any_student.open() as (model, tokenizer), torch.inference_mode():
         for batch_size in (1, 2, 3, 7):
             seen = []
             for numbers, _, logits in read_prompts(model, tokenizer, PROMPTS, batch_size, "read"):
                 for number, found in zip(numbers, logits, strict=True):
                     ids = tokenizer(PROMPTS[number], add_special_tokens=False, return_tensors="pt")["input_ids"]
-                    torch.testing.assert_close(found, model(ids).logits[0, -1], atol=1e-5, rtol=1e-5)
+                    torch.testing.assert_close(found, model(ids).logits[0, -1], **tolerances(any_student.dtype))
                 seen += numbers
             assert sorted(seen) == list(range(len(PROMPTS)))
 

@@ -13,13 +13,19 @@ class EncoderDataset(Handle, AbstractDataset[Any, Encoder]):
     """Loads an ``Encoder`` handle; weights are read when it is opened."""
 
     def __init__(
-        self, model: str, folder: str, revision: str | None = None, metadata: dict[str, Any] | None = None
+        self,
+        model: str,
+        folder: str,
+        revision: str | None = None,
+        dtype: str = "auto",
+        metadata: dict[str, Any] | None = None,
     ) -> None:
-        self._encoder = Encoder(model, revision, Path(folder))
+        self._settings = (model, revision, Path(folder), dtype)
         self.metadata = metadata
 
     def load(self) -> Encoder:
-        return self._encoder
+        return Encoder(*self._settings)
 
     def _describe(self) -> dict[str, Any]:
-        return {"model": self._encoder.model, "revision": self._encoder.revision}
+        model, revision, _, dtype = self._settings
+        return {"model": model, "revision": revision, "dtype": dtype}

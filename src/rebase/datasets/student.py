@@ -21,13 +21,15 @@ class StudentDataset(Handle, AbstractDataset[Any, Student]):
         folder: str,
         workdir: str,
         revision: str | None = None,
+        dtype: str = "auto",
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        self._student = Student(model, revision, Path(folder), Path(workdir))
+        self._settings = (model, revision, Path(folder), Path(workdir), dtype)
         self.metadata = metadata
 
     def load(self) -> Student:
-        return self._student
+        return Student(*self._settings)
 
     def _describe(self) -> dict[str, Any]:
-        return {"model": self._student.model, "revision": self._student.revision}
+        model, revision, *_, dtype = self._settings
+        return {"model": model, "revision": revision, "dtype": dtype}

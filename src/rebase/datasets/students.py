@@ -28,10 +28,15 @@ class StudentsDataset(Handle, AbstractDataset[Any, tuple[Student, ...]]):
     """
 
     def __init__(
-        self, students: list[dict[str, Any]], folder: str, workdir: str, metadata: dict[str, Any] | None = None
+        self,
+        students: list[dict[str, Any]],
+        folder: str,
+        workdir: str,
+        dtype: str = "auto",
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         self._students = students
-        self._folder, self._workdir = Path(folder), Path(workdir)
+        self._folder, self._workdir, self._dtype = Path(folder), Path(workdir), dtype
         self.metadata = metadata
 
     def load(self) -> tuple[Student, ...]:
@@ -44,7 +49,7 @@ class StudentsDataset(Handle, AbstractDataset[Any, tuple[Student, ...]]):
             ) from None
         if twice := [entry.model for place, entry in enumerate(listed) if entry in listed[:place]]:
             raise RebaseError(f"`students` of globals.yml lists {', '.join(twice)} twice. Leave one out.")
-        return tuple(Student(entry.model, entry.revision, self._folder, self._workdir) for entry in listed)
+        return tuple(Student(entry.model, entry.revision, self._folder, self._workdir, self._dtype) for entry in listed)
 
     def _describe(self) -> dict[str, Any]:
-        return {"students": self._students}
+        return {"students": self._students, "dtype": self._dtype}

@@ -57,7 +57,8 @@ class TeacherDataset(Handle, AbstractDataset[Any, StoredTeacher]):
     """Loads a ``StoredTeacher``. All that are loaded from one entry, in one run, share one budget.
 
     ``settings`` are those of ``TeacherSettings``. ``filepath`` is the store of replies, ``folder`` where packaged
-    weights are converted to. ``prices`` is the table of prices, ``credentials`` give each provider's key by its name.
+    weights are converted to. ``prices`` is the table of prices, ``credentials`` give each provider's key by its name,
+    ``dtype`` is the number format in which a local one computes.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class TeacherDataset(Handle, AbstractDataset[Any, StoredTeacher]):
         folder: str,
         prices: dict[str, Any],
         credentials: dict[str, Any] | None = None,
+        dtype: str = "auto",
         metadata: dict[str, Any] | None = None,
     ) -> None:
         self._settings = settings
@@ -74,6 +76,7 @@ class TeacherDataset(Handle, AbstractDataset[Any, StoredTeacher]):
         self._folder = Path(folder)
         self._prices = prices
         self._credentials = credentials or {}
+        self._dtype = dtype
         self._budget: Budget | None = None
         self.metadata = metadata
 
@@ -100,7 +103,7 @@ class TeacherDataset(Handle, AbstractDataset[Any, StoredTeacher]):
             return hosted(settings.model, key, settings.base_url, settings.limits)
         if settings.provider == "replay":
             return ReplayTeacher.of(settings.model, self._filepath)
-        return LocalTeacher(settings.model, settings.revision, self._folder)
+        return LocalTeacher(settings.model, settings.revision, self._folder, self._dtype)
 
     def _describe(self) -> dict[str, Any]:
         # Kedro's messages repeat it.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rebase.errors import RebaseError
-from rebase.models import inference_dtype, locate_model
+from rebase.models import check_dtype, locate_model, resolve_dtype
 from rebase.records import Adapter
 
 if TYPE_CHECKING:
@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 class Student:
     """A cheap handle. ``model`` is a package, a folder or a hub id.
 
-    Packaged weights are converted under ``folder``; training keeps its checkpoints under ``workdir``.
+    Packaged weights are converted under ``folder``; training keeps its checkpoints under ``workdir``. ``dtype`` is the
+    number format of computing (``rebase.models.Dtype``).
     """
 
     model: str
     revision: str | None
     folder: Path
     workdir: Path
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
 
     @property
     def name(self) -> str:
@@ -37,12 +42,13 @@ class Student:
         return path.resolve().name if path.is_dir() else self.model
 
     def identity(self) -> list[Any]:
-        """What the weights are known by, as plain data: model and revision, and of a folder its files."""
+        """What the weights are known by, as plain data: model, revision, number format, and of a folder its files."""
         folder = Path(self.model)
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         return [
             self.model,
             self.revision,
+            resolve_dtype(self.dtype),
             [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
         ]
 
@@ -54,6 +60,13 @@ class Student:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+    def published_dtype(self) -> str:
+        """The number format of the published weights: ``bfloat16`` for those of 16 bits, else ``float32``."""
+        from transformers import AutoConfig
+
+        dtype = self._load(AutoConfig).dtype
+        return "bfloat16" if dtype is not None and dtype.itemsize == 2 else "float32"
 
     @contextmanager
     def open(
@@ -87,7 +100,7 @@ class Student:
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-        dtype = inference_dtype()
+        dtype = getattr(torch, resolve_dtype(self.dtype))
         quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -95,12 +108,15 @@ class Student:
             bnb_4bit_compute_dtype=dtype,
         )
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return self._load(
+        model = self._load(
             AutoModelForCausalLM,
             dtype=dtype,
             device_map={"": device},
             **({"quantization_config": quantization} if four_bit else {}),
         )
+        if four_bit and device == "cpu":
+            _keep_differentiable(model)
+        return model
 
     def _load(self, loader: Any, **options: Any) -> Any:
         """``loader.from_pretrained``, with a word on what to do where it fails."""
@@ -127,6 +143,39 @@ def use_adapter(model: Any, name: str | None) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Have bitsandbytes leave the layout of 4-bit weights alone on a CPU with AVX512-BF16.
+
+    There its first pass without gradients lays the weights out for inference: from then on no gradient goes through
+    them, products are rounded to bfloat16, and layers narrower than a block of 64 fail.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def float32_logits(model: Any) -> Iterator[None]:
+    """Compute the output layer in float32, whatever the format of its weights.
+
+    A logit in bfloat16 is rounded to 8 bits: near 20 to a multiple of 1/8, so that labels of unlike likelihood tie.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    if head.weight.dtype == torch.float32:
+        yield
+        return
+    weight, bias = head.weight.float(), None if head.bias is None else head.bias.float()
+    head.forward = lambda hidden: torch.nn.functional.linear(hidden.float(), weight, bias)
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 def _add_adapters(model: Any, adapters: Mapping[str, Adapter]) -> Any:

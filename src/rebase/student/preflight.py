@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rebase.errors import RebaseError
-from rebase.models import inference_dtype, locate_model
+from rebase.models import locate_model, resolve_dtype
 from rebase.parameters import TrainParameters
 from rebase.student.batches import Encoded, Example, chunks, order_examples
 from rebase.student.formatting import IGNORED
@@ -163,11 +163,12 @@ def measure_shape(student: Student, parameters: TrainParameters) -> Shape:
     from transformers import AutoConfig
 
     folder = locate_model(student.model, student.folder)
-    return shape_of(AutoConfig.from_pretrained(folder, revision=student.revision or "main"), parameters.four_bit)
+    config = AutoConfig.from_pretrained(folder, revision=student.revision or "main")
+    return shape_of(config, parameters.four_bit, resolve_dtype(student.dtype))
 
 
-def shape_of(config: Any, four_bit: bool) -> Shape:
-    """The sizes of a model of this configuration. Without a GPU the frozen weights count as decoded."""
+def shape_of(config: Any, four_bit: bool, dtype: str) -> Shape:
+    """The sizes of a model of this configuration in ``dtype``. Without a GPU the frozen weights count as decoded."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -176,7 +177,7 @@ def shape_of(config: Any, four_bit: bool) -> Shape:
     head = model.get_output_embeddings()
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     linear = sum(layer.weight.numel() for layer in layers)
-    activation = torch.empty((), dtype=inference_dtype()).element_size()
+    activation = getattr(torch, dtype).itemsize
     packed = four_bit and torch.cuda.is_available()
     rest = sum(weights.numel() for weights in model.parameters()) - linear
     return Shape(
@@ -190,13 +191,13 @@ def shape_of(config: Any, four_bit: bool) -> Shape:
     )
 
 
-def matrix_rate(seconds: float = 0.3) -> float:
-    """Floating-point operations a second of a plain matrix product, in the number format of training."""
+def matrix_rate(dtype: str, seconds: float = 0.3) -> float:
+    """Floating-point operations a second of a plain matrix product in ``dtype``, the number format of training."""
     import torch
 
     cuda = torch.cuda.is_available()
     size = 8192 if cuda else 768
-    matrix = torch.ones(size, size, dtype=inference_dtype(), device="cuda" if cuda else "cpu")
+    matrix = torch.ones(size, size, dtype=getattr(torch, dtype), device="cuda" if cuda else "cpu")
     count = 0
     matrix @ matrix  # the first one prepares
     synchronise = torch.cuda.synchronize if cuda else int

@@ -51,7 +51,7 @@ class Batch:
             input_ids=ids,
             attention_mask=self._mask,
             position_ids=(self._mask.cumsum(-1) - 1).clamp(min=0)[:, -width:],
-            past_key_values=self._cache,
+            cache=self._cache,
             use_cache=True,
             logits_to_keep=logits,
         ).logits

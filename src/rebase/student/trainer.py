@@ -14,6 +14,7 @@ from rebase.errors import RebaseError
 from rebase.parameters import TrainParameters
 from rebase.student.batches import Encoded, Example, chunks, order_examples
 from rebase.student.formatting import IGNORED
+from rebase.student.handle import float32_logits
 from rebase.student.preflight import Shape, target_count
 
 if TYPE_CHECKING:
@@ -207,9 +208,9 @@ def _trainer_class(tokenizer: Any) -> Any:
                 self._take_less(model, reason)
 
         def evaluation_loss(self, examples: list[Example]) -> float:
-            """The mean loss over the examples' targets, without dropout."""
+            """The mean loss over the examples' targets, without dropout, from float32 logits."""
             ordered = sorted(examples, key=lambda example: len(example.input_ids))
-            with _evaluating(self):
+            with _evaluating(self), float32_logits(self.model):
                 return float(self._in_parts(ordered, partial(self.compute_loss, self.model)))
 
         def _in_parts(self, examples: list[Example], take: Callable[..., Any]) -> Any:
@@ -278,7 +279,7 @@ def _optimizer(name: str, cuda: bool) -> str:
     """The optimiser asked for; 8-bit and paged ones need a GPU and give way to plain AdamW without one."""
     if cuda or not any(mark in name for mark in ("8bit", "paged", "bnb")):
         return name
-    logger.info("train: the optimizer %s needs a GPU; adamw_torch is used.", name)
+    logger.debug("train: the optimizer %s needs a GPU; adamw_torch is used.", name)
     return "adamw_torch"
 
 

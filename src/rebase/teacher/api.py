@@ -102,6 +102,8 @@ class ApiTeacher(ABC):
     base_url: str | None = None
     limits: Limits = Limits()
 
+    compute_dtype: ClassVar[None] = None
+
     #: The provider's name in requests' keys, parameters and credentials.
     provider: ClassVar[str]
     #: The environment variable that holds the key.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rebase.errors import RebaseError
-from rebase.models import inference_dtype, locate_model
+from rebase.models import check_dtype, locate_model, resolve_dtype
 from rebase.teacher.flow import Gathering
 from rebase.teacher.protocol import Failure, Reply, Request
 
@@ -40,20 +40,29 @@ _GRAMMAR_BYTES = 2**26
 class LocalTeacher:
     """A handle of a local model. ``batch_size`` rows are decoded at once, ``window`` requests are read ahead.
 
-    ``source`` is a package, a folder or a hub id.
+    ``source`` is a package, a folder or a hub id, ``dtype`` the number format of computing (``rebase.models.Dtype``).
     """
 
     source: str
     revision: str | None
     folder: Path
+    dtype: str = "auto"
     batch_size: int = 16
     window: int = 32
     provider: str = "local"
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
 
     @property
     def model(self) -> str:
         """The model's name in requests' keys: another revision is another model."""
         return f"{self.source}@{self.revision}" if self.revision else self.source
+
+    @property
+    def compute_dtype(self) -> str:
+        """The number format of computing."""
+        return resolve_dtype(self.dtype)
 
     @property
     def ahead(self) -> int:
@@ -209,7 +218,7 @@ class LocalSession:
                         input_ids=tokens,
                         attention_mask=mask,
                         position_ids=positions,
-                        past_key_values=cache,
+                        cache=cache,
                         use_cache=True,
                         logits_to_keep=1,
                     )
@@ -276,7 +285,7 @@ class LocalSession:
         if cache is None or rows[0].prompt[:known] != tokens or not length - MIN_SHARED_TOKENS <= known <= length:
             tokens = rows[0].prompt[:length]
             cache = DynamicCache(config=self._model.config)
-            self._model(input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            self._model(input_ids=torch.tensor([tokens]), cache=cache, use_cache=True, logits_to_keep=1)
             self._shared = (tokens, cache)
         expanded = copy.deepcopy(cache)
         expanded.batch_repeat_interleave(len(rows))
@@ -310,7 +319,7 @@ def _load(handle: LocalTeacher) -> LocalSession:
     path = locate_model(handle.source, handle.folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=handle.revision)
-        model = AutoModelForCausalLM.from_pretrained(path, revision=handle.revision, dtype=inference_dtype())
+        model = AutoModelForCausalLM.from_pretrained(path, revision=handle.revision, dtype=resolve_dtype(handle.dtype))
     except (OSError, ValueError) as error:
         raise RebaseError(
             f"The teacher's model {handle.model} could not be loaded: {error}\n"

@@ -148,6 +148,10 @@ class Teacher(Protocol):
         """The model's name, part of every request's key."""
 
     @property
+    def compute_dtype(self) -> str | None:
+        """The number format in which the teacher computes here; None where it computes elsewhere."""
+
+    @property
     def ahead(self) -> int:
         """How many requests should wait for their answers at once, to keep the teacher busy."""
 

@@ -18,6 +18,7 @@ class ReplayTeacher:
     path: Path
     ahead: int = 64
     thinking_tokens: int = 0
+    compute_dtype: None = None
 
     @classmethod
     def of(cls, name: str, path: Path) -> "ReplayTeacher":

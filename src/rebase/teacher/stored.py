@@ -43,6 +43,11 @@ class StoredTeacher:
         return self.teacher.model
 
     @property
+    def compute_dtype(self) -> str | None:
+        """The number format in which the teacher computes here; None where it computes elsewhere."""
+        return self.teacher.compute_dtype
+
+    @property
     def ahead(self) -> int:
         """How many requests should wait for their answers at once, to keep the teacher busy."""
         return GROUP if self.batch else self.teacher.ahead

@@ -56,6 +56,8 @@ def summarise_embed(vectors: Shards) -> dict[str, Any]:
         "refused": {"not_text": skipped} if skipped else {},
         "distinct_texts": sum(shard["texts"] for shard in shards),
         "truncated": sum(shard["truncated"] for shard in shards),
+        # Shards of before it was recorded have none.
+        "dtype": "+".join(sorted({shard["dtype"] for shard in shards if "dtype" in shard})) or "not recorded",
     }
 
 
@@ -90,6 +92,7 @@ def _embed(
     metadata = {
         "encoder": identity,
         "dimension": encoder.dimension,
+        "dtype": encoder.dtype,
         "columns": list(cells.columns),
         "dataset_rows": table.num_rows,
         "cells": len(cells.text_of) - 1,  # The description is no cell.

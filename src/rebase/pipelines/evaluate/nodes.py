@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rebase.evaluation import select_items
+from rebase.models import resolve_dtype
 from rebase.parameters import EvaluateParameters
 from rebase.records import Adapter, Task
 from rebase.scoring import aggregate, score_answers
@@ -35,6 +36,7 @@ def predict(
         "in": len(evaluation_set),
         "kept": len(items),
         "refused": refused,
+        "dtype": resolve_dtype(student.dtype),
         "adapter": adapter.folder.parent.name,  # its version: `kedro trace` leads from a prediction to it
         "seconds": round(time.monotonic() - began, 1),
     }

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rebase.errors import RebaseError
+from rebase.models import resolve_dtype
 from rebase.parameters import ExcludeParameters, TrainParameters
 from rebase.records import Adapter, Task
 from rebase.screening import why_excluded
@@ -72,7 +73,7 @@ def inspect_training(training_set: pd.DataFrame, student: Student, parameters: T
     """
     encoded = encode(student, training_set, parameters)
     shape = measure_shape(student, parameters)
-    record = inspect(encoded, student.tokenizer(), parameters, shape, matrix_rate())
+    record = inspect(encoded, student.tokenizer(), parameters, shape, matrix_rate(resolve_dtype(student.dtype)))
     logger.info("%s", describe(record))
     return record
 
@@ -103,4 +104,5 @@ def train_student(
     write_card(adapter, render_card(task, student, examples, parameters.model_copy(update={"target": target}), counts))
     write_origin(adapter, task, examples)
     seen = {name: preflight[name] for name in ("tokens", "tokens_with_loss", "padding_share")}
-    return adapter, log, {"stage": "train", **counts, **seen, "base_model": student.name, "target": target}
+    origin = {"base_model": student.name, "dtype": resolve_dtype(student.dtype), "target": target}
+    return adapter, log, {"stage": "train", **counts, **seen, **origin}
