@@ -37,6 +37,8 @@ test)
     .venv/bin/ruff check
     .venv/bin/ruff format --check
     .venv/bin/mypy
+    .venv/bin/lint-imports --no-cache
+    .venv/bin/codespell
     exec .venv/bin/python -m pytest "$@"
     ;;
 *)

@@ -16,12 +16,12 @@ import pandas as pd
 import yaml
 from generate import MODEL, MODELS, ROOT, read_items
 
-from rebase.models import machine_name
 from rebase.records import Adapter, Task
-from rebase.scoring import score_answers
 from rebase.student.formatting import render_prompt
 from rebase.student.generation import generate
 from rebase.student.handle import Student
+from rebase.tasks.scoring import score_answers
+from rebase.weights import machine_name
 
 
 def main() -> None:

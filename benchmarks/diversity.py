@@ -5,7 +5,7 @@
 
 ``--published`` is what the run of arXiv 2407.05463 trained on (``transformed.parquet``: task, input, output); it is
 read, and nothing of it is kept. Printed for each of its tasks, and for a sample of ``--count`` examples of all: the
-measures of ``rebase.diversity`` on the inputs, the share of the most frequent final answer, and mean words. The file
+measures of ``rebase.reporting.diversity`` on the inputs, the share of the most frequent final answer, and mean words. The file
 does not say which dataset an example comes from.
 
 With ``--ours``, files of examples that a run made (``query``) are set beside the published inputs of ``--task``, all
@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rebase.diversity import REPEATED, distinct_texts, measure_lengths, measure_texts
-from rebase.encoder import Encoder
-from rebase.text import normalise, tokens
-from rebase.verification import label_balance
+from rebase.datastore.encoder import Encoder
+from rebase.generation.verification import label_balance
+from rebase.reporting.diversity import REPEATED, distinct_texts, measure_lengths, measure_texts
+from rebase.text import normalize, tokens
 
 ROOT = Path(__file__).parent.parent
 PLAIN = 200
@@ -92,7 +92,7 @@ def compare_sets(task: str, ours: dict[str, str], published: pd.DataFrame, seed:
 def measure(examples: pd.DataFrame, vectors: np.ndarray) -> dict[str, Any]:
     """All measures of these examples; their index says which vectors are theirs."""
     inputs, outputs = examples["input"].to_list(), examples["output"].to_list()
-    answers = [normalise(re.split(r"answer is", output)[-1]) for output in outputs]
+    answers = [normalize(re.split(r"answer is", output)[-1]) for output in outputs]
     lengths = {f"words_{name}": measure_lengths(texts) for name, texts in (("in", inputs), ("out", outputs))}
     measured = {
         "n": len(examples),

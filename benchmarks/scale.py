@@ -19,10 +19,10 @@ from pathlib import Path
 from retrieve import AGGREGATION, BLOCK, COLUMNS, ROWS, synthetic, take_turns
 
 from rebase.datasets import ShardStore
+from rebase.datastore.search import Ranking, _scan, search_exact
+from rebase.datastore.shards import Shard, ShardPlan
 from rebase.parameters import IndexParameters
 from rebase.pipelines.index.nodes import plan_index
-from rebase.search import Ranking, _scan, search_exact
-from rebase.shards import Shard, ShardPlan
 
 TOP = 3000
 DIMENSION = 384

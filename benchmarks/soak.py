@@ -4,7 +4,7 @@
     python benchmarks/soak.py --rows 10000 --faults 0.3 --kills 5 --batch    by batches
 
 The provider is the loopback server of the tests, in a process of its own. At the end every row must be an example or
-refused with a reason, and the provider's own ledger must show nothing billed twice, beyond what was on its way at a
+rejected with a reason, and the provider's own ledger must show nothing billed twice, beyond what was on its way at a
 kill and what the provider billed but never delivered (half a body, a body that is not JSON). Exits with 1 else.
 """
 
@@ -72,9 +72,11 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 client.send_signal(signal.SIGKILL)
             client.wait()
             # What reached the provider between the count and the kill is on its way as well.
-            on_their_way += max(state["in_flight"], page(address, "_state")["in_flight"]) if not options.batch else 0
-            print(f"kill {number + 1}: {state['batches']} batches, {state['billed']} replies billed, "
-                  f"{state['in_flight']} on their way", flush=True)  # fmt: skip
+            on_their_way += (
+                max(state["max_concurrency"], page(address, "_state")["max_concurrency"]) if not options.batch else 0
+            )
+            print(f"kill {number + 1}: {state['batches']} batches, {state['billed']} responses billed, "
+                  f"{state['max_concurrency']} on their way", flush=True)  # fmt: skip
         client = start(options, address, folder)
         if client.wait() != 0:
             sys.exit("the last client failed")
@@ -91,8 +93,8 @@ def wait_for(client: subprocess.Popen, is_due: Callable[[], bool]) -> None:
 def audit(options: argparse.Namespace, folder: Path, ledger: list[dict[str, Any]], on_their_way: int) -> dict[str, Any]:
     """Count what became of the rows, and what was billed how often."""
     examples = pd.read_parquet(folder / "examples.parquet", columns=["row_id"])["row_id"]
-    refused = pd.read_parquet(folder / "refused.parquet")
-    accounted = sorted([*examples, *refused["row_id"]]) == sorted(row["row_id"] for row in rows(options.rows))
+    rejected = pd.read_parquet(folder / "rejected.parquet")
+    accounted = sorted([*examples, *rejected["row_id"]]) == sorted(row["row_id"] for row in rows(options.rows))
     delivered = Counter(line["request_id"] for line in ledger if line["billed"] and line["fault"] not in UNDELIVERED)
     undelivered = sum(line["billed"] and line["fault"] in UNDELIVERED for line in ledger)
     twice = sum(count - 1 for count in delivered.values())
@@ -100,7 +102,7 @@ def audit(options: argparse.Namespace, folder: Path, ledger: list[dict[str, Any]
     return {
         "rows": options.rows,
         "examples": len(examples),
-        "refused": dict(Counter(refused["reason"]).most_common()),
+        "rejected": dict(Counter(rejected["reason"]).most_common()),
         "kills": options.kills,
         "attempts": len(ledger),
         "by_fault": dict(Counter(line["fault"] for line in ledger if line["fault"]).most_common()),
@@ -125,14 +127,20 @@ def transform(options: argparse.Namespace, address: str, folder: str) -> None:
     prompt = yaml.safe_load((raw / "prompts" / "transform.yml").read_text())
     sampling = {"temperature": 0.7, "max_tokens": 200}
     parameters = TransformParameters.model_validate(
-        {"max_examples": options.rows, "max_row_tokens": 200, "led": False, "round_trip": False, "sampling": sampling}
+        {
+            "max_examples": options.rows,
+            "max_row_tokens": 200,
+            "guided": False,
+            "consistency_filter": False,
+            "sampling": sampling,
+        }
     )
-    teacher = teacher_at(TeacherDataset, address, options, Path(folder) / "replies.sqlite")
-    examples, refused, summary = transform_rows(
+    teacher = teacher_at(TeacherDataset, address, options, Path(folder) / "responses.sqlite")
+    examples, rejected, summary = transform_rows(
         task, pd.DataFrame(rows(options.rows)), pd.DataFrame({"query": []}), teacher, prompt, parameters, 13
     )
     examples.to_parquet(Path(folder) / "examples.parquet")
-    refused.to_parquet(Path(folder) / "refused.parquet")
+    rejected.to_parquet(Path(folder) / "rejected.parquet")
     print(json.dumps(summary), flush=True)
 
 
@@ -144,7 +152,7 @@ def teacher_at(dataset: type, address: str, options: argparse.Namespace, path: P
         "base_url": address if options.provider == "anthropic" else f"{address}/v1",
         "batch": options.batch,
         "timeout": 5,
-        "in_flight": 64,
+        "max_concurrency": 64,
     }
     prices = {"as_of": "2026-11-21", "models": {options.provider: {"good-model": {"input": 1, "output": 5}}}}
     keys = {options.provider: "sk-right-key"}
@@ -154,7 +162,7 @@ def teacher_at(dataset: type, address: str, options: argparse.Namespace, path: P
 def rows(count: int) -> list[dict[str, Any]]:
     """Rows as retrieval gives them."""
     shared = {
-        "dataset": "made", "config": "default", "revision": "r1", "licence": "cc0-1.0", "score": 0.5,
+        "dataset": "made", "config": "default", "revision": "r1", "license": "cc0-1.0", "score": 0.5,
         "score_dataset": 0.5, "score_query": 0.5, "score_answer": 0.5, "query_column": "text", "answer_column": "topic",
         "passage": None,
     }  # fmt: skip

@@ -3,11 +3,11 @@
     python benchmarks/teacher.py [--seconds 60] [--rows 100000] [--only limit barrier memory local]
 
 The hosted parts ask the loopback server of the tests, in a process of its own, which grants 4,000 requests a minute and
-takes 2 seconds for a reply. ``limit``: steady throughput after the first 20 seconds, as a share of the limit, the
+takes 2 seconds for a response. ``limit``: steady throughput after the first 20 seconds, as a share of the limit, the
 share of 429s, and this process's CPU a request. ``barrier``: the published way, groups of 20 requests at once that are
 waited for, on the same server. ``memory``: peak memory of a process that asks for 100,000 rows, with the store.
-``local``: replies a second of the embedded model on the requests of a sample task, against ``generate`` one prompt at a
-time held to the same schema, greedily, and how many of the replies are the same. Prints lines, and JSON last.
+``local``: responses a second of the embedded model on the requests of a sample task, against ``generate`` one prompt at a
+time held to the same schema, greedily, and how many of the responses are the same. Prints lines, and JSON last.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from loopback import ROOT, page, serving
 from rebase.teacher.anthropic import AnthropicTeacher
 from rebase.teacher.api import Limits
 from rebase.teacher.budget import Budget, BudgetSettings, Price, PriceTable
-from rebase.teacher.flow import in_order
-from rebase.teacher.protocol import Message, Reply, Request, Sampling
-from rebase.teacher.stored import StoredTeacher
+from rebase.teacher.cached import CachedTeacher
+from rebase.teacher.concurrency import in_order
+from rebase.teacher.protocol import Message, Request, Response, Sampling
 
 LIMIT = 4_000
 LATENCY = 2.0
@@ -83,23 +83,23 @@ async def steady(address: str, seconds: int) -> dict[str, float]:
         statuses = page(address, "_state")["by_status"]
         marks.append((time.monotonic(), time.process_time(), done, statuses.get("429", 0)))
 
-    async with AnthropicTeacher("good-model", "sk-right-key", address, Limits(in_flight=256)).open() as session:
+    async with AnthropicTeacher("good-model", "sk-right-key", address, Limits(max_concurrency=256)).open() as session:
         answers = in_order(session.ask, requests(10**9), lambda: 2048)
         async with aclosing(answers):
             async for answer in answers:
-                done += isinstance(answer, Reply)
+                done += isinstance(answer, Response)
                 now = time.monotonic() - began
                 if (not marks and now > RAMP_SECONDS) or (len(marks) == 1 and now > RAMP_SECONDS + seconds):
                     mark()
                 if len(marks) == 2:
                     break
         session.stop()
-    (start, cpu, count, refused), (end, cpu_end, count_end, refused_end) = marks
+    (start, cpu, count, rejected), (end, cpu_end, count_end, rejected_end) = marks
     asked = count_end - count
-    print(f"limit: {asked} replies in {end - start:.1f} s of {LIMIT} a minute", flush=True)
+    print(f"limit: {asked} responses in {end - start:.1f} s of {LIMIT} a minute", flush=True)
     return {
         "share_of_limit": asked / (end - start) * 60 / LIMIT,
-        "share_429": (refused_end - refused) / (asked + refused_end - refused),
+        "share_429": (rejected_end - rejected) / (asked + rejected_end - rejected),
         "cpu_ms_per_request": (cpu_end - cpu) / asked * 1000,
     }
 
@@ -141,22 +141,22 @@ def memory_client(address: str, rows: str) -> None:
     """Ask for the rows through the store, as the stages do, and tell the peak memory."""
 
     async def ask(path: Path) -> None:
-        inner = AnthropicTeacher("good-model", "sk-right-key", address, Limits(in_flight=64))
+        inner = AnthropicTeacher("good-model", "sk-right-key", address, Limits(max_concurrency=64))
         prices = PriceTable(as_of="2026-11-21", models={})
-        teacher = StoredTeacher(inner, path, Budget(BudgetSettings(), Price(input=1, output=5)), prices)
+        teacher = CachedTeacher(inner, path, Budget(BudgetSettings(), Price(input=1, output=5)), prices)
         async with teacher.open() as session:
-            answers = in_order(session.ask, requests(int(rows)), lambda: teacher.ahead)
+            answers = in_order(session.ask, requests(int(rows)), lambda: teacher.concurrency)
             async with aclosing(answers):
                 async for answer in answers:
-                    assert isinstance(answer, Reply)
+                    assert isinstance(answer, Response)
 
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(ask(Path(folder) / "replies.sqlite"))
+        asyncio.run(ask(Path(folder) / "responses.sqlite"))
     print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
 def local_against_generate(count: int = 32) -> dict[str, float]:
-    """Replies a second against ``generate`` one by one, on the led requests of the default task; and how many agree."""
+    """Responses a second against ``generate`` one by one, on the led requests of the default task; and how many agree."""
     from rebase.teacher.local import LocalTeacher
 
     asked = led_requests(count)
@@ -167,27 +167,27 @@ def local_against_generate(count: int = 32) -> dict[str, float]:
             # Grammars are compiled before the clock runs, on both sides.
             await session.ask(asked[0])
             began = time.monotonic()
-            replies = await asyncio.gather(*map(session.ask, asked))
-            return [reply.text for reply in replies], time.monotonic() - began
+            responses = await asyncio.gather(*map(session.ask, asked))
+            return [response.text for response in responses], time.monotonic() - began
 
     ours, seconds = asyncio.run(ask())
     theirs, plain_seconds = generate_one_by_one(teacher, asked)
     same = sum(one == other for one, other in zip(ours, theirs, strict=True)) / count
-    print(f"local: {count} replies in {seconds:.1f} s, generate one by one {plain_seconds:.1f} s", flush=True)
-    return {"local_vs_generate": plain_seconds / seconds, "local_same_replies": same}
+    print(f"local: {count} responses in {seconds:.1f} s, generate one by one {plain_seconds:.1f} s", flush=True)
+    return {"local_vs_generate": plain_seconds / seconds, "local_same_responses": same}
 
 
 def generate_one_by_one(teacher: Any, asked: list[Request]) -> tuple[list[str], float]:
-    """The replies of ``generate``, a prompt at a time, held to the schema by xgrammar.
+    """The responses of ``generate``, a prompt at a time, held to the schema by xgrammar.
 
-    What the schema leaves no choice about at a reply's beginning is given here as well: spelt by the model in other
+    What the schema leaves no choice about at a response's beginning is given here as well: spelled by the model in other
     tokens, it would lead to other words.
     """
     import torch
     import xgrammar
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rebase.models import inference_dtype, locate_model
+    from rebase.weights import inference_dtype, locate_model
 
     path = locate_model(teacher.source, teacher.folder)
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -236,8 +236,8 @@ def led_requests(count: int) -> list[Request]:
     """What the default task asks of the embedded teacher, on passages of a sample dataset, greedily."""
     import yaml
 
+    from rebase.generation.prompts import TransformPrompt, find_cue, transform_request
     from rebase.parameters import TransformParameters
-    from rebase.prompts import TransformPrompt, find_lead, transform_request
     from rebase.records import Task
 
     raw = ROOT / "data" / "01_raw"
@@ -245,7 +245,7 @@ def led_requests(count: int) -> list[Request]:
     prompt = TransformPrompt.parse(yaml.safe_load((raw / "prompts" / "transform.yml").read_text()), "transform.yml")
     parameters = TransformParameters.model_validate(
         {
-            "max_examples": count, "max_row_tokens": 200, "led": True, "round_trip": False,
+            "max_examples": count, "max_row_tokens": 200, "guided": True, "consistency_filter": False,
             "sampling": {"temperature": 0.0, "max_tokens": 96},
         }
     )  # fmt: skip
@@ -256,8 +256,8 @@ def led_requests(count: int) -> list[Request]:
             passage = max(texts, key=len, default="")
             if 25 <= len(passage.split()) <= 110:
                 row = {"row_id": f"{file}/{number}", "passage": passage, "row": json.dumps({"passage": passage})}
-                if lead := find_lead(task, row, {}):
-                    asked.append(transform_request(task, row, prompt, parameters, lead))
+                if cue := find_cue(task, row, {}):
+                    asked.append(transform_request(task, row, prompt, parameters, cue))
     step = len(asked) / count
     return [asked[int(number * step)] for number in range(count)]
 

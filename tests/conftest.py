@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from rebase.encoder import Encoder, OpenEncoder
+from rebase.datastore.encoder import Encoder, OpenEncoder
 from rebase.records import Task
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,13 +30,13 @@ def auto_dtype(request: pytest.FixtureRequest) -> Iterator[None]:
     """Have `auto` mean what `--dtype` says; what is about one format names it."""
     with pytest.MonkeyPatch.context() as patch:
         if dtype := request.config.getoption("--dtype"):
-            patch.setattr("rebase.models.preferred_dtype", lambda: dtype)
+            patch.setattr("rebase.weights.preferred_dtype", lambda: dtype)
         yield
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Which processor, and which number format `auto` means on it."""
-    from rebase.models import machine_name, preferred_dtype
+    from rebase.weights import machine_name, preferred_dtype
 
     given = config.getoption("--dtype")
     return [f"processor: {machine_name()}; compute.dtype auto: {given or preferred_dtype()}"]

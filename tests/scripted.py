@@ -1,4 +1,4 @@
-"""A teacher that says what a function of the test says: any reply, however bad, can be put before the nodes."""
+"""A teacher that says what a function of the test says: any response, however bad, can be put before the nodes."""
 
 import asyncio
 import tempfile
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from rebase.teacher.budget import FREE, Budget, BudgetSettings, Price, PriceTable
-from rebase.teacher.protocol import Failure, Reply, Request, Teacher
-from rebase.teacher.stored import StoredTeacher
+from rebase.teacher.cached import CachedTeacher
+from rebase.teacher.protocol import Failure, Request, Response, Teacher
 
 NO_PRICES = PriceTable(as_of="2026-11-21", models={})
 
 
 class Scripted:
-    """Implements the teacher's protocol; ``say`` gives a reply's text, a Failure's reason, or ``(text, finish)``.
+    """Implements the teacher's protocol; ``say`` gives a response's text, a Failure's reason, or ``(text, finish)``.
 
-    Asked to repair a reply it says the same again.
+    Asked to repair a response it says the same again.
     """
 
     provider = "scripted"
@@ -25,11 +25,11 @@ class Scripted:
     thinking_tokens = 0
     compute_dtype = None
 
-    def __init__(self, say: Callable[[Request], "str | tuple[str, str] | Exception"], ahead: int = 16) -> None:
+    def __init__(self, say: Callable[[Request], "str | tuple[str, str] | Exception"], concurrency: int = 16) -> None:
         self.say = say
         self.asked: list[Request] = []
         self.opened = 0
-        self.ahead = ahead
+        self.concurrency = concurrency
 
     def check(self) -> None:
         """Nothing can be missing."""
@@ -39,32 +39,32 @@ class Scripted:
         self.opened += 1
         yield self
 
-    async def ask(self, request: Request) -> Reply | Failure:
+    async def ask(self, request: Request) -> Response | Failure:
         await asyncio.sleep(0)
         key = request.key(self.provider, self.model)
         if request.messages[-1].content.startswith("That reply cannot be used"):
-            return Reply(key, request.messages[-2].content, "stop", 7, 3)
+            return Response(key, request.messages[-2].content, "stop", 7, 3)
         self.asked.append(request)
         said = self.say(request)
         if isinstance(said, Exception):
             return Failure(key, str(said))
         text, finish = said if isinstance(said, tuple) else (said, "stop")
-        return Reply(key, text, finish, 7, 3)
+        return Response(key, text, finish, 7, 3)
 
     def stop(self) -> None:
         """Nothing is on its way."""
 
 
-def stored(teacher: Teacher, path: Path | None = None, price: Price | None = FREE, **budget: Any) -> StoredTeacher:
+def stored(teacher: Teacher, path: Path | None = None, price: Price | None = FREE, **budget: Any) -> CachedTeacher:
     """The teacher behind a store (a new one, unless ``path`` names it), as the stages get it."""
-    path = path or Path(tempfile.mkdtemp()) / "replies.sqlite"
-    return StoredTeacher(teacher, path, Budget(BudgetSettings(**budget), price), NO_PRICES)
+    path = path or Path(tempfile.mkdtemp()) / "responses.sqlite"
+    return CachedTeacher(teacher, path, Budget(BudgetSettings(**budget), price), NO_PRICES)
 
 
-def ask_all(teacher: Any, requests: Iterable[Request]) -> list[Reply | Failure]:
+def ask_all(teacher: Any, requests: Iterable[Request]) -> list[Response | Failure]:
     """The answers to all the requests, asked at once, in their order."""
 
-    async def ask() -> list[Reply | Failure]:
+    async def ask() -> list[Response | Failure]:
         async with teacher.open() as session:
             return list(await asyncio.gather(*(session.ask(request) for request in requests)))
 

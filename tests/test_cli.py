@@ -1,4 +1,4 @@
-"""The commands ``kedro replies``, on the store that the catalog names."""
+"""The commands ``kedro responses``, on the store that the catalog names."""
 
 import json
 from contextlib import closing
@@ -8,40 +8,40 @@ import pytest
 from click.testing import CliRunner
 
 from rebase import cli
-from rebase.teacher.protocol import Message, Reply, Request, Sampling
-from rebase.teacher.store import ReplyStore
+from rebase.teacher.protocol import Message, Request, Response, Sampling
+from rebase.teacher.response_cache import ResponseCache
 
 REQUEST = Request("Write.", (Message("user", "one"),), {"type": "object"}, Sampling())
 
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store with one reply, in the place of the catalog's."""
-    path = tmp_path / "replies.sqlite"
+    """A store with one response, in the place of the catalog's."""
+    path = tmp_path / "responses.sqlite"
     monkeypatch.setattr("rebase.datasets.teacher.TeacherDataset.filepath", path)
-    with closing(ReplyStore(path)) as store:
-        store.put(REQUEST, Reply(REQUEST.key("anthropic", "m"), "{}", "stop", 7, 3), "anthropic", "m")
+    with closing(ResponseCache(path)) as store:
+        store.put(REQUEST, Response(REQUEST.key("anthropic", "m"), "{}", "stop", 7, 3), "anthropic", "m")
     return path
 
 
 def call(*arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(cli.cli, ["replies", *arguments])
+    result = CliRunner().invoke(cli.cli, ["responses", *arguments])
     assert result.exit_code == code, result.output
     return result.output
 
 
 def test_list_says_what_is_stored(path: Path) -> None:
-    assert "anthropic/m: 1 replies, tokens in 7, out 3" in call("list")
+    assert "anthropic/m: 1 responses, tokens in 7, out 3" in call("list")
 
 
-def test_export_and_import_carry_replies_to_another_store(path: Path, tmp_path: Path) -> None:
+def test_export_and_import_carry_responses_to_another_store(path: Path, tmp_path: Path) -> None:
     file = tmp_path / "out.jsonl"
-    assert "1 replies written" in call("export", str(file))
-    assert "0 of 1 replies were new" in call("import", str(file))
-    assert "1 replies deleted" in call("prune", "--model", "m", "--yes")
-    assert "No replies are stored" in call("list")
-    assert "1 of 1 replies were new" in call("import", str(file))
-    with closing(ReplyStore(path)) as store:
+    assert "1 responses written" in call("export", str(file))
+    assert "0 of 1 responses were new" in call("import", str(file))
+    assert "1 responses deleted" in call("prune", "--model", "m", "--yes")
+    assert "No responses are stored" in call("list")
+    assert "1 of 1 responses were new" in call("import", str(file))
+    with closing(ResponseCache(path)) as store:
         assert store.get(REQUEST.key("anthropic", "m")).text == "{}"
 
 
@@ -49,8 +49,8 @@ def test_export_and_import_carry_replies_to_another_store(path: Path, tmp_path: 
     ("line", "words"),
     [
         ("{", "not JSON"),
-        ("[]", "not an exported reply"),
-        ("{}", "no exported reply"),
+        ("[]", "not an exported response"),
+        ("{}", "no exported response"),
         (None, "not that of the request"),
     ],
 )
@@ -63,11 +63,11 @@ def test_a_wrong_line_is_named_and_nothing_is_added(path: Path, tmp_path: Path, 
     said = call("import", str(file), code=1)
     assert words in said
     assert "ine 2" in said
-    assert "No replies are stored" in call("list")
+    assert "No responses are stored" in call("list")
 
 
 def test_prune_asks_first_and_wants_to_know_which(path: Path) -> None:
     assert "Say which" in call("prune", code=2)
     call("prune", "--model", "m", code=1)  # nobody answers: aborted
-    assert "0 replies deleted" in call("prune", "--before", "2020-01-01", "--yes")
+    assert "0 responses deleted" in call("prune", "--before", "2020-01-01", "--yes")
     assert "anthropic/m: 1" in call("list")

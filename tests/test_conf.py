@@ -23,7 +23,7 @@ LAYERS = {
 }
 STAGES = {"ingest", "embed", "index", "retrieve", "transform", "cot", "train", "evaluate"}
 PROMISED = {
-    "cards", "rows", "vectors", "index", "task", "retrieved", "retrieval_refused", "examples", "examples_refused",
+    "cards", "rows", "vectors", "index", "task", "retrieved", "retrieval_rejected", "examples", "examples_rejected",
     "reasoned_examples", "training_set", "adapter", "training_log", "predictions", "scores", "report",
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
 
 from rebase.records import Task
-from rebase.teacher.protocol import Failure, Message, Reply, Request, Sampling
+from rebase.teacher.protocol import Failure, Message, Request, Response, Sampling
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "conf" / "base"
@@ -162,7 +162,7 @@ def test_the_provider_of_the_how_to_works():
     teacher = module.RuleTeacher("echo", lambda request: {"said": {"hello": "good day"}[request.messages[-1].content]})
     teacher.check()
 
-    async def ask(text: str) -> Reply | Failure:
+    async def ask(text: str) -> Response | Failure:
         async with teacher.open() as session:
             return await session.ask(Request("", (Message("user", text),), {}, Sampling()))
 

@@ -73,7 +73,7 @@ def test_counts_add_up_from_stage_to_stage(project):
         stage: summary(stage) for stage in ("ingest", "embed", "index", "retrieve", "transform", "cot", "train")
     }
     for stage, content in summaries.items():
-        assert content["in"] == content["kept"] + sum(content["refused"].values()), stage
+        assert content["in"] == content["kept"] + sum(content["rejected"].values()), stage
     assert summaries["index"]["in"] == summaries["ingest"]["kept"]
     assert summaries["transform"]["in"] == summaries["retrieve"]["kept"]
     assert summaries["cot"]["in"] == summaries["transform"]["kept"]
@@ -90,7 +90,7 @@ def test_every_example_leads_back_to_its_row(project):
         assert fields["context"] in json.loads(example.row).values()
         assert example.answer in fields["context"]
         assert len(example.prompt_hash) == 16
-        assert len(example.reply_key) == 64
+        assert len(example.response_key) == 64
 
 
 def test_what_lies_near_a_text_can_be_looked_up(project):
@@ -106,7 +106,7 @@ def test_what_lies_near_a_text_can_be_looked_up(project):
 
 def test_running_again_asks_nothing_twice_and_only_missing_outputs_do_run(project):
     again = kedro(project, "run", "--env=test", "--to-nodes=reason_examples")
-    assert "local teacher" not in again.stderr, "every reply is in the store"
+    assert "local teacher" not in again.stderr, "every response is in the store"
     scores = outputs(project) / "08_reporting" / "reading_qa" / "report.html"
     before = scores.stat().st_mtime if scores.exists() else 0
     kedro(project, "run", "--env=test", "--only-missing-outputs", "--pipelines=ingest,embed,index")
@@ -122,20 +122,20 @@ def test_each_pipeline_runs_alone_and_from_any_node(project):
 def test_a_run_killed_in_transform_goes_on_where_it_was(project, tmp_path):
     killed = copy_of_project(tmp_path)
     shutil.copytree(outputs(project), outputs(killed), ignore=shutil.ignore_patterns("05_model_input", "cache"))
-    store = outputs(killed) / "cache" / "replies.sqlite"
+    store = outputs(killed) / "cache" / "responses.sqlite"
     process = subprocess.Popen(
         [*KEDRO, "run", "--env=test", "--pipelines=transform"], cwd=killed,
         env={**os.environ, "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 300
-    while replies(store) == 0 and process.poll() is None and time.monotonic() < deadline:
+    while responses(store) == 0 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    bought = replies(store)
+    bought = responses(store)
     kedro(killed, "run", "--env=test", "--pipelines=transform")
-    assert 0 < bought <= replies(store)
+    assert 0 < bought <= responses(store)
     first, second = (
         pd.read_parquet(outputs(one) / "05_model_input" / "reading_qa" / "examples.parquet")
         for one in (project, killed)
@@ -143,12 +143,12 @@ def test_a_run_killed_in_transform_goes_on_where_it_was(project, tmp_path):
     pd.testing.assert_frame_equal(first, second)
 
 
-def replies(store: Path) -> int:
+def responses(store: Path) -> int:
     import sqlite3
 
     try:
         with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as connection:
-            return int(connection.execute("select count(*) from replies").fetchone()[0])
+            return int(connection.execute("select count(*) from responses").fetchone()[0])
     except sqlite3.OperationalError:
         return 0
 

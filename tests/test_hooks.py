@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_a_summary_tells_how_long_its_stage_took() -> None:
     reporter = RunReporter()
-    summaries = [{"stage": "cot", "in": 1, "kept": 1, "refused": {}} for _ in range(2)]
+    summaries = [{"stage": "cot", "in": 1, "kept": 1, "rejected": {}} for _ in range(2)]
     summaries[1]["seconds"] = 12.5  # what a stage measured itself stays
     reporter.after_node_run({"cot_summary": summaries[0], "train_summary": summaries[1], "other": {}})
     assert summaries[0]["seconds"] >= 0
@@ -37,9 +37,9 @@ def check(names: str, **params: str) -> None:
     [
         ("synthesize,mix", {}, "mix_examples reads the files of synthesized_examples"),
         ("transform,cot,mix", {}, "mix_examples reads the files of reasoned_examples"),
-        ("transform,distil", {}, "label_inputs reads the files of examples"),
+        ("transform,distil", {}, "distil_inputs reads the files of examples"),
         ("evaluate,groups", {}, "average_groups reads the files of predictions"),
-        ("distil,students", {"students_examples": "labelled_examples"}, "train_students reads .* labelled_examples"),
+        ("distil,students", {"students_examples": "distilled_examples"}, "train_students reads .* distilled_examples"),
         ("mix,students", {"students_examples": "mixed_examples"}, "train_students reads .* mixed_examples"),
     ],
 )

@@ -45,7 +45,7 @@ def run(
     """What a run prints, with the loopback provider as the teacher."""
     given = {"provider": "anthropic", "model": "good-model", "base_url": provider.address, "timeout": 10, **settings}
     params = [f"teacher.{name}={value}" for name, value in given.items()]
-    params += ["task=news_topic", "transform.led=false", "transform.sampling.max_tokens=200"]
+    params += ["task=news_topic", "transform.guided=false", "transform.sampling.max_tokens=200"]
     params.append(f"transform.sampling.temperature={temperature}")
     environment = {**os.environ, "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "250", "ANTHROPIC_API_KEY": key}
     command = [*KEDRO, "run", "--env=test", f"--params={','.join(params)}", *arguments]
@@ -70,7 +70,7 @@ def test_an_estimate_sends_nothing_and_the_run_keeps_to_it(project, provider):
     said = run(project, provider, NODES)
     found = usage(project).loc["total"]
     assert low <= found["used"] <= high
-    assert found["replies"] == len(provider.asked()) == len(provider.billed())
+    assert found["responses"] == len(provider.asked()) == len(provider.billed())
     assert (
         0
         < found["dollars"]
@@ -86,17 +86,17 @@ def test_running_again_asks_nothing(project, provider):
     assert usage(project).loc["total", "stored"] == usage(project).loc["total", "used"]
 
 
-def test_stored_replies_can_be_replayed_without_network_or_key(project, provider):
+def test_stored_responses_can_be_replayed_without_network_or_key(project, provider):
     before = len(provider.asked())
     run(project, provider, NODES, key="", provider="replay", model="anthropic/good-model")
     assert len(provider.asked()) == before
 
 
-def test_batches_bring_replies_at_half_the_price(project, provider):
+def test_batches_bring_responses_at_half_the_price(project, provider):
     run(project, provider, NODES, batch="true", temperature=0.5)
     found = usage(project).loc["total"]
     items = [entry for entry in provider.ledger if entry.batch and entry.billed]
-    assert len(items) == found["replies"] > 0
+    assert len(items) == found["responses"] > 0
     full = sum(entry.input_tokens * 1e-6 + entry.output_tokens * 5e-6 for entry in items)
     assert found["dollars"] == pytest.approx(full / 2)
 
@@ -104,14 +104,16 @@ def test_batches_bring_replies_at_half_the_price(project, provider):
 def test_a_budget_is_a_clean_end_and_a_larger_one_goes_on(project, provider):
     before = len(provider.billed())
     said = run(project, provider, NODES, max_requests=3, on_budget="stop", temperature=0.6, check=False)
-    assert "Error: Stopped: the budget is reached (teacher.max_requests 3): 3 replies so far" in " ".join(said.split())
+    assert "Error: Stopped: the budget is reached (teacher.max_requests 3): 3 responses so far" in " ".join(
+        said.split()
+    )
     assert "Traceback" not in said
     assert len(provider.billed()) == before + 3
     run(project, provider, NODES, max_requests=5, temperature=0.6)
     assert len(provider.billed()) == before + 5
     assert usage(project).loc["total", "stored"] == 3
-    refused = pd.read_parquet(outputs(project) / "05_model_input" / "news_topic" / "examples_refused.parquet")
-    assert "budget_reached" in set(refused["reason"])
+    rejected = pd.read_parquet(outputs(project) / "05_model_input" / "news_topic" / "examples_rejected.parquet")
+    assert "budget_reached" in set(rejected["reason"])
 
 
 def test_wrong_settings_are_one_line_before_any_request(project, provider):

@@ -35,7 +35,7 @@ def test_notebooks_are_committed_without_outputs(file):
 @pytest.mark.slow
 def test_explore_run_shows_the_run(project):
     shown = outputs(project, "explore_run")
-    for words in ("score_query", "expert", "reply_key", "in the training set", "train.exclude.datasets"):
+    for words in ("score_query", "expert", "response_key", "in the training set", "train.exclude.datasets"):
         assert words in shown
 
 

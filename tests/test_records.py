@@ -30,7 +30,7 @@ def test_a_good_task_renders_its_query():
     [
         ({"instruction": ""}, "instruction"),
         ({"metrics": ["acuracy"]}, "metrics.0"),
-        ({"colour": "red"}, "colour"),
+        ({"color": "red"}, "color"),
         ({"version": "one"}, "version"),
         ({"name": "../topic"}, "name"),
         ({"examples": []}, "examples"),
@@ -52,6 +52,6 @@ def test_a_wrong_field_is_named(change, named):
 
 
 @pytest.mark.parametrize("content", [None, [], "text", 3])
-def test_a_file_that_is_no_mapping_is_refused(content):
+def test_a_file_that_is_no_mapping_is_rejected(content):
     with pytest.raises(RebaseError, match="not a valid task"):
         Task.parse(content, "topic.yml")

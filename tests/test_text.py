@@ -7,19 +7,20 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.models import locate_model
 from rebase.text import (
     approximate_tokens,
+    common_prefix_length,
     count_words,
     cut_at_sentence,
     cut_at_tokens,
     ngrams,
-    normalise,
+    normalize,
     pieces,
     runs,
     tokens,
     weight,
 )
+from rebase.weights import locate_model
 
 ROOT = Path(__file__).parents[1]
 texts = st.text() | st.text(alphabet="aAbZ 1.,é日\n", max_size=60)
@@ -27,8 +28,8 @@ words = st.lists(st.text(alphabet="abcß.!?é \n", min_size=0, max_size=6), max_
 
 
 @given(st.text())
-def test_normalise_forgets_case_and_outer_punctuation(text):
-    assert normalise(f"  «{normalise(text)}»! ") == normalise(normalise(text))
+def test_normalize_forgets_case_and_outer_punctuation(text):
+    assert normalize(f"  «{normalize(text)}»! ") == normalize(normalize(text))
 
 
 def test_tokens_fold_what_looks_the_same():
@@ -144,3 +145,9 @@ def test_cut_at_tokens_ends_with_a_word():
     assert cut_at_tokens("The lighthouse at Skarn Point", 4) == "The lighthouse at"
     assert cut_at_tokens("extraordinarily", 1) == "extrao"
     assert cut_at_tokens("日本語", 3) == "日本"
+
+
+def test_common_prefix_length():
+    assert common_prefix_length([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
+    assert common_prefix_length([[1], [2]]) == 0
+    assert common_prefix_length([[1, 2]]) == 2

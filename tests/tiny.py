@@ -92,7 +92,7 @@ def reasoned_examples(count: int, rationale: str | None = None) -> pd.DataFrame:
             "example_id": [f"e{n}" for n in range(count)],
             "row_id": [f"e{n}" for n in range(count)],
             "dataset": ["birds" if n % 2 else "foxes" for n in range(count)],
-            "licence": "cc0-1.0",
+            "license": "cc0-1.0",
             "rank": range(1, count + 1),
             "query": [f"The bird number {n} nests in tree {n}.\n\nQuestion: Where does it nest?" for n in range(count)],
             "answer": [f"in tree {n}" for n in range(count)],

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rebase.errors import RebaseError
-from rebase.teacher.protocol import Failure, Reply, Request
+from rebase.teacher.protocol import Failure, Request, Response
 
 
 @dataclass(frozen=True)
 class RuleTeacher:
-    """Implements the teacher's protocol; ``rule`` makes the content of a reply from a request."""
+    """Implements the teacher's protocol; ``rule`` makes the content of a response from a request."""
 
     model: str
     rule: Callable[[Request], dict[str, Any]]
     provider: ClassVar[str] = "rule"
-    ahead: int = 8  # requests that should wait at once, to keep it busy
+    concurrency: int = 8  # requests that should wait at once, to keep it busy
     thinking_tokens: int = 0
     compute_dtype: None = None  # nothing is computed here
 
@@ -31,14 +31,14 @@ class RuleTeacher:
         """Here weights would be loaded, or connections opened, and released again after the ``yield``."""
         yield self
 
-    async def ask(self, request: Request) -> Reply | Failure:
-        """One request, one reply. What fails with this request alone is a Failure; what would with any, an error."""
+    async def ask(self, request: Request) -> Response | Failure:
+        """One request, one response. What fails with this request alone is a Failure; what would with any, an error."""
         key = request.key(self.provider, self.model)
         try:
             text = json.dumps(self.rule(request))
         except KeyError as error:
             return Failure(key, f"the rule knows nothing of {error}")
-        return Reply(key, text, "stop", input_tokens=0, output_tokens=0)
+        return Response(key, text, "stop", input_tokens=0, output_tokens=0)
 
     def stop(self) -> None:
         """Nothing is on its way that could be held back."""

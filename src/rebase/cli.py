@@ -1,6 +1,6 @@
 """Commands of the project beside Kedro's own.
 
-``kedro near`` looks around in the datastore; ``kedro replies`` looks after the store of the teacher's replies;
+``kedro near`` looks around in the datastore; ``kedro responses`` looks after the store of the teacher's responses;
 ``kedro lineage`` writes what kedro-viz shows as a static site; ``kedro trace`` says where something comes from and
 what became of it; ``kedro push`` hands examples and adapter on.
 """
@@ -21,13 +21,13 @@ from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
 from rich.console import Console
 
-from rebase.console import visible
+from rebase.datastore.annoy_index import find_near
+from rebase.datastore.vectors import DESCRIPTION, cells_at
 from rebase.errors import RebaseError
 from rebase.files import replacing_file, replacing_folder
-from rebase.forest import find_near
-from rebase.history import read_runs, runs_table
-from rebase.teacher.store import ReplyStore
-from rebase.vectors import DESCRIPTION, cells_at
+from rebase.reporting.console import visible
+from rebase.reporting.runs import read_runs, runs_table
+from rebase.teacher.response_cache import ResponseCache
 
 _env = click.option("--env", "-e", help="The environment whose store is meant.")
 
@@ -64,58 +64,60 @@ def near(text: str, count: int, datastore: str | None, env: str | None) -> None:
 
 
 @cli.group()
-def replies() -> None:
-    """The teacher's replies: everything that was ever paid for."""
+def responses() -> None:
+    """The teacher's responses: everything that was ever paid for."""
 
 
-@replies.command("list")
+@responses.command("list")
 @_env
-def list_replies(env: str | None) -> None:
-    """How many replies of which teacher are stored."""
+def list_responses(env: str | None) -> None:
+    """How many responses of which teacher are stored."""
     with _store(env) as store:
         summary = store.summary()
     for provider, model, count, read, written, first, last in summary:
         days = f"{first[:10]} to {last[:10]}"
-        click.echo(f"{provider}/{model}: {count:,} replies, tokens in {read:,}, out {written:,}, {days}")
+        click.echo(f"{provider}/{model}: {count:,} responses, tokens in {read:,}, out {written:,}, {days}")
     if not summary:
-        click.echo("No replies are stored.")
+        click.echo("No responses are stored.")
 
 
-@replies.command("export")
+@responses.command("export")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @_env
-def export_replies(file: Path, env: str | None) -> None:
-    """Write all replies, with their requests, to FILE as JSON lines."""
+def export_responses(file: Path, env: str | None) -> None:
+    """Write all responses, with their requests, to FILE as JSON lines."""
     with _store(env) as store, replacing_file(file) as part, part.open("w", encoding="utf-8") as out:
         count = sum(1 for line in store.export() if out.write(json.dumps(line) + "\n"))
-    click.echo(f"{count:,} replies written to {file}")
+    click.echo(f"{count:,} responses written to {file}")
 
 
-@replies.command("import")
+@responses.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_env
-def import_replies(file: Path, env: str | None) -> None:
-    """Add the replies of FILE, which ``export`` wrote: runs that need no others then need no teacher."""
+def import_responses(file: Path, env: str | None) -> None:
+    """Add the responses of FILE, which ``export`` wrote: runs that need no others then need no teacher."""
     with _store(env) as store, file.open(encoding="utf-8") as lines:
         new, total = store.load(_parse(lines, file))
-    click.echo(f"{new:,} of {total:,} replies were new")
+    click.echo(f"{new:,} of {total:,} responses were new")
 
 
-@replies.command("prune")
+@responses.command("prune")
 @click.option("--provider", help="Only those of a provider.")
 @click.option("--model", help="Only those of a model.")
 @click.option("--before", help="Only those older than a day, as 2026-01-31.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_env
-def prune_replies(provider: str | None, model: str | None, before: str | None, yes: bool, env: str | None) -> None:
-    """Delete replies: they would have to be paid for again."""
+def prune_responses(provider: str | None, model: str | None, before: str | None, yes: bool, env: str | None) -> None:
+    """Delete responses: they would have to be paid for again."""
     if not (provider or model or before):
         raise click.UsageError("Say which: --provider, --model or --before.")
     if not yes:
-        click.confirm("Replies that are deleted must be paid for again when they are needed. Delete them?", abort=True)
+        click.confirm(
+            "Responses that are deleted must be paid for again when they are needed. Delete them?", abort=True
+        )
     with _store(env) as store:
         count = store.prune(provider, model, before)
-    click.echo(f"{count:,} replies deleted")
+    click.echo(f"{count:,} responses deleted")
 
 
 @contextmanager
@@ -130,9 +132,9 @@ def _catalog(env: str | None, parameters: dict[str, Any] | None = None) -> Itera
 
 
 @contextmanager
-def _store(env: str | None) -> Iterator[ReplyStore]:
+def _store(env: str | None) -> Iterator[ResponseCache]:
     """The store that the catalog's teacher uses."""
-    with _catalog(env) as catalog, closing(ReplyStore(catalog["teacher"].filepath)) as store:
+    with _catalog(env) as catalog, closing(ResponseCache(catalog["teacher"].filepath)) as store:
         yield store
 
 
@@ -143,7 +145,7 @@ def _parse(lines: Iterator[str], file: Path) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             raise RebaseError(f"{file}, line {number}: not JSON: {error}") from None
         if not isinstance(said, dict):
-            raise RebaseError(f"{file}, line {number}: not an exported reply.")
+            raise RebaseError(f"{file}, line {number}: not an exported response.")
         yield said
 
 
@@ -153,7 +155,7 @@ def _parse(lines: Iterator[str], file: Path) -> Iterator[dict[str, Any]]:
 @_env
 def lineage(folder: Path, params: dict[str, Any], env: str | None) -> None:
     """Write the lineage, with previews of the data, as a static site that asks nothing of other machines."""
-    from rebase.lineage import write_site
+    from rebase.reporting.lineage import write_site
 
     if folder.exists() and any(folder.iterdir()) and not (folder / "api" / "main").is_file():
         raise click.UsageError(f"{folder} holds something else, which would be lost: name another folder.")
@@ -167,7 +169,7 @@ def lineage(folder: Path, params: dict[str, Any], env: str | None) -> None:
 @_env
 def report(params: dict[str, Any], env: str | None) -> None:
     """Write report.html from whatever there is of a run: of one that was killed, say."""
-    from rebase.report import ALL_PIECES, find_outdated, write_report
+    from rebase.reporting.report import ALL_PIECES, find_outdated, write_report
 
     with _catalog(env, params) as catalog:
         pieces, times = {}, {}
@@ -210,8 +212,8 @@ def trace(identifier: str, task: str | None, system: str | None, as_json: bool, 
 
     ID is an evaluation item, an example, a source row or a dataset, as the run's tables and its report name them.
     """
-    from rebase.trace import read_run, render_trace
-    from rebase.trace import trace as find
+    from rebase.reporting.trace import read_run, render_trace
+    from rebase.reporting.trace import trace as find
 
     with _catalog(env, {"task": task} if task else {}) as catalog:
         found = find(identifier, read_run(partial(load_entry, catalog), env, task), system)
@@ -227,7 +229,7 @@ def trace(identifier: str, task: str | None, system: str | None, as_json: bool, 
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Into a folder, not to the hub.")
 @click.option("--no-dry-run", is_flag=True, help="Do it: without this it is only said what would be done.")
 @click.option("--public", is_flag=True, help="For all the world to read; without it, a repository is private.")
-@click.option("--licence-checked", multiple=True, metavar="DATASET", help="Its licence was looked up and permits it.")
+@click.option("--license-checked", multiple=True, metavar="DATASET", help="Its license was looked up and permits it.")
 @click.option("--task", help="The task, if it is not the environment's.")
 @_env
 def push(
@@ -236,15 +238,15 @@ def push(
     folder: Path | None,
     no_dry_run: bool,
     public: bool,
-    licence_checked: tuple[str, ...],
+    license_checked: tuple[str, ...],
     task: str | None,
     env: str | None,
 ) -> None:
     """Hand the training examples and the adapter on, with cards, to the Hugging Face hub or into a folder.
 
-    Refuses what the licences of the sources forbid. The hub's token is that of `hf auth login`, or HF_TOKEN.
+    Rejects what the licenses of the sources forbid. The hub's token is that of `hf auth login`, or HF_TOKEN.
     """
-    from rebase.publishing import describe_parcels, packed, published_examples, put, scores_of, upload
+    from rebase.reporting.publishing import describe_parcels, packed, published_examples, put, scores_of, upload
 
     with _catalog(env, {"task": task} if task else {}) as catalog:
         load = partial(load_entry, catalog)
@@ -252,7 +254,7 @@ def push(
         examples = published_examples(load("reasoned_examples"), load("training_set")) if only != "adapter" else None
         known = [load(name) if catalog.exists(name) else None for name in ("scores", "evaluate_summary")]
         scores = adapter and scores_of(adapter, *known)
-        with packed(repo, load("task"), examples, adapter, scores, licence_checked) as (parcels, conditions):
+        with packed(repo, load("task"), examples, adapter, scores, license_checked) as (parcels, conditions):
             click.echo(describe_parcels(parcels, repo, folder, public=public))
             for condition in conditions:
                 click.echo(f"Condition of {condition}")
@@ -267,7 +269,7 @@ def push(
 
 def load_entry(catalog: Any, name: str) -> Any:
     """A catalog entry; RebaseError where it is not there or cannot be read."""
-    from rebase.trace import MADE_BY
+    from rebase.reporting.trace import MADE_BY
 
     if name in MADE_BY and not catalog.exists(name):
         raise RebaseError(f"not there yet; kedro run --pipelines={MADE_BY[name]} makes it.")

@@ -17,11 +17,11 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from rich.console import Console
 
-from rebase.console import STAGES, comparison_table, estimate_line, estimate_table, final_table, stage_line
 from rebase.errors import RebaseError
-from rebase.judging import PairPrompt, RubricPrompt
+from rebase.generation.prompts import CotPrompt, DistilPrompt, Prompt, SynthesizePrompt, TransformPrompt
+from rebase.judging.llm_judge import PairPrompt, RubricPrompt
 from rebase.parameters import MixParameters
-from rebase.prompts import CotPrompt, LabelPrompt, Prompt, SynthesizePrompt, TransformPrompt
+from rebase.reporting.console import STAGES, comparison_table, estimate_line, estimate_table, final_table, stage_line
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +31,14 @@ _PROMPTS: dict[str, tuple[type[Prompt], str]] = {
     "transform_prompt": (TransformPrompt, "data/01_raw/prompts/transform.yml"),
     "cot_prompt": (CotPrompt, "data/01_raw/prompts/cot.yml"),
     "synthesize_prompt": (SynthesizePrompt, "data/01_raw/prompts/synthesize.yml"),
-    "label_prompt": (LabelPrompt, "data/01_raw/prompts/label.yml"),
+    "distil_prompt": (DistilPrompt, "data/01_raw/prompts/distil.yml"),
     "judge_rubric": (RubricPrompt, "data/01_raw/prompts/judge_rubric.yml"),
     "judge_pair": (PairPrompt, "data/01_raw/prompts/judge_pair.yml"),
 }
 #: What only a teacher that answers can make: for an estimate no key is needed.
-_ASKING = frozenset({"examples", "reasoned_examples", "synthesized_examples", "labelled_examples"})
+_ASKING = frozenset({"examples", "reasoned_examples", "synthesized_examples", "distilled_examples"})
 #: Inputs that are cheap to load and that people get wrong: a wrong one stops the run before any work.
-_CHECKED_FIRST = ("task", "evaluation_set", "encoder", "student")
+_CHECKED_FIRST = ("task", "evaluation_items", "encoder", "student")
 
 
 class RunReporter:
@@ -121,7 +121,7 @@ class RunReporter:
 def _check_runtime_params(loader: AbstractConfigLoader) -> None:
     """Raise RebaseError where a parameter of this run is neither a stage's nor declared in the catalog.
 
-    Kedro takes any name, and what is misspelt would change nothing: a budget, say. What is in a stage is checked by
+    Kedro takes any name, and what is misspelled would change nothing: a budget, say. What is in a stage is checked by
     the stage's type. A configuration that is packed, or lies elsewhere, is not looked into.
     """
     if not loader.runtime_params or not Path(loader.conf_source).is_dir():
@@ -154,7 +154,7 @@ def _check_order(name: str, pipeline: Pipeline, catalog: CatalogProtocol) -> Non
     Kedro does not see that the one needs the other, and may well run it first, on the files of an earlier run.
     """
     found: Iterable[str] = ()
-    if name == "unlabelled" and getattr(catalog[name], "are_examples", False):
+    if name == "unlabeled_inputs" and getattr(catalog[name], "are_examples", False):
         found = ["examples"]
     elif name == "example_sets":
         found = MixParameters.model_validate(catalog.load("params:mix")).weights

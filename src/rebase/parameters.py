@@ -17,7 +17,7 @@ class IngestParameters(Strict):
 class EmbedParameters(Strict):
     """``batch_tokens`` go through the encoder at once. ``cells`` that are embedded: those of ``text``, or ``all``.
 
-    Text is what ``rebase.cells.worth_embedding`` says.
+    Text is what ``rebase.datastore.cells.worth_embedding`` says.
     """
 
     batch_tokens: int = Field(ge=1)
@@ -32,8 +32,8 @@ class IndexParameters(Strict):
     seed: int
 
 
-class LicencePolicy(Strict):
-    """Which licences may be used: ``deny`` wins, then ``allow`` (``*`` allows all); ``unknown`` decides the rest.
+class LicensePolicy(Strict):
+    """Which licenses may be used: ``deny`` wins, then ``allow`` (``*`` allows all); ``unknown`` decides the rest.
 
     Entries are SPDX ids, compared without regard to case; ``*`` and ``?`` are wildcards.
     """
@@ -44,14 +44,14 @@ class LicencePolicy(Strict):
 
 
 class RetrieveParameters(Strict):
-    """How many rows, scored how, kept by which gates."""
+    """How many rows, scored how, kept by which filters."""
 
     top_n: int = Field(ge=1)
     aggregation: Literal["max_of_mean", "mean_of_max"]
     search: Literal["exact", "annoy"]
     annoy_candidates: int = Field(ge=1)
     block_texts: int = Field(ge=1)
-    licences: LicencePolicy
+    licenses: LicensePolicy
     contamination_ngram: int = Field(ge=1)
     near_duplicate: float = Field(gt=0, le=1)
     max_dataset_share: float = Field(gt=0, le=1)
@@ -60,7 +60,7 @@ class RetrieveParameters(Strict):
 
 
 class SamplingParameters(Strict):
-    """How the teacher draws its replies."""
+    """How the teacher draws its responses."""
 
     temperature: float = Field(ge=0)
     max_tokens: int = Field(ge=1)
@@ -69,27 +69,27 @@ class SamplingParameters(Strict):
 class TransformParameters(Strict):
     """One request a row until ``max_examples`` examples have passed; the source row is cut at ``max_row_tokens``.
 
-    ``led`` leads a weak teacher: about a passage it only asks for a given span, elsewhere it only answers
-    the row's own text. ``round_trip`` has the teacher answer each new query once more, without the answer: where the
-    two answers do not agree, the example is refused.
+    ``guided`` leads a weak teacher: about a passage it only asks for a given span, elsewhere it only answers
+    the row's own text. ``consistency_filter`` has the teacher answer each new query once more, without the answer: where the
+    two answers do not agree, the example is rejected.
     """
 
     max_examples: int = Field(ge=1)
     max_row_tokens: int = Field(ge=1)
-    led: bool
-    round_trip: bool
+    guided: bool
+    consistency_filter: bool
     sampling: SamplingParameters
 
 
 class SynthesizeParameters(Strict):
     """Plain synthesis may spend as much as transform used: as many ``requests``, or ``dollars``.
 
-    ``led`` leads a weak teacher as transform does: it writes a passage, and is then asked for a question to a given
+    ``guided`` leads a weak teacher as transform does: it writes a passage, and is then asked for a question to a given
     span of it.
     """
 
     spend: Literal["requests", "dollars"]
-    led: bool
+    guided: bool
     sampling: SamplingParameters
 
 
@@ -129,7 +129,7 @@ class CotParameters(Strict):
     """``samples`` rationales an example; a majority must reach its answer. ``on_disagreement`` says what if not."""
 
     samples: int = Field(ge=1)
-    on_disagreement: Literal["refuse", "relabel"]
+    on_disagreement: Literal["reject", "relabel"]
     max_row_tokens: int = Field(ge=1)
     sampling: SamplingParameters
 
@@ -150,22 +150,22 @@ def _patterns(value: Any) -> Any:
 
 
 class ExcludeParameters(Strict):
-    """What is taken out of the examples before training, though they are paid for: datasets and licences.
+    """What is taken out of the examples before training, though they are paid for: datasets and licenses.
 
     Entries are names compared without regard to case; ``*`` and ``?`` are wildcards. On the command line a text says
     several, ``--params="train.exclude.datasets=NAME;OTHER-*"``; one that begins with a wildcard stands in quotes of its
-    own, ``--params="train.exclude.licences='*-nc-*'"``.
+    own, ``--params="train.exclude.licenses='*-nc-*'"``.
     """
 
     datasets: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
-    licences: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
+    licenses: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
 
 
 class TrainParameters(Strict):
     """QLoRA settings (docs/method.md section 7). ``target`` is what the student learns to write.
 
     A step takes ``batch_size * gradient_accumulation`` examples, ``batch_size`` at once. ``packing`` lays those that
-    go through at once end to end, without padding. ``evaluation_share`` of the examples is held out: the loss on
+    go through at once end to end, without padding. ``validation_share`` of the examples is held out: the loss on
     them is measured after each epoch, and ``keep`` says whether the last adapter or the one best on them is kept.
     """
 
@@ -183,15 +183,15 @@ class TrainParameters(Strict):
     epochs: float = Field(gt=0)
     checkpoint_steps: int = Field(ge=1)
     packing: bool
-    evaluation_share: float = Field(default=0, ge=0, lt=1)
+    validation_share: float = Field(default=0, ge=0, lt=1)
     keep: Literal["last", "best"] = "last"
     exclude: ExcludeParameters = ExcludeParameters()
     seed: int
 
     @model_validator(mode="after")
     def _best_needs_evaluation(self) -> "TrainParameters":
-        if self.keep == "best" and not self.evaluation_share:
-            raise ValueError("`keep: best` needs `evaluation_share` above 0: the examples that decide what is best")
+        if self.keep == "best" and not self.validation_share:
+            raise ValueError("`keep: best` needs `validation_share` above 0: the examples that decide what is best")
         return self
 
 

@@ -17,11 +17,11 @@ AnswerType = Literal["span", "label", "number", "text", "code"]
 Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "rouge_l"]
 
 #: Columns of ``rows``: one line a row kept at ingest. ``row`` is the row as JSON text.
-ROW_COLUMNS = ("row_id", "dataset", "config", "split", "revision", "row_index", "licence", "row", "content_hash")
+ROW_COLUMNS = ("row_id", "dataset", "config", "split", "revision", "row_index", "license", "row", "content_hash")
 
 
 class Strict(BaseModel):
-    """A record that refuses unknown fields and cannot be changed."""
+    """A record that rejects unknown fields and cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -128,7 +128,7 @@ class DatasetCard(Strict):
 
     dataset: str
     description: str = ""
-    licence: str = "unknown"
+    license: str = "unknown"
     languages: tuple[str, ...] = ()
     revision: str = ""
 

@@ -1,4 +1,4 @@
-"""Text as it is compared: normalised, in tokens and in n-grams."""
+"""Text as it is compared: normalized, in tokens and in n-grams."""
 
 import re
 import unicodedata
@@ -31,7 +31,7 @@ _SENTENCE_END = re.compile(r"[.!?。！？][\"')\]]*(?=\s|$)|[。！？]")
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case words without punctuation, compatibility forms folded; letters of scripts without spaces one by one.
+    """Lowercase words without punctuation, compatibility forms folded; letters of scripts without spaces one by one.
 
     In code the names and numbers remain: ``a_list[0]`` is ``a list 0``.
     """
@@ -42,14 +42,14 @@ def tokens(text: str) -> list[str]:
     return _TOKEN.findall(unicodedata.normalize("NFKC", folded))
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """The text's tokens joined by single spaces: equal for texts that differ in case, spacing and punctuation."""
     return " ".join(tokens(text))
 
 
 def comparable(text: str) -> str:
-    """``normalise``, and the text's brackets and operators: ``[ ( [`` is another sequence than ``{ {``."""
-    return f"{normalise(text)} {''.join(_OPERATOR.findall(unicodedata.normalize('NFKC', text)))}"
+    """``normalize``, and the text's brackets and operators: ``[ ( [`` is another sequence than ``{ {``."""
+    return f"{normalize(text)} {''.join(_OPERATOR.findall(unicodedata.normalize('NFKC', text)))}"
 
 
 def ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
@@ -152,3 +152,12 @@ def cut_at_tokens(text: str, max_tokens: int) -> str:
 def _encode(text: str) -> bytes:
     """UTF-8, with a question mark for half a surrogate pair."""
     return text.encode("utf-8", "replace")
+
+
+def common_prefix_length(sequences: Sequence[list[int]]) -> int:
+    """How many leading items all the sequences share."""
+    first, last = min(sequences), max(sequences)
+    for index, (left, right) in enumerate(zip(first, last, strict=False)):
+        if left != right:
+            return index
+    return min(len(first), len(last))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kedro.io import DatasetError
 
 from rebase.datasets import ShardStore
-from rebase.shards import Shard, ShardPlan, with_metadata
+from rebase.datastore.shards import Shard, ShardPlan, with_metadata
 
 
 def plan(contents, built=None):
@@ -87,7 +87,7 @@ from hashlib import sha256
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
 from rebase.datasets import ShardStore
-from rebase.shards import Shard, ShardPlan
+from rebase.datastore.shards import Shard, ShardPlan
 
 write = pq.write_table
 
@@ -169,7 +169,7 @@ import resource, signal, sys
 import pyarrow as pa
 from kedro.io import DatasetError
 from rebase.datasets import ShardStore
-from rebase.shards import Shard, ShardPlan
+from rebase.datastore.shards import Shard, ShardPlan
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))

@@ -13,8 +13,8 @@ import pytest
 from kedro.io import DatasetError
 
 from rebase.datasets import ShardStore
+from rebase.datastore.shards import Shard, ShardPlan
 from rebase.errors import RebaseError
-from rebase.shards import Shard, ShardPlan
 from tests.s3 import Bucket, serve_bucket
 
 
@@ -91,7 +91,7 @@ from hashlib import sha256
 import pyarrow as pa, pyarrow.parquet as pq
 from s3fs import S3FileSystem
 from rebase.datasets import ShardStore
-from rebase.shards import Shard, ShardPlan
+from rebase.datastore.shards import Shard, ShardPlan
 
 send = S3FileSystem._call_s3
 

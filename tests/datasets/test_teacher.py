@@ -33,7 +33,7 @@ PRICES = {"as_of": "2026-11-21", "models": {"anthropic": {"claude": {"input": 1,
 
 def dataset(
     credentials: dict[str, str] | None = None,
-    filepath: str = "cache/replies.sqlite",
+    filepath: str = "cache/responses.sqlite",
     folder: str = "models",
     prices: dict[str, Any] = PRICES,
     **settings: Any,
@@ -66,7 +66,7 @@ def test_local_teacher_gets_its_revision_and_folder(tmp_path: Path) -> None:
     teacher = dataset(revision="abc", folder=str(tmp_path)).load()
     assert teacher.teacher == LocalTeacher("package:x", "abc", tmp_path)
     assert (teacher.provider, teacher.model) == ("local", "package:x@abc")
-    assert teacher.path == Path("cache/replies.sqlite")
+    assert teacher.path == Path("cache/responses.sqlite")
 
 
 def test_hosted_teachers_get_their_own_key_and_address() -> None:
@@ -88,7 +88,7 @@ def test_settings_reach_the_handle() -> None:
         provider="anthropic",
         model="claude",
         batch=True,
-        in_flight=5,
+        max_concurrency=5,
         requests_per_minute=50,
         output_tokens_per_minute=8000,
         timeout=30,
@@ -114,7 +114,7 @@ def test_settings_reach_the_handle() -> None:
         ("max_requests", 0),
         ("max_requests", 1.5),
         ("on_budget", "ask"),
-        ("in_flight", 0),
+        ("max_concurrency", 0),
         ("requests_per_minute", 0),
         ("input_tokens_per_minute", -1),
         ("timeout", 0),
@@ -178,7 +178,7 @@ def test_parameters_override_each_setting() -> None:
         "budget_usd": 2.5,
         "max_requests": 10,
         "on_budget": "stop",
-        "in_flight": 7,
+        "max_concurrency": 7,
         "requests_per_minute": 50,
         "input_tokens_per_minute": 1000,
         "output_tokens_per_minute": 500,
@@ -194,7 +194,7 @@ def test_parameters_override_each_setting() -> None:
 
 
 def test_store_can_be_another_file() -> None:
-    assert project_catalog(replies="elsewhere/r.sqlite").load("teacher").path == Path("elsewhere/r.sqlite")
+    assert project_catalog(responses="elsewhere/r.sqlite").load("teacher").path == Path("elsewhere/r.sqlite")
 
 
 def _use(teacher: Any) -> str:

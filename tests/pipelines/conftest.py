@@ -1,4 +1,4 @@
-"""A small datastore with something for every gate, built once by the pipelines themselves."""
+"""A small datastore with something for every filter, built once by the pipelines themselves."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from kedro_datasets.json import JSONDataset
 from kedro_datasets.pandas import ParquetDataset
 
 from rebase.datasets import ShardStore, SourcesDataset
-from rebase.encoder import Encoder
+from rebase.datastore.encoder import Encoder
 from rebase.parameters import EmbedParameters, IndexParameters, IngestParameters
 from rebase.pipelines import embed, index, ingest
 
@@ -33,7 +33,7 @@ EVALUATION = {"context": LEAKED, "question": "What do beavers build?"}
 
 
 def write_datasets(folder: Path) -> Path:
-    """Datasets as people publish them: two mirrors, and one for each reason to refuse."""
+    """Datasets as people publish them: two mirrors, and one for each reason to reject."""
     mirror = [*ANIMALS[:5], ANIMALS[5].replace("brook", "stream")]
     write(
         folder / "animals",
@@ -52,10 +52,10 @@ def write_datasets(folder: Path) -> Path:
     return folder
 
 
-def write(folder: Path, description: str, licence: str, rows: list[dict]) -> None:
+def write(folder: Path, description: str, license: str, rows: list[dict]) -> None:
     """A folder with a card and one JSONL file."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n{description}\n")
+    (folder / "README.md").write_text(f"---\nlicense: {license}\n---\n{description}\n")
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
@@ -79,7 +79,7 @@ def datastore(tmp_path_factory, encoder: Encoder) -> Datastore:
             "sources": SourcesDataset(str(write_datasets(folder / "raw") / "*")),
             "rows": ShardStore(str(folder / "rows")),
             "cards": ParquetDataset(filepath=str(folder / "cards.parquet")),
-            "ingest_refused": ParquetDataset(filepath=str(folder / "refused.parquet")),
+            "ingest_rejected": ParquetDataset(filepath=str(folder / "rejected.parquet")),
             "encoder": MemoryDataset(encoder),
             "vectors": ShardStore(str(folder / "vectors"), "arrow"),
             "index": ShardStore(str(folder / "index"), "arrow"),

@@ -13,7 +13,6 @@ from kedro_datasets.json import JSONDataset
 from kedro_datasets.pandas import ParquetDataset
 from rich.console import Console
 
-from rebase.console import comparison_table
 from rebase.datasets.adapter import AdapterDataset
 from rebase.errors import RebaseError
 from rebase.parameters import CompareParameters
@@ -23,8 +22,9 @@ from rebase.pipelines.compare.nodes import learn_curve, tabulate
 from rebase.pipelines.compare.pipeline import TRAINING_SETS
 from rebase.pipelines.evaluate.nodes import as_generations
 from rebase.records import Adapter, Task, Untrained
+from rebase.reporting.console import comparison_table
 from rebase.student.handle import Student
-from tests.pipelines.test_train_evaluate import evaluation_set
+from tests.pipelines.test_train_evaluate import evaluation_items
 from tests.tiny import evaluate_parameters, make_student, reasoned_examples, train_parameters
 
 TARGETS = dict.fromkeys(TRAINING_SETS, "answer") | {"rebase_cot": "rationale_then_answer"}
@@ -37,22 +37,22 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
 
 
 def teacher_generations() -> pd.DataFrame:
-    items = evaluation_set(5)
+    items = evaluation_items(5)
     return as_generations("teacher", items, items["query"], [f"in barn {n}" for n in range(5)])
 
 
 def run(task: Task, student: Student, folder: Path, seeds=(), synthesized=6) -> dict[str, object]:
     """What the pipeline makes of given examples: the stages that ask the teacher are left out."""
     examples = reasoned_examples(10)
-    unproven = examples.assign(dataset=None, licence=None).drop(columns="rationale")
+    unproven = examples.assign(dataset=None, license=None).drop(columns="rationale")
     given = {
         "task": task,
         "examples": examples.drop(columns="rationale"),
         "reasoned_examples": examples,
         "synthesized_examples": unproven.head(synthesized),
-        "labelled_examples": examples.head(7),
+        "distilled_examples": examples.head(7),
         "teacher_generations": teacher_generations(),
-        "evaluation_set": evaluation_set(5),
+        "evaluation_items": evaluation_items(5),
         "params:train": train_parameters(),
         "params:evaluate": evaluate_parameters(),
         "params:compare": CompareParameters(sizes=(), seeds=seeds, targets=TARGETS),
@@ -97,7 +97,7 @@ def test_the_table_says_what_each_system_took(made):
     assert len(table) == 2 * 7  # metrics x systems
     line = table.drop_duplicates("system").set_index("system")
     assert line["examples"].to_dict() == {
-        "student": 0, "student_few_shot": 2, "synthesized": 6, "labelled": 7, "rebase": 10, "rebase_cot": 10,
+        "student": 0, "student_few_shot": 2, "synthesized": 6, "distilled": 7, "rebase": 10, "rebase_cot": 10,
         "teacher": 2,
     }  # fmt: skip
     assert line["requests"].to_list() == [0, 0, 12, 24, 12, 24, 12]
@@ -141,18 +141,18 @@ def test_without_chain_of_thought_rebase_stands_once(student: Student, reading_t
         "student",
         "student_few_shot",
         "synthesized",
-        "labelled",
+        "distilled",
         "rebase",
         "teacher",
     ]
-    assert set(made["curves"]["training_set"]) == {"synthesized", "labelled", "rebase"}
+    assert set(made["curves"]["training_set"]) == {"synthesized", "distilled", "rebase"}
 
 
 def test_a_set_that_is_too_small_is_left_out_and_said(student: Student, reading_task: Task, tmp_path: Path):
     made = run(reading_task, student, tmp_path, synthesized=1)
-    assert list(made["scores"]["systems"]) == ["student", "student_few_shot", "labelled", "rebase", "teacher"]
+    assert list(made["scores"]["systems"]) == ["student", "student_few_shot", "distilled", "rebase", "teacher"]
     assert "fewer than one batch" in made["scores"]["left_out"]["synthesized"]
-    assert set(made["curves"]["training_set"]) == {"labelled", "rebase"}
+    assert set(made["curves"]["training_set"]) == {"distilled", "rebase"}
     assert AdapterDataset(str(tmp_path / "synthesized")).load() == Untrained(made["scores"]["left_out"]["synthesized"])
     console = Console(width=200, file=StringIO())
     console.print(comparison_table("tiny", made["comparison"], made["scores"]))
@@ -169,7 +169,7 @@ def test_a_stage_that_fails_leaves_its_set_out():
     pipeline = tolerate(
         Pipeline(
             [
-                Node(label, "task", ["labels", "labels_refused", "summary"], name="label"),
+                Node(label, "task", ["labels", "labels_rejected", "summary"], name="label"),
                 Node(train, "summary", ["adapter", "log", "train_summary"], name="train"),
             ]
         ),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
 from rebase.parameters import CotParameters
-from rebase.pipelines.cot.nodes import REFUSED_COLUMNS, reason_examples
+from rebase.pipelines.cot.nodes import REJECTED_COLUMNS, reason_examples
 from rebase.records import Task
 from tests.scripted import Scripted, stored
 
@@ -24,7 +24,7 @@ def shipped(name):
 READING, SUMS = shipped("reading_qa"), shipped("word_problems")
 
 
-def parameters(samples=1, on_disagreement="refuse"):
+def parameters(samples=1, on_disagreement="reject"):
     return CotParameters.model_validate(
         {
             "samples": samples,
@@ -68,58 +68,58 @@ def said(rationale, answer):
 RIGHT, OTHER, FALSE = said("3 + 3 = 6.", 6), said("3 * 3 = 9.", 9), said("3 + 3 = 7, no: 6.", 6)
 
 
-def run(replies, samples=1, on_disagreement="refuse", count=1):
-    lines = iter(replies)
+def run(responses, samples=1, on_disagreement="reject", count=1):
+    lines = iter(responses)
     return reason_examples(
         SUMS, examples(count), retrieved(count), stored(Scripted(lambda _: next(lines))), PROMPT,
         parameters(samples, on_disagreement),
     )  # fmt: skip
 
 
-def refused_with(*replies, **settings):
-    """Why an example is refused, beside another that passes."""
+def rejected_with(*responses, **settings):
+    """Why an example is rejected, beside another that passes."""
     samples = settings.get("samples", 1)
-    _, refused, summary = run([*replies, *[RIGHT] * samples], count=2, **settings)
-    assert list(refused) == REFUSED_COLUMNS
-    assert (summary["in"], summary["kept"], sum(summary["refused"].values())) == (2, 1, 1)
-    return refused.iloc[0]
+    _, rejected, summary = run([*responses, *[RIGHT] * samples], count=2, **settings)
+    assert list(rejected) == REJECTED_COLUMNS
+    assert (summary["in"], summary["kept"], sum(summary["rejected"].values())) == (2, 1, 1)
+    return rejected.iloc[0]
 
 
 def test_a_task_without_cot_passes_all_on_and_opens_no_teacher():
     teacher = Scripted(str)
-    passed, refused, summary = reason_examples(
+    passed, rejected, summary = reason_examples(
         READING, examples(3), retrieved(3), stored(teacher), PROMPT, parameters()
     )
     assert teacher.opened == 0
     assert passed.drop(columns=["rationale", "agreement"]).equals(examples(3))
     assert passed[["rationale", "agreement"]].isna().all(axis=None)
-    assert len(refused) == 0
-    assert (summary["in"], summary["kept"], summary["refused"]) == (3, 3, {})
+    assert len(rejected) == 0
+    assert (summary["in"], summary["kept"], summary["rejected"]) == (3, 3, {})
 
 
 def test_reasoning_that_leads_to_the_answer_is_kept():
     kept, _, summary = run([RIGHT])
     assert (kept.iloc[0]["rationale"], kept.iloc[0]["answer"], kept.iloc[0]["agreement"]) == ("3 + 3 = 6.", "6", 1.0)
-    assert summary.pop("usage")["replies"] == 1
-    assert summary == {"stage": "cot", "in": 1, "kept": 1, "refused": {}, "relabelled": 0}
+    assert summary.pop("usage")["responses"] == 1
+    assert summary == {"stage": "cot", "in": 1, "kept": 1, "rejected": {}, "relabeled": 0}
 
 
 @pytest.mark.parametrize(
-    ("reply", "reason"),
+    ("response", "reason"),
     [
         (OTHER, "another_answer"),
         (FALSE, "wrong_equation"),
         (said("They have six.", 6), "answer_not_derived"),
         (said("3 + 3 = 6. So the answer is 5.", 6), "states_another_answer"),
         (said("", 6), "empty_rationale"),
-        (('{"rationale": "3 + 3', "length"), "reply_cut_off"),
+        (('{"rationale": "3 + 3', "length"), "response_cut_off"),
         (("No.", "refusal"), "teacher_refused"),
         ("six", "not_as_asked"),
         (ConnectionError("no line"), "teacher_failed"),
     ],
 )
-def test_reasoning_that_does_not_is_refused(reply, reason):
-    assert refused_with(reply)["reason"] == reason
+def test_reasoning_that_does_not_is_rejected(response, reason):
+    assert rejected_with(response)["reason"] == reason
 
 
 def test_the_majority_decides():
@@ -128,11 +128,11 @@ def test_the_majority_decides():
 
 
 def test_half_is_no_majority():
-    assert refused_with(RIGHT, OTHER, samples=2)["reason"] == "no_majority"
+    assert rejected_with(RIGHT, OTHER, samples=2)["reason"] == "no_majority"
 
 
 def test_faulty_samples_count_against_a_majority():
-    assert refused_with(RIGHT, FALSE, FALSE, samples=3)["reason"] == "no_majority"
+    assert rejected_with(RIGHT, FALSE, FALSE, samples=3)["reason"] == "no_majority"
 
 
 def test_samples_are_told_apart():
@@ -145,13 +145,13 @@ def test_samples_are_told_apart():
 def test_another_majority_relabels_if_it_may():
     kept, _, summary = run([OTHER, OTHER, RIGHT], samples=3, on_disagreement="relabel")
     assert (kept.iloc[0]["answer"], kept.iloc[0]["rationale"]) == ("9", "3 * 3 = 9.")
-    assert summary["relabelled"] == 1
-    assert refused_with(OTHER, OTHER, RIGHT, samples=3)["detail"] == "9 for 6"
+    assert summary["relabeled"] == 1
+    assert rejected_with(OTHER, OTHER, RIGHT, samples=3)["detail"] == "9 for 6"
 
 
 def test_an_agreeing_answer_keeps_its_spelling():
     kept, _, summary = run([said("3 + 3 = 6.", 6.0)], on_disagreement="relabel")
-    assert (kept.iloc[0]["answer"], summary["relabelled"]) == ("6", 0)
+    assert (kept.iloc[0]["answer"], summary["relabeled"]) == ("6", 0)
 
 
 def test_nothing_left_says_what_and_what_to_do():
@@ -178,11 +178,11 @@ def test_an_example_whose_source_row_is_gone_is_reasoned_about_without_it():
 
 @given(
     st.lists(st.sampled_from([RIGHT, OTHER, FALSE, "six"]), min_size=3, max_size=3),
-    st.sampled_from(["refuse", "relabel"]),
+    st.sampled_from(["reject", "relabel"]),
 )
-def test_what_is_kept_has_a_sound_majority(replies, on_disagreement):
-    kept, refused, summary = run([*replies, RIGHT, RIGHT, RIGHT], 3, on_disagreement, count=2)
-    agreeing, disagreeing = replies.count(RIGHT) > 1, replies.count(OTHER) > 1
+def test_what_is_kept_has_a_sound_majority(responses, on_disagreement):
+    kept, rejected, summary = run([*responses, RIGHT, RIGHT, RIGHT], 3, on_disagreement, count=2)
+    agreeing, disagreeing = responses.count(RIGHT) > 1, responses.count(OTHER) > 1
     assert len(kept) == 1 + (agreeing or (disagreeing and on_disagreement == "relabel"))
-    assert summary["in"] == 2 == len(kept) + len(refused)
+    assert summary["in"] == 2 == len(kept) + len(rejected)
     assert (kept["agreement"] > 0.5).all()

@@ -7,19 +7,19 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.collecting import REFUSED_COLUMNS
 from rebase.errors import RebaseError
-from rebase.evaluation import input_items
+from rebase.generation.generate import REJECTED_COLUMNS
 from rebase.parameters import DistilParameters
-from rebase.pipelines.distil.nodes import LABELLED_COLUMNS, label_inputs
+from rebase.pipelines.distil.nodes import LABELED_COLUMNS, distil_inputs
 from rebase.records import Task
+from rebase.tasks.evaluation_items import parse_inputs
 from rebase.teacher.budget import Price
 from tests.scripted import Scripted, stored
 from tests.teacher.asking import hosted
 from tests.teacher.server import Answer, serving
 
 RAW = Path(__file__).parents[2] / "data" / "01_raw"
-PROMPT = yaml.safe_load((RAW / "prompts" / "label.yml").read_text())
+PROMPT = yaml.safe_load((RAW / "prompts" / "distil.yml").read_text())
 SAMPLING = {"temperature": 0.7, "max_tokens": 100}
 NO_EVALUATION = pd.DataFrame(columns=["item_id", "fields", "query", "answers"])
 
@@ -33,16 +33,16 @@ READING, TOPIC, SUMS, SUMMARIES = map(shipped, ("reading_qa", "news_topic", "wor
 
 def inputs(task, texts):
     (field,) = task.query_fields
-    return input_items(task, [{field: text} for text in texts], "a/own.jsonl", "own.jsonl")
+    return parse_inputs(task, [{field: text} for text in texts], "a/own.jsonl", "own.jsonl")
 
 
-def distil(task, texts, say, evaluation_set=NO_EVALUATION, ahead=16, **given):
-    teacher = Scripted(say, ahead)
+def distil(task, texts, say, evaluation_items=NO_EVALUATION, concurrency=16, **given):
+    teacher = Scripted(say, concurrency)
     parameters = DistilParameters.model_validate(
         {"style": "direct", "samples": 1, "rounds": 3, "max_inputs": None} | {"sampling": SAMPLING} | given
     )
-    unlabelled = texts if isinstance(texts, pd.DataFrame) else inputs(task, texts)
-    return (*label_inputs(task, unlabelled, evaluation_set, stored(teacher), PROMPT, parameters, 13), teacher)
+    unlabeled = texts if isinstance(texts, pd.DataFrame) else inputs(task, texts)
+    return (*distil_inputs(task, unlabeled, evaluation_items, stored(teacher), PROMPT, parameters, 13), teacher)
 
 
 NEWS = [f"The rovers won match {n} of the season at home." for n in range(6)]
@@ -54,16 +54,16 @@ def said(rationale, answer):
     return json.dumps({"rationale": rationale, "answer": answer})
 
 
-def test_inputs_are_labelled_in_the_form_that_train_takes():
-    examples, refused, summary, teacher = distil(TOPIC, NEWS, lambda _: SPORT)
-    assert list(examples) == LABELLED_COLUMNS
-    assert list(refused) == REFUSED_COLUMNS
+def test_inputs_are_labeled_in_the_form_that_train_takes():
+    examples, rejected, summary, teacher = distil(TOPIC, NEWS, lambda _: SPORT)
+    assert list(examples) == LABELED_COLUMNS
+    assert list(rejected) == REJECTED_COLUMNS
     assert list(examples["query"]) == [f"News item: {text}" for text in NEWS]
     assert set(examples["answer"]) == {"sport"}
     assert examples["rationale"].isna().all()
     assert list(examples["example_id"]) == [f"own.jsonl/{n}" for n in range(6)]
     assert set(examples["dataset"]) == {"own.jsonl"}
-    assert (summary["in"], summary["kept"], summary["refused"], summary["style"]) == (6, 6, {}, "direct")
+    assert (summary["in"], summary["kept"], summary["rejected"], summary["style"]) == (6, 6, {}, "direct")
     assert summary["labels"]["largest_share"] == 1
     # The task's examples come first, answered; then the input.
     assert len(teacher.asked[0].messages) == 7
@@ -71,62 +71,62 @@ def test_inputs_are_labelled_in_the_form_that_train_takes():
 
 
 def test_examples_of_rebase_will_do_and_keep_their_source():
-    own = inputs(TOPIC, NEWS[:2]).assign(dataset="press", licence="cc0-1.0", rank=[4, 7], answer="travel")
+    own = inputs(TOPIC, NEWS[:2]).assign(dataset="press", license="cc0-1.0", rank=[4, 7], answer="travel")
     examples, _, _, _ = distil(TOPIC, own, lambda _: SPORT)
     assert list(examples["rank"]) == [4, 7]
-    assert list(examples["licence"]) == ["cc0-1.0"] * 2
+    assert list(examples["license"]) == ["cc0-1.0"] * 2
     assert list(examples["answer"]) == ["sport"] * 2
 
 
 @pytest.mark.parametrize(
-    ("reply", "reason"),
+    ("response", "reason"),
     [
         ('{"answer": "gardening"}', "unknown_label"),
         ("sport", "not_as_asked"),
-        (("{", "length"), "reply_cut_off"),
+        (("{", "length"), "response_cut_off"),
         (("No.", "refusal"), "teacher_refused"),
         (ConnectionError("no line"), "teacher_failed"),
     ],
 )
-def test_bad_labels_are_refused_with_their_reason(reply, reason):
-    _, refused, summary, _ = distil(TOPIC, NEWS[:2], lambda request: reply if "match 0" in str(request) else SPORT)
-    assert list(refused["reason"]) == [reason]
-    assert refused.iloc[0]["row_id"] == "own.jsonl/0"
-    assert summary["refused"] == {reason: 1}
+def test_bad_labels_are_rejected_with_their_reason(response, reason):
+    _, rejected, summary, _ = distil(TOPIC, NEWS[:2], lambda request: response if "match 0" in str(request) else SPORT)
+    assert list(rejected["reason"]) == [reason]
+    assert rejected.iloc[0]["row_id"] == "own.jsonl/0"
+    assert summary["rejected"] == {reason: 1}
 
 
 def test_evaluation_items_and_repeated_inputs_are_not_asked_about():
     known = pd.DataFrame(
         [{"item_id": "1", "fields": json.dumps({"text": NEWS[0]}), "query": f"News item: {NEWS[0]}", "answers": "[]"}]
     )
-    examples, refused, _, teacher = distil(TOPIC, [*NEWS[:2], NEWS[1].upper()], lambda _: SPORT, known)
-    assert list(refused["reason"]) == ["contamination_exact", "duplicate"]
+    examples, rejected, _, teacher = distil(TOPIC, [*NEWS[:2], NEWS[1].upper()], lambda _: SPORT, known)
+    assert list(rejected["reason"]) == ["contamination_exact", "duplicate"]
     assert len(examples) == len(teacher.asked) == 1
 
 
 def test_max_inputs_are_taken_evenly():
-    examples, refused, summary, _ = distil(TOPIC, NEWS, lambda _: SPORT, max_inputs=3)
+    examples, rejected, summary, _ = distil(TOPIC, NEWS, lambda _: SPORT, max_inputs=3)
     assert list(examples["row_index"]) == [0, 2, 4]
-    assert refused.empty
-    assert (summary["in"], summary["refused"]) == (6, {"over_limit": 3})
+    assert rejected.empty
+    assert (summary["in"], summary["rejected"]) == (6, {"over_limit": 3})
 
 
 def test_chains_of_thought_are_checked_and_kept():
-    replies = iter([said("3 + 3 = 6.", 6), said("3 + 3 = 7.", 7), said("That is 6.", 6)])
-    examples, refused, _, teacher = distil(SUMS, HENS[:3], lambda _: next(replies), style="cot")
+    responses = iter([said("3 + 3 = 6.", 6), said("3 + 3 = 7.", 7), said("That is 6.", 6)])
+    examples, rejected, _, teacher = distil(SUMS, HENS[:3], lambda _: next(responses), style="cot")
     assert list(examples["rationale"]) == ["3 + 3 = 6."]
-    assert list(refused["reason"]) == ["wrong_equation", "answer_not_derived"]
+    assert list(rejected["reason"]) == ["wrong_equation", "answer_not_derived"]
     assert json.loads(teacher.asked[0].messages[1].content)["rationale"] == SUMS.examples[0]["rationale"]
 
 
 def test_the_majority_of_samples_decides():
-    replies = iter([said("3 + 3 = 6.", 6), said("3 * 3 = 9.", 9), said("He has 3 + 3 = 6 eggs.", 6)])
-    examples, _, summary, teacher = distil(SUMS, HENS[:1], lambda _: next(replies), style="cot", samples=3)
+    responses = iter([said("3 + 3 = 6.", 6), said("3 * 3 = 9.", 9), said("He has 3 + 3 = 6 eggs.", 6)])
+    examples, _, summary, teacher = distil(SUMS, HENS[:1], lambda _: next(responses), style="cot", samples=3)
     (line,) = examples.to_dict("records")
     assert (line["answer"], line["rationale"], line["agreement"]) == ("6", "3 + 3 = 6.", pytest.approx(2 / 3))
     assert line["output_tokens"] == 9, "of all three"
-    assert line["reply_key"] == teacher.asked[0].key("scripted", "test"), "the one that was kept"
-    assert summary["usage"]["replies"] == len({request.sample for request in teacher.asked}) == 3
+    assert line["response_key"] == teacher.asked[0].key("scripted", "test"), "the one that was kept"
+    assert summary["usage"]["responses"] == len({request.sample for request in teacher.asked}) == 3
     with pytest.raises(RebaseError, match="no_majority"):
         distil(SUMS, HENS[:1], lambda request: f'{{"answer": {request.sample}}}', samples=3)
 
@@ -147,10 +147,10 @@ def test_a_chain_of_density_keeps_its_last_round_and_records_all():
     ]  # fmt: skip
     assert "Round 2 of 3" in teacher.asked[1].messages[-1].content
     assert line["input_tokens"] == 21
-    assert summary["usage"]["replies"] == 3
+    assert summary["usage"]["responses"] == 3
 
 
-def test_a_draft_that_repeats_what_was_asked_for_is_refused():
+def test_a_draft_that_repeats_what_was_asked_for_is_rejected():
     def say(request):
         return json.dumps(dict.fromkeys(request.schema["properties"], request.messages[-1].content))
 
@@ -158,11 +158,11 @@ def test_a_draft_that_repeats_what_was_asked_for_is_refused():
         distil(SUMMARIES, ["The bridge over the Alder is shut for good."], say, style="chain_of_density")
 
 
-def test_a_round_that_fails_refuses_the_input():
+def test_a_round_that_fails_rejects_the_input():
     def say(request):
         return ("{", "length") if "missing" in request.schema["properties"] else '{"answer": "A bridge is shut."}'
 
-    with pytest.raises(RebaseError, match="reply_cut_off"):
+    with pytest.raises(RebaseError, match="response_cut_off"):
         distil(SUMMARIES, ["The bridge over the Alder is shut for good."], say, style="chain_of_density")
 
 
@@ -180,7 +180,7 @@ def test_a_style_that_does_not_fit_the_task_is_named(task, given, words):
 
 
 def test_nothing_usable_says_what_and_what_to_do():
-    with pytest.raises(RebaseError, match=r"nothing usable for task 'news_topic'.*unknown_label': 2.*label\.yml"):
+    with pytest.raises(RebaseError, match=r"nothing usable for task 'news_topic'.*unknown_label': 2.*distil\.yml"):
         distil(TOPIC, NEWS[:2], lambda _: '{"answer": "x"}')
     with pytest.raises(RebaseError, match=r"(?s)answered none of 2 requests.*no line"):
         distil(TOPIC, NEWS[:2], lambda _: ConnectionError("no line"))
@@ -191,13 +191,13 @@ def test_a_budget_that_others_have_used_up_is_named():
     teacher.budget.requests = 1
     parameters = DistilParameters(style="direct", samples=1, rounds=3, max_inputs=None, sampling=SAMPLING)
     with pytest.raises(RebaseError, match=r"distil: .*nothing left.*teacher\.max_requests 1"):
-        label_inputs(TOPIC, inputs(TOPIC, NEWS), NO_EVALUATION, teacher, PROMPT, parameters, 13)
+        distil_inputs(TOPIC, inputs(TOPIC, NEWS), NO_EVALUATION, teacher, PROMPT, parameters, 13)
 
 
-REPLIES = st.sampled_from([SPORT, '{"answer": "travel"}', "x", ("{", "length"), ConnectionError("no line")])
+RESPONSES = st.sampled_from([SPORT, '{"answer": "travel"}', "x", ("{", "length"), ConnectionError("no line")])
 
 
-@given(st.lists(REPLIES, min_size=1, max_size=8), st.integers(1, 3), st.integers(1, 9), st.data())
+@given(st.lists(RESPONSES, min_size=1, max_size=8), st.integers(1, 3), st.integers(1, 9), st.data())
 def test_every_input_is_accounted_for(script, samples, most, data):
     places = data.draw(st.lists(st.integers(0, len(script) - 1), min_size=1, max_size=10))
     texts = [f"The rovers won match {place} of the season at home." for place in places]
@@ -206,13 +206,13 @@ def test_every_input_is_accounted_for(script, samples, most, data):
         return script[int(request.messages[-1].content.split("match ")[1].split()[0])]
 
     try:
-        examples, refused, summary, _ = distil(TOPIC, texts, say, samples=samples, max_inputs=most)
+        examples, rejected, summary, _ = distil(TOPIC, texts, say, samples=samples, max_inputs=most)
     except RebaseError:
         return
-    assert summary["in"] == len(texts) == summary["kept"] + sum(summary["refused"].values())
-    over = summary["refused"].pop("over_limit", 0)
+    assert summary["in"] == len(texts) == summary["kept"] + sum(summary["rejected"].values())
+    over = summary["rejected"].pop("over_limit", 0)
     assert over == max(0, len(texts) - most)
-    assert summary["refused"] == refused["reason"].value_counts().to_dict()
+    assert summary["rejected"] == rejected["reason"].value_counts().to_dict()
     assert summary["kept"] == len(examples) == examples["query"].nunique()
 
 
@@ -222,7 +222,7 @@ def test_a_teacher_behind_an_api_labels_by_direct_and_by_reasoning(tmp_path, kin
     mnli = shipped("mnli")
     boats = [f"{n} boats lie in the harbour." for n in range(5)]
     fields = [{"premise": text, "hypothesis": f"It is wrong that {text}"} for text in boats]
-    unlabelled = input_items(mnli, fields, "own.jsonl", "own.jsonl")
+    unlabeled = parse_inputs(mnli, fields, "own.jsonl", "own.jsonl")
     price = Price(input=1.0, output=5.0)
 
     def answer(prompt):
@@ -236,13 +236,13 @@ def test_a_teacher_behind_an_api_labels_by_direct_and_by_reasoning(tmp_path, kin
         parameters = DistilParameters.model_validate(
             {"style": style, "samples": 1, "rounds": 2, "max_inputs": None} | {"sampling": SAMPLING}
         )
-        teacher = stored(hosted(kind, provider.address), tmp_path / "replies.sqlite", price)
-        return label_inputs(mnli, unlabelled, NO_EVALUATION, teacher, PROMPT, parameters, 13)
+        teacher = stored(hosted(kind, provider.address), tmp_path / "responses.sqlite", price)
+        return distil_inputs(mnli, unlabeled, NO_EVALUATION, teacher, PROMPT, parameters, 13)
 
     with serving(default=answer) as provider:
         direct, _, summary = label(provider, "direct")
         assert list(direct["answer"]) == ["entailment", "neutral"] * 2 + ["entailment"]
-        assert summary["usage"]["replies"] == len(provider.billed()) == 5
+        assert summary["usage"]["responses"] == len(provider.billed()) == 5
         assert direct["dollars"].sum() == pytest.approx(summary["usage"]["dollars"])
         again, _, free = label(provider, "direct")
         assert again.equals(direct)

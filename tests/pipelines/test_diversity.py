@@ -7,7 +7,7 @@ import pytest
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 
-from rebase.encoder import Encoder
+from rebase.datastore.encoder import Encoder
 from rebase.pipelines.diversity import create_pipeline
 from rebase.records import Task
 

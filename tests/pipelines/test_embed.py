@@ -6,13 +6,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from rebase.cells import worth_embedding
 from rebase.datasets import ShardStore
-from rebase.encoder import Encoder
+from rebase.datastore.cells import worth_embedding
+from rebase.datastore.encoder import Encoder
+from rebase.datastore.shards import Shards, metadata_of, with_metadata
+from rebase.datastore.vectors import vectors_of
 from rebase.parameters import EmbedParameters
-from rebase.pipelines.embed.nodes import plan_embed, summarise_embed
-from rebase.shards import Shards, metadata_of, with_metadata
-from rebase.vectors import vectors_of
+from rebase.pipelines.embed.nodes import plan_embed, summarize_embed
 
 PARAMETERS = EmbedParameters(batch_tokens=64, cells="text")
 
@@ -52,7 +52,7 @@ def test_all_cells_are_counted(datastore):
     rows = datastore.load("rows")
     cells = [text for name in rows for row in rows[name]["row"].to_pylist() for text in json.loads(row).values()]
     summary = datastore.load("embed_summary")
-    assert summary["in"] == len(cells) == summary["kept"] + sum(summary["refused"].values())
+    assert summary["in"] == len(cells) == summary["kept"] + sum(summary["rejected"].values())
     assert summary["kept"] == sum(map(worth_embedding, cells))
 
 
@@ -78,7 +78,7 @@ def test_only_a_changed_dataset_is_embedded_again(tmp_path, encoder):
     changed = dataclasses.replace(changed, fingerprints=dict(changed.fingerprints) | {"b": "new"})
     store.save(plan_of(changed, encoder, PARAMETERS))
     assert len(before.items() & times(tmp_path).items()) == 2
-    assert summarise_embed(store.load())["refused"] == {"not_text": 1}
+    assert summarize_embed(store.load())["rejected"] == {"not_text": 1}
 
 
 def test_the_encoder_is_opened_only_where_something_is_missing(tmp_path, encoder):
@@ -128,7 +128,7 @@ def test_truncated_texts_are_counted_once_each(tmp_path, encoder):
     long = "otter " * 300
     store.save(plan_of(rows_of({"a": [{"t": long}, {"t": long}, {"t": "short"}]}), encoder, PARAMETERS))
     assert metadata_of(store.load()["a"])["truncated"] == 1
-    assert summarise_embed(store.load())["truncated"] == 1
+    assert summarize_embed(store.load())["truncated"] == 1
 
 
 def test_the_fingerprint_changes_exactly_when_the_vectors_may(encoder, tmp_path):

@@ -11,7 +11,7 @@ from rebase.pipelines.usage.nodes import compare_usage
 from rebase.teacher.anthropic import AnthropicTeacher
 from rebase.teacher.api import Limits
 from rebase.teacher.budget import Budget, BudgetSettings, Price, PriceTable
-from rebase.teacher.stored import StoredTeacher
+from rebase.teacher.cached import CachedTeacher
 from tests.pipelines.test_distil import PROMPT as LABEL_PROMPT
 from tests.pipelines.test_distil import SAMPLING, SUMMARIES
 from tests.pipelines.test_evaluate_teacher import items
@@ -34,7 +34,7 @@ COT_PROMPT = yaml.safe_load((RAW / "prompts" / "cot.yml").read_text())
 COT = CotParameters.model_validate(
     {
         "samples": 3,
-        "on_disagreement": "refuse",
+        "on_disagreement": "reject",
         "max_row_tokens": 100,
         "sampling": {"temperature": 0.7, "max_tokens": 200},
     }
@@ -45,7 +45,7 @@ PRICE = Price(input=1.0, output=5.0)
 def hosted(tmp_path, price=PRICE, **limits):
     table = PriceTable(as_of="2026-11-21", models={"anthropic": {"some-model": price}}) if price else NO_PRICES
     teacher = AnthropicTeacher("some-model", None, limits=Limits(**limits))
-    return StoredTeacher(teacher, tmp_path / "replies.sqlite", Budget(BudgetSettings(), price), table)
+    return CachedTeacher(teacher, tmp_path / "responses.sqlite", Budget(BudgetSettings(), price), table)
 
 
 def estimate(task, rows, teacher, **changes):
@@ -61,10 +61,10 @@ def test_it_counts_what_transform_then_asks_and_sends_nothing():
     examples, _, summary = transform(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters(max_examples=5))
     low, high = before["total"]["requests"]
     assert (low, high) == (5, 12)
-    assert low <= summary["usage"]["replies"] <= high
+    assert low <= summary["usage"]["responses"] <= high
     _, _, cot_summary = reason_examples(READING, examples, rows, teacher, COT_PROMPT, COT)
     usage = compare_usage(before, summary, cot_summary).set_index("stage")
-    assert usage.loc["total", "used"] == summary["usage"]["replies"]
+    assert usage.loc["total", "used"] == summary["usage"]["responses"]
     assert usage.loc["transform", "estimated_requests_high"] == 12
     assert usage.loc["cot", "estimated_dollars_high"] == 0
     assert usage.loc["total", "used_dollars"] == pytest.approx(summary["usage"]["dollars"])
@@ -73,10 +73,10 @@ def test_it_counts_what_transform_then_asks_and_sends_nothing():
 def test_reasoning_and_the_round_trip_are_counted_as_well():
     cells = [{"story": f"Anna has {n} pens and buys two more pens in town."} for n in range(6)]
     teacher = stored(Scripted(str))
-    found = estimate(SUMS, retrieved(cells, query_column="story"), teacher, max_examples=4, round_trip=True)
+    found = estimate(SUMS, retrieved(cells, query_column="story"), teacher, max_examples=4, consistency_filter=True)
     assert {stage: said["requests"] for stage, said in found["stages"].items()} == {
         "transform": [4, 6],
-        "round_trip": [0, 4],
+        "consistency_filter": [0, 4],
         "cot": [0, 12],
     }
     assert found["total"]["requests"] == [4, 22]
@@ -89,7 +89,7 @@ def test_reasoning_and_the_round_trip_are_counted_as_well():
 def test_a_comparison_counts_what_the_baselines_ask_as_well(task, style, samples, labels):
     said = '{"rationale": "So it is.", "answer": 7}' if task.cot else '{"answer": "7"}'
     teacher = stored(Scripted(lambda _: said), price=PRICE)
-    before = estimate(READING, retrieved(passages=PASSAGES), teacher, max_examples=5, round_trip=True)
+    before = estimate(READING, retrieved(passages=PASSAGES), teacher, max_examples=5, consistency_filter=True)
     asked = items(task, ["1", "2", "3"])
     distil = {"style": style, "samples": samples, "rounds": 4, "max_inputs": None, "sampling": SAMPLING}
     found = estimate_comparison(
@@ -97,7 +97,9 @@ def test_a_comparison_counts_what_the_baselines_ask_as_well(task, style, samples
         parameters(max_examples=5), DistilParameters.model_validate(distil), evaluate_parameters(),
     )  # fmt: skip
     stages = {stage: said["requests"] for stage, said in found["stages"].items()}
-    assert stages["synthesize"] == [sum(both) for both in zip(stages["transform"], stages["round_trip"], strict=True)]
+    assert stages["synthesize"] == [
+        sum(both) for both in zip(stages["transform"], stages["consistency_filter"], strict=True)
+    ]
     assert stages["distil"] == [0, labels]
     assert stages["teacher"] == [3, 3]
     assert found["total"]["requests"] == [sum(bounds) for bounds in zip(*stages.values(), strict=True)]
@@ -128,7 +130,7 @@ def test_tokens_are_those_that_the_provider_counted_before():
     assert first["tokens"] == "by the rule of approximate_tokens"
     transform(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters())
     second = estimate(READING, rows, teacher)
-    assert second["tokens"] == "as counted in stored replies"
+    assert second["tokens"] == "as counted in stored responses"
     # The scripted teacher counts 7 tokens for every prompt.
     assert second["total"]["input_tokens"][1] == pytest.approx(7 * len(PASSAGES), abs=1)
 

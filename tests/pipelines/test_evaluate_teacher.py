@@ -5,15 +5,15 @@ import pytest
 import yaml
 
 from rebase.errors import RebaseError
-from rebase.evaluation import evaluation_items
 from rebase.pipelines.evaluate_teacher.nodes import predict_teacher, score_teacher
 from rebase.records import Task
+from rebase.tasks.evaluation_items import parse_items
 from rebase.teacher.budget import Price
 from tests.scripted import Scripted, stored
 from tests.tiny import evaluate_parameters
 
 RAW = Path(__file__).parents[2] / "data" / "01_raw"
-PROMPT = yaml.safe_load((RAW / "prompts" / "label.yml").read_text())
+PROMPT = yaml.safe_load((RAW / "prompts" / "distil.yml").read_text())
 TOPIC, SUMS = (
     Task.parse(yaml.safe_load((RAW / "tasks" / f"{name}.yml").read_text()), name)
     for name in ("news_topic", "word_problems")
@@ -28,7 +28,7 @@ def items(task: Task, answers: list[str]):
         dict.fromkeys(asked.values(), f"What is to be said of number {n}?") | {spec["answers"]: answer}
         for n, answer in enumerate(answers)
     ]
-    return evaluation_items(task, rows, "rows")
+    return parse_items(task, rows, "rows")
 
 
 def test_the_teacher_sees_examples_and_no_gold_answer():
@@ -58,7 +58,7 @@ def test_with_chain_of_thought_it_reasons_and_the_same_extraction_reads_it():
 
 def test_what_cannot_be_read_is_a_wrong_answer_and_counted():
     said = iter(['{"answer": "sport"}', "I will not.", ('{"answer": "spo', "length")])
-    teacher = Scripted(lambda _: next(said), ahead=1)
+    teacher = Scripted(lambda _: next(said), concurrency=1)
     generations, summary = predict_teacher(TOPIC, items(TOPIC, ["sport"] * 3), stored(teacher), PROMPT, PARAMETERS)
     assert generations["raw"].to_list() == ["sport", "", ""]
     assert sum(summary["unreadable"].values()) >= 1
@@ -68,17 +68,19 @@ def test_what_cannot_be_read_is_a_wrong_answer_and_counted():
 
 
 def test_a_budget_that_does_not_last_gives_no_score():
-    teacher = stored(Scripted(lambda _: '{"answer": "sport"}', ahead=1), price=Price(input=1, output=1), max_requests=1)
+    teacher = stored(
+        Scripted(lambda _: '{"answer": "sport"}', concurrency=1), price=Price(input=1, output=1), max_requests=1
+    )
     generations, summary = predict_teacher(TOPIC, items(TOPIC, ["sport"] * 3), teacher, PROMPT, PARAMETERS)
     assert generations.empty
-    assert summary["refused"] == {"over_budget": 3}
-    assert summary["in"] == summary["kept"] + sum(summary["refused"].values())
+    assert summary["rejected"] == {"over_budget": 3}
+    assert summary["in"] == summary["kept"] + sum(summary["rejected"].values())
     with pytest.raises(RebaseError, match="did not last for all items"):
         score_teacher(TOPIC, generations, PARAMETERS)
 
 
 def test_a_request_that_failed_is_no_wrong_answer():
     said = iter(['{"answer": "sport"}', *[RuntimeError("no route to host")] * 9])
-    teacher = stored(Scripted(lambda _: next(said), ahead=1))
+    teacher = stored(Scripted(lambda _: next(said), concurrency=1))
     with pytest.raises(RebaseError, match=r"1 of 2 requests to scripted/test failed\. It says: no route to host"):
         predict_teacher(TOPIC, items(TOPIC, ["sport"] * 2), teacher, PROMPT, PARAMETERS)

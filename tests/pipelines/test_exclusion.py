@@ -1,4 +1,4 @@
-"""``train.exclude``: examples of a dataset or a licence are taken out afterwards, and no request is paid for it."""
+"""``train.exclude``: examples of a dataset or a license are taken out afterward, and no request is paid for it."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from rebase.errors import RebaseError
+from rebase.generation.filters import why_excluded
 from rebase.parameters import ExcludeParameters
 from rebase.pipelines.train.nodes import format_training_set, remove_excluded, train_student
 from rebase.records import Task
-from rebase.screening import why_excluded
-from rebase.student.card import CARD, ORIGIN
+from rebase.student.adapters import CARD, ORIGIN
 from rebase.student.handle import Student
 from tests.tiny import make_student, reasoned_examples, train_parameters
 
@@ -31,10 +31,10 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
         ({"datasets": ["*/birds"]}, "excluded_dataset"),
         ({"datasets": "foxes; owner/b?rds"}, "excluded_dataset"),
         ({"datasets": ["birds"]}, None),
-        ({"licences": ["*-nc-*"]}, "excluded_licence"),
-        ({"licences": ["cc-by-4.0", "CC-BY-NC-4.0"]}, "excluded_licence"),
-        ({"licences": ["unknown", "mit"]}, None),
-        ({"datasets": 7, "licences": ""}, None),
+        ({"licenses": ["*-nc-*"]}, "excluded_license"),
+        ({"licenses": ["cc-by-4.0", "CC-BY-NC-4.0"]}, "excluded_license"),
+        ({"licenses": ["unknown", "mit"]}, None),
+        ({"datasets": 7, "licenses": ""}, None),
     ],
 )
 def test_patterns_match_as_elsewhere(exclude: dict[str, Any], reason: str | None) -> None:
@@ -43,28 +43,28 @@ def test_patterns_match_as_elsewhere(exclude: dict[str, Any], reason: str | None
     assert why_excluded(None, None, parameters) is None, "written without a source"
 
 
-def test_what_has_no_licence_can_be_excluded_as_unknown() -> None:
-    unknown = ExcludeParameters(licences=("unknown",))
-    assert {why_excluded("a", licence, unknown) for licence in (None, float("nan"), "", "unknown")} == {
-        "excluded_licence"
+def test_what_has_no_license_can_be_excluded_as_unknown() -> None:
+    unknown = ExcludeParameters(licenses=("unknown",))
+    assert {why_excluded("a", license, unknown) for license in (None, float("nan"), "", "unknown")} == {
+        "excluded_license"
     }
     with pytest.raises(ValidationError, match="dataset"):
         ExcludeParameters.model_validate({"dataset": "birds"})
 
 
 def test_excluded_examples_are_counted_and_in_no_card(student: Student, reading_task: Task) -> None:
-    examples = reasoned_examples(6).assign(licence=["mit"] * 5 + ["cc-by-nc-4.0"])
-    examples.loc[2, ["dataset", "licence"]] = None
-    exclude = {"datasets": ["foxes"], "licences": ["*-nc-*"]}
+    examples = reasoned_examples(6).assign(license=["mit"] * 5 + ["cc-by-nc-4.0"])
+    examples.loc[2, ["dataset", "license"]] = None
+    exclude = {"datasets": ["foxes"], "licenses": ["*-nc-*"]}
     parameters = train_parameters(exclude=exclude, gradient_accumulation=1)
     left, excluded = remove_excluded(examples, parameters.exclude)
-    assert excluded == {"excluded_dataset": 2, "excluded_licence": 1}
+    assert excluded == {"excluded_dataset": 2, "excluded_license": 1}
     formatted = format_training_set(reading_task, examples, student, parameters, "answer")
     assert list(formatted["example_id"]) == list(left["example_id"]) == ["e1", "e2", "e3"]
     seen = {"tokens": 1, "tokens_with_loss": 1, "padding_share": 0.0}
     adapter, _, summary = train_student(reading_task, formatted, examples, student, seen, parameters, "answer")
-    assert summary["in"] == 6 == summary["kept"] + sum(summary["refused"].values())
-    assert summary["refused"].items() >= excluded.items()
+    assert summary["in"] == 6 == summary["kept"] + sum(summary["rejected"].values())
+    assert summary["rejected"].items() >= excluded.items()
     card = (Path(adapter.folder) / CARD).read_text()
     assert "foxes" not in card.split("## Training\n")[0]
     assert "| none | none | " in card

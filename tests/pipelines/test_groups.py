@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from scipy.stats import permutation_test
 
 from rebase.errors import RebaseError
-from rebase.metrics import bootstrap_interval, bootstrap_means, permutation_p
 from rebase.pipelines.groups.nodes import average_groups
+from rebase.tasks.metrics import bootstrap_interval, bootstrap_means, permutation_p
 from tests.tiny import evaluate_parameters
 
 TASK = {

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.cells import worth_embedding
+from rebase.datastore.annoy_index import forest_name
+from rebase.datastore.cells import worth_embedding
+from rebase.datastore.segments import Segment
+from rebase.datastore.shards import Shards, metadata_of, with_metadata
+from rebase.datastore.vectors import DESCRIPTION, vectors_of
 from rebase.errors import RebaseError
-from rebase.forest import forest_name
 from rebase.parameters import IndexParameters
-from rebase.pipelines.index.nodes import build_segment, plan_forest, plan_index, summarise_index
-from rebase.segments import Segment
-from rebase.shards import Shards, metadata_of, with_metadata
-from rebase.vectors import DESCRIPTION, vectors_of
+from rebase.pipelines.index.nodes import build_segment, plan_forest, plan_index, summarize_index
 
 PARAMETERS = IndexParameters(segment_datasets=3, trees=5, seed=1)
 
@@ -100,7 +100,7 @@ def test_encoders_are_never_mixed(datastore):
         build_segment({"animals": vectors["animals"], "trade": other})
     mixed = Shards(index.fingerprints, partial(_other_encoder, index, next(iter(index))))
     with pytest.raises(RebaseError, match="several encoders"):
-        summarise_index(mixed, datastore.load("forest"), PARAMETERS)
+        summarize_index(mixed, datastore.load("forest"), PARAMETERS)
 
 
 def _other_encoder(index, changed, name, fingerprint):

@@ -10,21 +10,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from rebase.datasets import ShardStore
+from rebase.datastore.shards import metadata_of
+from rebase.datastore.sources import find_sources, reading
 from rebase.errors import RebaseError
 from rebase.parameters import IngestParameters
 from rebase.pipelines.ingest import nodes
-from rebase.pipelines.ingest.nodes import plan_ingest, summarise_ingest
+from rebase.pipelines.ingest.nodes import plan_ingest, summarize_ingest
 from rebase.records import ROW_COLUMNS
-from rebase.shards import metadata_of
-from rebase.sources import find_sources, reading
 
 
 def run(raw, work, max_rows=1000):
-    """Ingest a folder of datasets: the stored rows, and what summarise_ingest says of them."""
+    """Ingest a folder of datasets: the stored rows, and what summarize_ingest says of them."""
     store = ShardStore(str(work))
     store.save(plan_ingest(find_sources([f"{raw}/*"]), IngestParameters(max_rows=max_rows)))
     rows = store.load()
-    return rows, *summarise_ingest(rows)
+    return rows, *summarize_ingest(rows)
 
 
 def cells(rows, name):
@@ -69,7 +69,7 @@ TYPES = {
     "sound": pa.array([{"array": [0.5], "path": "a.wav", "sampling_rate": 8000}]),
 }
 MOMENT = datetime.datetime(2020, 1, 2, 3, 4, tzinfo=datetime.UTC)
-#: For each dataset its files, the cells that are kept, and the refusals by (config, reason, rows).
+#: For each dataset its files, the cells that are kept, and the rejections by (config, reason, rows).
 NASTY = {
     "corrupt": ({"a.parquet": "PAR1 no", "b.csv": "a\nx\n"}, [{"a": "x"}], {("a", "malformed", 0)}),
     "half": ({"a.parquet": half_of_a_file}, [], {("a", "malformed", 0)}),
@@ -185,30 +185,30 @@ def nasty(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_a_nasty_dataset_is_read_or_refused_with_its_reason(nasty, name):
-    _, expected, refusals = NASTY[name]
+def test_a_nasty_dataset_is_read_or_rejected_with_its_reason(nasty, name):
+    _, expected, rejections = NASTY[name]
     rows = nasty[0]
     metadata = metadata_of(rows[name])
     assert cells(rows, name) == expected
-    assert {(r["config"], r["reason"], r["rows"]) for r in metadata["refused"]} == refusals
-    assert all(refusal["detail"] for refusal in metadata["refused"] if not refusal["rows"])
-    assert metadata["in"] == metadata["kept"] + sum(refusal["rows"] for refusal in metadata["refused"])
+    assert {(r["config"], r["reason"], r["rows"]) for r in metadata["rejected"]} == rejections
+    assert all(rejection["detail"] for rejection in metadata["rejected"] if not rejection["rows"])
+    assert metadata["in"] == metadata["kept"] + sum(rejection["rows"] for rejection in metadata["rejected"])
 
 
 def test_nothing_is_lost_in_the_summary(nasty):
-    _, cards, refused, summary = nasty
-    assert summary["in"] == summary["kept"] + sum(summary["refused"].values())
+    _, cards, rejected, summary = nasty
+    assert summary["in"] == summary["kept"] + sum(summary["rejected"].values())
     assert summary["kept"] == sum(len(expected) for _, expected, _ in NASTY.values()) == cards["rows_kept"].sum()
     assert summary["datasets"] == len(cards) == len(NASTY)
-    unread = {name for name, (_, _, refusals) in NASTY.items() if any(rows == 0 for _, _, rows in refusals)}
-    assert set(summary["datasets_unread"]) == unread == set(refused.loc[refused["rows"] == 0, "dataset"])
+    unread = {name for name, (_, _, rejections) in NASTY.items() if any(rows == 0 for _, _, rows in rejections)}
+    assert set(summary["datasets_unread"]) == unread == set(rejected.loc[rejected["rows"] == 0, "dataset"])
     json.dumps(summary)
 
 
 def test_tables_have_their_columns(nasty):
     rows, cards, _, _ = nasty
     assert set(rows["mixed"].column_names) == set(ROW_COLUMNS)
-    assert {"dataset", "description", "licence", "languages", "revision", "rows_in", "rows_kept"} <= set(cards.columns)
+    assert {"dataset", "description", "license", "languages", "revision", "rows_in", "rows_kept"} <= set(cards.columns)
 
 
 def test_a_wide_table_is_read(tmp_path):
@@ -225,7 +225,7 @@ def test_types_that_change_late_in_a_file_lose_nothing(tmp_path):
     (tmp_path / "raw" / "late" / "a.csv").write_text("a\n" + "\n".join(lines) + "\n")
     rows, _, _, summary = run(tmp_path / "raw", tmp_path / "work", max_rows=100)
     assert summary["in"] == 22_000
-    assert summary["refused"] == {"not_sampled": 21_900}
+    assert summary["rejected"] == {"not_sampled": 21_900}
     table = rows["late"].to_pandas()
     assert [json.loads(row)["a"] for row in table["row"]] == [lines[position] for position in table["row_index"]]
     assert {"0", "word"} <= {json.loads(row)["a"] for row in table["row"]}
@@ -241,7 +241,7 @@ def test_rows_say_where_they_come_from(tmp_path):
     assert line["row_index"] > 0
     assert line["row_id"] == f"d/c/train/{line['row_index']}"
     assert json.loads(line["row"]) == {"q": f"q{line['row_index']}", "a": f"a{line['row_index']}"}
-    assert (line["config"], line["split"], line["licence"]) == ("c", "train", "mit")
+    assert (line["config"], line["split"], line["license"]) == ("c", "train", "mit")
     assert line["revision"] == cards["revision"][0] != ""
     assert cards["description"][0] == "About."
 
@@ -262,12 +262,12 @@ def test_only_what_changed_is_read_again(tmp_path):
     assert after.fingerprints["a"] == before.fingerprints["a"]
     assert after.fingerprints["b"] != before.fingerprints["b"]
     assert len(written.items() & times(tmp_path / "work").items()) == 1
-    assert after["b"]["licence"].to_pylist() == ["mit"]
+    assert after["b"]["license"].to_pylist() == ["mit"]
     assert run(raw, tmp_path / "work", max_rows=1)[0].fingerprints["a"] != after.fingerprints["a"]
 
 
 def reasons(rows, name):
-    return {(refusal["reason"], refusal["rows"]) for refusal in metadata_of(rows[name])["refused"]}
+    return {(rejection["reason"], rejection["rows"]) for rejection in metadata_of(rows[name])["rejected"]}
 
 
 def test_twins_are_stored_once_and_named(tmp_path):
@@ -277,13 +277,13 @@ def test_twins_are_stored_once_and_named(tmp_path):
         (raw / name).mkdir(parents=True)
         (raw / name / file).write_text("a\nx\n" if name != "d" else "a\ny\n")
     (raw / "b" / "README.md").write_text("---\nlicense: mit\n---\nThe same, again.")
-    rows, cards, refused, summary = run(raw, tmp_path / "work")
+    rows, cards, rejected, summary = run(raw, tmp_path / "work")
     assert {name: rows[name].num_rows for name in rows} == {"a": 1, "b": 0, "c": 0, "d": 1}
     assert dict(zip(cards["dataset"], cards["twin_of"], strict=True)) == {"a": "", "b": "a", "c": "a", "d": ""}
-    assert dict(zip(cards["dataset"], cards["twins"], strict=True)) == {"a": "b, c", "b": "", "c": "", "d": ""}
-    assert cards.set_index("dataset").loc["b", ["licence", "description"]].tolist() == ["mit", "The same, again."]
-    assert refused["reason"].tolist() == ["twin", "twin"]
-    assert (summary["in"], summary["kept"], summary["twins"], summary["datasets_unread"]) == (2, 2, 2, [])
+    assert dict(zip(cards["dataset"], cards["duplicates"], strict=True)) == {"a": "b, c", "b": "", "c": "", "d": ""}
+    assert cards.set_index("dataset").loc["b", ["license", "description"]].tolist() == ["mit", "The same, again."]
+    assert rejected["reason"].tolist() == ["twin", "twin"]
+    assert (summary["in"], summary["kept"], summary["duplicates"], summary["datasets_unread"]) == (2, 2, 2, [])
     written = times(tmp_path / "work")
     shutil.rmtree(raw / "a")
     rows, cards, *_ = run(raw, tmp_path / "work")
@@ -306,10 +306,10 @@ def test_held_out_splits_are_left_alone_and_said(tmp_path):
     for file in ("train.csv", "test.csv", "dev.csv", "fr/valid-00000-of-00001.csv", "fr/test.csv"):
         (raw / file).parent.mkdir(parents=True, exist_ok=True)
         (raw / file).write_text(f"a\n{file}\n")
-    rows, _, refused, summary = run(tmp_path / "raw", tmp_path / "work")
+    rows, _, rejected, summary = run(tmp_path / "raw", tmp_path / "work")
     assert [(row["config"], row["split"], json.loads(row["row"])["a"]) for row in rows["d"].to_pylist()] == [
         ("default", "train", "train.csv"), ("fr", "validation", "fr/valid-00000-of-00001.csv")]  # fmt: skip
-    assert refused["detail"].tolist() == [
+    assert rejected["detail"].tolist() == [
         "only train is read, not validation, test",
         "only validation is read, not test",
     ]
@@ -370,7 +370,7 @@ def watched_memory():
         pa.set_memory_pool(usual)
 
 
-def test_a_zip_bomb_is_refused_in_bounded_memory(tmp_path, monkeypatch):
+def test_a_zip_bomb_is_rejected_in_bounded_memory(tmp_path, monkeypatch):
     (tmp_path / "raw" / "bomb").mkdir(parents=True)
     file = tmp_path / "raw" / "bomb" / "a.parquet"
     writer = pq.ParquetWriter(file, pa.schema([("t", pa.string())]), compression="zstd", use_dictionary=False)
@@ -413,7 +413,7 @@ def test_a_cell_of_ten_megabytes_is_kept_whole(tmp_path):
     assert [cells(rows, name) for name in rows] == [[{"a": f"{long}{number}"}] for number in (1, 2, 3)]
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path):
+def test_a_link_out_of_the_folder_is_rejected(tmp_path):
     (tmp_path / "raw" / "d").mkdir(parents=True)
     (tmp_path / "secret.csv").write_text("a\nsecret\n")
     (tmp_path / "secret.md").write_text("---\nlicense: mit\n---\nSecret.")
@@ -424,7 +424,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
     rows, *_ = run(tmp_path / "raw", tmp_path / "work")
     assert cells(rows, "d") == [{"a": "x"}]
     assert reasons(rows, "d") == {("malformed", 0)}
-    assert metadata_of(rows["d"])["card"]["licence"] == "unknown"
+    assert metadata_of(rows["d"])["card"]["license"] == "unknown"
 
 
 def test_odd_names_stay_inside_the_store(tmp_path):
@@ -448,4 +448,4 @@ def test_the_pipeline_writes_all_it_promises(datastore):
     assert datastore.load("ingest_summary")["datasets"] == 8
     assert datastore.load("ingest_summary")["datasets_unread"] == ["broken"]
     assert set(datastore.load("cards")["dataset"]) == set(datastore.load("rows"))
-    assert datastore.load("ingest_refused")["dataset"].tolist() == ["broken"]
+    assert datastore.load("ingest_rejected")["dataset"].tolist() == ["broken"]

@@ -11,21 +11,21 @@ from kedro_datasets.pandas import CSVDataset, ParquetDataset
 
 from rebase.datasets import SheetsDataset
 from rebase.errors import RebaseError
-from rebase.judging import PairPrompt, RubricPrompt
+from rebase.judging.llm_judge import PairPrompt, RubricPrompt
 from rebase.pipelines import agreement, judge
 from rebase.pipelines.agreement.nodes import compare_graders, read_grades
-from rebase.pipelines.judge.nodes import REFUSED_COLUMNS, judge_answers, score_judgements, write_sheets
+from rebase.pipelines.judge.nodes import REJECTED_COLUMNS, judge_answers, score_judgments, write_sheets
 from rebase.teacher.budget import Price
+from tests.judging.test_llm_judge import PAIR, PARAMETERS, RUBRIC, TASK
 from tests.scripted import Scripted, stored
 from tests.teacher.asking import ROOT, hosted, stored_keys
 from tests.teacher.server import Answer, serving
-from tests.test_judging import PAIR, PARAMETERS, RUBRIC, TASK
 
 PROMPTS = RUBRIC.model_dump(mode="json"), PAIR.model_dump(mode="json")
 LABELS = ("sport", "food", "travel", "science", "business", "sport")
 
 
-def evaluation_set(count=6):
+def evaluation_items(count=6):
     items = [f"item-{number}" for number in range(count)]
     return pd.DataFrame(
         {"item_id": items, "query": [f"News item: {item}" for item in items],
@@ -37,7 +37,7 @@ def predictions(count=6, systems=("student", "expert"), gold=True):
     """The expert is right on all items but the first; the student on the last alone, with the same words."""
     lines = []
     for system in systems:
-        for number, (item, _, answers) in enumerate(evaluation_set(count).itertuples(index=False)):
+        for number, (item, _, answers) in enumerate(evaluation_items(count).itertuples(index=False)):
             right = (number > 0) if system == "expert" else number == count - 1
             label = json.loads(answers)[0]
             raw = label if right else f"no {label} ({system[0]})"
@@ -69,26 +69,26 @@ def judged(say=fair, given=None, teacher=None, **changes):
     given = predictions() if given is None else given
     teacher = teacher or stored(Scripted(lambda request: say(request.messages[0].content)))
     parameters = PARAMETERS.model_copy(update=changes)
-    items = evaluation_set(max(6, given["item_id"].nunique()))
+    items = evaluation_items(max(6, given["item_id"].nunique()))
     return judge_answers(TASK, items, given, teacher, *PROMPTS, parameters)
 
 
 def scored(say=fair, given=None, **changes):
     given = predictions() if given is None else given
-    judgements, refused, _ = judged(say, given, **changes)
-    return score_judgements(TASK, given, judgements, refused, PROMPTS[0], PARAMETERS.model_copy(update=changes))
+    judgments, rejected, _ = judged(say, given, **changes)
+    return score_judgments(TASK, given, judgments, rejected, PROMPTS[0], PARAMETERS.model_copy(update=changes))
 
 
-def test_every_question_is_judged_or_refused():
-    judgements, refused, summary = judged()
-    assert summary["in"] == 6 * 2 + 6 * 2 == len(judgements) + len(refused)
-    assert summary["kept"] == len(judgements)
-    assert summary["refused"] == {"same_answers": 2} == refused["reason"].value_counts().to_dict()
+def test_every_question_is_judged_or_rejected():
+    judgments, rejected, summary = judged()
+    assert summary["in"] == 6 * 2 + 6 * 2 == len(judgments) + len(rejected)
+    assert summary["kept"] == len(judgments)
+    assert summary["rejected"] == {"same_answers": 2} == rejected["reason"].value_counts().to_dict()
     assert summary["kinds"] == {"rubric": 12, "pair": 10}
-    assert list(refused) == REFUSED_COLUMNS
-    assert judgements["reply_key"].notna().all()
-    assert judgements["rationale"].str.len().gt(0).all()
-    assert judgements["prompt_hash"].nunique() == 2
+    assert list(rejected) == REJECTED_COLUMNS
+    assert judgments["response_key"].notna().all()
+    assert judgments["rationale"].str.len().gt(0).all()
+    assert judgments["prompt_hash"].nunique() == 2
 
 
 def test_the_judge_sees_neither_system_nor_gold():
@@ -103,36 +103,36 @@ def test_the_judge_sees_neither_system_nor_gold():
 
 
 def test_only_so_many_items_are_asked_about():
-    judgements, refused, summary = judged(limit=2)
-    assert set(judgements["item_id"]) == {"item-0", "item-3"}
-    assert summary["in"] == 24 == len(judgements) + len(refused)
-    assert summary["refused"] == {"over_limit": 16}
+    judgments, rejected, summary = judged(limit=2)
+    assert set(judgments["item_id"]) == {"item-0", "item-3"}
+    assert summary["in"] == 24 == len(judgments) + len(rejected)
+    assert summary["rejected"] == {"over_limit": 16}
 
 
-def test_what_cannot_be_read_is_refused_with_a_reason():
-    replies = {
+def test_what_cannot_be_read_is_rejected_with_a_reason():
+    responses = {
         "item-0": "five",
         "item-1": ('{"rationale": "It is', "length"),
         "item-2": ("No.", "refusal"),
         "item-3": ConnectionError("no line"),
         "item-4": '{"rationale": "r", "correctness": 9, "form": 1, "verdict": "tie"}',
     }
-    judgements, refused, summary = judged(lambda text: replies.get(shown(text)["item"][-6:]) or fair(text))
-    assert set(judgements["item_id"]) == {"item-5"}
-    reasons = refused.groupby("item_id")["reason"].unique().map(list).to_dict()
+    judgments, rejected, summary = judged(lambda text: responses.get(shown(text)["item"][-6:]) or fair(text))
+    assert set(judgments["item_id"]) == {"item-5"}
+    reasons = rejected.groupby("item_id")["reason"].unique().map(list).to_dict()
     assert reasons == {
-        "item-0": ["not_as_asked"], "item-1": ["reply_cut_off"], "item-2": ["teacher_refused"],
+        "item-0": ["not_as_asked"], "item-1": ["response_cut_off"], "item-2": ["teacher_refused"],
         "item-3": ["teacher_failed"], "item-4": ["not_as_asked"], "item-5": ["same_answers"],
     }  # fmt: skip
-    assert summary["in"] == summary["kept"] + sum(summary["refused"].values()) == 24
-    asked = refused[~refused["reason"].isin(["same_answers", "teacher_failed"])]
-    assert asked[["reply_key", "text"]].notna().all(axis=None)
+    assert summary["in"] == summary["kept"] + sum(summary["rejected"].values()) == 24
+    asked = rejected[~rejected["reason"].isin(["same_answers", "teacher_failed"])]
+    assert asked[["response_key", "text"]].notna().all(axis=None)
 
 
 def test_a_judge_that_says_nothing_is_told():
     with pytest.raises(RebaseError, match=r"said nothing that can be read: {'not_as_asked': 22, 'same_answers': 2}"):
         judged(lambda _: "five")
-    with pytest.raises(RebaseError, match=r"gave no judgement .* It says: no line"):
+    with pytest.raises(RebaseError, match=r"gave no judgment .* It says: no line"):
         judged(lambda _: ConnectionError("no line"))
 
 
@@ -143,9 +143,9 @@ def test_systems_and_items_must_be_there():
         judged(given=predictions().replace({"item_id": {"item-1": "item-x"}}))
     with pytest.raises(RebaseError, match="there are no answers"):
         judged(given=predictions().iloc[:0], pair=None)
-    judgements, _, summary = judged(given=predictions(systems=["student"]), pair=None)
+    judgments, _, summary = judged(given=predictions(systems=["student"]), pair=None)
     assert summary["kinds"] == {"rubric": 6}
-    assert judgements["verdict"].isna().all()
+    assert judgments["verdict"].isna().all()
 
 
 def test_a_fair_judge_is_calibrated_and_has_no_bias():
@@ -210,20 +210,20 @@ def test_a_task_without_gold_has_grades_and_no_calibration():
 
 
 def test_nothing_is_asked_or_paid_twice(tmp_path):
-    path, price = tmp_path / "replies.sqlite", Price(input=1.0, output=5.0)
+    path, price = tmp_path / "responses.sqlite", Price(input=1.0, output=5.0)
 
     def teacher(budget=None):
         return stored(Scripted(lambda request: fair(request.messages[0].content)), path, price, max_requests=budget)
 
     first, _, stopped = judged(teacher=teacher(budget=7))
-    assert stopped["refused"]["budget_reached"] > 0 < stopped["kept"]
-    assert stopped["in"] == stopped["kept"] + sum(stopped["refused"].values())
+    assert stopped["rejected"]["budget_reached"] > 0 < stopped["kept"]
+    assert stopped["in"] == stopped["kept"] + sum(stopped["rejected"].values())
     whole, _, resumed = judged(teacher=teacher())
     assert resumed["usage"]["stored"] >= 7
     again, _, replayed = judged(teacher=teacher())
-    assert (replayed["usage"]["replies"], replayed["usage"]["dollars"]) == (0, 0)
+    assert (replayed["usage"]["responses"], replayed["usage"]["dollars"]) == (0, 0)
     assert again.equals(whole)
-    assert set(first["reply_key"]) < set(whole["reply_key"])
+    assert set(first["response_key"]) < set(whole["response_key"])
     assert whole["dollars"].sum() == pytest.approx(replayed["usage"]["used_dollars"])
     assert whole["dollars"].gt(0).all()
 
@@ -234,19 +234,19 @@ def test_a_judge_behind_an_api(tmp_path, kind):
     given = predictions()
     given.loc[0, "raw"] = f"no {hostile}"
     with serving(default=lambda prompt: Answer(fair(prompt))) as provider:
-        path = tmp_path / "replies.sqlite"
+        path = tmp_path / "responses.sqlite"
         teacher = stored(hosted(kind, provider.address), path, Price(input=1.0, output=5.0))
-        judgements, refused, summary = judged(given=given, teacher=teacher)
+        judgments, rejected, summary = judged(given=given, teacher=teacher)
         billed = len(provider.billed())
-        assert summary["usage"]["replies"] == billed == 21
+        assert summary["usage"]["responses"] == billed == 21
         assert summary["usage"]["dollars"] == pytest.approx(billed * (12 * 1e-6 + 5 * 5e-6))
-        assert set(judgements["reply_key"]) <= stored_keys(path)
+        assert set(judgments["response_key"]) <= stored_keys(path)
         again, _, _ = judged(given=given, teacher=stored(hosted(kind, provider.address), path))
         assert len(provider.billed()) == billed
-        assert list(again["reply_key"]) == list(judgements["reply_key"])
-    by_answer = judgements.set_index(["item_id", "system"])["correctness"]
+        assert list(again["response_key"]) == list(judgments["response_key"])
+    by_answer = judgments.set_index(["item_id", "system"])["correctness"]
     assert by_answer["item-0", "student"] == 1, "it is graded as any other"
-    assert set(refused["reason"]) == {"same_answers"}
+    assert set(rejected["reason"]) == {"same_answers"}
 
 
 # Sheets
@@ -266,14 +266,14 @@ def by_truth(answer):
 
 @pytest.fixture(scope="module")
 def sheets():
-    return write_sheets(TASK, evaluation_set(), predictions(), PROMPTS[0], PARAMETERS)
+    return write_sheets(TASK, evaluation_items(), predictions(), PROMPTS[0], PARAMETERS)
 
 
 def agreement_of(sheets, texts):
     _, _, key = sheets
-    grades, refused, summary = read_grades(texts, key, PROMPTS[0])
-    judgements, _, _ = judged()
-    return summary, refused, compare_graders(TASK, grades, key, judgements, PROMPTS[0], PARAMETERS)
+    grades, rejected, summary = read_grades(texts, key, PROMPTS[0])
+    judgments, _, _ = judged()
+    return summary, rejected, compare_graders(TASK, grades, key, judgments, PROMPTS[0], PARAMETERS)
 
 
 def test_a_sheet_is_blind_and_holds_some_of_the_items(sheets):
@@ -288,11 +288,11 @@ def test_a_sheet_is_blind_and_holds_some_of_the_items(sheets):
 def test_people_and_judge_are_compared(sheets):
     sheet, _, key = sheets
     texts = {"g/anna.csv": returned(sheet, by_truth), "g/bea.csv": returned(sheet, by_truth, rows=slice(4))}
-    summary, refused, found = agreement_of(sheets, texts)
-    assert summary["in"] == summary["kept"] + sum(summary["refused"].values()) == 2 * 2 * len(sheet)
-    assert summary["refused"] == {"missing": 2 * (len(sheet) - 4)}
+    summary, rejected, found = agreement_of(sheets, texts)
+    assert summary["in"] == summary["kept"] + sum(summary["rejected"].values()) == 2 * 2 * len(sheet)
+    assert summary["rejected"] == {"missing": 2 * (len(sheet) - 4)}
     assert summary["people"]["bea"] == {"graded": 8, "missing": 2 * (len(sheet) - 4)}
-    assert set(refused["detail"]) == {"g/bea.csv: the row is not there; it counts as not graded"}
+    assert set(rejected["detail"]) == {"g/bea.csv: the row is not there; it counts as not graded"}
     assert found["people"] == ["anna", "bea"]
     assert found["agreement"]["correctness"]["people"] == 1.0
     assert found["agreement"]["correctness"]["with_judge"]["anna"] == 1.0
@@ -308,9 +308,9 @@ def test_a_half_filled_sheet_with_edits_still_counts(sheets, caplog):
     lines = returned(sheet, by_truth).splitlines()
     lines[1] = lines[1].replace("“", "“really ", 1)
     lines[2] = lines[2][: lines[2].rindex("”") + 2] + ",7,"
-    summary, refused, found = agreement_of(sheets, {"g/anna.csv": "\n".join(lines)})
-    assert summary["refused"] == {"edited": 2, "missing": 1, "off_scale": 1}
-    assert refused[refused["reason"] == "edited"]["row"].tolist() == [2, 2]
+    summary, rejected, found = agreement_of(sheets, {"g/anna.csv": "\n".join(lines)})
+    assert summary["rejected"] == {"edited": 2, "missing": 1, "off_scale": 1}
+    assert rejected[rejected["reason"] == "edited"]["row"].tolist() == [2, 2]
     assert "g/anna.csv, row 3: form: '7' is no whole number from 1 to 5; grade anew" in caplog.text
     assert found["agreement"]["form"]["people"] is None
 
@@ -321,7 +321,7 @@ def test_an_empty_sheet_is_told(sheets):
 
 
 def test_a_sheet_of_other_answers_is_told(sheets):
-    _, _, key = write_sheets(TASK, evaluation_set(), predictions().assign(raw="else"), PROMPTS[0], PARAMETERS)
+    _, _, key = write_sheets(TASK, evaluation_items(), predictions().assign(raw="else"), PROMPTS[0], PARAMETERS)
     with pytest.raises(RebaseError, match="If the answers have changed since the sheet was written"):
         read_grades({"g/anna.csv": returned(sheets[0], by_truth)}, key, PROMPTS[0])
 
@@ -331,11 +331,11 @@ def test_from_predictions_to_agreement_as_kedro_runs_it(tmp_path):
     entries = yaml.safe_load((ROOT / "conf" / "base" / "catalog_judge.yml").read_text())
     sheet = CSVDataset(filepath=str(tmp_path / "sheet.csv"), save_args=entries["grading_sheet"]["save_args"])
     given = {
-        "task": TASK, "evaluation_set": evaluation_set(), "predictions": predictions(), "judge_rubric": PROMPTS[0],
+        "task": TASK, "evaluation_items": evaluation_items(), "predictions": predictions(), "judge_rubric": PROMPTS[0],
         "judge_pair": PROMPTS[1], "params:judge": PARAMETERS,
         "judge": stored(Scripted(lambda request: fair(request.messages[0].content))),
     }  # fmt: skip
-    tables = ("judgements", "judge_refused", "grading_key", "grades", "grades_refused")
+    tables = ("judgments", "judge_rejected", "grading_key", "grades", "grades_rejected")
     others = ("judge_summary", "judge_scores", "grading_form", "agreement_summary", "agreement")
     catalog = DataCatalog(
         {name: MemoryDataset(value, copy_mode="assign") for name, value in given.items()}
@@ -351,7 +351,7 @@ def test_from_predictions_to_agreement_as_kedro_runs_it(tmp_path):
     found = catalog.load("agreement")
     assert found["people"] == ["anna"]
     assert found["agreement"]["correctness"]["with_judge"] == {"anna": 1.0}
-    assert catalog.load("agreement_summary")["refused"] == {}
+    assert catalog.load("agreement_summary")["rejected"] == {}
 
 
 def test_the_shipped_prompts_are_what_the_nodes_parse():

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rebase.collecting import EXAMPLE_COLUMNS
 from rebase.errors import RebaseError
-from rebase.mixing import mix, share_out
+from rebase.generation.generate import EXAMPLE_COLUMNS
+from rebase.generation.mixing import mix, share_out
 from rebase.parameters import MixParameters
 from rebase.pipelines.mix.nodes import mix_examples
 
@@ -46,16 +46,16 @@ def mixed(task, sets, weights, real=0, known=0, size=None):
 def test_origins_are_drawn_by_weight_and_kept_as_provenance(reading_task):
     sets = {
         "reasoned_examples": examples("rebase", 10, rationale="So."),
-        "labelled_examples": examples("own", 9),
+        "distilled_examples": examples("own", 9),
         "synthesized_examples": examples("unused", 9),
     }
-    frame, summary = mixed(reading_task, sets, {"reasoned_examples": 2, "labelled_examples": 1})
-    assert frame["origin"].value_counts().to_dict() == {"reasoned_examples": 10, "labelled_examples": 5}
-    assert summary["origins"] == {"reasoned_examples": 10, "labelled_examples": 5}
+    frame, summary = mixed(reading_task, sets, {"reasoned_examples": 2, "distilled_examples": 1})
+    assert frame["origin"].value_counts().to_dict() == {"reasoned_examples": 10, "distilled_examples": 5}
+    assert summary["origins"] == {"reasoned_examples": 10, "distilled_examples": 5}
     assert frame["example_id"].is_unique
     assert frame["example_id"].iloc[0] == "reasoned_examples/0"
     assert frame["rationale"].notna().sum() == 10
-    assert (summary["in"], summary["kept"], summary["refused"]) == (19, 15, {"not_drawn": 4})
+    assert (summary["in"], summary["kept"], summary["rejected"]) == (19, 15, {"not_drawn": 4})
 
 
 def test_real_examples_are_screened_and_answered_by_people(reading_task):
@@ -66,7 +66,7 @@ def test_real_examples_are_screened_and_answered_by_people(reading_task):
     assert list(real["answer"]) == ["barn 2", "barn 3", "barn 4"]
     assert set(real["teacher"]) == {"people"}
     assert set(real["dataset"]) == {"own.jsonl"}
-    assert summary["refused"] == {"contamination": 2}
+    assert summary["rejected"] == {"contamination": 2}
     assert frame["agreement"].isna().all()
 
 
@@ -80,10 +80,10 @@ def test_only_sets_with_a_weight_are_read(reading_task):
 
 
 def test_of_one_query_the_first_origin_counts():
-    frame, refused = mix({"a": examples("x", 3), "b": examples("x", 5)}, {"a": 3, "b": 2}, 5, 1)
+    frame, rejected = mix({"a": examples("x", 3), "b": examples("x", 5)}, {"a": 3, "b": 2}, 5, 1)
     assert frame["origin"].value_counts().to_dict() == {"a": 3, "b": 2}
     assert frame["query"].is_unique
-    assert refused == {"duplicate": 3}
+    assert rejected == {"duplicate": 3}
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ def test_what_cannot_be_mixed_is_said(weights, size, words):
         mix(sets, weights, size, 1)
 
 
-@pytest.mark.parametrize("name", ["gone", "real_examples", "evaluation_set", "training_set", "examples_refused"])
+@pytest.mark.parametrize("name", ["gone", "real_examples", "evaluation_items", "training_set", "examples_rejected"])
 def test_what_is_no_set_of_examples_is_said_with_those_there_are(reading_task, name):
-    sets = {"examples": examples("x", 1), "labelled_examples": examples("y", 1)}
-    others = dict.fromkeys(["evaluation_set", "training_set", "examples_refused", "mixed_examples"], pd.DataFrame())
-    words = f"no examples called {name}; there are examples, labelled_examples\\."
+    sets = {"examples": examples("x", 1), "distilled_examples": examples("y", 1)}
+    others = dict.fromkeys(["evaluation_items", "training_set", "examples_rejected", "mixed_examples"], pd.DataFrame())
+    words = f"no examples called {name}; there are distilled_examples, examples\\."
     with pytest.raises(RebaseError, match=words):
         mixed(reading_task, sets | others, {"examples": 1, name: 1})
 

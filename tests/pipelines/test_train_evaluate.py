@@ -13,13 +13,13 @@ from sacrebleu.metrics import CHRF
 
 from rebase.datasets.adapter import AdapterDataset
 from rebase.errors import RebaseError
-from rebase.evaluation import remove_shown_items
 from rebase.pipelines.evaluate import create_pipeline as create_evaluate
 from rebase.pipelines.evaluate.nodes import predict, score_predictions
 from rebase.pipelines.train import create_pipeline as create_train
 from rebase.pipelines.train.nodes import format_training_set
 from rebase.records import Task
 from rebase.student.handle import Student
+from rebase.tasks.evaluation_items import remove_shown_items
 from tests.tiny import evaluate_parameters, make_student, reasoned_examples, train_parameters
 
 
@@ -28,7 +28,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
     return make_student(tmp_path_factory.mktemp("student"))
 
 
-def evaluation_set(count: int) -> pd.DataFrame:
+def evaluation_items(count: int) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "item_id": [f"i{n}" for n in range(count)],
@@ -43,14 +43,14 @@ def evaluation_set(count: int) -> pd.DataFrame:
 
 def test_from_examples_to_scores(student: Student, reading_task: Task, tmp_path: Path) -> None:
     examples = reasoned_examples(9)
-    summary = {"in": 9, "kept": 9, "refused": {}}
+    summary = {"in": 9, "kept": 9, "rejected": {}}
     stages = ("ingest", "embed", "index", "retrieve", "transform", "cot")
     catalog = DataCatalog(
         {
             "task": MemoryDataset(reading_task),
             "student": MemoryDataset(student, copy_mode="assign"),
             "reasoned_examples": MemoryDataset(examples),
-            "evaluation_set": MemoryDataset(evaluation_set(7)),
+            "evaluation_items": MemoryDataset(evaluation_items(7)),
             "retrieved": MemoryDataset(examples.assign(row='{"title": "Birds"}')),
             "adapter": AdapterDataset(str(tmp_path / "adapter")),
             "training_log": ParquetDataset(filepath=str(tmp_path / "log.parquet")),
@@ -88,7 +88,7 @@ def generations() -> pd.DataFrame:
 
 
 def test_items_that_the_prompt_shows_are_left_out(student: Student, reading_task: Task) -> None:
-    items = evaluation_set(3)
+    items = evaluation_items(3)
     items.loc[1, "fields"] = json.dumps({**reading_task.examples[0], "question": "What does it catch?"})
     with pytest.raises(RebaseError, match="show every evaluation item"):
         predict(reading_task, items.iloc[[1]], student, None, evaluate_parameters())
@@ -132,5 +132,5 @@ def test_training_set_keeps_order_and_rationales(student: Student, reading_task:
 
 
 def test_no_examples(student: Student, reading_task: Task) -> None:
-    with pytest.raises(RebaseError, match=r"no examples for the task 'tiny_reading'.*examples_refused"):
+    with pytest.raises(RebaseError, match=r"no examples for the task 'tiny_reading'.*examples_rejected"):
         format_training_set(reading_task, reasoned_examples(0), student, train_parameters(), "answer")

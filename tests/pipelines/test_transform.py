@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.collecting import EXAMPLE_COLUMNS, REFUSED_COLUMNS
 from rebase.errors import RebaseError
+from rebase.generation.generate import EXAMPLE_COLUMNS, REJECTED_COLUMNS
 from rebase.parameters import TransformParameters
 from rebase.pipelines.transform.nodes import transform_rows
 from rebase.records import Task
@@ -32,14 +32,14 @@ PASSAGES = [
 ]
 
 
-def parameters(max_examples=100, led=False, max_tokens=200, round_trip=False):
+def parameters(max_examples=100, guided=False, max_tokens=200, consistency_filter=False):
     sampling = {"temperature": 0.7, "max_tokens": max_tokens}
     return TransformParameters.model_validate(
         {
             "max_examples": max_examples,
             "max_row_tokens": 100,
-            "led": led,
-            "round_trip": round_trip,
+            "guided": guided,
+            "consistency_filter": consistency_filter,
             "sampling": sampling,
         }
     )
@@ -59,7 +59,7 @@ def retrieved(cells=None, passages=None, query_column=None, dataset="bells"):
             "config": "default",
             "revision": "r1",
             "row_index": range(len(cells)),
-            "licence": "cc0-1.0",
+            "license": "cc0-1.0",
             "score": 0.5,
             "score_dataset": 0.5,
             "score_query": 0.5,
@@ -73,42 +73,42 @@ def retrieved(cells=None, passages=None, query_column=None, dataset="bells"):
 
 
 def asks_for_the_year(request):
-    """A good reply about the passage in the request's last turn."""
+    """A good response about the passage in the request's last turn."""
     context = json.loads(request.messages[-1].content.split("\n")[1])["context"]
     year = context.split("cast in ")[1].split()[0]
     return json.dumps({"example": {"question": "When was the bell of this tower cast?", "answer": year}})
 
 
-def test_good_replies_become_examples_with_their_provenance():
+def test_good_responses_become_examples_with_their_provenance():
     teacher = Scripted(asks_for_the_year)
-    examples, refused, summary = transform(
+    examples, rejected, summary = transform(
         READING, retrieved(passages=PASSAGES[:3]), NO_EVALUATION, stored(teacher), PROMPT, parameters()
     )
     assert list(examples) == EXAMPLE_COLUMNS
-    assert list(refused) == REFUSED_COLUMNS
+    assert list(rejected) == REJECTED_COLUMNS
     assert list(examples["answer"]) == ["1600", "1601", "1602"]
     first = examples.iloc[0]
     assert first["query"] == READING.render_query(json.loads(first["fields"]))
     assert json.loads(first["fields"])["context"] == PASSAGES[0]
-    assert (first["row_id"], first["example_id"], first["licence"], first["revision"]) == (
+    assert (first["row_id"], first["example_id"], first["license"], first["revision"]) == (
         "bells/0",
         "bells/0",
         "cc0-1.0",
         "r1",
     )
     assert first["teacher"] == "scripted/test"
-    assert first["reply_key"] == teacher.asked[0].key("scripted", "test")
-    assert (summary["in"], summary["kept"], summary["refused"]) == (3, 3, {})
+    assert first["response_key"] == teacher.asked[0].key("scripted", "test")
+    assert (summary["in"], summary["kept"], summary["rejected"]) == (3, 3, {})
 
 
 def test_it_stops_when_there_are_enough():
     teacher = Scripted(asks_for_the_year)
-    examples, refused, summary = transform(
+    examples, rejected, summary = transform(
         READING, retrieved(passages=PASSAGES), NO_EVALUATION, stored(teacher), PROMPT, parameters(max_examples=4)
     )
     assert len(examples) == len(teacher.asked) == 4
-    assert list(refused["reason"]) == ["not_needed"] * 8
-    assert summary["refused"] == {"not_needed": 8}
+    assert list(rejected["reason"]) == ["not_needed"] * 8
+    assert summary["rejected"] == {"not_needed": 8}
 
 
 def test_the_best_rows_come_first():
@@ -123,28 +123,28 @@ def test_the_best_rows_come_first():
         ('{"example": null}', "unfit_row"),
         ("well, here it is", "not_as_asked"),
         ('{"example": {"question": "Who?"}}', "not_as_asked"),
-        (('{"example": {"quest', "length"), "reply_cut_off"),
+        (('{"example": {"quest', "length"), "response_cut_off"),
         (("I would rather not.", "refusal"), "teacher_refused"),
         (ConnectionError("no line"), "teacher_failed"),
         ('{"example": {"question": "Who cast the bell?", "answer": "a baker"}}', "answer_not_in_passage"),
         ('{"example": {"question": "", "answer": "a smith"}}', "empty"),
     ],
 )
-def test_bad_replies_are_refused_with_their_reason(said, reason):
+def test_bad_responses_are_rejected_with_their_reason(said, reason):
     calls = iter(range(9))
     teacher = Scripted(lambda request: said if next(calls) == 0 else asks_for_the_year(request))
-    examples, refused, _ = transform(
+    examples, rejected, _ = transform(
         READING, retrieved(passages=PASSAGES[:2]), NO_EVALUATION, stored(teacher), PROMPT, parameters()
     )
     assert len(examples) == 1
-    assert list(refused["reason"]) == [reason]
-    assert refused.iloc[0]["row_id"] == "bells/0"
-    assert refused.iloc[0]["reply_key"]
+    assert list(rejected["reason"]) == [reason]
+    assert rejected.iloc[0]["row_id"] == "bells/0"
+    assert rejected.iloc[0]["response_key"]
 
 
-def test_evaluation_items_are_refused():
+def test_evaluation_items_are_rejected():
     query = READING.render_query({"context": PASSAGES[0], "question": "When was the bell of this tower cast?"})
-    _, refused, _ = transform(
+    _, rejected, _ = transform(
         READING,
         retrieved(passages=PASSAGES[:2]),
         pd.DataFrame({"query": [query]}),
@@ -152,7 +152,7 @@ def test_evaluation_items_are_refused():
         PROMPT,
         parameters(),
     )
-    assert list(refused["reason"]) == ["equals_evaluation_item"]
+    assert list(rejected["reason"]) == ["equals_evaluation_item"]
 
 
 def test_nothing_usable_says_what_and_what_to_do():
@@ -184,19 +184,21 @@ def test_a_wrong_prompt_file_is_named():
 def test_a_led_teacher_is_asked_for_questions_only():
     teacher = Scripted(lambda _: '{"question": "In what year was the bell in this tower cast?"}')
     rows = retrieved(passages=[PASSAGES[0], "Nothing to be had from this.", PASSAGES[1]])
-    examples, refused, summary = transform(READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(led=True))
+    examples, rejected, summary = transform(
+        READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(guided=True)
+    )
     assert list(examples["answer"]) == ["1600", "1601"]
-    assert list(refused["reason"]) == ["nothing_to_ask_about"]
-    assert list(refused["row_id"]) == ["bells/1"]
+    assert list(rejected["reason"]) == ["nothing_to_ask_about"]
+    assert list(rejected["row_id"]) == ["bells/1"]
     assert len(teacher.asked) == 2
     assert summary["in"] == 3
 
 
-def test_rows_that_a_led_teacher_is_not_asked_about_are_refused_to_the_last():
+def test_rows_that_a_led_teacher_is_not_asked_about_are_rejected_to_the_last():
     rows = retrieved(passages=[PASSAGES[0], "Nothing here.", "Nor here, alas."])
     teacher = Scripted(lambda _: '{"question": "In what year was the bell in this tower cast?"}')
-    _, refused, _ = transform(READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(led=True))
-    assert list(refused["reason"]) == ["nothing_to_ask_about"] * 2
+    _, rejected, _ = transform(READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(guided=True))
+    assert list(rejected["reason"]) == ["nothing_to_ask_about"] * 2
 
 
 def test_a_led_teachers_label_must_be_named_by_the_row():
@@ -204,16 +206,16 @@ def test_a_led_teachers_label_must_be_named_by_the_row():
         {"lead": "The rovers won their match on Sunday.", "section": "Sports pages"},
         {"lead": "The rovers lost their match on Monday.", "section": "Local"},
     ]
-    examples, refused, summary = transform(
+    examples, rejected, summary = transform(
         TOPIC,
         retrieved(cells, query_column="lead"),
         NO_EVALUATION,
         stored(Scripted(lambda _: '{"answer": "sport"}')),
         PROMPT,
-        parameters(led=True),
+        parameters(guided=True),
     )
     assert list(examples["query"]) == ["News item: The rovers won their match on Sunday."]
-    assert list(refused["reason"]) == ["label_not_in_row"]
+    assert list(rejected["reason"]) == ["label_not_in_row"]
     assert summary["labels"]["counts"] == {"business": 0, "food": 0, "science": 0, "sport": 1, "travel": 0}
 
 
@@ -238,12 +240,12 @@ def test_numbers_are_kept_as_the_task_writes_them():
         NO_EVALUATION,
         stored(Scripted(lambda _: '{"answer": 6.0}')),
         PROMPT,
-        parameters(led=True),
+        parameters(guided=True),
     )
     assert list(examples["answer"]) == ["6"]
 
 
-REPLIES = st.sampled_from(
+RESPONSES = st.sampled_from(
     [
         "good",
         '{"example": null}',
@@ -255,7 +257,7 @@ REPLIES = st.sampled_from(
 )
 
 
-@given(st.lists(REPLIES, min_size=1, max_size=12), st.integers(1, 6))
+@given(st.lists(RESPONSES, min_size=1, max_size=12), st.integers(1, 6))
 def test_every_row_is_accounted_for(script, wanted):
     said = iter(script)
 
@@ -268,23 +270,23 @@ def test_every_row_is_accounted_for(script, wanted):
         with pytest.raises(RebaseError):
             transform(READING, rows, NO_EVALUATION, stored(Scripted(say)), PROMPT, parameters(wanted))
         return
-    examples, refused, summary = transform(
+    examples, rejected, summary = transform(
         READING, rows, NO_EVALUATION, stored(Scripted(say)), PROMPT, parameters(wanted)
     )
     assert len(examples) == min(wanted, script.count("good")) == summary["kept"]
-    assert sorted([*examples["row_id"], *refused["row_id"]]) == sorted(rows["row_id"])
-    assert summary["in"] == summary["kept"] + sum(summary["refused"].values()) == len(rows)
-    assert summary["refused"] == refused["reason"].value_counts().to_dict()
+    assert sorted([*examples["row_id"], *rejected["row_id"]]) == sorted(rows["row_id"])
+    assert summary["in"] == summary["kept"] + sum(summary["rejected"].values()) == len(rows)
+    assert summary["rejected"] == rejected["reason"].value_counts().to_dict()
 
 
 def test_no_more_rows_are_asked_about_than_are_needed():
     rows = retrieved(passages=[f"{passage} Again {n}." for n in range(20) for passage in PASSAGES])
-    teacher = Scripted(asks_for_the_year, ahead=64)
+    teacher = Scripted(asks_for_the_year, concurrency=64)
     examples, _, _ = transform(READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(7))
     assert len(examples) == len(teacher.asked) == 7
 
 
-def test_the_round_trip_refuses_what_the_teacher_answers_otherwise():
+def test_the_round_trip_rejects_what_the_teacher_answers_otherwise():
     def say(request):
         if "example" in request.schema["properties"]:
             return asks_for_the_year(request)
@@ -292,13 +294,13 @@ def test_the_round_trip_refuses_what_the_teacher_answers_otherwise():
 
     teacher = Scripted(say)
     rows = retrieved(passages=PASSAGES[:3])
-    examples, refused, summary = transform(
-        READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(round_trip=True)
+    examples, rejected, summary = transform(
+        READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(consistency_filter=True)
     )
     assert list(examples["answer"]) == ["1600"]
-    assert list(refused["reason"]) == ["round_trip_disagrees"] * 2
-    assert list(refused["detail"]) == ["1600 for 1601", "1600 for 1602"]
-    assert summary["usage"]["replies"] == 6
+    assert list(rejected["reason"]) == ["inconsistent"] * 2
+    assert list(rejected["detail"]) == ["1600 for 1601", "1600 for 1602"]
+    assert summary["usage"]["responses"] == 6
 
 
 def test_a_budget_that_is_reached_keeps_what_there_is():
@@ -306,16 +308,16 @@ def test_a_budget_that_is_reached_keeps_what_there_is():
     teacher = stored(Scripted(asks_for_the_year), max_requests=5)
     examples, _, summary = transform(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters())
     assert len(examples) == 5
-    assert summary["refused"] == {"budget_reached": 7}
+    assert summary["rejected"] == {"budget_reached": 7}
     assert summary["usage"]["over_budget"] == 7
     larger = stored(Scripted(asks_for_the_year), teacher.path, max_requests=8)
     examples, _, summary = transform(READING, rows, NO_EVALUATION, larger, PROMPT, parameters())
-    assert (len(examples), summary["usage"]["stored"], summary["usage"]["replies"]) == (8, 5, 3)
+    assert (len(examples), summary["usage"]["stored"], summary["usage"]["responses"]) == (8, 5, 3)
 
 
 def test_a_budget_that_stops_says_so():
     teacher = stored(Scripted(asks_for_the_year), max_requests=5, on_budget="stop")
-    with pytest.raises(RebaseError, match=r"max_requests 5.*5 replies so far.*All of them are stored"):
+    with pytest.raises(RebaseError, match=r"max_requests 5.*5 responses so far.*All of them are stored"):
         transform(READING, retrieved(passages=PASSAGES), NO_EVALUATION, teacher, PROMPT, parameters())
 
 
@@ -336,7 +338,7 @@ def test_examples_tell_what_they_cost_and_what_was_cut():
     assert summary["usage"]["dollars"] == pytest.approx(13e-6)
 
 
-def test_a_real_model_gives_replies_in_shape(tmp_path):
+def test_a_real_model_gives_responses_in_shape(tmp_path):
     make_student(tmp_path)
     teacher = LocalTeacher(str(tmp_path / "tiny"), None, tmp_path)
     # The tiny model holds 1024 tokens of one byte: a short prompt.
@@ -344,7 +346,7 @@ def test_a_real_model_gives_replies_in_shape(tmp_path):
     task = TOPIC.model_copy(update={"examples": TOPIC.examples[:1]})
     cells = [{"lead": f"The rovers won match {n} at home.", "all": " ".join(TOPIC.answer.labels)} for n in range(5)]
     examples, _, summary = transform(
-        task, retrieved(cells, query_column="lead"), NO_EVALUATION, stored(teacher), prompt, parameters(led=True)
+        task, retrieved(cells, query_column="lead"), NO_EVALUATION, stored(teacher), prompt, parameters(guided=True)
     )
     assert len(examples) == 5
     assert set(examples["answer"]) <= set(TOPIC.answer.labels)

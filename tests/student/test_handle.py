@@ -8,7 +8,7 @@ from rebase.records import Adapter
 from rebase.student.handle import Student
 
 
-def test_adapter_of_another_model_is_refused(student: Student, tmp_path: Path) -> None:
+def test_adapter_of_another_model_is_rejected(student: Student, tmp_path: Path) -> None:
     with pytest.raises(RebaseError, match=r"trained on 'other/model'.*student\.model"):
         student.open({"expert": Adapter(tmp_path, "other/model")}).__enter__()
 

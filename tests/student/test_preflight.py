@@ -9,10 +9,10 @@ import pytest
 from rebase.errors import RebaseError
 from rebase.parameters import TrainParameters
 from rebase.pipelines.train.nodes import inspect_training
-from rebase.student.batches import Encoded, Example, encode
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import Student
 from rebase.student.preflight import Shape, describe, inspect, measure_shape
+from rebase.student.tokenization import Encoded, Example, encode
 from tests.student.test_training import training_set
 from tests.tiny import train_parameters
 
@@ -29,7 +29,7 @@ def test_record(student: Student) -> None:
     data.loc[7, "prompt"] += "x" * 100
     data.loc[9, "completion"] = "y" * 500
     record = look(student, data, train_parameters(epochs=2))
-    assert (record["in"], record["kept"], record["refused"]) == (10, 9, {"target_truncated": 1})
+    assert (record["in"], record["kept"], record["rejected"]) == (10, 9, {"target_truncated": 1})
     assert record["steps"] == 5
     first, longest = record["examples"]
     assert (first["which"], longest["which"]) == ("first", "longest")

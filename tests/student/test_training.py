@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from rebase.errors import RebaseError
 from rebase.parameters import LoraParameters
 from rebase.records import Adapter
-from rebase.student.batches import HELD_OUT, TRUNCATED, encode, order_examples
 from rebase.student.handle import Student, float32_logits
+from rebase.student.tokenization import TRUNCATED, VALIDATION, encode, order_examples
 from rebase.student.training import train_adapter
 from tests.tiny import tolerances, train_parameters
 
@@ -53,7 +53,7 @@ def test_adapter_log_and_counts(fresh: Student) -> None:
     assert json.loads(config)["base_model_name_or_path"] == "tiny"
     assert str(fresh.model) not in config
     assert counts["in"] == counts["kept"] == 12
-    assert counts["refused"] == {}
+    assert counts["rejected"] == {}
     assert list(log["step"]) == list(range(1, 13))
     assert log["epoch"].iloc[-1] == pytest.approx(4)
     assert log["loss"].iloc[-1] < log["loss"].iloc[0]
@@ -62,7 +62,7 @@ def test_adapter_log_and_counts(fresh: Student) -> None:
         assert model.peft_config["expert"].r == 2
 
 
-def test_only_the_completion_is_learnt(fresh: Student) -> None:
+def test_only_the_completion_is_learned(fresh: Student) -> None:
     """The loss of the first step is that of the completion's tokens, computed by hand."""
     import torch
 
@@ -81,11 +81,11 @@ def test_only_the_completion_is_learnt(fresh: Student) -> None:
     assert log["loss"].iloc[0] == pytest.approx(total / count, rel=1e-3)
 
 
-def test_long_targets_are_refused_and_counted(fresh: Student) -> None:
+def test_long_targets_are_rejected_and_counted(fresh: Student) -> None:
     data = training_set(6)
     data.loc[0, "completion"] = "x" * 500
     _, _, counts = train_adapter(fresh, data, train_parameters())
-    assert (counts["in"], counts["kept"], counts["refused"]) == (6, 5, {TRUNCATED: 1})
+    assert (counts["in"], counts["kept"], counts["rejected"]) == (6, 5, {TRUNCATED: 1})
 
 
 def test_less_than_a_batch(fresh: Student) -> None:
@@ -107,7 +107,7 @@ def test_loss_that_is_no_number_stops(fresh: Student) -> None:
 
 
 def test_optimizer_gives_way_without_gpu(fresh: Student, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="rebase"):
         train_adapter(fresh, training_set(4), train_parameters(optimizer="paged_adamw_8bit", four_bit=True))
     assert "paged_adamw_8bit needs a GPU" in caplog.text
 
@@ -191,10 +191,10 @@ def test_four_bit_weights_are_held_decoded(fresh: Student, dtype: str) -> None:
     with fresh.open(four_bit=True) as (model, tokenizer):
         ids = torch.tensor([tokenizer("Herons nest in trees.")["input_ids"]])
         with torch.no_grad():
-            quantised = model(ids).logits
+            quantized = model(ids).logits
             decoded = hold_decoded(model, shape)(ids).logits
         assert model.model.layers[0].self_attn.q_proj.weight.dtype == getattr(torch, dtype)
-    torch.testing.assert_close(decoded, quantised, **tolerances(dtype))
+    torch.testing.assert_close(decoded, quantized, **tolerances(dtype))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -217,18 +217,18 @@ def test_weights_that_stay_in_four_bits_are_trained_through(
 def test_held_out_examples_are_not_trained_on(fresh: Student, keep: str, dtype: str) -> None:
     fresh = replace(fresh, dtype=dtype)
     data = pd.concat([training_set(10), training_set(10)], ignore_index=True)  # every prompt twice
-    parameters = train_parameters(evaluation_share=0.2, epochs=3, keep=keep, learning_rate=0.1)
+    parameters = train_parameters(validation_share=0.2, epochs=3, keep=keep, learning_rate=0.1)
     encoded = encode(fresh, data, parameters)
-    apart = {tuple(example.input_ids) for example in encoded.held_out}
+    apart = {tuple(example.input_ids) for example in encoded.validation}
     assert len(apart) == 2
     assert not apart & {tuple(example.input_ids) for example in encoded.train}
 
     adapter, log, counts = train_adapter(fresh, data, parameters)
-    assert (counts["in"], counts["kept"], counts["refused"]) == (20, 16, {HELD_OUT: 4})
-    measured = log.dropna(subset="evaluation_loss")
+    assert (counts["in"], counts["kept"], counts["rejected"]) == (20, 16, {VALIDATION: 4})
+    measured = log.dropna(subset="validation_loss")
     assert list(measured["step"]) == [4, 8, 12]
-    kept = measured["evaluation_loss"].min() if keep == "best" else measured["evaluation_loss"].iloc[-1]
-    assert loss_of(fresh, adapter, encoded.held_out) == pytest.approx(kept, rel=1e-4 if dtype == "float32" else 2**-8)
+    kept = measured["validation_loss"].min() if keep == "best" else measured["validation_loss"].iloc[-1]
+    assert loss_of(fresh, adapter, encoded.validation) == pytest.approx(kept, rel=1e-4 if dtype == "float32" else 2**-8)
 
 
 def loss_of(student: Student, adapter: Adapter, examples: list) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rebase.teacher.anthropic import AnthropicTeacher
 from rebase.teacher.api import ApiTeacher
 from rebase.teacher.openai import OpenAITeacher
-from rebase.teacher.protocol import Failure, Message, Reply, Request, Sampling
+from rebase.teacher.protocol import Failure, Message, Request, Response, Sampling
 from tests.scripted import Scripted
 from tests.teacher.server import KEY, MODEL
 
@@ -39,21 +39,21 @@ def echo(prompt: str) -> str:
     return json.dumps({"echo": prompt})
 
 
-def said(answers: list[Reply | Failure]) -> list[str]:
-    return [answer.text if isinstance(answer, Reply) else answer.reason for answer in answers]
+def said(answers: list[Response | Failure]) -> list[str]:
+    return [answer.text if isinstance(answer, Response) else answer.reason for answer in answers]
 
 
 class Candid(Scripted):
-    """Is asked for repairs as for all else. Each reply takes 7 tokens in and 3 out."""
+    """Is asked for repairs as for all else. Each response takes 7 tokens in and 3 out."""
 
-    async def ask(self, asked: Request) -> Reply | Failure:
+    async def ask(self, asked: Request) -> Response | Failure:
         self.asked.append(asked)
         await asyncio.sleep(0)
         key, text = asked.key(self.provider, self.model), self.say(asked)
         if isinstance(text, Exception):
             return Failure(key, str(text))
         text, finish = text if isinstance(text, tuple) else (text, "stop")
-        return Reply(key, text, finish, 7, 3)
+        return Response(key, text, finish, 7, 3)
 
 
 class Echo(Candid):
@@ -84,7 +84,7 @@ def stored_keys(path: Path) -> set[str]:
         return set()
     with closing(sqlite3.connect(path, timeout=10)) as connection:
         try:
-            return {key for (key,) in connection.execute("SELECT key FROM replies")}
+            return {key for (key,) in connection.execute("SELECT key FROM responses")}
         except sqlite3.OperationalError:
             return set()
 

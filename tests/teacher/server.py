@@ -144,7 +144,7 @@ class Provider:
     batch_seconds: float = 0.2
     keep_bodies: bool = True
     ledger: list[Entry] = field(default_factory=list)
-    in_flight: int = 0
+    max_concurrency: int = 0
     most_in_flight: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -335,13 +335,13 @@ class _Server:
         except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
             return _error(_api(request), 400, f"not a request: {error!r}")
         with provider.lock:
-            provider.in_flight += 1
-            provider.most_in_flight = max(provider.most_in_flight, provider.in_flight)
+            provider.max_concurrency += 1
+            provider.most_in_flight = max(provider.most_in_flight, provider.max_concurrency)
         try:
             return await self.answer(request, asked)
         finally:
             with provider.lock:
-                provider.in_flight -= 1
+                provider.max_concurrency -= 1
 
     async def answer(self, request: Request, asked: Asked) -> Response:
         provider, faults, api = self.provider, self.provider.faults, _api(request)
@@ -653,7 +653,7 @@ class _Server:
                 "requests": len(conversations),
                 "by_status": Counter(str(entry.status) for entry in conversations),
                 "by_fault": Counter(entry.fault for entry in conversations if entry.fault),
-                "in_flight": provider.in_flight,
+                "max_concurrency": provider.max_concurrency,
                 "most_in_flight": provider.most_in_flight,
                 "billed": len(provider.billed()),
                 "batches": len(self.batches),

@@ -31,7 +31,7 @@ def body(provider: Provider) -> dict[str, Any]:
     return entry.body
 
 
-def test_request_holds_the_reply_to_the_schema(provider: Provider) -> None:
+def test_request_holds_the_response_to_the_schema(provider: Provider) -> None:
     ask(AnthropicTeacher(MODEL, KEY, provider.address), "a")
     sent = body(provider)
     assert sent["output_config"]["format"]["type"] == "json_schema"

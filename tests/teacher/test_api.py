@@ -18,8 +18,8 @@ from rebase.teacher.anthropic import AnthropicTeacher
 from rebase.teacher.api import FAILURES_TO_STOP, RETRIES, ApiSession, ApiTeacher
 from rebase.teacher.api import Limits as Asking
 from rebase.teacher.openai import OpenAITeacher
-from rebase.teacher.pacing import FIRST_WINDOW
-from rebase.teacher.protocol import Failure, Message, Reply, Request, Sampling
+from rebase.teacher.protocol import Failure, Message, Request, Response, Sampling
+from rebase.teacher.rate_limits import FIRST_WINDOW
 from tests.scripted import ask_all
 from tests.teacher.server import KEY, MODEL, Answer, Faults, Limits, Provider
 
@@ -117,27 +117,29 @@ def make(kind: str, provider: Provider) -> Make:
 # The flow
 
 
-def test_replies_in_order_under_random_latencies(make: Make, kind: str, provider: Provider) -> None:
+def test_responses_in_order_under_random_latencies(make: Make, kind: str, provider: Provider) -> None:
     generator = random.Random(3)
     provider.latency = lambda: generator.uniform(0, 0.05)
     asked = prompts(60)
 
-    replies = ask(make(in_flight=12), *asked)
+    responses = ask(make(max_concurrency=12), *asked)
 
-    assert [reply.text for reply in replies] == [f'{{"echo": "{prompt}"}}' for prompt in asked]
-    assert [reply.key for reply in replies] == [request(prompt).key(kind, MODEL) for prompt in asked]
-    assert {(reply.finish, reply.input_tokens, reply.output_tokens) for reply in replies} == {("stop", 12, 5)}
-    assert all(reply.seconds > 0 for reply in replies)
+    assert [response.text for response in responses] == [f'{{"echo": "{prompt}"}}' for prompt in asked]
+    assert [response.key for response in responses] == [request(prompt).key(kind, MODEL) for prompt in asked]
+    assert {(response.finish, response.input_tokens, response.output_tokens) for response in responses} == {
+        ("stop", 12, 5)
+    }
+    assert all(response.seconds > 0 for response in responses)
     assert FIRST_WINDOW < provider.most_in_flight <= 12
 
 
 def test_requests_are_sent_in_the_order_they_are_asked(make: Make, provider: Provider) -> None:
     asked = prompts(30)
-    ask(make(in_flight=1), *asked)
+    ask(make(max_concurrency=1), *asked)
     assert [entry.prompt for entry in provider.asked()] == asked
 
 
-def test_one_slow_reply_holds_up_no_others(make: Make, provider: Provider) -> None:
+def test_one_slow_response_holds_up_no_others(make: Make, provider: Provider) -> None:
     provider.plan("slow", Answer(seconds=0.5))
     finished = []
 
@@ -148,16 +150,16 @@ def test_one_slow_reply_holds_up_no_others(make: Make, provider: Provider) -> No
 
         await asyncio.gather(*map(one, ["slow", *prompts(20)]))
 
-    with_session(make(in_flight=2), use)
+    with_session(make(max_concurrency=2), use)
     assert finished[-1] == "slow"
 
 
 def test_stop_lets_finish_what_is_on_its_way_and_sends_nothing_more(make: Make, provider: Provider) -> None:
     provider.latency = lambda: 0.3
 
-    async def use(session: ApiSession) -> list[Reply | Failure]:
+    async def use(session: ApiSession) -> list[Response | Failure]:
         asking = asyncio.gather(*(session.ask(request(prompt)) for prompt in prompts(30)))
-        await until(lambda: provider.in_flight == FIRST_WINDOW)
+        await until(lambda: provider.max_concurrency == FIRST_WINDOW)
         session.stop()
         late = await session.ask(request("late"))
         assert isinstance(late, Failure)
@@ -165,7 +167,7 @@ def test_stop_lets_finish_what_is_on_its_way_and_sends_nothing_more(make: Make, 
         return await asking
 
     answers = with_session(make(), use)
-    assert [type(answer) for answer in answers] == [Reply] * FIRST_WINDOW + [Failure] * (30 - FIRST_WINDOW)
+    assert [type(answer) for answer in answers] == [Response] * FIRST_WINDOW + [Failure] * (30 - FIRST_WINDOW)
     assert {answer.kind for answer in answers[FIRST_WINDOW:]} == {"stopped"}
     assert len(provider.asked()) == FIRST_WINDOW
 
@@ -173,13 +175,13 @@ def test_stop_lets_finish_what_is_on_its_way_and_sends_nothing_more(make: Make, 
 def test_who_gives_up_frees_the_place_for_the_next(make: Make, provider: Provider) -> None:
     provider.plan("slow", Answer(seconds=30))
 
-    async def use(session: ApiSession) -> Reply | Failure:
+    async def use(session: ApiSession) -> Response | Failure:
         slow = asyncio.create_task(session.ask(request("slow")))
-        await until(lambda: provider.in_flight == 1)
+        await until(lambda: provider.max_concurrency == 1)
         slow.cancel()
         return await session.ask(request("next"))
 
-    assert isinstance(with_session(make(in_flight=1), use), Reply)
+    assert isinstance(with_session(make(max_concurrency=1), use), Response)
 
 
 # Pacing
@@ -196,7 +198,7 @@ def test_retry_after_holds_back_all(make: Make, provider: Provider) -> None:
 
     provider.default = answer
 
-    async def use(session: ApiSession) -> list[Reply | Failure]:
+    async def use(session: ApiSession) -> list[Response | Failure]:
         first = asyncio.create_task(session.ask(request("first")))
         await until(lambda: session._pacer._quiet_until > 0)  # the complaint has been heard
         began = time.monotonic()
@@ -205,15 +207,15 @@ def test_retry_after_holds_back_all(make: Make, provider: Provider) -> None:
         return [await first, *others]
 
     answers = with_session(make(), use)
-    assert all(isinstance(answer, Reply) for answer in answers)
+    assert all(isinstance(answer, Response) for answer in answers)
     assert statuses(provider) == {429: 1, 200: 11}
 
 
 def test_passing_faults_are_asked_again(make: Make, provider: Provider) -> None:
     faults = ["429 without retry-after", "500", "529", "reset", "half a body", "not JSON"]
     provider.faults = Planned(plan=deque(faults))
-    replies = ask(make(), *prompts(20))
-    assert [reply.text for reply in replies] == [f'{{"echo": "{prompt}"}}' for prompt in prompts(20)]
+    responses = ask(make(), *prompts(20))
+    assert [response.text for response in responses] == [f'{{"echo": "{prompt}"}}' for prompt in prompts(20)]
     assert Counter(entry.fault for entry in provider.asked()) == {**dict.fromkeys(faults, 1), None: 20}
 
 
@@ -221,25 +223,27 @@ def test_passing_statuses_are_asked_again(make: Make, provider: Provider) -> Non
     passing = [408, 409, 429, 500, 503]
     for status in passing:
         provider.plan(str(status), Answer(status=status), Answer(status=status), Answer(text="{}"))
-    assert [reply.text for reply in ask(make(), *map(str, passing))] == ["{}"] * 5
+    assert [response.text for response in ask(make(), *map(str, passing))] == ["{}"] * 5
     for status in passing:
         assert [entry.status for entry in provider.asked(str(status))] == [status, status, 200]
 
 
 def test_request_that_hangs_is_asked_again_after_the_timeout(make: Make, provider: Provider) -> None:
     provider.faults = Planned(plan=deque(["hang"]))
-    (reply,) = ask(make(timeout=0.5), "a")
-    assert reply.text == '{"echo": "a"}'
-    assert reply.seconds < 25  # what it took at last, and not the time before
+    (response,) = ask(make(timeout=0.5), "a")
+    assert response.text == '{"echo": "a"}'
+    assert response.seconds < 25  # what it took at last, and not the time before
 
 
-def test_reply_that_never_comes_is_a_failure(make: Make, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_response_that_never_comes_is_a_failure(
+    make: Make, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(api, "RETRIES", 1)
     provider.plan("a", Answer(seconds=30), Answer(seconds=30))
-    failure, reply = ask(make(timeout=0.2), "a", "b")
+    failure, response = ask(make(timeout=0.2), "a", "b")
     assert isinstance(failure, Failure)
     assert "timed out" in failure.reason.lower()
-    assert isinstance(reply, Reply)
+    assert isinstance(response, Response)
 
 
 class Said(float):
@@ -255,7 +259,7 @@ def test_nonsense_as_retry_after_is_not_waited_for(make: Make, provider: Provide
     said = Said(1.0)
     said.text = "inf"  # one SDK would take it for a number, and wait for weeks
     provider.faults = Planned(retry_after=said, plan=deque(["429"]))
-    assert isinstance(ask(make(), "a")[0], Reply)
+    assert isinstance(ask(make(), "a")[0], Response)
     assert statuses(provider) == {429: 1, 200: 1}
 
 
@@ -267,7 +271,7 @@ def test_steady_rate_just_under_the_providers_limits(make: Make, provider: Provi
 
     async def use(session: ApiSession) -> None:
         async def one(prompt: str) -> None:
-            assert isinstance(await session.ask(request(prompt)), Reply)
+            assert isinstance(await session.ask(request(prompt)), Response)
             finished.append(time.monotonic())
 
         await asyncio.gather(*map(one, prompts(5 * per_second // 2)))
@@ -285,12 +289,12 @@ def test_ones_own_limit_is_kept_where_the_provider_has_none(make: Make, provider
     assert time.monotonic() - began > 0.6
 
 
-def test_limits_of_tokens_are_kept_by_what_the_replies_take(make: Make, provider: Provider) -> None:
+def test_limits_of_tokens_are_kept_by_what_the_responses_take(make: Make, provider: Provider) -> None:
     provider.limits = Limits(input_tokens=60_000, output_tokens=12_000, burst_seconds=2.0)
     provider.answers = "schema"
     asked = [f"{number} " + "long " * 40 for number in range(45)]
-    replies = ask_all(make(), [request(prompt, sampling=Sampling(0.7, 20)) for prompt in asked])
-    assert all(isinstance(reply, Reply) for reply in replies)
+    responses = ask_all(make(), [request(prompt, sampling=Sampling(0.7, 20)) for prompt in asked])
+    assert all(isinstance(response, Response) for response in responses)
     assert statuses(provider)[429] <= 3
 
 
@@ -300,9 +304,9 @@ def test_limits_of_tokens_are_kept_by_what_the_replies_take(make: Make, provider
 def test_lasting_error_is_a_failure_in_the_providers_words_and_the_others_go_on(make: Make, provider: Provider) -> None:
     provider.plan("b", Answer(status=400, message="schema is too complex"))
     first, second, third = ask(make(), "a", "b", "c")
-    assert isinstance(first, Reply)
+    assert isinstance(first, Response)
     assert second == Failure(second.key, "status 400: schema is too complex")
-    assert isinstance(third, Reply)
+    assert isinstance(third, Response)
     assert len(provider.asked("b")) == 1
 
 
@@ -339,8 +343,8 @@ def test_ten_failures_in_a_row_stop_with_the_providers_words(make: Make, provide
 
 def test_failures_with_successes_between_them_do_not_stop(make: Make, provider: Provider) -> None:
     provider.default = lambda prompt: Answer() if prompt.endswith("0") else Answer(status=400)
-    answers = ask(make(in_flight=1), *prompts(60))
-    assert Counter(type(answer) for answer in answers) == {Reply: 6, Failure: 54}
+    answers = ask(make(max_concurrency=1), *prompts(60))
+    assert Counter(type(answer) for answer in answers) == {Response: 6, Failure: 54}
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404])
@@ -393,14 +397,14 @@ def test_body_that_is_no_response_is_a_failure(make: Make, provider: Provider) -
     for number, body in enumerate(bodies):
         kind = "text/html" if b"html" in body else "application/json"
         provider.plan(str(number), *[Answer(body=body, content_type=kind)] * 2)
-    *failures, reply = ask(make(), *map(str, range(6)), "good")
+    *failures, response = ask(make(), *map(str, range(6)), "good")
     for failure in failures:
         assert isinstance(failure, Failure)
         assert failure.reason
-    assert isinstance(reply, Reply)
+    assert isinstance(response, Response)
 
 
-def test_refusal_and_cut_reply_say_so(make: Make, provider: Provider) -> None:
+def test_refusal_and_cut_response_say_so(make: Make, provider: Provider) -> None:
     provider.plan("a", Answer(text="I will not.", finish="refusal"))
     provider.plan("b", Answer(text='{"echo": "b', finish="length"))
     refused, cut = ask(make(), "a", "b")
@@ -408,17 +412,17 @@ def test_refusal_and_cut_reply_say_so(make: Make, provider: Provider) -> None:
     assert (cut.finish, cut.text) == ("length", '{"echo": "b')
 
 
-def test_half_a_surrogate_pair_does_not_break_a_reply(make: Make, provider: Provider) -> None:
+def test_half_a_surrogate_pair_does_not_break_a_response(make: Make, provider: Provider) -> None:
     provider.plan("a", Answer(text="cut \ud83d"))
-    (reply,) = ask(make(), "a")
-    assert reply.text == "cut \ufffd"
-    reply.text.encode()
+    (response,) = ask(make(), "a")
+    assert response.text == "cut \ufffd"
+    response.text.encode()
 
 
 def test_text_that_is_not_unicode_fails_alone(make: Make) -> None:
     answers = ask(make(), "cut \ud83d", "b")
-    assert all(isinstance(answer, (Reply, Failure)) for answer in answers)
-    assert isinstance(answers[1], Reply)
+    assert all(isinstance(answer, (Response, Failure)) for answer in answers)
+    assert isinstance(answers[1], Response)
 
 
 # The key, and the environment
@@ -465,23 +469,23 @@ def test_proxy_of_the_environment_is_used_and_the_environment_stays_as_it_is(
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("HTTP_PROXY", provider.address)  # it answers as if it had asked the host
     before = dict(os.environ)
-    (reply,) = ask(make(address="http://teacher.invalid"), "a")
-    assert reply.text == '{"echo": "a"}'
+    (response,) = ask(make(address="http://teacher.invalid"), "a")
+    assert response.text == '{"echo": "a"}'
     assert provider.asked("a")[0].headers["host"] == "teacher.invalid"
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    assert isinstance(ask(make(), "b")[0], Reply)
+    assert isinstance(ask(make(), "b")[0], Response)
     monkeypatch.setenv("HTTP_PROXY", provider.address)
     monkeypatch.delenv("NO_PROXY")
     assert dict(os.environ) == before
 
 
 def test_a_handle_may_be_opened_again_and_by_several_at_once(make: Make) -> None:
-    teacher = replace(make(in_flight=4))
+    teacher = replace(make(max_concurrency=4))
 
-    async def main() -> list[list[Reply | Failure]]:
-        async def once(name: str) -> list[Reply | Failure]:
+    async def main() -> list[list[Response | Failure]]:
+        async def once(name: str) -> list[Response | Failure]:
             async with teacher.open() as session:
                 return list(await asyncio.gather(*(session.ask(request(f"{name} {n}")) for n in range(5))))
 
@@ -489,4 +493,4 @@ def test_a_handle_may_be_opened_again_and_by_several_at_once(make: Make) -> None
 
     for _ in range(2):
         answers = asyncio.run(main())
-        assert [reply.text for reply in answers[1]] == [f'{{"echo": "b {n}"}}' for n in range(5)]
+        assert [response.text for response in answers[1]] == [f'{{"echo": "b {n}"}}' for n in range(5)]

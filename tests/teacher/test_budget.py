@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from rebase.errors import RebaseError
 from rebase.teacher.budget import FREE, Budget, BudgetSettings, Price, PriceTable, Usage, describe_price, progress
-from rebase.teacher.protocol import Failure, Reply, Request, Sampling
-from rebase.teacher.stored import StoredTeacher
+from rebase.teacher.cached import CachedTeacher
+from rebase.teacher.protocol import Failure, Request, Response, Sampling
 from tests.scripted import NO_PRICES, ask_all, stored
 from tests.teacher.asking import Candid, Echo, echo, hosted, prompts, request, said
 from tests.teacher.server import MODEL, Provider
@@ -25,30 +25,30 @@ WORST = len(request("prompt 0").to_json()) + 500 + 2 * 100
 
 
 class Spender(Candid):
-    """Its replies take as many tokens as ``spend`` says, in and out, or fail where it says None."""
+    """Its responses take as many tokens as ``spend`` says, in and out, or fail where it says None."""
 
     def __init__(self, spend: Callable[[Request], tuple[int, int] | None]) -> None:
         super().__init__(lambda asked: echo("a"))
         self.spend = spend
-        self.in_flight = self.most_in_flight = 0
+        self.max_concurrency = self.most_in_flight = 0
 
-    async def ask(self, asked: Request) -> Reply | Failure:
+    async def ask(self, asked: Request) -> Response | Failure:
         self.asked.append(asked)
-        self.in_flight += 1
-        self.most_in_flight = max(self.in_flight, self.most_in_flight)
+        self.max_concurrency += 1
+        self.most_in_flight = max(self.max_concurrency, self.most_in_flight)
         for _ in range(len(self.asked) * 7 % 5 + 1):
             await asyncio.sleep(0)
-        self.in_flight -= 1
+        self.max_concurrency -= 1
         key, tokens = asked.key(self.provider, self.model), self.spend(asked)
-        return Reply(key, echo("a"), "stop", *tokens) if tokens else Failure(key, "no luck")
+        return Response(key, echo("a"), "stop", *tokens) if tokens else Failure(key, "no luck")
 
 
-def bought(answers: list[Reply | Failure]) -> list[Reply]:
-    return [answer for answer in answers if isinstance(answer, Reply)]
+def bought(answers: list[Response | Failure]) -> list[Response]:
+    return [answer for answer in answers if isinstance(answer, Response)]
 
 
-def kinds(answers: list[Reply | Failure]) -> list[str]:
-    return ["reply" if isinstance(answer, Reply) else answer.kind for answer in answers]
+def kinds(answers: list[Response | Failure]) -> list[str]:
+    return ["response" if isinstance(answer, Response) else answer.kind for answer in answers]
 
 
 def full(asked: Request) -> tuple[int, int]:
@@ -80,7 +80,7 @@ def test_budget_is_kept_whatever_comes_in_one_run_or_two(
     first: int,
     lengths: list[int],
 ) -> None:
-    path = tmp_path_factory.mktemp("budget") / "replies.sqlite"
+    path = tmp_path_factory.mktemp("budget") / "responses.sqlite"
     dollars = budget * WORST
     requests = [request(f"{number} ".ljust(length, "é")) for number, length in enumerate(lengths[: len(shares)])]
     by_request = dict(zip(keys_of(requests), shares, strict=True))
@@ -94,16 +94,16 @@ def test_budget_is_kept_whatever_comes_in_one_run_or_two(
     ask_all(stored(teacher, path, PRICE, **kept), requests[:first])
     answers = ask_all(stored(teacher, path, PRICE, **kept), requests)
 
-    replies = bought(answers)
-    assert sum(reply.dollars for reply in replies) <= dollars * (1 + 1e-9)
-    assert len(replies) <= (most or math.inf)
-    assert len({asked.key("", "") for asked in teacher.asked if spend(asked)}) == len(replies)
+    responses = bought(answers)
+    assert sum(response.dollars for response in responses) <= dollars * (1 + 1e-9)
+    assert len(responses) <= (most or math.inf)
+    assert len({asked.key("", "") for asked in teacher.asked if spend(asked)}) == len(responses)
     # What was left out did not fit, or failed.
-    left = dollars - sum(reply.dollars for reply in replies)
+    left = dollars - sum(response.dollars for response in responses)
     for asked, answer in zip(requests, answers, strict=True):
         if isinstance(answer, Failure) and answer.kind == "budget":
             worst = PRICE.dollars(*full(asked))
-            assert worst > left * (1 - 1e-9) or len(replies) == most
+            assert worst > left * (1 - 1e-9) or len(responses) == most
 
 
 def test_worst_case_is_put_aside_before_a_request_is_sent() -> None:
@@ -112,7 +112,7 @@ def test_worst_case_is_put_aside_before_a_request_is_sent() -> None:
     assert kinds(answers) == ["budget"]
     assert not too_small.asked
     enough = Spender(lambda asked: (1, 1))
-    assert kinds(ask_all(stored(enough, price=PRICE, budget_usd=WORST), [request("prompt 0")])) == ["reply"]
+    assert kinds(ask_all(stored(enough, price=PRICE, budget_usd=WORST), [request("prompt 0")])) == ["response"]
 
 
 def test_worst_case_counts_letters_that_take_several_tokens_and_thoughts() -> None:
@@ -130,22 +130,22 @@ def test_requests_wait_while_others_on_their_way_may_leave_room() -> None:
     # Three fit at their worst, but each costs next to nothing: all get their turn.
     teacher = Spender(lambda asked: (1, 1))
     answers = ask_all(stored(teacher, price=PRICE, budget_usd=3 * WORST + 60), map(request, prompts(10)))
-    assert kinds(answers) == ["reply"] * 10
+    assert kinds(answers) == ["response"] * 10
     assert teacher.most_in_flight == 3
 
 
 def test_budget_ends_when_it_is_spent() -> None:
     teacher = Spender(full)
     answers = ask_all(stored(teacher, price=PRICE, budget_usd=3 * WORST + 60), map(request, prompts(10)))
-    assert kinds(answers) == ["reply"] * 3 + ["budget"] * 7
+    assert kinds(answers) == ["response"] * 3 + ["budget"] * 7
     assert "the budget is reached (teacher.budget_usd" in answers[-1].reason
-    assert "3 replies so far" in answers[-1].reason
+    assert "3 responses so far" in answers[-1].reason
 
 
 def test_failures_cost_nothing() -> None:
     teacher = Spender(lambda asked: None if "prompt 0" in asked.messages[0].content else full(asked))
     answers = ask_all(stored(teacher, price=PRICE, budget_usd=2 * WORST, max_requests=2), map(request, prompts(4)))
-    assert kinds(answers) == ["failed", "reply", "reply", "budget"]
+    assert kinds(answers) == ["failed", "response", "response", "budget"]
 
 
 def test_what_rounding_leaves_behind_keeps_nobody_waiting() -> None:
@@ -168,7 +168,7 @@ def test_what_rounding_leaves_behind_keeps_nobody_waiting() -> None:
 def test_requests_never_exceed_their_number(tmp_path: Path, most: int) -> None:
     teacher = Echo()
     answers = ask_all(stored(teacher, tmp_path / "r.sqlite", max_requests=most), map(request, prompts(10)))
-    assert kinds(answers) == ["reply"] * most + ["budget"] * (10 - most)
+    assert kinds(answers) == ["response"] * most + ["budget"] * (10 - most)
     assert len(teacher.asked) == most
     assert f"teacher.max_requests {most}" in answers[-1].reason
 
@@ -180,7 +180,7 @@ def test_repairs_are_within_the_budget(tmp_path: Path) -> None:
     path, teacher = tmp_path / "r.sqlite", Candid(say)
     answers = ask_all(stored(teacher, path, max_requests=3), map(request, prompts(2)))
     assert len(teacher.asked) == 3
-    assert kinds(answers) == ["reply", "budget"]
+    assert kinds(answers) == ["response", "budget"]
     again = ask_all(stored(teacher, path, max_requests=4), map(request, prompts(2)))
     assert said(again) == [echo("right")] * 2
     assert len(teacher.asked) == 4
@@ -192,7 +192,7 @@ def test_repairs_are_within_the_budget(tmp_path: Path) -> None:
 def test_stop_is_an_error_that_tells_how_to_go_on(tmp_path: Path) -> None:
     path, teacher = tmp_path / "r.sqlite", Echo()
     with pytest.raises(
-        RebaseError, match=r"Stopped: the budget is reached \(teacher.max_requests 4\): 4 replies so far"
+        RebaseError, match=r"Stopped: the budget is reached \(teacher.max_requests 4\): 4 responses so far"
     ):
         ask_all(stored(teacher, path, max_requests=4, on_budget="stop"), map(request, prompts(10)))
     assert len(teacher.asked) == 4
@@ -206,35 +206,35 @@ def test_larger_budget_buys_only_the_rest(tmp_path: Path) -> None:
     asked = list(map(request, prompts(10)))
     ask_all(stored(first, path, max_requests=4), asked)
     answers = ask_all(stored(second, path, max_requests=7), asked)
-    assert kinds(answers) == ["reply"] * 7 + ["budget"] * 3
+    assert kinds(answers) == ["response"] * 7 + ["budget"] * 3
     assert second.prompts == prompts(10)[4:7]
-    assert kinds(ask_all(stored(third, path), asked)) == ["reply"] * 10
+    assert kinds(ask_all(stored(third, path), asked)) == ["response"] * 10
     assert third.prompts == prompts(10)[7:]
 
 
-def test_stored_replies_count_with_what_they_cost_then(tmp_path: Path) -> None:
+def test_stored_responses_count_with_what_they_cost_then(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
     ask_all(stored(Spender(full), path, PRICE), map(request, prompts(3)))
     teacher = Spender(full)
     answers = ask_all(stored(teacher, path, PRICE, budget_usd=4 * WORST + 60), map(request, prompts(10)))
-    assert kinds(answers) == ["reply"] * 4 + ["budget"] * 6
+    assert kinds(answers) == ["response"] * 4 + ["budget"] * 6
     assert len(teacher.asked) == 1
 
 
-def test_stored_replies_are_used_even_beyond_the_budget(tmp_path: Path) -> None:
+def test_stored_responses_are_used_even_beyond_the_budget(tmp_path: Path) -> None:
     path, teacher = tmp_path / "r.sqlite", Spender(full)
     ask_all(stored(Spender(full), path, PRICE), map(request, prompts(3)))
     answers = ask_all(stored(teacher, path, PRICE, budget_usd=WORST), map(request, prompts(5)))
-    assert kinds(answers) == ["reply"] * 3 + ["budget"] * 2
+    assert kinds(answers) == ["response"] * 3 + ["budget"] * 2
     assert not teacher.asked
 
 
 def test_budget_is_that_of_all_stages(tmp_path: Path) -> None:
     teacher, budget = Echo(), Budget(BudgetSettings(max_requests=5), FREE)
-    first, second = (StoredTeacher(teacher, tmp_path / "r.sqlite", budget, NO_PRICES) for _ in range(2))
-    assert kinds(ask_all(first, map(request, prompts(3)))) == ["reply"] * 3
+    first, second = (CachedTeacher(teacher, tmp_path / "r.sqlite", budget, NO_PRICES) for _ in range(2))
+    assert kinds(ask_all(first, map(request, prompts(3)))) == ["response"] * 3
     asked = [request(prompt, system="Another stage.") for prompt in prompts(3)]
-    assert kinds(ask_all(second, asked)) == ["reply", "reply", "budget"]
+    assert kinds(ask_all(second, asked)) == ["response", "response", "budget"]
 
 
 # Prices
@@ -253,7 +253,7 @@ def test_budget_in_dollars_without_a_price_is_an_error_before_any_request(tmp_pa
 def test_unknown_price_is_said_and_never_guessed(tmp_path: Path) -> None:
     teacher = stored(Echo(), tmp_path / "r.sqlite", price=None)
 
-    async def run() -> tuple[Reply | Failure, dict[str, Any]]:
+    async def run() -> tuple[Response | Failure, dict[str, Any]]:
         async with teacher.open() as session:
             return await session.ask(request("a")), session.usage.summary()
 
@@ -298,30 +298,30 @@ def test_wrong_settings_are_refused(wrong: dict) -> None:
 # What was used
 
 
-def test_usage_tells_bought_replies_from_stored_ones() -> None:
+def test_usage_tells_bought_responses_from_stored_ones() -> None:
     usage = Usage()
     price = Price(input=1, output=10)
     for seconds in range(1, 101):
-        usage.count(Reply("", "", "stop", 1000, 100, seconds=seconds), price, is_stored=False)
-    usage.count(Reply("", "", "stop", 1000, 100, seconds=9000), price, is_stored=True)
-    usage.count(Reply("", "", "stop", 1000, 100, batch=True), price, is_stored=True)
+        usage.count(Response("", "", "stop", 1000, 100, seconds=seconds), price, is_stored=False)
+    usage.count(Response("", "", "stop", 1000, 100, seconds=9000), price, is_stored=True)
+    usage.count(Response("", "", "stop", 1000, 100, batch=True), price, is_stored=True)
     usage.count(Failure("", "no luck"), price, is_stored=False)
     usage.count(Failure("", "reached", "budget"), price, is_stored=False)
 
     found = usage.summary()
-    assert (found["used"], found["replies"], found["stored"]) == (102, 100, 2)
+    assert (found["used"], found["responses"], found["stored"]) == (102, 100, 2)
     assert (found["failed"], found["over_budget"]) == (1, 1)
     assert (found["input_tokens"], found["output_tokens"]) == (100_000, 10_000)
     assert found["dollars"] == pytest.approx(100 * 0.002)
     assert found["used_dollars"] == pytest.approx(101.5 * 0.002)
     assert 49 <= found["p50_seconds"] <= 51
     assert 94 <= found["p95_seconds"] <= 96
-    assert found["replies_per_minute"] > 0
+    assert found["responses_per_minute"] > 0
 
 
 def test_usage_of_nothing() -> None:
     found = Usage().summary()
-    assert (found["used"], found["dollars"], found["p50_seconds"], found["replies_per_minute"]) == (0, 0, None, None)
+    assert (found["used"], found["dollars"], found["p50_seconds"], found["responses_per_minute"]) == (0, 0, None, None)
 
 
 def test_progress_tells_refusals_and_dollars() -> None:

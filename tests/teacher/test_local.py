@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rebase.errors import RebaseError
-from rebase.teacher.local import LocalTeacher, chunked, common_prefix_length
-from rebase.teacher.protocol import Failure, Message, Reply, Request, Sampling
+from rebase.teacher.local import LocalTeacher, chunked
+from rebase.teacher.protocol import Failure, Message, Request, Response, Sampling
 from tests.scripted import ask_all
 from tests.tiny import make_student
 
@@ -45,58 +45,60 @@ def teacher(folder) -> LocalTeacher:
     return LocalTeacher(str(folder), None, folder)
 
 
-def test_every_reply_follows_its_own_schema(teacher):
+def test_every_response_follows_its_own_schema(teacher):
     schemas = [
         object_schema(answer=LABELS),
         object_schema(fit={"type": "boolean"}, answer=LABELS),
         object_schema(example={"anyOf": [object_schema(answer=LABELS), {"type": "null"}]}),
     ]
-    replies = ask_all(teacher, [request(f"Is it {n}?", schemas[n % 3], temperature=1.0) for n in range(9)])
-    for number, reply in enumerate(replies):
-        assert reply.finish == "stop"
-        said = json.loads(reply.text)
+    responses = ask_all(teacher, [request(f"Is it {n}?", schemas[n % 3], temperature=1.0) for n in range(9)])
+    for number, response in enumerate(responses):
+        assert response.finish == "stop"
+        said = json.loads(response.text)
         assert set(said) == set(schemas[number % 3]["properties"])
-    assert {json.loads(reply.text)["answer"] for reply in replies[::3]} <= set(LABELS["enum"])
+    assert {json.loads(response.text)["answer"] for response in responses[::3]} <= set(LABELS["enum"])
 
 
-def test_replies_come_in_the_order_of_the_requests(teacher):
+def test_responses_come_in_the_order_of_the_requests(teacher):
     requests = [request("long " * (11 - n) + str(n)) for n in range(11)]
-    replies = ask_all(LocalTeacher(teacher.model, None, teacher.folder, batch_size=3, window=6), requests)
-    assert [reply.key for reply in replies] == [one.key("local", teacher.model) for one in requests]
+    responses = ask_all(LocalTeacher(teacher.model, None, teacher.folder, batch_size=3, window=6), requests)
+    assert [response.key for response in responses] == [one.key("local", teacher.model) for one in requests]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_reply_does_not_depend_on_its_batch(teacher, temperature):
+def test_a_response_does_not_depend_on_its_batch(teacher, temperature):
     text = object_schema(answer={"type": "string"})
     requests = [request("x" * (1 + 7 * n), text, temperature, max_tokens=25) for n in range(5)]
     together = ask_all(teacher, requests)
 
-    async def one_by_one() -> list[Reply | Failure]:
+    async def one_by_one() -> list[Response | Failure]:
         async with teacher.open() as session:
             return [await session.ask(one) for one in requests]
 
     alone = asyncio.run(one_by_one())
-    assert [reply.text for reply in together] == [reply.text for reply in alone]
-    assert [replace(reply, seconds=0) for reply in together] == [replace(reply, seconds=0) for reply in alone]
+    assert [response.text for response in together] == [response.text for response in alone]
+    assert [replace(response, seconds=0) for response in together] == [
+        replace(response, seconds=0) for response in alone
+    ]
 
 
 def test_samples_of_one_request_differ(teacher):
     text = object_schema(answer={"type": "string"})
-    replies = ask_all(teacher, [request("Say a word", text, 1.0, 30, sample) for sample in range(4)])
-    assert len({reply.text for reply in replies}) == 4
+    responses = ask_all(teacher, [request("Say a word", text, 1.0, 30, sample) for sample in range(4)])
+    assert len({response.text for response in responses}) == 4
 
 
-def test_a_reply_that_is_cut_says_so(teacher):
+def test_a_response_that_is_cut_says_so(teacher):
     text = object_schema(answer={"type": "string"})
-    reply = ask_all(teacher, [request("Go on", text, temperature=1.0, max_tokens=15)])[0]
-    assert reply.finish == "length"
-    assert reply.output_tokens == 15
+    response = ask_all(teacher, [request("Go on", text, temperature=1.0, max_tokens=15)])[0]
+    assert response.finish == "length"
+    assert response.output_tokens == 15
 
 
 def test_a_prompt_that_is_too_long_fails_alone(teacher):
-    replies = ask_all(teacher, [request("short"), request("long " * 400), request("short too")])
-    assert [type(reply) for reply in replies] == [Reply, Failure, Reply]
-    assert "too many" in replies[1].reason
+    responses = ask_all(teacher, [request("short"), request("long " * 400), request("short too")])
+    assert [type(response) for response in responses] == [Response, Failure, Response]
+    assert "too many" in responses[1].reason
 
 
 def test_text_cannot_end_its_own_turn(teacher):
@@ -114,7 +116,7 @@ def test_text_cannot_end_its_own_turn(teacher):
 
 
 def test_stop_decodes_nothing_more(teacher):
-    async def main() -> list[Reply | Failure]:
+    async def main() -> list[Response | Failure]:
         async with LocalTeacher(teacher.model, None, teacher.folder, batch_size=2, window=6).open() as session:
             tasks = [asyncio.create_task(session.ask(request(str(number)))) for number in range(20)]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -122,11 +124,11 @@ def test_stop_decodes_nothing_more(teacher):
             return await asyncio.gather(*tasks)
 
     answers = asyncio.run(main())
-    assert 2 <= sum(isinstance(answer, Reply) for answer in answers) < 20
+    assert 2 <= sum(isinstance(answer, Response) for answer in answers) < 20
     assert {answer.kind for answer in answers if isinstance(answer, Failure)} == {"stopped"}
 
 
-def test_no_requests_no_replies(teacher):
+def test_no_requests_no_responses(teacher):
     assert ask_all(teacher, []) == []
 
 
@@ -145,12 +147,6 @@ def test_the_weights_are_released(teacher):
 def test_a_folder_without_a_model_says_what_to_do(tmp_path):
     with pytest.raises(RebaseError, match=r"teacher\.model"):
         ask_all(LocalTeacher(str(tmp_path), None, tmp_path), [])
-
-
-def test_common_prefix_length():
-    assert common_prefix_length([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
-    assert common_prefix_length([[1], [2]]) == 0
-    assert common_prefix_length([[1, 2]]) == 2
 
 
 def test_chunked_keeps_all_items_in_order():

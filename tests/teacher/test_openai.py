@@ -8,7 +8,7 @@ from tests.teacher.server import KEY, MODEL, Answer, Provider
 from tests.teacher.test_api import SCHEMA, ask, request
 
 
-def test_request_holds_the_reply_to_the_schema(provider: Provider) -> None:
+def test_request_holds_the_response_to_the_schema(provider: Provider) -> None:
     ask(OpenAITeacher(MODEL, KEY, f"{provider.address}/v1"), "a")
     (entry,) = provider.asked("a")
     assert entry.path == "/v1/chat/completions"
@@ -17,7 +17,7 @@ def test_request_holds_the_reply_to_the_schema(provider: Provider) -> None:
         "messages": [{"role": "system", "content": "Write."}, {"role": "user", "content": "a"}],
         "response_format": {
             "type": "json_schema",
-            "json_schema": {"name": "reply", "strict": True, "schema": SCHEMA},
+            "json_schema": {"name": "response", "strict": True, "schema": SCHEMA},
         },
         "max_tokens": 100,
         "temperature": 0.7,
@@ -28,14 +28,14 @@ def test_server_of_ones_own_needs_no_key(provider: Provider) -> None:
     provider.needs_key = False
     teacher = OpenAITeacher(MODEL, None, f"{provider.address}/v1")
     teacher.check()
-    assert [reply.finish for reply in ask(teacher, "a")] == ["stop"]
+    assert [response.finish for response in ask(teacher, "a")] == ["stop"]
 
 
 def test_server_that_counts_no_tokens_is_fine(provider: Provider) -> None:
     body = b'{"choices": [{"message": {"content": "{}"}, "finish_reason": "stop"}]}'
     provider.plan("a", Answer(body=body))
-    (reply,) = ask(OpenAITeacher(MODEL, KEY, f"{provider.address}/v1"), "a")
-    assert (reply.text, reply.input_tokens, reply.output_tokens) == ("{}", 0, 0)
+    (response,) = ask(OpenAITeacher(MODEL, KEY, f"{provider.address}/v1"), "a")
+    assert (response.text, response.input_tokens, response.output_tokens) == ("{}", 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def params(prompt: str, **changes: Any) -> MessageCreateParamsNonStreaming:
 
 
 def form(schema: dict[str, Any] = SCHEMA) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
+    return {"type": "json_schema", "json_schema": {"name": "response", "strict": True, "schema": schema}}
 
 
 def chat(prompt: str, **changes: Any) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def test_async_clients_have_hundreds_in_flight(provider: Provider) -> None:
 
     assert len(asyncio.run(ask_all())) == 150
     assert provider.most_in_flight > 75
-    assert provider.in_flight == 0
+    assert provider.max_concurrency == 0
 
 
 def test_requests_that_hang_do_not_keep_the_server_from_ending() -> None:
@@ -151,7 +151,7 @@ def test_requests_that_hang_do_not_keep_the_server_from_ending() -> None:
 
         asking = threading.Thread(target=ask)
         asking.start()
-        while not provider.in_flight:
+        while not provider.max_concurrency:
             time.sleep(0.01)
     asking.join(5)
     assert len(failed) == 1
@@ -247,7 +247,7 @@ def test_faults_are_drawn_anew_for_each_attempt_and_the_seed_tells_which(provide
 # What is written
 
 
-def test_replies_fit_the_schema_and_differ_by_prompt(
+def test_responses_fit_the_schema_and_differ_by_prompt(
     provider: Provider, claude: anthropic.Anthropic, gpt: openai.OpenAI
 ) -> None:
     provider.answers = "schema"
@@ -266,8 +266,8 @@ def test_replies_fit_the_schema_and_differ_by_prompt(
 
 def test_tool_that_must_be_used_is_used(provider: Provider, claude: anthropic.Anthropic) -> None:
     provider.answers = "schema"
-    tools: Any = [{"name": "reply", "input_schema": SCHEMA}]
-    message = claude.messages.create(**params("a", tools=tools, tool_choice={"type": "tool", "name": "reply"}))
+    tools: Any = [{"name": "response", "input_schema": SCHEMA}]
+    message = claude.messages.create(**params("a", tools=tools, tool_choice={"type": "tool", "name": "response"}))
     assert (message.stop_reason, message.content[-1].type) == ("tool_use", "tool_use")
     jsonschema.validate(message.content[-1].input, SCHEMA)
 

@@ -2,7 +2,7 @@
 
 from rebase.datasets.adapter import AdapterDataset as AdapterDataset
 from rebase.datasets.encoder import EncoderDataset as EncoderDataset
-from rebase.datasets.grades import SheetsDataset as SheetsDataset
+from rebase.datasets.grading_sheets import SheetsDataset as SheetsDataset
 from rebase.datasets.inputs import EvaluationDataset as EvaluationDataset
 from rebase.datasets.inputs import InputsDataset as InputsDataset
 from rebase.datasets.inputs import PromptDataset as PromptDataset
@@ -10,7 +10,7 @@ from rebase.datasets.inputs import RealDataset as RealDataset
 from rebase.datasets.inputs import SourcesDataset as SourcesDataset
 from rebase.datasets.inputs import TaskDataset as TaskDataset
 from rebase.datasets.metrics import MetricsDataset as MetricsDataset
-from rebase.datasets.model import ModelFolderDataset as ModelFolderDataset
+from rebase.datasets.model_folder import ModelFolderDataset as ModelFolderDataset
 from rebase.datasets.shards import ShardStore as ShardStore
 from rebase.datasets.student import StudentDataset as StudentDataset
 from rebase.datasets.students import StudentsDataset as StudentsDataset

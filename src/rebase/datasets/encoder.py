@@ -6,7 +6,7 @@ from typing import Any
 from kedro.io import AbstractDataset
 
 from rebase.datasets.inputs import Handle
-from rebase.encoder import Encoder
+from rebase.datastore.encoder import Encoder
 
 
 class EncoderDataset(Handle, AbstractDataset[Any, Encoder]):

@@ -10,12 +10,12 @@ from kedro.io import AbstractDataset, DatasetError
 from kedro_datasets._typing import JSONPreview, TablePreview
 from kedro_datasets.yaml import YAMLDataset
 
+from rebase.datastore.sources import FolderSource, HubSource, Source, find_sources, read_files, read_rows
 from rebase.errors import RebaseError
-from rebase.evaluation import EVALUATION_COLUMNS, evaluation_items, input_items
-from rebase.extraction import extract, split_conclusion
 from rebase.records import Task
-from rebase.redaction import public
-from rebase.sources import FolderSource, HubSource, Source, find_sources, read_files, read_rows
+from rebase.reporting.redaction import public
+from rebase.tasks.evaluation_items import EVALUATION_COLUMNS, parse_inputs, parse_items
+from rebase.tasks.extraction import extract, split_conclusion
 
 #: A text as it stands. kedro-viz goes by the name of the type that ``preview`` returns; kedro-datasets lacks this one.
 TextPreview = NewType("TextPreview", str)
@@ -37,7 +37,7 @@ class Handle(ReadOnly):
 
 
 class SourcesDataset(ReadOnly, AbstractDataset[Any, list[Source]]):
-    """The raw datasets that ``locations`` name: globs of local folders, hub ids, catalogues (see ``find_sources``)."""
+    """The raw datasets that ``locations`` name: globs of local folders, hub ids, catalogs (see ``find_sources``)."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
     def load(self) -> pd.DataFrame:
         task = load_task(self._folder, self._name)
         where = self._source or task.evaluation.source
-        return evaluation_items(task, self._read(task, where, task.evaluation.split)[0], where)
+        return parse_items(task, self._read(task, where, task.evaluation.split)[0], where)
 
     def preview(self, nrows: int = 20) -> TablePreview:
         """The first items as kedro-viz shows them."""
@@ -126,7 +126,7 @@ class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
     def _read(
         self, task: Task, where: str, split: str, *, with_card: bool = False
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """The rows, and what is known of where they come from: ``dataset``, ``config``, ``revision``, ``licence``.
+        """The rows, and what is known of where they come from: ``dataset``, ``config``, ``revision``, ``license``.
 
         The last two are asked for ``with_card``. A file is known by its name: paths of this machine are not handed on.
         """
@@ -149,7 +149,7 @@ class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
                 configs = source.configs()
                 config = spec.config if spec.config in configs else configs[0]
             card = source.card() if with_card else None
-            known = {"revision": card.revision, "licence": card.licence} if card else {}
+            known = {"revision": card.revision, "license": card.license} if card else {}
             return list(read_rows(source.batches(config, split))), {"dataset": where, "config": config, **known}
         except Exception as error:
             raise RebaseError(
@@ -184,7 +184,7 @@ class InputsDataset(EvaluationDataset):
         task = load_task(self._folder, self._name)
         if self._source:
             rows, origin = self._read(task, self._source, "train", with_card=True)
-            return input_items(task, rows, self._source, origin["dataset"]).assign(**origin)
+            return parse_inputs(task, rows, self._source, origin["dataset"]).assign(**origin)
         if not self._examples.exists():
             raise RebaseError(
                 f"The inputs of task {task.name!r} are missing: there are no examples in {self._examples}. "
@@ -206,7 +206,7 @@ class RealDataset(EvaluationDataset):
             return pd.DataFrame(columns=list(EVALUATION_COLUMNS))
         task = load_task(self._folder, self._name)
         rows, origin = self._read(task, self._source, "train", with_card=True)
-        return evaluation_items(task, rows, self._source).assign(**origin)
+        return parse_items(task, rows, self._source).assign(**origin)
 
 
 class _ReadableDumper(yaml.SafeDumper):

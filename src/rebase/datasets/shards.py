@@ -23,10 +23,10 @@ from kedro_datasets._typing import TablePreview
 from pyarrow import ipc
 from tqdm import tqdm
 
-from rebase.engines import open_engine
+from rebase.datastore.engines import open_engine
+from rebase.datastore.shards import Shard, ShardPlan, Shards, is_provisional
 from rebase.errors import RebaseError
 from rebase.files import replacing_file
-from rebase.shards import Shard, ShardPlan, Shards, is_provisional
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The teacher's catalog entry: a cheap handle of a local or hosted model, behind the store of replies."""
+"""The teacher's catalog entry: a cheap handle of a local or hosted model, behind the store of responses."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -9,15 +9,15 @@ from pydantic import Field, ValidationError
 from rebase.datasets.inputs import Handle
 from rebase.errors import RebaseError
 from rebase.records import explain_validation
-from rebase.redaction import public
+from rebase.reporting.redaction import public
 from rebase.teacher.anthropic import AnthropicTeacher
 from rebase.teacher.api import Limits
 from rebase.teacher.budget import Budget, BudgetSettings, PriceTable
+from rebase.teacher.cached import CachedTeacher, price_of
 from rebase.teacher.local import LocalTeacher
 from rebase.teacher.openai import OpenAITeacher
 from rebase.teacher.protocol import Teacher
 from rebase.teacher.replay import ReplayTeacher
-from rebase.teacher.stored import StoredTeacher, price_of
 
 _HOSTED = {teacher.provider: teacher for teacher in (AnthropicTeacher, OpenAITeacher)}
 
@@ -26,7 +26,7 @@ class TeacherSettings(BudgetSettings):
     """Which teacher, how it is asked, and what it may cost: the group ``teacher`` of globals.yml.
 
     ``provider`` is ``local`` (a packaged model, a folder or a hub id; ``revision`` is for it), ``anthropic`` or
-    ``openai`` (``base_url`` is for these), or ``replay`` (``model`` is then PROVIDER/MODEL of stored replies).
+    ``openai`` (``base_url`` is for these), or ``replay`` (``model`` is then PROVIDER/MODEL of stored responses).
     ``batch`` asks a hosted teacher by batches. Limits are a minute; null goes by the headers of the responses.
     """
 
@@ -35,7 +35,7 @@ class TeacherSettings(BudgetSettings):
     revision: str | None = None
     base_url: str | None = None
     batch: bool = False
-    in_flight: int = Field(default=64, ge=1)
+    max_concurrency: int = Field(default=64, ge=1)
     requests_per_minute: float | None = Field(default=None, gt=0)
     input_tokens_per_minute: float | None = Field(default=None, gt=0)
     output_tokens_per_minute: float | None = Field(default=None, gt=0)
@@ -45,7 +45,7 @@ class TeacherSettings(BudgetSettings):
     def limits(self) -> Limits:
         """How much may be asked at once and a minute."""
         return Limits(
-            self.in_flight,
+            self.max_concurrency,
             self.requests_per_minute,
             self.input_tokens_per_minute,
             self.output_tokens_per_minute,
@@ -53,10 +53,10 @@ class TeacherSettings(BudgetSettings):
         )
 
 
-class TeacherDataset(Handle, AbstractDataset[Any, StoredTeacher]):
-    """Loads a ``StoredTeacher``. All that are loaded from one entry, in one run, share one budget.
+class TeacherDataset(Handle, AbstractDataset[Any, CachedTeacher]):
+    """Loads a ``CachedTeacher``. All that are loaded from one entry, in one run, share one budget.
 
-    ``settings`` are those of ``TeacherSettings``. ``filepath`` is the store of replies, ``folder`` where packaged
+    ``settings`` are those of ``TeacherSettings``. ``filepath`` is the store of responses, ``folder`` where packaged
     weights are converted to. ``prices`` is the table of prices, ``credentials`` give each provider's key by its name,
     ``dtype`` is the number format in which a local one computes.
     """
@@ -82,10 +82,10 @@ class TeacherDataset(Handle, AbstractDataset[Any, StoredTeacher]):
 
     @property
     def filepath(self) -> Path:
-        """The store of replies."""
+        """The store of responses."""
         return self._filepath
 
-    def load(self) -> StoredTeacher:
+    def load(self) -> CachedTeacher:
         try:
             settings = TeacherSettings.model_validate(self._settings)
         except ValidationError as error:
@@ -95,7 +95,7 @@ class TeacherDataset(Handle, AbstractDataset[Any, StoredTeacher]):
         teacher, prices = self._teacher(settings), PriceTable.parse(self._prices)
         if self._budget is None:
             self._budget = Budget(settings, price_of(teacher, prices))
-        return StoredTeacher(teacher, self._filepath, self._budget, prices, settings.batch)
+        return CachedTeacher(teacher, self._filepath, self._budget, prices, settings.batch)
 
     def _teacher(self, settings: TeacherSettings) -> Teacher:
         if hosted := _HOSTED.get(settings.provider):

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from rebase.errors import RebaseError
 from rebase.parameters import EvaluateParameters
 from rebase.records import Adapter, Task
+from rebase.student.answer_cache import answers_file, keep_answers
 from rebase.student.generation import generate
 from rebase.student.handle import Student, use_adapter
-from rebase.student.kept import answers_file, keep_answers
 from rebase.student.likelihood import choose_labels
 from rebase.student.served import generate_served
 

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rebase.student.kept import Keep
-from rebase.student.reading import Batch, read_prompts
+from rebase.student.answer_cache import Keep
+from rebase.student.prefill import Batch, read_prompts
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rebase.errors import RebaseError
-from rebase.models import check_dtype, locate_model, resolve_dtype
 from rebase.records import Adapter
+from rebase.weights import check_dtype, locate_model, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +23,7 @@ class Student:
     """A cheap handle. ``model`` is a package, a folder or a hub id.
 
     Packaged weights are converted under ``folder``; training keeps its checkpoints under ``workdir``. ``dtype`` is the
-    number format of computing (``rebase.models.Dtype``).
+    number format of computing (``rebase.weights.Dtype``).
     """
 
     model: str
@@ -74,7 +74,7 @@ class Student:
     ) -> Iterator[tuple[Any, "PreTrainedTokenizerBase"]]:
         """Load the weights once, with ``adapters`` beside them by name, and the tokenizer; freed at the end.
 
-        ``four_bit`` holds them as NF4 with double quantisation (QLoRA, docs/method.md section 7). The model is
+        ``four_bit`` holds them as NF4 with double quantization (QLoRA, docs/method.md section 7). The model is
         a ``PreTrainedModel``, with adapters a ``PeftModel``: ``use_adapter`` says which of them counts.
         Raises RebaseError where the model cannot be had, or an adapter was made for another one.
         """

@@ -7,7 +7,7 @@ import numpy as np
 
 from rebase.student.formatting import encode_example
 from rebase.student.handle import float32_logits
-from rebase.student.reading import Batch, read_prompts
+from rebase.student.prefill import Batch, read_prompts
 
 if TYPE_CHECKING:
     import torch

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rebase.errors import RebaseError
-from rebase.models import locate_model, resolve_dtype
 from rebase.parameters import TrainParameters
-from rebase.student.batches import Encoded, Example, chunks, order_examples
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import Student
+from rebase.student.tokenization import Encoded, Example, chunks, order_examples
+from rebase.weights import locate_model, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ class Shape:
 
 
 def check_examples(encoded: Encoded, tokenizer: "PreTrainedTokenizerBase", parameters: TrainParameters) -> None:
-    """Raise RebaseError where nothing good can be learnt: all cut, no loss, no end of turn, less than a batch."""
+    """Raise RebaseError where nothing good can be learned: all cut, no loss, no end of turn, less than a batch."""
     count, needed = len(encoded.train), parameters.batch_size * parameters.gradient_accumulation
     if not count and encoded.truncated:
         raise RebaseError(
@@ -74,11 +74,11 @@ def check_examples(encoded: Encoded, tokenizer: "PreTrainedTokenizerBase", param
             "not learn to stop. Look at training_set and at the student's chat template."
         )
     if count < needed:
-        lost = f" (not counting {encoded.refused})" if encoded.refused else ""
+        lost = f" (not counting {encoded.rejected})" if encoded.rejected else ""
         raise RebaseError(
             f"train: there are {count} training examples{lost}, fewer than one batch of {needed} "
             f"(train.batch_size {parameters.batch_size} x train.gradient_accumulation "
-            f"{parameters.gradient_accumulation}). Look at examples_refused and retrieval_refused for what was lost; "
+            f"{parameters.gradient_accumulation}). Look at examples_rejected and retrieval_rejected for what was lost; "
             "raise retrieve.top_n, transform.max_examples or train.max_length, or make the batch smaller."
         )
 
@@ -88,7 +88,7 @@ def inspect(
 ) -> dict[str, Any]:
     """The record of what is about to be trained, fit for JSON; ``rate`` is in floating-point operations a second.
 
-    Raises RebaseError where nothing good can be learnt.
+    Raises RebaseError where nothing good can be learned.
     """
     check_examples(encoded, tokenizer, parameters)
     examples = encoded.train
@@ -101,9 +101,9 @@ def inspect(
     largest = max(batches, key=lambda batch: len(batch) * max(lengths[number] for number in batch))
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     return {
-        "in": len(examples) + sum(encoded.refused.values()),
+        "in": len(examples) + sum(encoded.rejected.values()),
         "kept": len(examples),
-        "refused": encoded.refused,
+        "rejected": encoded.rejected,
         "steps": math.ceil(len(order) / (parameters.batch_size * parameters.gradient_accumulation)),
         "epochs": parameters.epochs,
         "tokens": tokens,
@@ -144,7 +144,7 @@ def describe(record: dict[str, Any]) -> str:
         f"{low:>6}–{high:<6}{count:>6} {'█' * round(24 * count / widest)}".rstrip()
         for low, high, count in record["lengths"]
     ]
-    lost = f" (not trained on: {record['refused']})" if record["refused"] else ""
+    lost = f" (not trained on: {record['rejected']})" if record["rejected"] else ""
     return "\n".join(
         [
             f"train, before the first step: {record['kept']} of {record['in']} examples{lost}, {record['steps']} steps",
@@ -185,7 +185,7 @@ def shape_of(config: Any, four_bit: bool, dtype: str) -> Shape:
         head=head.weight.numel(),
         widths=sum(layer.in_features + layer.out_features for layer in layers),
         vocabulary=head.out_features,
-        # NF4 with double quantisation: 4.127 bits a weight (QLoRA, section 3).
+        # NF4 with double quantization: 4.127 bits a weight (QLoRA, section 3).
         weights=int(linear * (4.127 / 8 if packed else activation)) + rest * activation,
         activation=activation,
     )
@@ -200,12 +200,12 @@ def matrix_rate(dtype: str, seconds: float = 0.3) -> float:
     matrix = torch.ones(size, size, dtype=getattr(torch, dtype), device="cuda" if cuda else "cpu")
     count = 0
     matrix @ matrix  # the first one prepares
-    synchronise = torch.cuda.synchronize if cuda else int
-    synchronise()
+    synchronize = torch.cuda.synchronize if cuda else int
+    synchronize()
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
         matrix @ matrix
-        synchronise()
+        synchronize()
         count += 1
     return 2.0 * size**3 * count / (time.perf_counter() - began)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rebase.errors import RebaseError
 from rebase.teacher.api import RETRIES
-from rebase.teacher.flow import in_order, run
+from rebase.teacher.concurrency import in_order, run
 
 if TYPE_CHECKING:
     import openai
@@ -20,18 +20,18 @@ _AS_IS = {"add_special_tokens": False, "skip_special_tokens": True, "repetition_
 
 
 def generate_served(
-    base_url: str, model: str, prompts: Sequence[str], max_new_tokens: int, in_flight: int, description: str
+    base_url: str, model: str, prompts: Sequence[str], max_new_tokens: int, max_concurrency: int, description: str
 ) -> list[str]:
     """What the served ``model`` writes after each rendered prompt, greedily, in the order of the prompts.
 
-    ``base_url`` ends on ``/v1``; up to ``in_flight`` requests wait for their answers at once, and the SDK repeats
-    those that fail on the way. Raises RebaseError where the server cannot be reached or refuses a request.
+    ``base_url`` ends on ``/v1``; up to ``max_concurrency`` requests wait for their answers at once, and the SDK repeats
+    those that fail on the way. Raises RebaseError where the server cannot be reached or rejects a request.
     """
-    return run(_generate(base_url, model, prompts, max_new_tokens, in_flight, description))
+    return run(_generate(base_url, model, prompts, max_new_tokens, max_concurrency, description))
 
 
 async def _generate(
-    base_url: str, model: str, prompts: Sequence[str], max_new_tokens: int, in_flight: int, description: str
+    base_url: str, model: str, prompts: Sequence[str], max_new_tokens: int, max_concurrency: int, description: str
 ) -> list[str]:
     import openai
     from tqdm.auto import tqdm
@@ -48,7 +48,7 @@ async def _generate(
         texts = []
         with tqdm(total=len(prompts), desc=description, unit="item") as bar:
             try:
-                async with aclosing(in_order(ask, prompts, lambda: in_flight)) as answers:
+                async with aclosing(in_order(ask, prompts, lambda: max_concurrency)) as answers:
                     async for text in answers:
                         texts.append(text)
                         bar.update()
@@ -67,7 +67,7 @@ def _explain(error: "openai.APIError", base_url: str, model: str) -> str:
             "Start it (vllm serve BASE --enable-lora --lora-modules expert=FOLDER) or mend its address."
         )
     return (
-        f"The student's server at {base_url} refuses a request to {model!r}: {error.message}\n"
+        f"The student's server at {base_url} rejects a request to {model!r}: {error.message}\n"
         "The name must be that of the served model or of one of its --lora-modules, and prompt and answer together no "
         "longer than its --max-model-len."
     )

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from rebase.errors import RebaseError
 from rebase.parameters import TrainParameters
-from rebase.student.batches import Encoded, Example, chunks, order_examples
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import float32_logits
 from rebase.student.preflight import Shape, target_count
+from rebase.student.tokenization import Encoded, Example, chunks, order_examples
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,7 @@ def make_trainer(
         data_collator=lambda examples: {"step": Step(examples)},
     )
     if not cuda:
-        # TRL holds the adapter of a quantised model in bfloat16, which is for GPUs: most CPUs emulate it, slowly.
+        # TRL holds the adapter of a quantized model in bfloat16, which is for GPUs: most CPUs emulate it, slowly.
         for weights in trainer.model.parameters():
             if weights.requires_grad:
                 weights.data = weights.data.float()
@@ -112,7 +112,7 @@ def make_trainer(
         logger.warning("train: this student's attention lets packed examples see each other; they are padded instead.")
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_watcher(trainer, encoded.held_out, parameters, save_best))
+    trainer.add_callback(_watcher(trainer, encoded.validation, parameters, save_best))
     return trainer
 
 
@@ -207,7 +207,7 @@ def _trainer_class(tokenizer: Any) -> Any:
                 # Out here the error and its frames are gone, and with them what they held.
                 self._take_less(model, reason)
 
-        def evaluation_loss(self, examples: list[Example]) -> float:
+        def validation_loss(self, examples: list[Example]) -> float:
             """The mean loss over the examples' targets, without dropout, from float32 logits."""
             ordered = sorted(examples, key=lambda example: len(example.input_ids))
             with _evaluating(self), float32_logits(self.model):
@@ -276,7 +276,7 @@ def _activations_fit(examples: list[Example], parameters: TrainParameters, shape
 
 
 def _optimizer(name: str, cuda: bool) -> str:
-    """The optimiser asked for; 8-bit and paged ones need a GPU and give way to plain AdamW without one."""
+    """The optimizer asked for; 8-bit and paged ones need a GPU and give way to plain AdamW without one."""
     if cuda or not any(mark in name for mark in ("8bit", "paged", "bnb")):
         return name
     logger.debug("train: the optimizer %s needs a GPU; adamw_torch is used.", name)
@@ -297,7 +297,7 @@ def _evaluating(trainer: Any) -> Iterator[None]:
 
 
 def _watcher(
-    trainer: Any, held_out: list[Example], parameters: TrainParameters, save_best: Callable[[Any], None]
+    trainer: Any, validation: list[Example], parameters: TrainParameters, save_best: Callable[[Any], None]
 ) -> Any:
     """A callback: progress, the mark on whole checkpoints, evaluation each epoch, the end where a loss is no number."""
     from transformers import ProgressCallback
@@ -323,11 +323,11 @@ def _watcher(
                             _TIMED_STEPS)  # fmt: skip
             epochs = [math.floor(step * parameters.epochs / state.max_steps + 1e-9)
                       for step in (state.global_step - 1, state.global_step)]  # fmt: skip
-            if held_out and (epochs[1] > epochs[0] or state.global_step == state.max_steps):
-                before = [entry["evaluation_loss"] for entry in state.log_history if "evaluation_loss" in entry]
-                loss = trainer.evaluation_loss(held_out)
+            if validation and (epochs[1] > epochs[0] or state.global_step == state.max_steps):
+                before = [entry["validation_loss"] for entry in state.log_history if "validation_loss" in entry]
+                loss = trainer.validation_loss(validation)
                 # Not by trainer.log: that would stand for the log of this step.
-                state.log_history.append({"step": state.global_step, "evaluation_loss": loss})
+                state.log_history.append({"step": state.global_step, "validation_loss": loss})
                 if parameters.keep == "best" and loss < min(before, default=math.inf):
                     save_best(trainer.model)
 

@@ -14,9 +14,9 @@ from rebase.errors import RebaseError
 from rebase.files import replacing_folder
 from rebase.parameters import TrainParameters
 from rebase.records import Adapter
-from rebase.student.batches import Encoded, encode
 from rebase.student.handle import Student, quiet_libraries
 from rebase.student.preflight import Shape, check_examples, measure_shape
+from rebase.student.tokenization import Encoded, encode
 from rebase.student.trainer import WHOLE, last_checkpoint, make_trainer
 
 logger = logging.getLogger(__name__)
@@ -31,10 +31,10 @@ def train_adapter(
     """Train a LoRA adapter on ``training_set`` (columns ``prompt``, ``completion``), the loss on completions alone.
 
     Returns the adapter (a folder under ``student.workdir``), the log (``step``, ``epoch``, ``loss``,
-    ``learning_rate``, ``token_accuracy``, ``gradient_norm``, ``evaluation_loss``: one line a step) and the counts for
+    ``learning_rate``, ``token_accuracy``, ``gradient_norm``, ``validation_loss``: one line a step) and the counts for
     the summary. Killed and started again with the same data and settings, it goes on from its last whole checkpoint
     and ends with the same adapter; finished before, it gives what it gave then. Raises RebaseError where nothing can
-    be learnt from the examples, the loss is not a number, or memory or disk are short.
+    be learned from the examples, the loss is not a number, or memory or disk are short.
     """
     began = time.monotonic()
     run = student.workdir / _fingerprint(student, training_set, parameters)
@@ -50,12 +50,12 @@ def train_adapter(
         counts = {
             "in": len(training_set),
             "kept": len(encoded.train),
-            "refused": encoded.refused,
+            "rejected": encoded.rejected,
             "steps": int(log["step"].max()),
             "trainable_parameters": trainable,
             "first_loss": float(log["loss"].iloc[0]),
             "last_loss": float(log["loss"].iloc[-1]),
-            **({"evaluation_loss": float(log["evaluation_loss"].dropna().iloc[-1])} if encoded.held_out else {}),
+            **({"validation_loss": float(log["validation_loss"].dropna().iloc[-1])} if encoded.validation else {}),
             "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
             "seconds": round(time.monotonic() - began, 1),
         }
@@ -155,7 +155,7 @@ def _read_result(folder: Path, student: Student) -> tuple[Adapter, pd.DataFrame,
 
 def _log_frame(history: list[dict[str, Any]], epochs: float) -> pd.DataFrame:
     """The trainer's history as a table; its one epoch over the dataset stands for all ``epochs``."""
-    evaluated = {entry["step"]: entry["evaluation_loss"] for entry in history if "evaluation_loss" in entry}
+    evaluated = {entry["step"]: entry["validation_loss"] for entry in history if "validation_loss" in entry}
     return pd.DataFrame(
         {
             "step": entry["step"],
@@ -164,7 +164,7 @@ def _log_frame(history: list[dict[str, Any]], epochs: float) -> pd.DataFrame:
             "learning_rate": entry["learning_rate"],
             "token_accuracy": entry.get("token_accuracy"),
             "gradient_norm": entry.get("grad_norm"),
-            "evaluation_loss": evaluated.get(entry["step"], float("nan")),
+            "validation_loss": evaluated.get(entry["step"], float("nan")),
         }
         for entry in history
         if "loss" in entry

@@ -1,1 +1,1 @@
-"""The LLM side: one small protocol, its providers, and the store that makes every reply paid for once."""
+"""The LLM side: one small protocol, its providers, and the store that makes every response paid for once."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rebase.errors import RebaseError
 from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, Clients, Connection
-from rebase.teacher.batch import Again, BatchState, read_item
-from rebase.teacher.protocol import Failure, Reply, Request
+from rebase.teacher.batches import Again, BatchState, read_item
+from rebase.teacher.protocol import Failure, Request, Response
 
 if TYPE_CHECKING:
     import anthropic
@@ -101,7 +101,7 @@ class _Batches:
         batch = await self._client.messages.batches.retrieve(batch_id)
         return BatchState(batch.processing_status == "ended")
 
-    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Reply | Failure | Again]]:
+    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Response | Failure | Again]]:
         async for item in await self._client.messages.batches.results(batch_id):
             key, result = item.custom_id, item.result
             if result.type == "succeeded":
@@ -114,10 +114,10 @@ class _Batches:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How to ask a model for a plain reply.
+    """How to ask a model for a plain response.
 
     ``arguments`` are given to ``messages.create``, ``effort`` goes into its ``output_config``, and
-    ``thinking_tokens`` are granted on top of the reply's.
+    ``thinking_tokens`` are granted on top of the response's.
     """
 
     arguments: dict[str, Any]
@@ -152,7 +152,7 @@ def _supports(capabilities: dict[str, Any], *path: str) -> bool | None:
 
 
 def request_arguments(model: str, settings: ModelSettings, request: Request) -> dict[str, Any]:
-    """The body of a request: the reply is held to the schema by the API's structured output."""
+    """The body of a request: the response is held to the schema by the API's structured output."""
     output: dict[str, Any] = {"format": {"type": "json_schema", "schema": _schema(json.dumps(request.schema))}}
     if settings.effort:
         output["effort"] = settings.effort
@@ -174,7 +174,7 @@ def _schema(schema: str) -> dict[str, Any]:
     return anthropic.transform_schema(json.loads(schema))
 
 
-def _read(body: dict[str, Any], key: str) -> Reply:
+def _read(body: dict[str, Any], key: str) -> Response:
     """The text blocks, joined (a thinking block may stand before them); of a refusal without text its explanation."""
     text = "".join(block["text"] for block in body["content"] if block["type"] == "text")
     if not text:
@@ -183,4 +183,4 @@ def _read(body: dict[str, Any], key: str) -> Reply:
     read = sum(
         usage.get(name) or 0 for name in ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
     )
-    return Reply(key, text, _FINISH.get(body["stop_reason"] or "", "stop"), read, usage["output_tokens"])
+    return Response(key, text, _FINISH.get(body["stop_reason"] or "", "stop"), read, usage["output_tokens"])

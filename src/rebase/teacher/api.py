@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rebase.errors import RebaseError
-from rebase.http import read_retry_after
-from rebase.teacher.batch import BatchApi, BatchSession
-from rebase.teacher.pacing import OVERLOADED, Cost, Kind, Pacer, Window
-from rebase.teacher.protocol import Failure, Reply, Request, well_formed
-from rebase.teacher.store import ReplyStore
+from rebase.teacher.batches import BatchApi, BatchSession
+from rebase.teacher.http import read_retry_after
+from rebase.teacher.protocol import Failure, Request, Response, well_formed
+from rebase.teacher.rate_limits import OVERLOADED, Cost, Kind, Pacer, Window
+from rebase.teacher.response_cache import ResponseCache
 
 if TYPE_CHECKING:
     import httpx2
@@ -48,10 +48,10 @@ _SMOOTHING = 0.1
 class Limits:
     """How much may be asked: requests in flight, and requests and tokens a minute (None: as the provider says).
 
-    ``timeout`` is how many seconds a reply may take.
+    ``timeout`` is how many seconds a response may take.
     """
 
-    in_flight: int = 64
+    max_concurrency: int = 64
     requests: float | None = None
     input_tokens: float | None = None
     output_tokens: float | None = None
@@ -67,14 +67,14 @@ class Limits:
 class Connection:
     """An SDK's open clients, as a session needs them.
 
-    ``sdk`` is the SDK's module (it names the error types), ``send`` asks one request and gives the response,
-    ``read`` makes a Reply of its body and the request's key, ``batches`` are the provider's. ``temperature`` says
-    if the model takes one, and ``thinking_tokens`` how many tokens a reply may have beyond its ``max_tokens``.
+    ``sdk`` is the SDK's module (it names the error types), ``send`` asks one request and gives the http_response,
+    ``read`` makes a Response of its body and the request's key, ``batches`` are the provider's. ``temperature`` says
+    if the model takes one, and ``thinking_tokens`` how many tokens a response may have beyond its ``max_tokens``.
     """
 
     sdk: Any
     send: Callable[[Request], Awaitable["httpx2.Response"]]
-    read: Callable[[dict[str, Any], str], Reply]
+    read: Callable[[dict[str, Any], str], Response]
     batches: BatchApi
     temperature: bool
     thinking_tokens: int = 0
@@ -115,9 +115,9 @@ class ApiTeacher(ABC):
         return True
 
     @property
-    def ahead(self) -> int:
-        """Enough that one slow reply at the head of the line holds up none of the others."""
-        return 8 * self.limits.in_flight
+    def concurrency(self) -> int:
+        """Enough that one slow response at the head of the line holds up none of the others."""
+        return 8 * self.limits.max_concurrency
 
     @abstractmethod
     def connect(self, clients: "Clients") -> AbstractAsyncContextManager[Connection]:
@@ -138,14 +138,14 @@ class ApiTeacher(ABC):
     @asynccontextmanager
     async def open(self) -> AsyncIterator["ApiSession"]:
         """Check the key and open the clients."""
-        pacer, window = Pacer(self.limits.per_minute), Window(self.limits.in_flight)
+        pacer, window = Pacer(self.limits.per_minute), Window(self.limits.max_concurrency)
         async with self._connected(pacer, window) as connection:
             yield ApiSession(self, connection, pacer, window)
 
     @asynccontextmanager
-    async def open_batches(self, store: ReplyStore) -> AsyncIterator[BatchSession]:
+    async def open_batches(self, store: ResponseCache) -> AsyncIterator[BatchSession]:
         """As ``open``, to ask by batches, which are journalled in the store."""
-        async with self._connected(Pacer(self.limits.per_minute), Window(self.limits.in_flight)) as connection:
+        async with self._connected(Pacer(self.limits.per_minute), Window(self.limits.max_concurrency)) as connection:
             yield BatchSession(connection.batches, self, connection.sdk, store, connection.thinking_tokens)
 
     @asynccontextmanager
@@ -165,13 +165,13 @@ class ApiTeacher(ABC):
             raise RebaseError(
                 f"The teacher {self.provider}/{self.model} answers with status {status}: {words}\n"
                 f"Check the model's name (teacher.model in globals.yml), the key ({self.key_variable}, or "
-                "credentials.yml) and the account's credit. Replies that had arrived are stored: a new run goes on "
+                "credentials.yml) and the account's credit. Responses that had arrived are stored: a new run goes on "
                 "from there."
             ) from None
         if type(error) is sdk.APIConnectionError and not is_reached:
             raise RebaseError(
                 f"The teacher {self.provider}/{self.model} cannot be reached at {self.base_url or 'its address'}: "
-                f"{words}\nCheck the network and teacher.base_url in globals.yml. Replies that had arrived are "
+                f"{words}\nCheck the network and teacher.base_url in globals.yml. Responses that had arrived are "
                 "stored: a new run goes on from there."
             ) from None
 
@@ -201,7 +201,7 @@ class Clients:
         import httpx2
 
         context = httpx2.create_ssl_context()
-        count = max(1, -(-self._limits.in_flight // _POOL))
+        count = max(1, -(-self._limits.max_concurrency // _POOL))
         made = []
         for _ in range(count):
             http = http_client(
@@ -228,8 +228,8 @@ class Clients:
             flight.taken = taken
         flight.sent_at = time.monotonic()
 
-    async def _after(self, response: "httpx2.Response") -> None:
-        status, headers = response.status_code, response.headers
+    async def _after(self, http_response: "httpx2.Response") -> None:
+        status, headers = http_response.status_code, http_response.headers
         flight = _flight.get(None)
         if flight is None:
             self._pacer.hear(status, headers, {})
@@ -237,7 +237,7 @@ class Clients:
             self._pacer.hear(status, headers, flight.taken, time.monotonic() - flight.sent_at)
         if status in OVERLOADED:
             self._window.complain()
-            if _says_no_money(status, (await response.aread()).decode(errors="replace")):
+            if _says_no_money(status, (await http_response.aread()).decode(errors="replace")):
                 headers["x-should-retry"] = "false"
             elif (wait := read_retry_after(headers)) is None or wait > _LONG_WAIT:
                 for name in ("retry-after", "retry-after-ms"):
@@ -259,10 +259,10 @@ class ApiSession:
 
     @property
     def thinking_tokens(self) -> int:
-        """Tokens that a reply may have beyond its request's ``max_tokens``."""
+        """Tokens that a response may have beyond its request's ``max_tokens``."""
         return self._connection.thinking_tokens
 
-    async def ask(self, request: Request) -> Reply | Failure:
+    async def ask(self, request: Request) -> Response | Failure:
         """Answer the request, when the window and the provider's limits let it pass.
 
         RebaseError where no further request could succeed: wrong key, no credit, or nearly everything fails.
@@ -295,37 +295,37 @@ class ApiSession:
         output = min(limit, self._output_tokens if self._output_tokens is not None else limit)
         return Cost(request.characters * self._tokens_per_character, output, limit)
 
-    async def _send(self, request: Request, key: str, flight: _Flight) -> Reply | Failure:
+    async def _send(self, request: Request, key: str, flight: _Flight) -> Response | Failure:
         """Send the request; a response that cannot be read is asked for once more, which the SDKs do not do."""
         answer = await self._try(request, key, flight)
         if isinstance(answer, Failure) and answer.reason.startswith(_UNREADABLE):
             answer = await self._try(request, key, flight)
         return answer
 
-    async def _try(self, request: Request, key: str, flight: _Flight) -> Reply | Failure:
+    async def _try(self, request: Request, key: str, flight: _Flight) -> Response | Failure:
         sdk = self._connection.sdk
         try:
-            response = await self._connection.send(request)
+            http_response = await self._connection.send(request)
         except (sdk.APIError, ValueError) as error:  # ValueError: text that is not Unicode
             self._teacher.stop_where_final(error, sdk, is_reached=self._output_tokens is not None)
             status = getattr(error, "status_code", None)
             words = self._teacher.words(error)
             return Failure(key, f"status {status}: {words}" if status else words)
         try:
-            reply = self._connection.read(response.json(), key)
+            response = self._connection.read(http_response.json(), key)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            excerpt = self._teacher.without_key(response.text)[:300]
+            excerpt = self._teacher.without_key(http_response.text)[:300]
             return Failure(key, f"{_UNREADABLE} of the {self._teacher.provider} API: {excerpt}")
-        return replace(reply, text=well_formed(reply.text), seconds=time.monotonic() - flight.sent_at)
+        return replace(response, text=well_formed(response.text), seconds=time.monotonic() - flight.sent_at)
 
-    def _learn(self, request: Request, flight: _Flight, answer: Reply | Failure) -> None:
+    def _learn(self, request: Request, flight: _Flight, answer: Response | Failure) -> None:
         if isinstance(answer, Failure):
             self._failed_in_a_row += 1
             if self._failed_in_a_row >= FAILURES_TO_STOP:
                 raise RebaseError(
                     f"The teacher {self._teacher.provider}/{self._teacher.model} is out of order: "
                     f"{self._failed_in_a_row} requests in a row have failed. It says: {answer.reason}\n"
-                    "Replies that had arrived are stored: a new run goes on from there."
+                    "Responses that had arrived are stored: a new run goes on from there."
                 )
             return
         self._failed_in_a_row = 0

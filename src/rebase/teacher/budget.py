@@ -1,4 +1,4 @@
-"""What replies cost, how much may be spent, and what was used."""
+"""What responses cost, how much may be spent, and what was used."""
 
 import asyncio
 import time
@@ -10,14 +10,14 @@ from pydantic import Field, ValidationError
 
 from rebase.errors import RebaseError
 from rebase.records import Strict, explain_validation
-from rebase.teacher.protocol import Failure, Reply, Request
+from rebase.teacher.protocol import Failure, Request, Response
 
 #: Tokens that a provider may add around what is sent: roles, the schema's wording.
 _OVERHEAD_TOKENS = 500
 
 
 class Price(Strict):
-    """US dollars a million tokens. ``batch`` is the factor for replies that come by a batch."""
+    """US dollars a million tokens. ``batch`` is the factor for responses that come by a batch."""
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
@@ -27,12 +27,12 @@ class Price(Strict):
         """What so many tokens cost."""
         return (input_tokens * self.input + output_tokens * self.output) / 1e6 * (self.batch if batch else 1)
 
-    def of(self, reply: Reply) -> float:
-        """What a reply costs, in dollars."""
-        return self.dollars(reply.input_tokens, reply.output_tokens, batch=reply.batch)
+    def of(self, response: Response) -> float:
+        """What a response costs, in dollars."""
+        return self.dollars(response.input_tokens, response.output_tokens, batch=response.batch)
 
 
-#: What replies of a model in this process, or of a stored set of replies, cost.
+#: What responses of a model in this process, or of a stored set of responses, cost.
 FREE = Price(input=0, output=0)
 
 
@@ -56,9 +56,9 @@ class PriceTable(Strict):
 
 
 class BudgetSettings(Strict):
-    """What the replies of one run may cost, and how many they may be; None is no bound.
+    """What the responses of one run may cost, and how many they may be; None is no bound.
 
-    Replies that are stored from an earlier run count with what they cost then, so that a run that was killed and begun
+    Responses that are stored from an earlier run count with what they cost then, so that a run that was killed and begun
     again keeps within its budget. ``on_budget`` says what happens at the bound: the run goes on with what it has
     (``continue``), or ends with an error (``stop``).
     """
@@ -96,7 +96,7 @@ class Budget:
         return worst
 
     def settle(self, aside: float) -> None:
-        """Give back what was put aside for a request that has ended; its reply is counted by ``count``."""
+        """Give back what was put aside for a request that has ended; its response is counted by ``count``."""
         self._requests_aside -= 1
         # What rounding leaves behind must not keep the last request out for ever.
         self._aside = self._aside - aside if self._requests_aside else 0.0
@@ -105,11 +105,11 @@ class Budget:
             if not future.done():
                 future.set_result(None)
 
-    def count(self, reply: Reply) -> None:
-        """Count what a reply cost, now or in an earlier run."""
+    def count(self, response: Response) -> None:
+        """Count what a response cost, now or in an earlier run."""
         self.requests += 1
         if self.price:
-            self.dollars += self.price.of(reply)
+            self.dollars += self.price.of(response)
 
     def explain(self) -> str:
         """What to tell when the budget is reached."""
@@ -119,10 +119,10 @@ class Budget:
             for name, value in (("budget_usd", self.settings.budget_usd), ("max_requests", self.settings.max_requests))
             if value is not None
         ]
-        return f"the budget is reached ({' and '.join(bounds)}): {self.requests} replies so far{spent}"
+        return f"the budget is reached ({' and '.join(bounds)}): {self.requests} responses so far{spent}"
 
     def _worst(self, request: Request, thinking_tokens: int, *, batch: bool) -> float:
-        """Dollars that the request costs at most: no tokeniser makes more tokens of a text than it has bytes."""
+        """Dollars that the request costs at most: no tokenizer makes more tokens of a text than it has bytes."""
         if self.price is None:
             return 0.0
         read = len(request.to_json().encode()) + _OVERHEAD_TOKENS
@@ -137,12 +137,12 @@ class Budget:
 
 @dataclass
 class Usage:
-    """What a stage has asked of its teacher so far, in replies that were bought now; ``stored`` are the others.
+    """What a stage has asked of its teacher so far, in responses that were bought now; ``stored`` are the others.
 
     ``dollars`` are those of the bought ones by the price table, ``used_dollars`` those of all.
     """
 
-    replies: int = 0
+    responses: int = 0
     stored: int = 0
     failed: int = 0
     repaired: int = 0
@@ -156,7 +156,7 @@ class Usage:
     began: float = field(default_factory=time.monotonic)
     ended: float = 0.0
 
-    def count(self, answer: Reply | Failure, price: Price | None, *, is_stored: bool) -> None:
+    def count(self, answer: Response | Failure, price: Price | None, *, is_stored: bool) -> None:
         """Count an answer. A failure that nobody waited for counts for nothing."""
         if isinstance(answer, Failure):
             self.failed += answer.kind == "failed"
@@ -169,19 +169,19 @@ class Usage:
             self.stored += 1
             return
         self.dollars += cost
-        self.replies += 1
+        self.responses += 1
         self.input_tokens += answer.input_tokens
         self.output_tokens += answer.output_tokens
         self.seconds.append(answer.seconds)
         self.ended = time.monotonic()
 
     def summary(self) -> dict[str, Any]:
-        """The counts, latencies (p50, p95, in seconds) and replies a minute: one line of ``teacher_usage``."""
+        """The counts, latencies (p50, p95, in seconds) and responses a minute: one line of ``teacher_usage``."""
         latencies = sorted(self.seconds)
         minutes = (self.ended - self.began) / 60
         return {
-            "used": self.replies + self.stored,
-            "replies": self.replies,
+            "used": self.responses + self.stored,
+            "responses": self.responses,
             "stored": self.stored,
             "failed": self.failed,
             "repaired": self.repaired,
@@ -192,7 +192,7 @@ class Usage:
             "used_dollars": self.used_dollars if self.has_price else None,
             "p50_seconds": _quantile(latencies, 0.5),
             "p95_seconds": _quantile(latencies, 0.95),
-            "replies_per_minute": self.replies / minutes if minutes > 0 else None,
+            "responses_per_minute": self.responses / minutes if minutes > 0 else None,
         }
 
 

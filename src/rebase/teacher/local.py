@@ -1,4 +1,4 @@
-"""The teacher that runs here: a causal language model in this process, whose replies follow a JSON schema.
+"""The teacher that runs here: a causal language model in this process, whose responses follow a JSON schema.
 
 What makes a small model on a small machine quick enough: many rows are decoded at once; the tokens that the
 prompts of a batch begin with (directions, examples) go through the model once; what the schema leaves no choice
@@ -9,7 +9,7 @@ import asyncio
 import gc
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rebase.errors import RebaseError
-from rebase.models import check_dtype, locate_model, resolve_dtype
-from rebase.teacher.flow import Gathering
-from rebase.teacher.protocol import Failure, Reply, Request
+from rebase.teacher.concurrency import Gathering
+from rebase.teacher.protocol import Failure, Request, Response
+from rebase.text import common_prefix_length
+from rebase.weights import check_dtype, locate_model, resolve_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ _GRAMMAR_BYTES = 2**26
 class LocalTeacher:
     """A handle of a local model. ``batch_size`` rows are decoded at once, ``window`` requests are read ahead.
 
-    ``source`` is a package, a folder or a hub id, ``dtype`` the number format of computing (``rebase.models.Dtype``).
+    ``source`` is a package, a folder or a hub id, ``dtype`` the number format of computing (``rebase.weights.Dtype``).
     """
 
     source: str
@@ -65,7 +66,7 @@ class LocalTeacher:
         return resolve_dtype(self.dtype)
 
     @property
-    def ahead(self) -> int:
+    def concurrency(self) -> int:
         """The requests of a window."""
         return self.window
 
@@ -121,7 +122,7 @@ class LocalSession:
         added = tokenizer.get_added_vocab()
         self._control_tokens = sorted(added, key=len, reverse=True)
 
-    async def ask(self, request: Request) -> Reply | Failure:
+    async def ask(self, request: Request) -> Response | Failure:
         """Answer the request, with those that are asked at the same time."""
         return await self._gathering.ask(request)
 
@@ -129,7 +130,7 @@ class LocalSession:
         """Decode nothing more."""
         self._is_stopped = True
 
-    async def _answer(self, window: list[Request], say: Callable[[int, Reply | Failure], None]) -> None:
+    async def _answer(self, window: list[Request], say: Callable[[int, Response | Failure], None]) -> None:
         rows = {}
         for place, request in enumerate(window):
             row = self._prepare(request)
@@ -147,7 +148,7 @@ class LocalSession:
             began = time.monotonic()
             self._decode([rows[place] for place in places])
             for place in places:
-                say(place, self._reply(rows[place], time.monotonic() - began))
+                say(place, self._response(rows[place], time.monotonic() - began))
             await asyncio.sleep(0)  # who waits for them stores them before the next batch
 
     def release(self) -> None:
@@ -174,7 +175,7 @@ class LocalSession:
         return _Row(request, key, prompt + forced, len(forced), matcher, generator)
 
     def _encode_prompt(self, request: Request) -> list[int]:
-        """The conversation as the model's chat template writes it, up to where the reply begins.
+        """The conversation as the model's chat template writes it, up to where the response begins.
 
         Control tokens such as ``<|im_end|>`` inside a message are taken out: text must not end its own turn.
         """
@@ -193,11 +194,11 @@ class LocalSession:
             text = cleaned
 
     def _grammar(self, schema: dict[str, Any]) -> "xgrammar.CompiledGrammar":
-        # No free whitespace: a weak model would fill its reply with it. The compiler keeps what it has compiled.
+        # No free whitespace: a weak model would fill its response with it. The compiler keeps what it has compiled.
         return self._compiler.compile_json_schema(json.dumps(schema), any_whitespace=False)
 
     def _decode(self, rows: list[_Row]) -> None:
-        """Write the rows' replies, token by token for all of them at once."""
+        """Write the rows' responses, token by token for all of them at once."""
         import torch
         import xgrammar
 
@@ -243,10 +244,10 @@ class LocalSession:
                 mask = torch.cat([mask[keep], torch.ones((len(keep), 1), dtype=mask.dtype)], dim=1)
 
     def _choose(self, row: _Row, logits: "torch.Tensor") -> int:
-        """The row's next token; marks the row as finished where its reply ends.
+        """The row's next token; marks the row as finished where its response ends.
 
         At a temperature the token is drawn by the Gumbel-max trick, with noise from the request's own generator, so
-        that a reply does not depend on which other requests share its batch.
+        that a response does not depend on which other requests share its batch.
         """
         import torch
 
@@ -291,9 +292,9 @@ class LocalSession:
         expanded.batch_repeat_interleave(len(rows))
         return expanded, len(tokens)
 
-    def _reply(self, row: _Row, seconds: float) -> Reply:
+    def _response(self, row: _Row, seconds: float) -> Response:
         text = self._tokenizer.decode(row.output, skip_special_tokens=True)
-        return Reply(row.key, str(text), row.finish, len(row.prompt) - row.forced, len(row.output), seconds)
+        return Response(row.key, str(text), row.finish, len(row.prompt) - row.forced, len(row.output), seconds)
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -301,15 +302,6 @@ def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
-
-
-def common_prefix_length(sequences: Sequence[list[int]]) -> int:
-    """How many leading items all the sequences share."""
-    first, last = min(sequences), max(sequences)
-    for index, (left, right) in enumerate(zip(first, last, strict=False)):
-        if left != right:
-            return index
-    return min(len(first), len(last))
 
 
 def _load(handle: LocalTeacher) -> LocalSession:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, Clients, Connection
-from rebase.teacher.batch import Again, BatchState, read_item
-from rebase.teacher.protocol import Failure, Reply, Request
+from rebase.teacher.batches import Again, BatchState, read_item
+from rebase.teacher.protocol import Failure, Request, Response
 
 if TYPE_CHECKING:
     import openai
@@ -26,8 +26,8 @@ _FINISH = {"length": "length", "content_filter": "refusal"}
 class Family:
     """What a family of models takes.
 
-    ``limit`` is the parameter that bounds the reply, ``effort`` the least reasoning effort there is,
-    ``thinking_tokens`` are granted on top of the reply's; ``lengths`` says if a schema may bound text lengths.
+    ``limit`` is the parameter that bounds the response, ``effort`` the least reasoning effort there is,
+    ``thinking_tokens`` are granted on top of the response's; ``lengths`` says if a schema may bound text lengths.
     """
 
     limit: str = "max_completion_tokens"
@@ -137,7 +137,7 @@ class _Batches:
             return BatchState(True, "; ".join(error.message or "" for error in errors) or "no reason is given")
         return BatchState(batch.status in ("completed", "expired", "cancelled"))
 
-    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Reply | Failure | Again]]:
+    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Response | Failure | Again]]:
         batch = await self._client.batches.retrieve(batch_id)
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = await self._client.files.content(file_id)
@@ -148,13 +148,16 @@ class _Batches:
 
 
 def request_arguments(model: str, family: Family, request: Request) -> dict[str, Any]:
-    """The body of a request: the reply is held to the schema by the response format."""
+    """The body of a request: the response is held to the schema by the http_response format."""
     system = [{"role": "system", "content": request.system}] if request.system else []
     schema = request.schema if family.lengths else without_lengths(request.schema)
     arguments: dict[str, Any] = {
         "model": model,
         "messages": system + [{"role": turn.role, "content": turn.content} for turn in request.messages],
-        "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}},
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "response", "strict": True, "schema": schema},
+        },
         family.limit: request.sampling.max_tokens + family.thinking_tokens,
     }
     if family.temperature:
@@ -165,7 +168,7 @@ def request_arguments(model: str, family: Family, request: Request) -> dict[str,
 
 
 def without_lengths(schema: Any) -> Any:
-    """The schema without bounds on text lengths, which strict mode does not take. Replies are checked anyway."""
+    """The schema without bounds on text lengths, which strict mode does not take. Responses are checked anyway."""
     if isinstance(schema, list):
         return [without_lengths(item) for item in schema]
     if not isinstance(schema, dict):
@@ -178,21 +181,21 @@ def without_lengths(schema: Any) -> Any:
     }
 
 
-def _read(body: dict[str, Any], key: str) -> Reply:
+def _read(body: dict[str, Any], key: str) -> Response:
     choice = body["choices"][0]
     refusal = choice["message"].get("refusal")
     finish = "refusal" if refusal else _FINISH.get(choice["finish_reason"], "stop")
     usage = body.get("usage") or {}  # not every server counts
     text = refusal or choice["message"]["content"] or ""
-    return Reply(key, text, finish, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+    return Response(key, text, finish, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
 
 
-def _read_item(item: dict[str, Any]) -> Reply | Failure | Again:
+def _read_item(item: dict[str, Any]) -> Response | Failure | Again:
     """One line of a batch's output or error file."""
-    key, response, error = item["custom_id"], item.get("response"), item.get("error") or {}
-    if response is None:  # the batch expired or was cancelled before its turn
+    key, http_response, error = item["custom_id"], item.get("response"), item.get("error") or {}
+    if http_response is None:  # the batch expired or was cancelled before its turn
         return Again(error.get("code") or "no response")
-    status, body = response["status_code"], response["body"]
+    status, body = http_response["status_code"], http_response["body"]
     if status == 200:
         return read_item(key, _read, body)
     if status == 429 or status >= 500:

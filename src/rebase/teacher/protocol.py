@@ -1,4 +1,4 @@
-"""The teacher's protocol: a request in, a reply out."""
+"""The teacher's protocol: a request in, a response out."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the reply is drawn: temperature 0 is greedy; ``max_tokens`` bounds the reply."""
+    """How the response is drawn: temperature 0 is greedy; ``max_tokens`` bounds the response."""
 
     temperature: float = 0.7
     max_tokens: int = 1000
@@ -25,7 +25,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One question to the teacher. ``schema`` is the JSON schema of the reply; ``sample`` tells repeats apart."""
+    """One question to the teacher. ``schema`` is the JSON schema of the response; ``sample`` tells repeats apart."""
 
     system: str
     messages: tuple[Message, ...]
@@ -34,7 +34,7 @@ class Request:
     sample: int = 0
 
     def key(self, provider: str, model: str) -> str:
-        """The content address of the reply: SHA-256 over everything that the reply depends on."""
+        """The content address of the response: SHA-256 over everything that the response depends on."""
         content = json.dumps([provider, model, self._plain], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -67,11 +67,11 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Reply:
+class Response:
     """What the teacher said. ``finish`` is ``stop``, ``length`` or ``refusal``; tokens as the provider counts them.
 
     ``seconds`` is how long it took, ``batch`` if it came by a batch, at the batch's price. ``dollars`` is what it
-    cost by the table of prices, those of a reply that it repairs included; None where the table has no such model.
+    cost by the table of prices, those of a response that it repairs included; None where the table has no such model.
     """
 
     key: str
@@ -88,8 +88,8 @@ class Reply:
         """What the text says as JSON; ValueError where it is none."""
         return json.loads(self.text)
 
-    def with_cost_of(self, earlier: "Reply") -> "Reply":
-        """The reply with the tokens and dollars of an earlier one, which led to it, as well."""
+    def with_cost_of(self, earlier: "Response") -> "Response":
+        """The response with the tokens and dollars of an earlier one, which led to it, as well."""
         return replace(
             self,
             input_tokens=earlier.input_tokens + self.input_tokens,
@@ -100,7 +100,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that got no reply, with the provider's own words. Never stored.
+    """A request that got no response, with the provider's own words. Never stored.
 
     ``kind`` is ``failed``, ``budget`` (the budget was reached: it was not sent) or ``stopped`` (nobody waits for it).
     """
@@ -115,11 +115,11 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def why_unreadable(answer: Reply | Failure) -> str:
-    """Why there is nothing to read in an answer that is no whole reply, as the tables of refusals say it."""
+def why_unreadable(answer: Response | Failure) -> str:
+    """Why there is nothing to read in an answer that is no whole response, as the tables of refusals say it."""
     if isinstance(answer, Failure):
         return "budget_reached" if answer.kind == "budget" else "teacher_failed"
-    return "reply_cut_off" if answer.finish == "length" else "teacher_refused"
+    return "response_cut_off" if answer.finish == "length" else "teacher_refused"
 
 
 class Session(Protocol):
@@ -127,9 +127,9 @@ class Session(Protocol):
 
     @property
     def thinking_tokens(self) -> int:
-        """Tokens that a reply may have beyond its request's ``max_tokens``."""
+        """Tokens that a response may have beyond its request's ``max_tokens``."""
 
-    async def ask(self, request: Request) -> Reply | Failure:
+    async def ask(self, request: Request) -> Response | Failure:
         """Answer the request. RebaseError where no further request could succeed."""
 
     def stop(self) -> None:
@@ -152,7 +152,7 @@ class Teacher(Protocol):
         """The number format in which the teacher computes here; None where it computes elsewhere."""
 
     @property
-    def ahead(self) -> int:
+    def concurrency(self) -> int:
         """How many requests should wait for their answers at once, to keep the teacher busy."""
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""The teacher that says only what it once said: it answers from stored replies, without a network."""
+"""The teacher that says only what it once said: it answers from stored responses, without a network."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rebase.errors import RebaseError
-from rebase.teacher.protocol import Failure, Reply, Request
+from rebase.teacher.protocol import Failure, Request, Response
 
 
 @dataclass(frozen=True)
 class ReplayTeacher:
-    """Stands for the teacher ``provider``/``model`` whose replies lie in the store at ``path``: it asks nobody."""
+    """Stands for the teacher ``provider``/``model`` whose responses lie in the store at ``path``: it asks nobody."""
 
     provider: str
     model: str
     path: Path
-    ahead: int = 64
+    concurrency: int = 64
     thinking_tokens: int = 0
     compute_dtype: None = None
 
@@ -27,23 +27,25 @@ class ReplayTeacher:
         if not (provider and slash and model):
             raise RebaseError(
                 f"teacher.model is {name!r}: for teacher.provider replay it must be PROVIDER/MODEL of the teacher "
-                "whose replies are stored, such as anthropic/claude-haiku-5-5. `kedro replies list` shows them."
+                "whose responses are stored, such as anthropic/claude-haiku-5-5. `kedro responses list` shows them."
             )
         return cls(provider, model, path)
 
     def check(self) -> None:
         """Raise RebaseError where there is no store to answer from."""
         if not self.path.exists():
-            raise RebaseError(f"There are no stored replies to replay: {self.path} is missing (kedro replies import).")
+            raise RebaseError(
+                f"There are no stored responses to replay: {self.path} is missing (kedro responses import)."
+            )
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["ReplayTeacher"]:
         """Nothing to open."""
         yield self
 
-    async def ask(self, request: Request) -> Reply | Failure:
+    async def ask(self, request: Request) -> Response | Failure:
         """What is not stored cannot be answered."""
-        return Failure(request.key(self.provider, self.model), f"no stored reply of {self.provider}/{self.model}")
+        return Failure(request.key(self.provider, self.model), f"no stored response of {self.provider}/{self.model}")
 
     def stop(self) -> None:
         """Nothing is sent anyway."""

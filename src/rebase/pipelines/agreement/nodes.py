@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.grading import GRADE_COLUMNS, REFUSED_COLUMNS, count_cells, measure_agreement, read_sheet
-from rebase.judging import RUBRIC_FILE, RubricPrompt, mean_grades
+from rebase.judging.human_grading import GRADE_COLUMNS, REJECTED_COLUMNS, count_cells, measure_agreement, read_sheet
+from rebase.judging.llm_judge import RUBRIC_FILE, RubricPrompt, mean_grades
 from rebase.parameters import JudgeParameters
 from rebase.records import Task
 
@@ -25,8 +25,8 @@ def read_grades(
     """Read the sheets that came back, one a person, and check every grade.
 
     Returns:
-        A line a grade: ``person``, ``answer_id``, ``item_id``, ``criterion``, ``grade``; those refused, with file, row
-        and what to do; the summary, which counts gaps as refused, with the counts of each person.
+        A line a grade: ``person``, ``answer_id``, ``item_id``, ``criterion``, ``grade``; those rejected, with file, row
+        and what to do; the summary, which counts gaps as rejected, with the counts of each person.
 
     Raises:
         RebaseError: A sheet has lost a column, or there is no grade at all.
@@ -35,7 +35,7 @@ def read_grades(
     names = RubricPrompt.parse(judge_rubric, RUBRIC_FILE).names
     items = dict(zip(grading_key["answer_id"], grading_key["item_id"], strict=True))
     grades: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
     people: dict[str, dict[str, int]] = {}
     for file, text in returned_sheets.items():
         person = Path(file).stem
@@ -43,16 +43,16 @@ def read_grades(
         people[person] = count_cells(cells)
         faults = [cell for cell in cells if cell.reason not in ("", "missing")]
         for cell in faults[:_TOLD]:
-            logger.warning("agreement: refused: %s", cell.detail)
+            logger.warning("agreement: rejected: %s", cell.detail)
         if len(faults) > _TOLD:
-            logger.warning("agreement: %d more of %s are in grades_refused", len(faults) - _TOLD, file)
+            logger.warning("agreement: %d more of %s are in grades_rejected", len(faults) - _TOLD, file)
         for cell in cells:
             line = {"person": person, "file": file, **vars(cell)}
             if cell.reason:
-                refused.append(line)
+                rejected.append(line)
             else:
                 grades.append({**line, "item_id": items[cell.answer_id]})
-    by_reason = Counter(line["reason"] for line in refused)
+    by_reason = Counter(line["reason"] for line in rejected)
     if not grades:
         raise RebaseError(
             f"agreement: there is no grade in {', '.join(returned_sheets)}: {dict(by_reason.most_common())}. "
@@ -60,12 +60,12 @@ def read_grades(
         )
     summary = {
         "stage": "agreement",
-        "in": len(grades) + len(refused),
+        "in": len(grades) + len(rejected),
         "kept": len(grades),
-        "refused": dict(by_reason.most_common()),
+        "rejected": dict(by_reason.most_common()),
         "people": people,
     }
-    table = pd.DataFrame(refused, columns=REFUSED_COLUMNS).astype({"row": "Int64"})
+    table = pd.DataFrame(rejected, columns=REJECTED_COLUMNS).astype({"row": "Int64"})
     return pd.DataFrame(grades, columns=GRADE_COLUMNS), table, summary
 
 
@@ -73,7 +73,7 @@ def compare_graders(
     task: Task,
     grades: pd.DataFrame,
     grading_key: pd.DataFrame,
-    judgements: pd.DataFrame,
+    judgments: pd.DataFrame,
     judge_rubric: dict[str, Any],
     parameters: JudgeParameters,
 ) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def compare_graders(
     """
     names = list(RubricPrompt.parse(judge_rubric, RUBRIC_FILE).names)
     owners = grading_key[["answer_id", "item_id", "system"]]
-    judged = judgements[judgements["kind"] == "rubric"].merge(owners, on=["item_id", "system"])
+    judged = judgments[judgments["kind"] == "rubric"].merge(owners, on=["item_id", "system"])
     by_judge = (
         judged.drop_duplicates("answer_id")
         .melt("answer_id", names, var_name="criterion", value_name="grade")
@@ -95,7 +95,7 @@ def compare_graders(
     return {
         "task": task.name,
         "people": sorted(grades["person"].unique()),
-        "judge": judgements["judge"].iloc[0],
+        "judge": judgments["judge"].iloc[0],
         "confidence": parameters.confidence,
         "agreement": measure_agreement(grades, by_judge, names),
         "grades": mean_grades(by_system, names, parameters),

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 #: Why a set is left out, in the records that stand for what could not be made.
 LEFT_OUT = "left_out"
 
-_NO_LOG = pd.DataFrame(columns=["step", "epoch", "loss", "evaluation_loss"], dtype="float64")
+_NO_LOG = pd.DataFrame(columns=["step", "epoch", "loss", "validation_loss"], dtype="float64")
 
 
 def tolerate(pipeline: Pipeline, stands_for: dict[str, Callable[[str], Any]]) -> Pipeline:
@@ -33,12 +33,12 @@ def tolerate(pipeline: Pipeline, stands_for: dict[str, Callable[[str], Any]]) ->
 
 
 def no_examples(stage: str) -> Callable[[str], Any]:
-    """What stands for a stage's examples, what it refused, and its summary. What it asked is not known."""
+    """What stands for a stage's examples, what it rejected, and its summary. What it asked is not known."""
     return lambda reason: (
-        pd.DataFrame(columns=["example_id", "query", "answer", "dataset", "licence", "teacher"]),
+        pd.DataFrame(columns=["example_id", "query", "answer", "dataset", "license", "teacher"]),
         pd.DataFrame(columns=["row_id", "reason"]),
         {
-            "stage": stage, "in": 0, "kept": 0, "refused": {}, "usage": {"used": None, "used_dollars": None},
+            "stage": stage, "in": 0, "kept": 0, "rejected": {}, "usage": {"used": None, "used_dollars": None},
             LEFT_OUT: reason,
         },
     )  # fmt: skip
@@ -56,7 +56,7 @@ def no_preflight(reason: str) -> dict[str, Any]:
 
 def no_adapter(reason: str) -> tuple[Untrained, pd.DataFrame, dict[str, Any]]:
     """What stands for the adapter, its log and the summary of its training."""
-    return Untrained(reason), _NO_LOG, {"stage": "train", "in": 0, "kept": 0, "refused": {}, LEFT_OUT: reason}
+    return Untrained(reason), _NO_LOG, {"stage": "train", "in": 0, "kept": 0, "rejected": {}, LEFT_OUT: reason}
 
 
 def no_curve(reason: str) -> pd.DataFrame:

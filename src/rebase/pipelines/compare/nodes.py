@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rebase.evaluation import select_items
 from rebase.parameters import CompareParameters, EvaluateParameters, TrainParameters
 from rebase.pipelines.evaluate.nodes import STUDENT, answer_items
 from rebase.records import Adapter, Task, Untrained
-from rebase.scoring import aggregate, score_answers
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
+from rebase.tasks.evaluation_items import select_items
+from rebase.tasks.scoring import aggregate, score_answers
 
 FEW_SHOT = "student_few_shot"
 #: The training set that is ``rebase``'s where the task has no chain of thought: it is left out there.
@@ -46,7 +46,7 @@ def learn_curve(
 
 def predict_systems(
     task: Task,
-    evaluation_set: pd.DataFrame,
+    evaluation_items: pd.DataFrame,
     student: Student,
     parameters: EvaluateParameters,
     **adapters: Adapter | Untrained,
@@ -56,7 +56,7 @@ def predict_systems(
     Returns ``generations`` as ``evaluate`` has them, and the stage's summary, which says of each system that could not
     be trained why (``left_out``).
     """
-    items, refused = select_items(task, evaluation_set, parameters.limit)
+    items, rejected = select_items(task, evaluation_items, parameters.limit)
     trained = {
         name: adapter
         for name, adapter in adapters.items()
@@ -67,9 +67,9 @@ def predict_systems(
     left_out = {name: adapter.reason for name, adapter in adapters.items() if isinstance(adapter, Untrained)}
     summary = {
         "stage": "compare",
-        "in": len(evaluation_set),
+        "in": len(evaluation_items),
         "kept": len(items),
-        "refused": refused,
+        "rejected": rejected,
         "left_out": left_out,
     }
     return generations, summary
@@ -91,7 +91,7 @@ def score_systems(
 
 def score_curves(
     task: Task,
-    evaluation_set: pd.DataFrame,
+    evaluation_items: pd.DataFrame,
     student: Student,
     scores: dict[str, Any],
     train: TrainParameters,
@@ -103,7 +103,7 @@ def score_curves(
     ``trained`` has for each training set ``NAME`` the ``NAME_curve`` of ``learn_curve``, and the ``NAME_summary`` of
     the run on all of it. ``examples`` is what a run was given, long ones included; none is the student as it came.
     """
-    items, _ = select_items(task, evaluation_set, parameters.limit)
+    items, _ = select_items(task, evaluation_items, parameters.limit)
     names = [name.removesuffix("_curve") for name in trained if name.endswith("_curve")]
     names = [name for name in names if name in scores["systems"]]
     points = {
@@ -128,13 +128,13 @@ def tabulate(scores: dict[str, Any], task: Task, curves: pd.DataFrame, **summari
     """One line a system and metric, with what the system took to make and how its score varies with the seed.
 
     Columns: ``system``, ``metric``, ``value``, ``low``, ``high`` (percent), ``items``; ``examples`` trained on or
-    shown, ``requests`` and ``dollars`` for the teacher (stored replies count as on the day they were bought),
+    shown, ``requests`` and ``dollars`` for the teacher (stored responses count as on the day they were bought),
     ``minutes`` of training; ``seeds`` and ``seed_mean``, ``seed_deviation`` (of a sample) over all runs on the whole
     training set. ``summaries`` are those of the stages that asked the teacher, and of training as ``train_SYSTEM``.
     """
     spent = {
         "synthesized": ("synthesize",),
-        "labelled": ("transform", "distil"),
+        "distilled": ("transform", "distil"),
         "rebase": ("transform",),
         "rebase_cot": ("transform", "cot"),
         "teacher": ("teacher",),

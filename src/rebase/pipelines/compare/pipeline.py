@@ -25,12 +25,12 @@ from rebase.pipelines.compare.attempts import (
 )
 from rebase.pipelines.compare.nodes import learn_curve, predict_systems, score_curves, score_systems, tabulate
 from rebase.pipelines.estimate.nodes import estimate_comparison
-from rebase.plots import plot_curves, plot_scores
+from rebase.reporting.plots import plot_curves, plot_scores
 
 #: The training sets that are compared, and the examples that each is made of.
 TRAINING_SETS = {
     "synthesized": "synthesized_examples",
-    "labelled": "labelled_examples",
+    "distilled": "distilled_examples",
     "rebase": "examples",
     "rebase_cot": "reasoned_examples",
 }
@@ -40,12 +40,14 @@ def create_pipeline() -> Pipeline:
     """From ``sources`` and ``task`` to ``comparison``, ``comparison_scores`` and ``curves``."""
     stages = (ingest, embed, index, retrieve, estimate, transform)
     made = sum((stage.create_pipeline() for stage in stages), Pipeline([_estimate()]))
-    baselines = synthesize.create_pipeline() + Pipeline(distil.create_pipeline(), inputs={"unlabelled": "examples"})
+    baselines = synthesize.create_pipeline() + Pipeline(
+        distil.create_pipeline(), inputs={"unlabeled_inputs": "examples"}
+    )
     made += tolerate(
         baselines + cot.create_pipeline(),
         {
             "synthesize_examples": no_examples("synthesize"),
-            "label_inputs": no_examples("distil"),
+            "distil_inputs": no_examples("distil"),
             "reason_examples": no_examples("cot"),
         },
     )
@@ -59,7 +61,7 @@ def _estimate() -> Node:
     parameters = ["params:transform", "params:distil", "params:evaluate"]
     return Node(
         estimate_comparison,
-        ["estimate", "task", "evaluation_set", "teacher", "label_prompt", *parameters],
+        ["estimate", "task", "evaluation_items", "teacher", "distil_prompt", *parameters],
         "comparison_estimate",
         name="estimate_comparison",
     )
@@ -94,7 +96,12 @@ def _train(name: str, examples: str) -> Pipeline:
 
 
 def _compare() -> Pipeline:
-    asked = {"task": "task", "evaluation_set": "evaluation_set", "student": "student", "parameters": "params:evaluate"}
+    asked = {
+        "task": "task",
+        "evaluation_items": "evaluation_items",
+        "student": "student",
+        "parameters": "params:evaluate",
+    }
     each = {name: f"{name}_train_summary" for name in TRAINING_SETS}
     stages = ("transform", "cot", "synthesize", "distil", "teacher")
     return Pipeline(

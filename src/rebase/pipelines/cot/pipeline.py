@@ -6,13 +6,13 @@ from rebase.pipelines.cot.nodes import reason_examples
 
 
 def create_pipeline() -> Pipeline:
-    """``examples`` to ``reasoned_examples`` and what was refused."""
+    """``examples`` to ``reasoned_examples`` and what was rejected."""
     return Pipeline(
         [
             Node(
                 reason_examples,
                 ["task", "examples", "retrieved", "teacher", "cot_prompt", "params:cot"],
-                ["reasoned_examples", "reasoning_refused", "cot_summary"],
+                ["reasoned_examples", "reasoning_rejected", "cot_summary"],
                 name="reason_examples",
             )
         ]

@@ -1,3 +1,3 @@
-"""Distil: the task's own inputs, labelled by the teacher."""
+"""Distil: the task's own inputs, labeled by the teacher."""
 
 from rebase.pipelines.distil.pipeline import create_pipeline as create_pipeline

@@ -1,23 +1,23 @@
-"""Distil: the task's own inputs, labelled by the teacher."""
+"""Distil: the task's own inputs, labeled by the teacher."""
 
 from kedro.pipeline import Node, Pipeline
 
-from rebase.pipelines.distil.nodes import label_inputs
+from rebase.pipelines.distil.nodes import distil_inputs
 
 
 def create_pipeline() -> Pipeline:
-    """``unlabelled`` to ``labelled_examples``, which train takes as they are, and what was refused.
+    """``unlabeled_inputs`` to ``distilled_examples``, which train takes as they are, and what was rejected.
 
-    In a run that makes ``examples`` too, map ``unlabelled`` to them.
+    In a run that makes ``examples`` too, map ``unlabeled_inputs`` to them.
     """
-    given = ["task", "unlabelled", "evaluation_set", "teacher", "label_prompt"]
+    given = ["task", "unlabeled_inputs", "evaluation_items", "teacher", "distil_prompt"]
     return Pipeline(
         [
             Node(
-                label_inputs,
+                distil_inputs,
                 [*given, "params:distil", "params:retrieve.contamination_ngram"],
-                ["labelled_examples", "labelled_refused", "distil_summary"],
-                name="label_inputs",
+                ["distilled_examples", "distilled_rejected", "distil_summary"],
+                name="distil_inputs",
             )
         ]
     )

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rebase.diversity import measure_lengths, measure_texts
-from rebase.encoder import Encoder
+from rebase.datastore.encoder import Encoder
+from rebase.generation.verification import label_balance
 from rebase.records import Task
-from rebase.verification import label_balance
+from rebase.reporting.diversity import measure_lengths, measure_texts
 
 
 def measure_diversity(task: Task, examples: pd.DataFrame, encoder: Encoder) -> dict[str, Any]:
     """How diverse the examples are, and what they are made of; None for what these examples do not have.
 
-    ``n`` examples; the measures of ``rebase.diversity.measure_texts`` on the queries' fields, for the words of the
+    ``n`` examples; the measures of ``rebase.reporting.diversity.measure_texts`` on the queries' fields, for the words of the
     task's template stand in every query; ``labels``, their balance (of label tasks); ``sources``, the share of the
     examples that each dataset gave, most first; ``words``, the lengths of ``query`` (its fields), ``answer`` and
     ``rationale``.

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from rebase.cells import worth_embedding
-from rebase.encoder import Encoder, OpenEncoder
+from rebase.datastore.cells import worth_embedding
+from rebase.datastore.encoder import Encoder, OpenEncoder
+from rebase.datastore.shards import Shard, ShardPlan, Shards, with_metadata
+from rebase.datastore.vectors import DESCRIPTION
 from rebase.parameters import EmbedParameters
-from rebase.shards import Shard, ShardPlan, Shards, with_metadata
-from rebase.vectors import DESCRIPTION
 
 _VERSION = "2"  # Part of every fingerprint: a change of which cells are embedded, or how, must raise it.
 
@@ -44,7 +44,7 @@ def plan_embed(rows: Shards, cards: pd.DataFrame, encoder: Encoder, parameters: 
     return ShardPlan([shard(name) for name in rows], opener=encoder.open)
 
 
-def summarise_embed(vectors: Shards) -> dict[str, Any]:
+def summarize_embed(vectors: Shards) -> dict[str, Any]:
     """The stage's summary: of all cells, how many are embedded, as how many distinct texts, how many of these cut."""
     shards = list(vectors.metadata().values())
     skipped = sum(shard["skipped"] for shard in shards)
@@ -53,7 +53,7 @@ def summarise_embed(vectors: Shards) -> dict[str, Any]:
         "stage": "embed",
         "in": embedded + skipped,
         "kept": embedded,
-        "refused": {"not_text": skipped} if skipped else {},
+        "rejected": {"not_text": skipped} if skipped else {},
         "distinct_texts": sum(shard["texts"] for shard in shards),
         "truncated": sum(shard["truncated"] for shard in shards),
         # Shards of before it was recorded have none.

@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from rebase.pipelines.embed.nodes import plan_embed, summarise_embed
+from rebase.pipelines.embed.nodes import plan_embed, summarize_embed
 
 
 def create_pipeline() -> Pipeline:
@@ -10,6 +10,6 @@ def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             Node(plan_embed, ["rows", "cards", "encoder", "params:embed"], "vectors", name="plan_embed"),
-            Node(summarise_embed, "vectors", "embed_summary", name="summarise_embed"),
+            Node(summarize_embed, "vectors", "embed_summary", name="summarize_embed"),
         ]
     )

@@ -5,33 +5,33 @@ from typing import Any
 
 import pandas as pd
 
-from rebase.evaluation import select_items
-from rebase.forecast import Forecast, forecast
-from rebase.parameters import CotParameters, DistilParameters, EvaluateParameters, TransformParameters
-from rebase.pipelines.distil.nodes import label_requests
-from rebase.pipelines.evaluate_teacher.nodes import answer_requests
-from rebase.prompts import (
+from rebase.generation.cost_estimate import Forecast, forecast
+from rebase.generation.prompts import (
     CotPrompt,
-    LabelPrompt,
+    DistilPrompt,
     TransformPrompt,
-    can_be_led,
+    can_be_guided,
     check_request,
     cot_request,
     densify_request,
-    find_lead,
+    find_cue,
     own_text_columns,
     transform_request,
 )
+from rebase.parameters import CotParameters, DistilParameters, EvaluateParameters, TransformParameters
+from rebase.pipelines.distil.nodes import label_requests
+from rebase.pipelines.evaluate_teacher.nodes import answer_requests
 from rebase.records import Task
+from rebase.tasks.evaluation_items import select_items
 from rebase.teacher.api import ApiTeacher
+from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.protocol import Request
-from rebase.teacher.stored import StoredTeacher
 
 
 def estimate_cost(
     task: Task,
     retrieved: pd.DataFrame,
-    teacher: StoredTeacher,
+    teacher: CachedTeacher,
     transform_prompt: dict[str, Any],
     cot_prompt: dict[str, Any],
     transform: TransformParameters,
@@ -39,8 +39,8 @@ def estimate_cost(
 ) -> dict[str, Any]:
     """Requests, tokens, dollars and hours by stage and in all, each as ``[low, high]``.
 
-    The low end: every reply passes, and replies are as short as the shortest of the task's examples. The high end: all
-    rows are asked about, and replies are as long as the longest. What is stored already is counted as well. A model's
+    The low end: every response passes, and responses are as short as the shortest of the task's examples. The high end: all
+    rows are asked about, and responses are as long as the longest. What is stored already is counted as well. A model's
     thoughts are not counted: they cannot be foreseen.
     """
     per_character = teacher.tokens_per_character()
@@ -52,10 +52,10 @@ def estimate_cost(
     # What will be written is not there yet: the task's own examples stand for it.
     stand_ins = [task.examples[number % len(task.examples)] for number in range(transform.max_examples)]
     stand_ins = stand_ins[: len(requests)]
-    if transform.round_trip:
+    if transform.consistency_filter:
         checks = [check_request(task, example, prompt.check, transform.sampling) for example in stand_ins]
         said = [_dump(example, ["answer"]) for example in task.examples]
-        stages["round_trip"] = forecast(checks, 0, said, per_character)
+        stages["consistency_filter"] = forecast(checks, 0, said, per_character)
     if task.cot:
         reasoned = CotPrompt.parse(cot_prompt, "data/01_raw/prompts/cot.yml")
         asked = [
@@ -70,29 +70,29 @@ def estimate_cost(
         "task": task.name,
         "teacher": f"{teacher.provider}/{teacher.model}",
         "price": teacher.price_in_words,
-        "tokens": "by the rule of approximate_tokens" if per_character is None else "as counted in stored replies",
+        "tokens": "by the rule of approximate_tokens" if per_character is None else "as counted in stored responses",
         "rows": len(rows),
     }
-    return counted | _summarise(stages, teacher)
+    return counted | _summarize(stages, teacher)
 
 
 def estimate_comparison(
     estimate: dict[str, Any],
     task: Task,
-    evaluation_set: pd.DataFrame,
-    teacher: StoredTeacher,
-    label_prompt: dict[str, Any],
+    evaluation_items: pd.DataFrame,
+    teacher: CachedTeacher,
+    distil_prompt: dict[str, Any],
     transform: TransformParameters,
     distil: DistilParameters,
     evaluate: EvaluateParameters,
 ) -> dict[str, Any]:
     """``estimate``, and what the baselines of ``compare`` ask for beside it.
 
-    ``synthesize`` spends as often as ``transform``, here with its tokens: its prompts hold no row, its replies a
+    ``synthesize`` spends as often as ``transform``, here with its tokens: its prompts hold no row, its responses a
     passage. ``distil`` labels each example that there may be; ``teacher`` answers every item.
     """
     per_character = teacher.tokens_per_character()
-    prompt = LabelPrompt.parse(label_prompt, "data/01_raw/prompts/label.yml")
+    prompt = DistilPrompt.parse(distil_prompt, "data/01_raw/prompts/distil.yml")
     stages = {name: Forecast.of(said) for name, said in estimate["stages"].items()}
     examples = min(transform.max_examples, estimate["rows"])
     labels = [
@@ -100,11 +100,13 @@ def estimate_comparison(
         for number in range(examples)
         for request in _label_requests(task, task.examples[number % len(task.examples)], prompt, distil)
     ]
-    items, _ = select_items(task, evaluation_set, evaluate.limit)
+    items, _ = select_items(task, evaluation_items, evaluate.limit)
     answers = answer_requests(task, [json.loads(text) for text in items["fields"]], prompt)
     label = ["rationale", "answer"] if distil.style == "cot" else ["answer"]
     answer = ["rationale", "answer"] if task.cot else ["answer"]
-    asked = stages["transform"] + stages["round_trip"] if "round_trip" in stages else stages["transform"]
+    asked = (
+        stages["transform"] + stages["consistency_filter"] if "consistency_filter" in stages else stages["transform"]
+    )
     stages |= {
         "synthesize": asked,
         "distil": forecast(labels, 0, [_dump(example, label) for example in task.examples], per_character),
@@ -112,10 +114,10 @@ def estimate_comparison(
             answers, len(answers), [_dump(example, answer) for example in task.examples], per_character
         ),
     }
-    return estimate | {"stage": "comparison estimate"} | _summarise(stages, teacher)
+    return estimate | {"stage": "comparison estimate"} | _summarize(stages, teacher)
 
 
-def _summarise(stages: dict[str, Forecast], teacher: StoredTeacher) -> dict[str, Any]:
+def _summarize(stages: dict[str, Forecast], teacher: CachedTeacher) -> dict[str, Any]:
     """The stages and their total, as JSON has them."""
     first, *others = stages.values()
     limits = teacher.teacher.limits if isinstance(teacher.teacher, ApiTeacher) else None
@@ -126,7 +128,7 @@ def _summarise(stages: dict[str, Forecast], teacher: StoredTeacher) -> dict[str,
 
 
 def _label_requests(
-    task: Task, example: dict[str, str], prompt: LabelPrompt, parameters: DistilParameters
+    task: Task, example: dict[str, str], prompt: DistilPrompt, parameters: DistilParameters
 ) -> list[Request]:
     """What ``distil`` asks about an input, for which the task's own example stands, in whatever style."""
     requests = label_requests(task, example, prompt, parameters)
@@ -140,11 +142,11 @@ def _label_requests(
 def _transform_requests(
     task: Task, rows: list[dict[str, Any]], prompt: TransformPrompt, parameters: TransformParameters
 ) -> list[Request]:
-    if not (parameters.led and can_be_led(task)):
+    if not (parameters.guided and can_be_guided(task)):
         return [transform_request(task, row, prompt, parameters) for row in rows]
     columns = own_text_columns(rows)
-    leads = [(row, find_lead(task, row, columns)) for row in rows]
-    return [transform_request(task, row, prompt, parameters, lead) for row, lead in leads if lead is not None]
+    cues = [(row, find_cue(task, row, columns)) for row in rows]
+    return [transform_request(task, row, prompt, parameters, cue) for row, cue in cues if cue is not None]
 
 
 def _as_example(task: Task, example: dict[str, str]) -> dict[str, Any]:
@@ -154,5 +156,5 @@ def _as_example(task: Task, example: dict[str, str]) -> dict[str, Any]:
 
 
 def _dump(example: dict[str, str], names: list[str]) -> str:
-    """What a reply with these fields looks like."""
+    """What a response with these fields looks like."""
     return json.dumps({"example": {name: example[name] for name in names}}, ensure_ascii=False)

@@ -6,21 +6,21 @@ from typing import Any
 
 import pandas as pd
 
-from rebase.evaluation import select_items
-from rebase.models import resolve_dtype
 from rebase.parameters import EvaluateParameters
 from rebase.records import Adapter, Task
-from rebase.scoring import aggregate, score_answers
 from rebase.student.answering import open_student
 from rebase.student.formatting import render_prompt
 from rebase.student.handle import Student
+from rebase.tasks.evaluation_items import select_items
+from rebase.tasks.scoring import aggregate, score_answers
+from rebase.weights import resolve_dtype
 
 #: The systems, in the order of the tables: the student as it came, and with the adapter.
 STUDENT, EXPERT = "student", "expert"
 
 
 def predict(
-    task: Task, evaluation_set: pd.DataFrame, student: Student, adapter: Adapter, parameters: EvaluateParameters
+    task: Task, evaluation_items: pd.DataFrame, student: Student, adapter: Adapter, parameters: EvaluateParameters
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Let both systems answer the items, ``limit`` of them by even stride; the weights are loaded once.
 
@@ -29,13 +29,13 @@ def predict(
     Returns ``generations`` (``system``, ``item_id``, ``prompt``, ``raw``, ``answers``) and the stage's summary.
     """
     began = time.monotonic()
-    items, refused = select_items(task, evaluation_set, parameters.limit)
+    items, rejected = select_items(task, evaluation_items, parameters.limit)
     generations = answer_items(task, items, student, {STUDENT: None, EXPERT: adapter}, parameters)
     summary = {
         "stage": "evaluate",
-        "in": len(evaluation_set),
+        "in": len(evaluation_items),
         "kept": len(items),
-        "refused": refused,
+        "rejected": rejected,
         "dtype": resolve_dtype(student.dtype),
         "adapter": adapter.folder.parent.name,  # its version: `kedro trace` leads from a prediction to it
         "seconds": round(time.monotonic() - began, 1),

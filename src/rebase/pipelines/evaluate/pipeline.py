@@ -3,16 +3,16 @@
 from kedro.pipeline import Node, Pipeline
 
 from rebase.pipelines.evaluate.nodes import predict, score_predictions
-from rebase.plots import plot_scores
+from rebase.reporting.plots import plot_scores
 
 
 def create_pipeline() -> Pipeline:
-    """``evaluation_set``, ``student`` and ``adapter`` to ``predictions`` and ``scores``."""
+    """``evaluation_items``, ``student`` and ``adapter`` to ``predictions`` and ``scores``."""
     return Pipeline(
         [
             Node(
                 predict,
-                ["task", "evaluation_set", "student", "adapter", "params:evaluate"],
+                ["task", "evaluation_items", "student", "adapter", "params:evaluate"],
                 ["generations", "evaluate_summary"],
                 name="predict",
                 tags="gpu",

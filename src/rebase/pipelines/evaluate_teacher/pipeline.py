@@ -6,12 +6,12 @@ from rebase.pipelines.evaluate_teacher.nodes import predict_teacher, score_teach
 
 
 def create_pipeline() -> Pipeline:
-    """``evaluation_set`` and ``teacher`` to ``teacher_predictions`` and ``teacher_scores``."""
+    """``evaluation_items`` and ``teacher`` to ``teacher_predictions`` and ``teacher_scores``."""
     return Pipeline(
         [
             Node(
                 predict_teacher,
-                ["task", "evaluation_set", "teacher", "label_prompt", "params:evaluate"],
+                ["task", "evaluation_items", "teacher", "distil_prompt", "params:evaluate"],
                 ["teacher_generations", "teacher_summary"],
                 name="predict_teacher",
             ),

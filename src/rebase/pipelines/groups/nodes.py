@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.metrics import bootstrap_means
 from rebase.parameters import EvaluateParameters
 from rebase.records import Task
+from rebase.tasks.metrics import bootstrap_means
 
 
 def average_groups(

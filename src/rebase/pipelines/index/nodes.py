@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rebase.datastore.annoy_index import forest_name, plant_forest
+from rebase.datastore.segments import Segment, quantize
+from rebase.datastore.shards import Shard, ShardPlan, Shards, metadata_of
+from rebase.datastore.vectors import DESCRIPTION, vectors_of
 from rebase.errors import RebaseError
-from rebase.forest import forest_name, plant_forest
 from rebase.parameters import IndexParameters
-from rebase.segments import Segment, quantise
-from rebase.shards import Shard, ShardPlan, Shards, metadata_of
-from rebase.vectors import DESCRIPTION, vectors_of
 
 _VERSION = "1"  # Part of every fingerprint: a change of what a segment holds must raise it.
 
@@ -49,7 +49,7 @@ def plan_forest(index: Shards, vectors: Shards, parameters: IndexParameters) -> 
     )
 
 
-def summarise_index(index: Shards, forest: Shards, parameters: IndexParameters) -> dict[str, Any]:
+def summarize_index(index: Shards, forest: Shards, parameters: IndexParameters) -> dict[str, Any]:
     """The stage's summary. Raises RebaseError where segments come from different encoders."""
     # Counted where the segments are: they may not fit into this process.
     counted = dict(index.map(dict.fromkeys(index, _count)))
@@ -59,7 +59,7 @@ def summarise_index(index: Shards, forest: Shards, parameters: IndexParameters) 
         "stage": "index",
         "in": rows,
         "kept": rows,
-        "refused": {},
+        "rejected": {},
         "datasets": datasets,
         "segments": len(index),
         "texts": texts,
@@ -76,7 +76,7 @@ def build_segment(tables: Mapping[str, pa.Table]) -> Segment:
     """
     known = {name: metadata_of(table) for name, table in tables.items()}
     vectors = [vectors_of(table) for table in tables.values()]
-    *coded, reaches = zip(*map(quantise, vectors), strict=True)
+    *coded, reaches = zip(*map(quantize, vectors), strict=True)
     codes, scales, errors = map(np.concatenate, coded)
     text_start = np.cumsum([0, *map(len, vectors)])
     cells = [

@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from rebase.pipelines.index.nodes import plan_forest, plan_index, summarise_index
+from rebase.pipelines.index.nodes import plan_forest, plan_index, summarize_index
 
 
 def create_pipeline() -> Pipeline:
@@ -11,6 +11,6 @@ def create_pipeline() -> Pipeline:
         [
             Node(plan_index, ["vectors", "params:index"], "index", name="plan_index"),
             Node(plan_forest, ["index", "vectors", "params:index"], "forest", name="plan_forest"),
-            Node(summarise_index, ["index", "forest", "params:index"], "index_summary", name="summarise_index"),
+            Node(summarize_index, ["index", "forest", "params:index"], "index_summary", name="summarize_index"),
         ]
     )

@@ -2,19 +2,19 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from rebase.pipelines.ingest.nodes import plan_ingest, summarise_ingest
+from rebase.pipelines.ingest.nodes import plan_ingest, summarize_ingest
 
 
 def create_pipeline() -> Pipeline:
-    """``sources`` to ``rows``, ``cards`` and what was refused."""
+    """``sources`` to ``rows``, ``cards`` and what was rejected."""
     return Pipeline(
         [
             Node(plan_ingest, ["sources", "params:ingest"], "rows", name="plan_ingest"),
             Node(
-                summarise_ingest,
+                summarize_ingest,
                 "rows",
-                ["cards", "ingest_refused", "ingest_summary"],
-                name="summarise_ingest",
+                ["cards", "ingest_rejected", "ingest_summary"],
+                name="summarize_ingest",
             ),
         ]
     )

@@ -11,9 +11,11 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from rebase.datastore.sampling import systematic_positions
 from rebase.errors import RebaseError
-from rebase.grading import make_key, write_form, write_sheet
-from rebase.judging import (
+from rebase.generation.prompts import prompt_hash
+from rebase.judging.human_grading import make_key, write_form, write_sheet
+from rebase.judging.llm_judge import (
     PAIR_FILE,
     RUBRIC_FILE,
     PairPrompt,
@@ -28,22 +30,20 @@ from rebase.judging import (
     read_grades,
     read_verdict,
     rubric_request,
-    summarise_pairs,
+    summarize_pairs,
 )
 from rebase.parameters import JudgeParameters
-from rebase.prompts import prompt_hash
 from rebase.records import Task
-from rebase.sampling import even_positions
 from rebase.teacher.budget import Usage, progress
-from rebase.teacher.flow import in_order, run
-from rebase.teacher.protocol import Failure, Reply, Request, why_unreadable
-from rebase.teacher.stored import StoredTeacher
+from rebase.teacher.cached import CachedTeacher
+from rebase.teacher.concurrency import in_order, run
+from rebase.teacher.protocol import Failure, Request, Response, why_unreadable
 
 logger = logging.getLogger(__name__)
 
 _ASKED = ["kind", "item_id", "system", "first", "second"]
 _SPENT = ["input_tokens", "output_tokens", "dollars"]
-REFUSED_COLUMNS = [*_ASKED, "reason", "detail", "reply_key", "text"]
+REJECTED_COLUMNS = [*_ASKED, "reason", "detail", "response_key", "text"]
 
 #: Two answers that are the same need no comparison: it is a tie.
 SAME_ANSWERS = "same_answers"
@@ -66,10 +66,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its reply, and what the reply says; or why it counts for nothing."""
+    """A question, its response, and what the response says; or why it counts for nothing."""
 
     question: Question
-    reply: Reply | Failure | None = None
+    response: Response | Failure | None = None
     said: dict[str, Any] | None = None
     reason: str = ""
     detail: str = ""
@@ -81,9 +81,9 @@ class Answers:
     Raises RebaseError where an item is not in the evaluation set, or the pair is not among the systems.
     """
 
-    def __init__(self, evaluation_set: pd.DataFrame, predictions: pd.DataFrame, parameters: JudgeParameters) -> None:
+    def __init__(self, evaluation_items: pd.DataFrame, predictions: pd.DataFrame, parameters: JudgeParameters) -> None:
         self._raw = {(line["system"], line["item_id"]): line["raw"] for line in predictions.to_dict("records")}
-        self._queries = dict(zip(evaluation_set["item_id"], evaluation_set["query"], strict=True))
+        self._queries = dict(zip(evaluation_items["item_id"], evaluation_items["query"], strict=True))
         self.systems = [str(system) for system in predictions["system"].unique()]
         self.pair = parameters.pair
         items = [str(item) for item in predictions["item_id"].unique()]
@@ -99,7 +99,7 @@ class Answers:
             )
         if not items:
             raise RebaseError("judge: there are no answers. Run the pipeline evaluate first.")
-        self.items = [items[place] for place in even_positions(len(items), parameters.limit or len(items))]
+        self.items = [items[place] for place in systematic_positions(len(items), parameters.limit or len(items))]
         self.over_limit = sorted(set(items) - set(self.items))
 
     def query(self, item: str) -> str:
@@ -122,9 +122,9 @@ class Answers:
 
 def judge_answers(
     task: Task,
-    evaluation_set: pd.DataFrame,
+    evaluation_items: pd.DataFrame,
     predictions: pd.DataFrame,
-    judge: StoredTeacher,
+    judge: CachedTeacher,
     judge_rubric: dict[str, Any],
     judge_pair: dict[str, Any],
     parameters: JudgeParameters,
@@ -142,7 +142,7 @@ def judge_answers(
 
     """
     rubric, prompt = RubricPrompt.parse(judge_rubric, RUBRIC_FILE), PairPrompt.parse(judge_pair, PAIR_FILE)
-    answers = Answers(evaluation_set, predictions, parameters)
+    answers = Answers(evaluation_items, predictions, parameters)
 
     def request(question: Question) -> Request | None:
         query = answers.query(question.item_id)
@@ -155,38 +155,38 @@ def judge_answers(
 
     asked, usage = run(_ask(judge, rubric, [(one, request(one)) for one in answers.questions(answers.items)]))
     asked += [Asked(question, reason="over_limit") for question in answers.questions(answers.over_limit)]
-    refused = [one for one in asked if one.said is None]
-    by_reason = Counter(one.reason for one in refused)
-    if len(refused) == len(asked):
-        raise RebaseError(_explain_nothing(judge, by_reason, refused))
+    rejected = [one for one in asked if one.said is None]
+    by_reason = Counter(one.reason for one in rejected)
+    if len(rejected) == len(asked):
+        raise RebaseError(_explain_nothing(judge, by_reason, rejected))
     made = {"judge": f"{judge.provider}/{judge.model}"}
     hashes = {"rubric": prompt_hash(rubric, task), "pair": prompt_hash(prompt, task)}
-    columns = [*_ASKED, *rubric.names, "verdict", "rationale", "reply_key", "judge", "prompt_hash", *_SPENT]
+    columns = [*_ASKED, *rubric.names, "verdict", "rationale", "response_key", "judge", "prompt_hash", *_SPENT]
     lines = [_line(one) | made | {"prompt_hash": hashes[one.question.line["kind"]]} for one in asked if one.said]
-    judgements = pd.DataFrame(lines, columns=columns)
+    judgments = pd.DataFrame(lines, columns=columns)
     # A table of pairs alone, or of grades alone, has the same types as any other.
-    judgements = judgements.astype(dict.fromkeys(rubric.names, "float64"))
+    judgments = judgments.astype(dict.fromkeys(rubric.names, "float64"))
     summary = {
         "stage": "judge",
         "in": len(asked),
-        "kept": len(judgements),
-        "refused": dict(by_reason.most_common()),
+        "kept": len(judgments),
+        "rejected": dict(by_reason.most_common()),
         **made,
-        "kinds": judgements["kind"].value_counts().to_dict(),
+        "kinds": judgments["kind"].value_counts().to_dict(),
         "usage": usage.summary(),
     }
-    return judgements, pd.DataFrame([_refusal(one) for one in refused], columns=REFUSED_COLUMNS), summary
+    return judgments, pd.DataFrame([_rejection(one) for one in rejected], columns=REJECTED_COLUMNS), summary
 
 
-def score_judgements(
+def score_judgments(
     task: Task,
     predictions: pd.DataFrame,
-    judgements: pd.DataFrame,
-    judge_refused: pd.DataFrame,
+    judgments: pd.DataFrame,
+    judge_rejected: pd.DataFrame,
     judge_rubric: dict[str, Any],
     parameters: JudgeParameters,
 ) -> dict[str, Any]:
-    """What the judgements come to, and how far they can be trusted.
+    """What the judgments come to, and how far they can be trusted.
 
     ``grades`` (1 .. 5) of each system with their intervals, and the paired ``differences``; the ``pairwise`` rates and
     position bias (percent); ``calibration`` of each criterion by each metric, for answers with gold, and what the
@@ -196,11 +196,11 @@ def score_judgements(
     metrics = [metric for metric in task.metrics if metric in predictions]
     has_gold = predictions["answers"].map(lambda answers: bool(json.loads(answers)))
     gold = predictions[has_gold].dropna(subset=metrics).set_index(["system", "item_id"])[metrics]
-    graded = judgements[judgements["kind"] == "rubric"].set_index(["system", "item_id"])
+    graded = judgments[judgments["kind"] == "rubric"].set_index(["system", "item_id"])
     both = graded.join(gold, how="inner")
     scores: dict[str, Any] = {
         "task": task.name,
-        "judge": judgements["judge"].iloc[0],
+        "judge": judgments["judge"].iloc[0],
         "confidence": parameters.confidence,
         "grades": mean_grades(graded.reset_index(), names, parameters),
         "calibration": {
@@ -209,7 +209,7 @@ def score_judgements(
         },
     }
     if parameters.pair:
-        scores |= _compare(graded, gold, judgements, judge_refused, names, parameters)
+        scores |= _compare(graded, gold, judgments, judge_rejected, names, parameters)
     scores["doubts"] = find_doubts(graded, names, scores)
     for doubt in scores["doubts"]:
         logger.warning("judge: do not trust %s: %s", scores["judge"], doubt)
@@ -219,8 +219,8 @@ def score_judgements(
 def _compare(
     graded: pd.DataFrame,
     gold: pd.DataFrame,
-    judgements: pd.DataFrame,
-    judge_refused: pd.DataFrame,
+    judgments: pd.DataFrame,
+    judge_rejected: pd.DataFrame,
     names: tuple[str, ...],
     parameters: JudgeParameters,
 ) -> dict[str, Any]:
@@ -229,15 +229,15 @@ def _compare(
     one, other = parameters.pair
     ours, theirs = (_of(graded, system)[list(names)] for system in parameters.pair)
     differences = (ours - theirs).dropna()
-    pairs, in_one_order = find_pairs(judgements, one, other)
-    same = int((judge_refused["reason"] == SAME_ANSWERS).sum()) // 2
+    pairs, in_one_order = find_pairs(judgments, one, other)
+    same = int((judge_rejected["reason"] == SAME_ANSWERS).sum()) // 2
     better = (_of(gold, one) - _of(gold, other)).dropna()
     return {
         "differences": {f"{one} - {other}": {name: mean_grade(differences[name], parameters) for name in names}},
         "pairwise": {
             "systems": [one, other],
             "in_one_order": in_one_order,
-            **summarise_pairs(pairs.values(), same, parameters),
+            **summarize_pairs(pairs.values(), same, parameters),
             "gold": {metric: compare_with_gold(pairs, better[metric].to_dict()) for metric in better},
         },
     }
@@ -250,15 +250,15 @@ def _of(lines: pd.DataFrame, system: str) -> pd.DataFrame:
 
 def write_sheets(
     task: Task,
-    evaluation_set: pd.DataFrame,
+    evaluation_items: pd.DataFrame,
     predictions: pd.DataFrame,
     judge_rubric: dict[str, Any],
     parameters: JudgeParameters,
 ) -> tuple[pd.DataFrame, str, pd.DataFrame]:
     """Put ``sheet_items`` of the judged items on a blind sheet: as a table, as a page, and the key to both."""
     rubric = RubricPrompt.parse(judge_rubric, RUBRIC_FILE)
-    answers = Answers(evaluation_set, predictions, parameters)
-    items = [answers.items[place] for place in even_positions(len(answers.items), parameters.sheet_items)]
+    answers = Answers(evaluation_items, predictions, parameters)
+    items = [answers.items[place] for place in systematic_positions(len(answers.items), parameters.sheet_items)]
     given = [
         (
             question.item_id,
@@ -274,7 +274,7 @@ def write_sheets(
 
 
 async def _ask(
-    judge: StoredTeacher, rubric: RubricPrompt, questions: list[tuple[Question, Request | None]]
+    judge: CachedTeacher, rubric: RubricPrompt, questions: list[tuple[Question, Request | None]]
 ) -> tuple[list[Asked], Usage]:
     async with judge.open() as session:
 
@@ -285,54 +285,54 @@ async def _ask(
             return _read(rubric, question, await session.ask(request))
 
         found: list[Asked] = []
-        refused = 0
+        rejected = 0
         with tqdm(total=len(questions), desc="judge", unit="question") as bar:
-            async with aclosing(in_order(ask, questions, lambda: judge.ahead)) as answers:
+            async with aclosing(in_order(ask, questions, lambda: judge.concurrency)) as answers:
                 async for answer in answers:
                     found.append(answer)
-                    refused += answer.said is None
+                    rejected += answer.said is None
                     share = len(questions) / len(found)
-                    bar.set_postfix_str(progress(len(found) - refused, refused, share, session.usage))
+                    bar.set_postfix_str(progress(len(found) - rejected, rejected, share, session.usage))
                     bar.update()
     return found, session.usage
 
 
-def _read(rubric: RubricPrompt, question: Question, reply: Reply | Failure) -> Asked:
-    if isinstance(reply, Failure) or reply.finish != "stop":
-        detail = reply.reason if isinstance(reply, Failure) else ""
-        return Asked(question, reply, reason=why_unreadable(reply), detail=detail)
+def _read(rubric: RubricPrompt, question: Question, response: Response | Failure) -> Asked:
+    if isinstance(response, Failure) or response.finish != "stop":
+        detail = response.reason if isinstance(response, Failure) else ""
+        return Asked(question, response, reason=why_unreadable(response), detail=detail)
     try:
         if question.system is None:
-            rationale, verdict = read_verdict(reply.text)
-            return Asked(question, reply, {"rationale": rationale, "verdict": verdict})
-        rationale, grades = read_grades(rubric, reply.text)
-        return Asked(question, reply, {"rationale": rationale, **grades})
+            rationale, verdict = read_verdict(response.text)
+            return Asked(question, response, {"rationale": rationale, "verdict": verdict})
+        rationale, grades = read_grades(rubric, response.text)
+        return Asked(question, response, {"rationale": rationale, **grades})
     except ValueError as error:
-        return Asked(question, reply, reason="not_as_asked", detail=str(error))
+        return Asked(question, response, reason="not_as_asked", detail=str(error))
 
 
 def _line(one: Asked) -> dict[str, Any]:
-    assert isinstance(one.reply, Reply)  # noqa: S101
-    spent = {name: getattr(one.reply, name) for name in _SPENT}
-    return {**one.question.line, **(one.said or {}), "reply_key": one.reply.key, **spent}
+    assert isinstance(one.response, Response)  # noqa: S101
+    spent = {name: getattr(one.response, name) for name in _SPENT}
+    return {**one.question.line, **(one.said or {}), "response_key": one.response.key, **spent}
 
 
-def _refusal(one: Asked) -> dict[str, Any]:
+def _rejection(one: Asked) -> dict[str, Any]:
     return {
         **one.question.line,
         "reason": one.reason,
         "detail": one.detail,
-        "reply_key": one.reply.key if one.reply else None,
-        "text": one.reply.text if isinstance(one.reply, Reply) else None,
+        "response_key": one.response.key if one.response else None,
+        "text": one.response.text if isinstance(one.response, Response) else None,
     }
 
 
-def _explain_nothing(judge: StoredTeacher, by_reason: Counter[str], refused: list[Asked]) -> str:
+def _explain_nothing(judge: CachedTeacher, by_reason: Counter[str], rejected: list[Asked]) -> str:
     name = f"the judge {judge.provider}/{judge.model}"
-    words = Counter(one.detail for one in refused if one.reason == "teacher_failed").most_common(1)
+    words = Counter(one.detail for one in rejected if one.reason == "teacher_failed").most_common(1)
     if words:
         return (
-            f"judge: {name} gave no judgement ({dict(by_reason.most_common())}). It says: {words[0][0]}\n"
+            f"judge: {name} gave no judgment ({dict(by_reason.most_common())}). It says: {words[0][0]}\n"
             "Look at `judge_model` (or `teacher`) in globals.yml and at the credentials, then run again: nothing is "
             "paid twice."
         )

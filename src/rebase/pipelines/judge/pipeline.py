@@ -2,30 +2,30 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from rebase.pipelines.judge.nodes import judge_answers, score_judgements, write_sheets
+from rebase.pipelines.judge.nodes import judge_answers, score_judgments, write_sheets
 
 
 def create_pipeline() -> Pipeline:
-    """``predictions`` to ``judgements`` and ``judge_scores``, and to ``grading_sheet`` and ``grading_form``."""
+    """``predictions`` to ``judgments`` and ``judge_scores``, and to ``grading_sheet`` and ``grading_form``."""
     return Pipeline(
         [
             Node(
                 write_sheets,
-                ["task", "evaluation_set", "predictions", "judge_rubric", "params:judge"],
+                ["task", "evaluation_items", "predictions", "judge_rubric", "params:judge"],
                 ["grading_sheet", "grading_form", "grading_key"],
                 name="write_sheets",
             ),
             Node(
                 judge_answers,
-                ["task", "evaluation_set", "predictions", "judge", "judge_rubric", "judge_pair", "params:judge"],
-                ["judgements", "judge_refused", "judge_summary"],
+                ["task", "evaluation_items", "predictions", "judge", "judge_rubric", "judge_pair", "params:judge"],
+                ["judgments", "judge_rejected", "judge_summary"],
                 name="judge_answers",
             ),
             Node(
-                score_judgements,
-                ["task", "predictions", "judgements", "judge_refused", "judge_rubric", "params:judge"],
+                score_judgments,
+                ["task", "predictions", "judgments", "judge_rejected", "judge_rubric", "params:judge"],
                 "judge_scores",
-                name="score_judgements",
+                name="score_judgments",
             ),
         ]
     )

@@ -1,4 +1,4 @@
-"""Mix: examples of ReBase, of plain synthesis, labelled inputs and real ones, by weights."""
+"""Mix: examples of ReBase, of plain synthesis, labeled inputs and real ones, by weights."""
 
 import json
 import re
@@ -8,16 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from rebase.collecting import EXAMPLE_COLUMNS
 from rebase.errors import RebaseError
-from rebase.mixing import mix
+from rebase.generation.filters import Candidate, contamination_filter, protected_texts
+from rebase.generation.generate import EXAMPLE_COLUMNS
+from rebase.generation.mixing import mix
 from rebase.parameters import MixParameters
 from rebase.records import Task
-from rebase.screening import Candidate, contamination_gate, protected_texts
 
 #: The origin of examples that people wrote.
 REAL = "real_examples"
-#: How files of examples are called, beside which others lie: what was refused, training sets, the mixture itself.
+#: How files of examples are called, beside which others lie: what was rejected, training sets, the mixture itself.
 _IS_EXAMPLES = re.compile(r"(?!mixed_)(.*_)?examples")
 
 
@@ -25,7 +25,7 @@ def mix_examples(
     task: Task,
     example_sets: Mapping[str, Callable[[], pd.DataFrame]],
     real_items: pd.DataFrame,
-    evaluation_set: pd.DataFrame,
+    evaluation_items: pd.DataFrame,
     parameters: MixParameters,
     contamination_ngram: int,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -44,22 +44,24 @@ def mix_examples(
             "A weight of 0 leaves an origin out; real_examples need --params=real_source=FILE."
         )
     sets = {origin: example_sets[origin]() for origin in parameters.weights if origin in example_sets}
-    refused: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
     if REAL in parameters.weights:
-        protected = protected_texts(task, evaluation_set["fields"], evaluation_set["answers"])
-        gate = contamination_gate(protected, contamination_ngram)
-        is_clean = [gate(Candidate("", "", "", json.loads(fields), "")) is None for fields in real_items["fields"]]
-        refused["contamination"] = len(is_clean) - sum(is_clean)
+        protected = protected_texts(task, evaluation_items["fields"], evaluation_items["answers"])
+        row_filter = contamination_filter(protected, contamination_ngram)
+        is_clean = [
+            row_filter(Candidate("", "", "", json.loads(fields), "")) is None for fields in real_items["fields"]
+        ]
+        rejected["contamination"] = len(is_clean) - sum(is_clean)
         sets[REAL] = as_examples(real_items[is_clean])
     mixed, left_out = mix(sets, parameters.weights, parameters.size, parameters.seed)
-    refused += left_out
+    rejected += left_out
     # Not all sets have been reasoned about; train looks at both columns.
     mixed = mixed.reindex(columns=list(dict.fromkeys([*mixed, "rationale", "agreement"])))
     summary = {
         "stage": "mix",
-        "in": len(mixed) + refused.total(),
+        "in": len(mixed) + rejected.total(),
         "kept": len(mixed),
-        "refused": dict(refused.most_common()),
+        "rejected": dict(rejected.most_common()),
         "origins": mixed["origin"].value_counts().to_dict(),
     }
     return mixed, summary

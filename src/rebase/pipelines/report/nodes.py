@@ -1,4 +1,4 @@
-"""Report: the embedding map, and the record of the run; the page itself is ``rebase.report.write_report``."""
+"""Report: the embedding map, and the record of the run; the page itself is ``rebase.reporting.report.write_report``."""
 
 import json
 from typing import Any
@@ -6,30 +6,34 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rebase.encoder import Encoder
-from rebase.history import make_record
-from rebase.plots import KINDS
+from rebase.datastore.encoder import Encoder
+from rebase.datastore.sampling import systematic_positions
 from rebase.records import Task
-from rebase.sampling import even_positions
+from rebase.reporting.plots import KINDS
+from rebase.reporting.runs import make_record
 
 #: Points of each kind on the map; more are taken by even stride.
 MAX_POINTS = 500
 _SHOWN = 400  # characters of a point's text
-_FEW = 10  # fewer points have no neighbourhoods that t-SNE could keep
+_FEW = 10  # fewer points have no neighborhoods that t-SNE could keep
 
 
 def project_embeddings(
-    task: Task, retrieved: pd.DataFrame, reasoned_examples: pd.DataFrame, evaluation_set: pd.DataFrame, encoder: Encoder
+    task: Task,
+    retrieved: pd.DataFrame,
+    reasoned_examples: pd.DataFrame,
+    evaluation_items: pd.DataFrame,
+    encoder: Encoder,
 ) -> pd.DataFrame:
     """Where source rows, examples and evaluation items lie: in two dimensions, and the items beside the examples.
 
-    One line a point: ``kind`` (one of ``rebase.plots.KINDS``), ``id``, ``dataset``, ``text``, ``x``, ``y``; of an
+    One line a point: ``kind`` (one of ``rebase.reporting.plots.KINDS``), ``id``, ``dataset``, ``text``, ``x``, ``y``; of an
     evaluation item also ``cosine`` to the nearest of *all* examples, and ``nearest_id``, that example. A row's text
     is its passage, or the cell that matched the queries best; of the others the query's fields count, for the words
     of the task's template stand in every one.
     """
-    rows = retrieved.iloc[even_positions(len(retrieved), MAX_POINTS)]
-    items = evaluation_set.iloc[even_positions(len(evaluation_set), MAX_POINTS)]
+    rows = retrieved.iloc[systematic_positions(len(retrieved), MAX_POINTS)]
+    items = evaluation_items.iloc[systematic_positions(len(evaluation_items), MAX_POINTS)]
     examples = reasoned_examples.reset_index(drop=True)
     frames = [
         pd.DataFrame({"id": rows["row_id"], "dataset": rows["dataset"], "text": _row_texts(rows)}),
@@ -49,7 +53,7 @@ def project_embeddings(
         points.loc[is_item, "nearest_id"] = points.loc[is_example, "id"].to_numpy()[cosines.argmax(axis=1)]
     # All examples count for what is nearest; the map has room for some.
     drawn = np.flatnonzero(~is_example)
-    drawn = np.r_[drawn, np.flatnonzero(is_example)[even_positions(int(is_example.sum()), MAX_POINTS)]]
+    drawn = np.r_[drawn, np.flatnonzero(is_example)[systematic_positions(int(is_example.sum()), MAX_POINTS)]]
     shown = points.iloc[drawn].reset_index(drop=True)
     shown[["x", "y"]] = project(vectors[drawn])
     return shown.assign(text=shown["text"].str[:_SHOWN])
@@ -58,7 +62,7 @@ def project_embeddings(
 def record_run(
     parameters: dict[str, Any], scores: dict[str, Any], teacher_usage: pd.DataFrame, *summaries: dict[str, Any]
 ) -> dict[str, Any]:
-    """What this run was made with and what it cost: ``rebase.history.make_record``; missing numbers are null."""
+    """What this run was made with and what it cost: ``rebase.reporting.runs.make_record``; missing numbers are null."""
     usage = json.loads(teacher_usage.to_json(orient="records"))
     return make_record(parameters, scores, summaries, usage)
 

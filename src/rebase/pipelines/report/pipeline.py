@@ -2,10 +2,10 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from rebase.console import STAGES
 from rebase.pipelines.report.nodes import project_embeddings, record_run
-from rebase.plots import plot_embedding_map, plot_nearness, plot_scores_of_rows
-from rebase.report import PIECES, write_report
+from rebase.reporting.console import STAGES
+from rebase.reporting.plots import plot_embedding_map, plot_nearness, plot_scores_of_rows
+from rebase.reporting.report import PIECES, write_report
 
 
 def create_pipeline() -> Pipeline:
@@ -15,7 +15,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 project_embeddings,
-                ["task", "retrieved", "reasoned_examples", "evaluation_set", "encoder"],
+                ["task", "retrieved", "reasoned_examples", "evaluation_items", "encoder"],
                 "embedding_map",
                 name="project_embeddings",
                 tags="report",

@@ -1,4 +1,4 @@
-"""Retrieve: score every row for the task, and walk down the ranking through the gates (docs/method.md section 4)."""
+"""Retrieve: score every row for the task, and walk down the ranking through the filters (docs/method.md section 4)."""
 
 import json
 import logging
@@ -9,27 +9,27 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from rebase.encoder import Encoder
+from rebase.datastore.annoy_index import search_annoy
+from rebase.datastore.encoder import Encoder
+from rebase.datastore.search import Ranking, TaskVectors, check_encoder, search_exact
+from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError
-from rebase.forest import search_annoy
-from rebase.parameters import RetrieveParameters
-from rebase.records import Task
-from rebase.screening import (
+from rebase.generation.filters import (
     Candidate,
-    Gate,
-    Refusal,
-    Twins,
-    contamination_gate,
-    duplicate_gate,
-    exclusion_gate,
-    licence_gate,
-    passage_gate,
+    Duplicates,
+    Filter,
+    Rejection,
+    contamination_filter,
+    duplicate_filter,
+    exclusion_filter,
+    license_filter,
+    passage_filter,
     passage_of,
     protected_texts,
-    share_gate,
+    share_filter,
 )
-from rebase.search import Ranking, TaskVectors, check_encoder, search_exact
-from rebase.shards import Shards
+from rebase.parameters import RetrieveParameters
+from rebase.records import Task
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _EXPLANATION = ["score", "score_dataset", "score_query", "score_answer", "query_
 _ROWS_READ_AT_ONCE = 1000
 #: The first search asks for so many times ``top_n`` rows, each further one for so many times more.
 _WIDENING = 4
-_REFUSED_COLUMNS = ["rank", "row_id", "dataset", "score", "reason", "detail"]
+_REJECTED_COLUMNS = ["rank", "row_id", "dataset", "score", "reason", "detail"]
 
 
 def retrieve_rows(
@@ -49,16 +49,16 @@ def retrieve_rows(
     forest: Shards,
     vectors: Shards,
     rows: Shards,
-    evaluation_set: pd.DataFrame,
+    evaluation_items: pd.DataFrame,
     parameters: RetrieveParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Keep the ``top_n`` best rows that pass every gate.
+    """Keep the ``top_n`` best rows that pass every filter.
 
     The walk goes down the ranking until enough rows have passed or the rows end; where it stopped is reported.
 
     Returns:
         The kept rows, best first, each with its three scores, the column and value that matched best on either
-        side, its passage (for tasks that take one from the row) and its twins; the rows refused on the way, with
+        side, its passage (for tasks that take one from the row) and its duplicates; the rows rejected on the way, with
         rank and reason; the stage's summary, with Annoy's recall of the exact top ``top_n``.
 
     Raises:
@@ -81,19 +81,19 @@ def retrieve_rows(
     exact = exactly(count)
     near = nearly(count) if forest or parameters.search == "annoy" else None
     ranked = _ranked(nearly, near, count) if near and parameters.search == "annoy" else _ranked(exactly, exact, count)
-    twins = Twins(parameters.near_duplicate)
-    gate, passed = _gates(task, twins, evaluation_set, parameters)
+    duplicates = Duplicates(parameters.near_duplicate)
+    row_filter, passed = _filters(task, duplicates, evaluation_items, parameters)
     kept: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
     bar = tqdm(total=parameters.top_n, desc="retrieve", unit="row")
     for rank, (found, line) in enumerate(_read(ranked, rows), start=1):
         candidate = Candidate(
-            line["row_id"], line["dataset"], line["licence"], json.loads(line["row"]), line["content_hash"]
+            line["row_id"], line["dataset"], line["license"], json.loads(line["row"]), line["content_hash"]
         )
-        refusal = gate(candidate)
-        if refusal:
-            refused.append({"rank": rank, "row_id": candidate.row_id, "dataset": candidate.dataset,
-                            "score": found["score"], "reason": refusal.reason, "detail": refusal.detail})  # fmt: skip
+        rejection = row_filter(candidate)
+        if rejection:
+            rejected.append({"rank": rank, "row_id": candidate.row_id, "dataset": candidate.dataset,
+                            "score": found["score"], "reason": rejection.reason, "detail": rejection.detail})  # fmt: skip
             continue
         passed(candidate)
         passage = passage_of(candidate, parameters) if task.passage else None
@@ -102,28 +102,28 @@ def retrieve_rows(
         if len(kept) == parameters.top_n:
             break
     bar.close()
-    by_reason = dict(Counter(line["reason"] for line in refused))
+    by_reason = dict(Counter(line["reason"] for line in rejected))
     if not kept:
         raise RebaseError(
-            f"retrieve: none of {len(refused)} rows passed the gates for task {task.name!r}: {by_reason}. "
-            "Add sources, or look at `retrieve.licences`, the task's `exclude` and `retrieve.min_passage_words`."
+            f"retrieve: none of {len(rejected)} rows passed the filters for task {task.name!r}: {by_reason}. "
+            "Add sources, or look at `retrieve.licenses`, the task's `exclude` and `retrieve.min_passage_words`."
         )
     if len(kept) < parameters.top_n:
-        logger.warning("retrieve: %d rows passed the gates, %d were wanted", len(kept), parameters.top_n)
+        logger.warning("retrieve: %d rows passed the filters, %d were wanted", len(kept), parameters.top_n)
     retrieved = pd.DataFrame(kept)
-    retrieved["twins"] = [json.dumps(twins.of[row_id]) for row_id in retrieved["row_id"]]
+    retrieved["duplicates"] = [json.dumps(duplicates.of[row_id]) for row_id in retrieved["row_id"]]
     summary = {
         "stage": "retrieve",
-        "in": len(kept) + len(refused),
+        "in": len(kept) + len(rejected),
         "kept": len(kept),
-        "refused": by_reason,
+        "rejected": by_reason,
         "rows_indexed": exact.scanned,
         "rows_rescored": exact.rescored,
         "search": parameters.search,
         "annoy_recall": near and _recall(exact, parameters.top_n, near),
         "datasets": dict(Counter(retrieved["dataset"]).most_common()),
     }
-    return retrieved, pd.DataFrame(refused, columns=_REFUSED_COLUMNS), summary
+    return retrieved, pd.DataFrame(rejected, columns=_REJECTED_COLUMNS), summary
 
 
 def embed_task(task: Task, encoder: Encoder) -> TaskVectors:
@@ -157,30 +157,30 @@ def _recall(first: Ranking, top_n: int, near: Ranking) -> float:
     return len(best.merge(near.lines[["dataset", "row"]])) / len(best)
 
 
-def _gates(
-    task: Task, twins: Twins, evaluation_set: pd.DataFrame, parameters: RetrieveParameters
-) -> tuple[Gate, Callable[[Candidate], None]]:
-    """All gates as one, in the order of docs/method.md, and what to call with a row that passed."""
+def _filters(
+    task: Task, duplicates: Duplicates, evaluation_items: pd.DataFrame, parameters: RetrieveParameters
+) -> tuple[Filter, Callable[[Candidate], None]]:
+    """All filters as one, in the order of docs/method.md, and what to call with a row that passed."""
     kept: Counter[str] = Counter()
     limit = max(1, int(parameters.max_dataset_share * parameters.top_n))
-    protected = protected_texts(task, evaluation_set["fields"], evaluation_set["answers"])
-    gates = [
-        exclusion_gate(task),
-        licence_gate(parameters.licences),
-        contamination_gate(protected, parameters.contamination_ngram),
-        *([passage_gate(parameters)] if task.passage else []),
-        duplicate_gate(twins),
-        share_gate(kept, limit),
+    protected = protected_texts(task, evaluation_items["fields"], evaluation_items["answers"])
+    filters = [
+        exclusion_filter(task),
+        license_filter(parameters.licenses),
+        contamination_filter(protected, parameters.contamination_ngram),
+        *([passage_filter(parameters)] if task.passage else []),
+        duplicate_filter(duplicates),
+        share_filter(kept, limit),
     ]
 
-    def gate(candidate: Candidate) -> Refusal | None:
-        return next((refusal for one in gates if (refusal := one(candidate))), None)
+    def row_filter(candidate: Candidate) -> Rejection | None:
+        return next((rejection for one in filters if (rejection := one(candidate))), None)
 
     def passed(candidate: Candidate) -> None:
-        twins.keep(candidate)
+        duplicates.keep(candidate)
         kept[candidate.dataset] += 1
 
-    return gate, passed
+    return row_filter, passed
 
 
 def _read(parts: Iterator[pd.DataFrame], rows: Shards) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

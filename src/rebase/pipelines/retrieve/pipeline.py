@@ -3,17 +3,17 @@
 from kedro.pipeline import Node, Pipeline
 
 from rebase.pipelines.retrieve.nodes import retrieve_rows
-from rebase.plots import plot_sources
+from rebase.reporting.plots import plot_sources
 
 
 def create_pipeline() -> Pipeline:
-    """``index`` and ``task`` to ``retrieved`` and what was refused."""
+    """``index`` and ``task`` to ``retrieved`` and what was rejected."""
     return Pipeline(
         [
             Node(
                 retrieve_rows,
-                ["task", "encoder", "index", "forest", "vectors", "rows", "evaluation_set", "params:retrieve"],
-                ["retrieved", "retrieval_refused", "retrieve_summary"],
+                ["task", "encoder", "index", "forest", "vectors", "rows", "evaluation_items", "params:retrieve"],
+                ["retrieved", "retrieval_rejected", "retrieve_summary"],
                 name="retrieve_rows",
             ),
             Node(plot_sources, "retrieved", "sources_plot", name="plot_sources"),

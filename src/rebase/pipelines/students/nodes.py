@@ -14,9 +14,9 @@ from rebase.parameters import EvaluateParameters, TrainParameters
 from rebase.pipelines.evaluate.nodes import EXPERT, STUDENT, predict
 from rebase.pipelines.train.nodes import format_training_set, inspect_training, train_student
 from rebase.records import Adapter, Task
-from rebase.scoring import aggregate, score_answers
 from rebase.student.formatting import Target
 from rebase.student.handle import Student
+from rebase.tasks.scoring import aggregate, score_answers
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +56,14 @@ def train_students(
         logger.info("students: %s is trained", name)
         adapters[name], _, trained = train_student(task, training_set, examples, student, preflight, parameters, target)
         each[name] = trained | {"revision": student.revision}
-    refused = sum((Counter(trained["refused"]) for trained in each.values()), Counter[str]())
+    rejected = sum((Counter(trained["rejected"]) for trained in each.values()), Counter[str]())
     counts = {count: sum(trained[count] for trained in each.values()) for count in ("in", "kept")}
-    return adapters, {"stage": "train", **counts, "refused": dict(refused), "students": each}
+    return adapters, {"stage": "train", **counts, "rejected": dict(rejected), "students": each}
 
 
 def predict_students(
     task: Task,
-    evaluation_set: pd.DataFrame,
+    evaluation_items: pd.DataFrame,
     students: Sequence[Student],
     adapters: Mapping[str, Callable[[], Adapter]],
     parameters: EvaluateParameters,
@@ -85,9 +85,9 @@ def predict_students(
     answered = []
     for name, student in named.items():
         logger.info("students: %s answers", name)
-        generations, summary = predict(task, evaluation_set, student, adapters[name](), parameters)
+        generations, summary = predict(task, evaluation_items, student, adapters[name](), parameters)
         answered.append(generations.assign(system=f"{name} " + generations["system"]))
-    counts = {key: summary[key] for key in ("in", "kept", "refused")}
+    counts = {key: summary[key] for key in ("in", "kept", "rejected")}
     return pd.concat(answered, ignore_index=True), {"stage": "students", **counts}
 
 

@@ -3,7 +3,7 @@
 from kedro.pipeline import Node, Pipeline
 
 from rebase.pipelines.students.nodes import predict_students, score_students, train_students
-from rebase.plots import plot_scores
+from rebase.reporting.plots import plot_scores
 
 
 def create_pipeline() -> Pipeline:
@@ -19,7 +19,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 predict_students,
-                ["task", "evaluation_set", "students", "students_adapters", "params:evaluate"],
+                ["task", "evaluation_items", "students", "students_adapters", "params:evaluate"],
                 ["students_generations", "students_summary"],
                 name="predict_students",
                 tags="gpu",

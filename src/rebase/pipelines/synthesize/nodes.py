@@ -8,36 +8,36 @@ from typing import Any
 
 import pandas as pd
 
-from rebase.collecting import (
+from rebase.errors import RebaseError
+from rebase.generation.cues import choose_cue
+from rebase.generation.filters import Candidate, Filter, contamination_filter, protected_texts
+from rebase.generation.generate import (
     Asked,
-    Refusal,
-    check_round_trip,
+    Rejection,
+    apply_consistency_filter,
     collect,
     conclude,
     examine,
-    read_reply,
+    read_response,
 )
-from rebase.errors import RebaseError
-from rebase.parameters import SynthesizeParameters
-from rebase.prompts import (
+from rebase.generation.prompts import (
     Example,
     SynthesizePrompt,
     TransformPrompt,
     ask_request,
-    can_be_led,
+    can_be_guided,
     read_example,
     read_synthesized,
     synthesize_request,
     without_passage,
 )
+from rebase.generation.verification import Known
+from rebase.parameters import SynthesizeParameters
 from rebase.records import Task
-from rebase.screening import Candidate, Gate, contamination_gate, protected_texts
-from rebase.spans import choose_lead
 from rebase.teacher.budget import Usage
-from rebase.teacher.flow import run
-from rebase.teacher.protocol import Reply
-from rebase.teacher.stored import StoredSession, StoredTeacher
-from rebase.verification import Known
+from rebase.teacher.cached import CachedSession, CachedTeacher
+from rebase.teacher.concurrency import run
+from rebase.teacher.protocol import Response
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ _MOST_FOR_DOLLARS = 10
 def synthesize_examples(
     task: Task,
     transform_summary: dict[str, Any],
-    evaluation_set: pd.DataFrame,
-    teacher: StoredTeacher,
+    evaluation_items: pd.DataFrame,
+    teacher: CachedTeacher,
     synthesize_prompt: dict[str, Any],
     transform_prompt: dict[str, Any],
     parameters: SynthesizeParameters,
@@ -61,109 +61,109 @@ def synthesize_examples(
     is screened as a row's is. ``row_id`` is a running number, and there is no dataset.
 
     Returns:
-        The examples, as transform's; what was refused, each with its reason; the stage's summary.
+        The examples, as transform's; what was rejected, each with its reason; the stage's summary.
 
     Raises:
         RebaseError: Not one example passed, the teacher answers nothing, or nothing was spent that could be matched.
 
     """
     prompt = SynthesizePrompt.parse(synthesize_prompt, "data/01_raw/prompts/synthesize.yml")
-    protected = protected_texts(task, evaluation_set["fields"], evaluation_set["answers"])
+    protected = protected_texts(task, evaluation_items["fields"], evaluation_items["answers"])
     writer = _Writer(
         task,
         prompt,
         TransformPrompt.parse(transform_prompt, "data/01_raw/prompts/transform.yml"),
         parameters,
-        parameters.led and task.passage is not None and can_be_led(task),
-        bool(transform_summary.get("round_trip")),
-        Known.of(without_passage(task), evaluation_set["query"], contamination_ngram),
-        contamination_gate(protected, contamination_ngram),
+        parameters.guided and task.passage is not None and can_be_guided(task),
+        bool(transform_summary.get("consistency_filter")),
+        Known.of(without_passage(task), evaluation_items["query"], contamination_ngram),
+        contamination_filter(protected, contamination_ngram),
     )
-    kept, refused, usage = run(_ask_numbers(writer, teacher, transform_summary["usage"]))
+    kept, rejected, usage = run(_ask_numbers(writer, teacher, transform_summary["usage"]))
     advice = (
         "Look at the task's instruction and examples and at data/01_raw/prompts/synthesize.yml, or take a stronger "
         "teacher."
     )
-    found = conclude("synthesize", task, teacher, prompt, (kept, refused, usage), advice)
+    found = conclude("synthesize", task, teacher, prompt, (kept, rejected, usage), advice)
     found[2]["spend"] = parameters.spend
     if usage.over_budget:
         logger.warning(
-            "synthesize: %s. It has used %d replies, transform %d: its share is smaller",
-            teacher.budget.explain(), usage.replies + usage.stored, transform_summary["usage"]["used"],
+            "synthesize: %s. It has used %d responses, transform %d: its share is smaller",
+            teacher.budget.explain(), usage.responses + usage.stored, transform_summary["usage"]["used"],
         )  # fmt: skip
     return found
 
 
 @dataclass(frozen=True)
 class _Writer:
-    """How one example is asked for and examined. A ``led`` teacher writes a passage and then a question to a span."""
+    """How one example is asked for and examined. A ``guided`` teacher writes a passage and then a question to a span."""
 
     task: Task
     prompt: SynthesizePrompt
     transform_prompt: TransformPrompt
     parameters: SynthesizeParameters
-    led: bool
-    round_trip: bool
+    guided: bool
+    consistency_filter: bool
     known: Known
-    gate: Gate
+    filter: Filter
 
     @property
     def questions(self) -> int:
         """How many questions to the teacher an example takes at most."""
-        return 1 + self.led + self.round_trip
+        return 1 + self.guided + self.consistency_filter
 
-    async def ask(self, session: StoredSession, number: int) -> Asked:
+    async def ask(self, session: CachedSession, number: int) -> Asked:
         """Ask for new example ``number``, and examine what the teacher says."""
         sampling = self.parameters.sampling
         item = {"row_id": f"synthesized-{number:05d}"}
-        reply = await session.ask(synthesize_request(self.task, number, self.prompt, sampling, led=self.led))
-        example = read_reply(reply, lambda text: read_synthesized(self.task, text, led=self.led))
-        asked = Asked(item, reply, example)
-        if self.led and isinstance(example, Example):
+        response = await session.ask(synthesize_request(self.task, number, self.prompt, sampling, guided=self.guided))
+        example = read_response(response, lambda text: read_synthesized(self.task, text, guided=self.guided))
+        asked = Asked(item, response, example)
+        if self.guided and isinstance(example, Example):
             asked = await self._ask_about(session, asked, example.fields[str(self.task.passage)])
         if isinstance(asked.outcome, Example):
             asked = replace(asked, outcome=self._examine(asked.outcome))
-        if self.round_trip:
-            return await check_round_trip(session, self.task, asked, self.transform_prompt.check, sampling)
+        if self.consistency_filter:
+            return await apply_consistency_filter(session, self.task, asked, self.transform_prompt.check, sampling)
         return asked
 
-    async def _ask_about(self, session: StoredSession, asked: Asked, passage: str) -> Asked:
+    async def _ask_about(self, session: CachedSession, asked: Asked, passage: str) -> Asked:
         """Ask for the question to a span of the passage that the teacher wrote."""
-        lead = choose_lead(passage, seed=asked.item["row_id"])
-        if lead is None:
-            return replace(asked, outcome=Refusal("nothing_to_ask_about"))
-        question = ask_request(self.task, lead, self.transform_prompt.ask, self.parameters.sampling)
-        reply = await session.ask(question)
-        example = read_reply(reply, lambda text: read_example(self.task, text, passage, lead))
-        if isinstance(reply, Reply) and isinstance(asked.reply, Reply):
-            reply = reply.with_cost_of(asked.reply)
-        return Asked(asked.item, reply, example or Refusal("not_as_asked"))
+        cue = choose_cue(passage, seed=asked.item["row_id"])
+        if cue is None:
+            return replace(asked, outcome=Rejection("nothing_to_ask_about"))
+        question = ask_request(self.task, cue, self.transform_prompt.ask, self.parameters.sampling)
+        response = await session.ask(question)
+        example = read_response(response, lambda text: read_example(self.task, text, passage, cue))
+        if isinstance(response, Response) and isinstance(asked.response, Response):
+            response = response.with_cost_of(asked.response)
+        return Asked(asked.item, response, example or Rejection("not_as_asked"))
 
-    def _examine(self, example: Example) -> Example | Refusal:
-        """The example as it is kept, or why it is refused."""
+    def _examine(self, example: Example) -> Example | Rejection:
+        """The example as it is kept, or why it is rejected."""
         outcome = examine(self.task, example, self.known)
-        if self.task.passage is None or isinstance(outcome, Refusal):
+        if self.task.passage is None or isinstance(outcome, Rejection):
             return outcome
         # A passage that was written must copy no example's, and pass what a row's passes before it is sent.
         outcome = examine(without_passage(self.task), outcome, self.known)
         if isinstance(outcome, Example):
             passage = {self.task.passage: outcome.fields[self.task.passage]}
-            if refusal := self.gate(Candidate("", "", "", passage, "")):
-                return Refusal(refusal.reason, refusal.detail)
+            if rejection := self.filter(Candidate("", "", "", passage, "")):
+                return Rejection(rejection.reason, rejection.detail)
         return outcome
 
 
 def affordable(spend: str, before: dict[str, Any], usage: Usage, questions: int) -> tuple[int, Callable[[int], int]]:
     """How many items may be asked about at most, and a function of those done: how many more may be on their way.
 
-    ``before`` is what transform used, ``questions`` how many of them an item takes. The repair of a reply belongs to
+    ``before`` is what transform used, ``questions`` how many of them an item takes. The repair of a response belongs to
     its question. In dollars an item is taken to cost what transform's cost, or what these cost so far if that is more.
     """
     asked = before["used"] - before["repaired"]
     if not asked:
-        raise RebaseError("synthesize: transform has used no replies, so that there is no budget to match.")
+        raise RebaseError("synthesize: transform has used no responses, so that there is no budget to match.")
     if spend == "requests":
-        return asked, lambda _: (asked - (usage.replies + usage.stored - usage.repaired)) // questions
+        return asked, lambda _: (asked - (usage.responses + usage.stored - usage.repaired)) // questions
     dollars = before["used_dollars"]
     if not dollars:
         raise RebaseError(
@@ -179,18 +179,18 @@ def affordable(spend: str, before: dict[str, Any], usage: Usage, questions: int)
 
 
 async def _ask_numbers(
-    writer: _Writer, teacher: StoredTeacher, before: dict[str, Any]
+    writer: _Writer, teacher: CachedTeacher, before: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Usage]:
-    """The lines of ``synthesized_examples``, without what all share, and of what was refused; and what was asked."""
+    """The lines of ``synthesized_examples``, without what all share, and of what was rejected; and what was asked."""
     async with teacher.open() as session:
         most, more = affordable(writer.parameters.spend, before, session.usage, writer.questions)
-        kept, refused = await collect(
+        kept, rejected = await collect(
             writer.task,
             range(1, most + 1),
             lambda number: writer.ask(session, number),
-            lambda kept, refused: min(teacher.ahead, more(kept + refused)),
+            lambda kept, rejected: min(teacher.concurrency, more(kept + rejected)),
             most,
             session.usage,
             "synthesize",
         )
-    return kept, refused, session.usage
+    return kept, rejected, session.usage

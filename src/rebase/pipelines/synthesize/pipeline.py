@@ -6,15 +6,15 @@ from rebase.pipelines.synthesize.nodes import synthesize_examples
 
 
 def create_pipeline() -> Pipeline:
-    """As many examples as ``transform``'s budget buys: ``synthesized_examples`` and what was refused."""
-    given = ["task", "transform_summary", "evaluation_set", "teacher", "synthesize_prompt", "transform_prompt"]
+    """As many examples as ``transform``'s budget buys: ``synthesized_examples`` and what was rejected."""
+    given = ["task", "transform_summary", "evaluation_items", "teacher", "synthesize_prompt", "transform_prompt"]
     parameters = ["params:synthesize", "params:retrieve.contamination_ngram"]
     return Pipeline(
         [
             Node(
                 synthesize_examples,
                 [*given, *parameters],
-                ["synthesized_examples", "synthesized_refused", "synthesize_summary"],
+                ["synthesized_examples", "synthesized_rejected", "synthesize_summary"],
                 name="synthesize_examples",
             )
         ]

@@ -1,4 +1,4 @@
-"""Train: examples as the student sees them, and the adapter learnt from them (docs/method.md section 7)."""
+"""Train: examples as the student sees them, and the adapter learned from them (docs/method.md section 7)."""
 
 import logging
 from collections import Counter
@@ -7,16 +7,16 @@ from typing import Any
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.models import resolve_dtype
+from rebase.generation.filters import why_excluded
 from rebase.parameters import ExcludeParameters, TrainParameters
 from rebase.records import Adapter, Task
-from rebase.screening import why_excluded
-from rebase.student.batches import encode
-from rebase.student.card import render_card, write_card, write_origin
+from rebase.student.adapters import render_card, write_card, write_origin
 from rebase.student.formatting import Target, render_completion, render_prompt
 from rebase.student.handle import Student
 from rebase.student.preflight import describe, inspect, matrix_rate, measure_shape
+from rebase.student.tokenization import encode
 from rebase.student.training import train_adapter
+from rebase.weights import resolve_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def format_training_set(
     """
     if reasoned_examples.empty:
         raise RebaseError(
-            f"train: there are no examples for the task {task.name!r}. examples_refused and retrieval_refused say what "
+            f"train: there are no examples for the task {task.name!r}. examples_rejected and retrieval_rejected say what "
             "was lost and why; mend the task, the sources or the teacher, and run from transform again."
         )
     reasoned_examples, excluded = remove_excluded(reasoned_examples, parameters.exclude)
@@ -58,10 +58,10 @@ def format_training_set(
 
 
 def remove_excluded(examples: pd.DataFrame, exclude: ExcludeParameters) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The examples without those of excluded datasets and licences, and how many these are, by reason."""
+    """The examples without those of excluded datasets and licenses, and how many these are, by reason."""
     reasons = [
-        why_excluded(dataset, licence, exclude)
-        for dataset, licence in zip(examples["dataset"], examples["licence"], strict=True)
+        why_excluded(dataset, license, exclude)
+        for dataset, license in zip(examples["dataset"], examples["license"], strict=True)
     ]
     return examples[[reason is None for reason in reasons]], dict(Counter(filter(None, reasons)))
 
@@ -69,7 +69,7 @@ def remove_excluded(examples: pd.DataFrame, exclude: ExcludeParameters) -> tuple
 def inspect_training(training_set: pd.DataFrame, student: Student, parameters: TrainParameters) -> dict[str, Any]:
     """Look at what is about to be trained, say it in the log and keep it.
 
-    Raises RebaseError where nothing good can be learnt from the examples.
+    Raises RebaseError where nothing good can be learned from the examples.
     """
     encoded = encode(student, training_set, parameters)
     shape = measure_shape(student, parameters)
@@ -100,7 +100,7 @@ def train_student(
             "from the node format_training_set on."
         )
     adapter, log, counts = train_adapter(student, training_set, parameters)
-    counts = {**counts, "in": counts["in"] + len(taken_out), "refused": {**counts["refused"], **excluded}}
+    counts = {**counts, "in": counts["in"] + len(taken_out), "rejected": {**counts["rejected"], **excluded}}
     write_card(adapter, render_card(task, student, examples, parameters.model_copy(update={"target": target}), counts))
     write_origin(adapter, task, examples)
     seen = {name: preflight[name] for name in ("tokens", "tokens_with_loss", "padding_share")}

@@ -3,7 +3,7 @@
 from kedro.pipeline import Node, Pipeline
 
 from rebase.pipelines.train.nodes import format_training_set, inspect_training, train_student
-from rebase.plots import plot_loss
+from rebase.reporting.plots import plot_loss
 
 
 def create_pipeline() -> Pipeline:

@@ -7,34 +7,34 @@ from typing import Any
 
 import pandas as pd
 
-from rebase.collecting import (
+from rebase.generation.generate import (
     Asked,
-    Refusal,
-    check_round_trip,
+    Rejection,
+    apply_consistency_filter,
     collect,
     conclude,
     examine,
-    read_reply,
-    refused_line,
+    read_response,
+    rejected_line,
 )
-from rebase.parameters import TransformParameters
-from rebase.prompts import (
+from rebase.generation.prompts import (
     Example,
-    Led,
+    Guidance,
     TransformPrompt,
-    can_be_led,
+    can_be_guided,
     cut_columns,
-    find_lead,
+    find_cue,
     own_text_columns,
     read_example,
     transform_request,
 )
+from rebase.generation.verification import Known, names_label
+from rebase.parameters import TransformParameters
 from rebase.records import Task
 from rebase.teacher.budget import Usage
-from rebase.teacher.flow import run
-from rebase.teacher.protocol import Failure, Reply
-from rebase.teacher.stored import StoredSession, StoredTeacher
-from rebase.verification import Known, names_label
+from rebase.teacher.cached import CachedSession, CachedTeacher
+from rebase.teacher.concurrency import run
+from rebase.teacher.protocol import Failure, Response
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 def transform_rows(
     task: Task,
     retrieved: pd.DataFrame,
-    evaluation_set: pd.DataFrame,
-    teacher: StoredTeacher,
+    evaluation_items: pd.DataFrame,
+    teacher: CachedTeacher,
     transform_prompt: dict[str, Any],
     parameters: TransformParameters,
     contamination_ngram: int,
@@ -64,15 +64,15 @@ def transform_rows(
     """
     prompt = TransformPrompt.parse(transform_prompt, "data/01_raw/prompts/transform.yml")
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
-    known = Known.of(task, evaluation_set["query"], contamination_ngram)
-    kept, refused, usage = run(_ask_rows(task, rows, teacher, prompt, parameters, known))
-    refused += [refused_line(row, Refusal("not_needed")) for row in rows[len(kept) + len(refused) :]]
+    known = Known.of(task, evaluation_items["query"], contamination_ngram)
+    kept, rejected, usage = run(_ask_rows(task, rows, teacher, prompt, parameters, known))
+    rejected += [rejected_line(row, Rejection("not_needed")) for row in rows[len(kept) + len(rejected) :]]
     advice = (
         "Look at the task's instruction and examples and at data/01_raw/prompts/transform.yml, take a stronger "
         "teacher, or retrieve more rows (`retrieve.top_n`)."
     )
-    found = conclude("transform", task, teacher, prompt, (kept, refused, usage), advice)
-    found[2]["round_trip"] = parameters.round_trip
+    found = conclude("transform", task, teacher, prompt, (kept, rejected, usage), advice)
+    found[2]["consistency_filter"] = parameters.consistency_filter
     if len(kept) < parameters.max_examples:
         logger.warning("transform: %d examples passed, %d were wanted", len(kept), parameters.max_examples)
     return found
@@ -81,61 +81,61 @@ def transform_rows(
 async def _ask_rows(
     task: Task,
     rows: list[dict[str, Any]],
-    teacher: StoredTeacher,
+    teacher: CachedTeacher,
     prompt: TransformPrompt,
     parameters: TransformParameters,
     known: Known,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Usage]:
-    """The lines of ``examples``, without what all share, and of ``examples_refused``; and what was asked."""
-    led = parameters.led and can_be_led(task)
-    columns = own_text_columns(rows) if led else {}
+    """The lines of ``examples``, without what all share, and of ``examples_rejected``; and what was asked."""
+    guided = parameters.guided and can_be_guided(task)
+    columns = own_text_columns(rows) if guided else {}
 
-    def room(kept: int, refused: int) -> int:
+    def room(kept: int, rejected: int) -> int:
         wanted = parameters.max_examples - kept
-        passing = (kept + 1) / (kept + refused + 1)
-        return min(teacher.ahead, math.ceil(wanted / passing))
+        passing = (kept + 1) / (kept + rejected + 1)
+        return min(teacher.concurrency, math.ceil(wanted / passing))
 
     async with teacher.open() as session:
 
         async def ask(row: dict[str, Any]) -> Asked:
-            lead = find_lead(task, row, columns) if led else None
-            if led and lead is None:
-                return Asked(row, None, Refusal("nothing_to_ask_about"))
-            asked = await ask_row(session, task, row, prompt, parameters, lead, known)
-            if parameters.round_trip:
-                return await check_round_trip(session, task, asked, prompt.check, parameters.sampling)
+            cue = find_cue(task, row, columns) if guided else None
+            if guided and cue is None:
+                return Asked(row, None, Rejection("nothing_to_ask_about"))
+            asked = await ask_row(session, task, row, prompt, parameters, cue, known)
+            if parameters.consistency_filter:
+                return await apply_consistency_filter(session, task, asked, prompt.check, parameters.sampling)
             return asked
 
-        kept, refused = await collect(task, rows, ask, room, parameters.max_examples, session.usage, "transform")
-    return kept, refused, session.usage
+        kept, rejected = await collect(task, rows, ask, room, parameters.max_examples, session.usage, "transform")
+    return kept, rejected, session.usage
 
 
 async def ask_row(
-    session: StoredSession,
+    session: CachedSession,
     task: Task,
     row: dict[str, Any],
     prompt: TransformPrompt,
     parameters: TransformParameters,
-    lead: Led | None,
+    cue: Guidance | None,
     known: Known,
 ) -> Asked:
     """Ask the teacher for an example made from the row, and examine what it says."""
-    reply = await session.ask(transform_request(task, row, prompt, parameters, lead))
-    cut = cut_columns(task, row, parameters, lead)
-    return Asked(row, reply, examine_reply(task, row, reply, lead, known), tuple(cut))
+    response = await session.ask(transform_request(task, row, prompt, parameters, cue))
+    cut = cut_columns(task, row, parameters, cue)
+    return Asked(row, response, examine_response(task, row, response, cue, known), tuple(cut))
 
 
-def examine_reply(
-    task: Task, row: dict[str, Any], reply: Reply | Failure, lead: Led | None, known: Known
-) -> Example | Refusal:
-    """The example that a row's reply gives, or why it gives none."""
-    example = read_reply(reply, lambda text: read_example(task, text, row["passage"], lead))
+def examine_response(
+    task: Task, row: dict[str, Any], response: Response | Failure, cue: Guidance | None, known: Known
+) -> Example | Rejection:
+    """The example that a row's response gives, or why it gives none."""
+    example = read_response(response, lambda text: read_example(task, text, row["passage"], cue))
     if example is None:
-        return Refusal("unfit_row")
+        return Rejection("unfit_row")
     outcome = examine(task, example, known) if isinstance(example, Example) else example
-    if isinstance(outcome, Example) and task.answer.labels and lead:
+    if isinstance(outcome, Example) and task.answer.labels and cue:
         cells = map(str, json.loads(row["row"]).values())
         if not names_label(outcome.answer, cells):
             # A weak teacher guesses where the row does not tell.
-            return Refusal("label_not_in_row", outcome.answer)
+            return Rejection("label_not_in_row", outcome.answer)
     return outcome

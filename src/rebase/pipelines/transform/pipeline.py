@@ -6,14 +6,14 @@ from rebase.pipelines.transform.nodes import transform_rows
 
 
 def create_pipeline() -> Pipeline:
-    """``retrieved`` to ``examples`` and what was refused."""
-    given = ["task", "retrieved", "evaluation_set", "teacher", "transform_prompt", "params:transform"]
+    """``retrieved`` to ``examples`` and what was rejected."""
+    given = ["task", "retrieved", "evaluation_items", "teacher", "transform_prompt", "params:transform"]
     return Pipeline(
         [
             Node(
                 transform_rows,
                 [*given, "params:retrieve.contamination_ngram"],
-                ["examples", "examples_refused", "transform_summary"],
+                ["examples", "examples_rejected", "transform_summary"],
                 name="transform_rows",
             )
         ]

@@ -8,14 +8,14 @@ import pandas as pd
 def compare_usage(
     estimate: dict[str, Any], transform_summary: dict[str, Any], cot_summary: dict[str, Any]
 ) -> pd.DataFrame:
-    """One line a stage, and one for both: replies, tokens, dollars, latencies and rate, and what had been estimated.
+    """One line a stage, and one for both: responses, tokens, dollars, latencies and rate, and what had been estimated.
 
-    ``used`` counts the replies that were bought now and those that were stored; so does ``used_dollars``, which
-    compares with the estimate. Seconds are of replies bought now.
+    ``used`` counts the responses that were bought now and those that were stored; so does ``used_dollars``, which
+    compares with the estimate. Seconds are of responses bought now.
     """
     spent = {"transform": transform_summary["usage"], "cot": cot_summary["usage"]}
     lines = [{"stage": stage, **usage, **_expected(_forecast(estimate, stage))} for stage, usage in spent.items()]
-    sums = ("used", "replies", "stored", "failed", "repaired", "over_budget", "input_tokens", "output_tokens")
+    sums = ("used", "responses", "stored", "failed", "repaired", "over_budget", "input_tokens", "output_tokens")
     total: dict[str, Any] = {name: sum(line[name] for line in lines) for name in sums}
     for name in ("dollars", "used_dollars"):
         known = [line[name] for line in lines if line[name] is not None]
@@ -27,8 +27,8 @@ def compare_usage(
 def _forecast(estimate: dict[str, Any], stage: str) -> dict[str, Any] | None:
     """A stage's estimate; transform asks for the round trip as well."""
     stages = estimate["stages"]
-    if stage == "transform" and "round_trip" in stages:
-        both = (stages["transform"], stages["round_trip"])
+    if stage == "transform" and "consistency_filter" in stages:
+        both = (stages["transform"], stages["consistency_filter"])
         return {name: _add(*(part[name] for part in both)) for name in ("requests", "dollars")}
     return stages.get(stage)
 

@@ -1,0 +1,1 @@
+"""The datastore: rows, cells, vectors, the index and its search."""

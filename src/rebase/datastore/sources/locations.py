@@ -1,0 +1,119 @@
+"""What people write to say where datasets are."""
+
+from collections.abc import Iterable, Iterator
+from glob import glob
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from rebase.datastore.sources.base import Source
+from rebase.datastore.sources.folder import FolderSource
+from rebase.datastore.sources.hub import HUB_PREFIX, HubSource
+from rebase.errors import RebaseError
+
+_CATALOGS = (".csv", ".parquet")
+_HUB_OPTIONS = {"config", "split"}
+#: The columns of a catalog; all but ``id`` may be missing, and others may be there.
+_COLUMNS = ("id", "revision", "config", "split", "description")
+
+
+def find_sources(locations: Iterable[str], token: str | None = None) -> list[Source]:
+    """The sources that the locations name, by name.
+
+    A location is a glob of local folders; ``hf://OWNER/NAME@REVISION?config=NAME&split=NAME``, where all but the id
+    may be left out; or a catalog, a CSV or Parquet file that lists hub ids. Raises RebaseError where a location
+    names nothing, or where two datasets have one name.
+    """
+    sources: dict[str, Source] = {}
+    for location in locations:
+        found = list(_sources_at(location, token))
+        if not found:
+            raise RebaseError(
+                f"sources: no folder matches {location!r}. Hub datasets are written hf://OWNER/NAME, and a list of "
+                "them is a .csv or .parquet file."
+            )
+        for source in found:
+            if sources.setdefault(source.dataset, source) != source:
+                raise RebaseError(f"sources: two datasets are called {source.dataset!r}; rename one, or name it once.")
+    return [sources[name] for name in sorted(sources)]
+
+
+def read_catalog(file: Path, token: str | None = None) -> Iterator[HubSource]:
+    """The hub datasets that a table lists: by ``id``; ``revision``, ``config``, ``split``, ``description`` if known.
+
+    Raises RebaseError that names the file, the row (a CSV file's line) and the column.
+    """
+    seen: dict[str, int] = {}
+    for number, line in enumerate(_read_table(file), start=2 if file.suffix.lower() == ".csv" else 1):
+        where = f"{file}, row {number}, column 'id'"
+        dataset = line.pop("id")
+        if not dataset:
+            raise RebaseError(f"{where}: it is empty. Write the dataset's hub id, owner/name.")
+        _check_id(dataset, where)
+        if dataset in seen:
+            raise RebaseError(f"{where}: {dataset!r} stands in row {seen[dataset]} already. Name each dataset once.")
+        seen[dataset] = number
+        yield HubSource(
+            dataset,
+            line["revision"] or None,
+            token,
+            line["config"] or None,
+            line["split"] or None,
+            line["description"],
+        )
+
+
+def _sources_at(location: str, token: str | None) -> Iterator[Source]:
+    if location.startswith(HUB_PREFIX):
+        yield _hub_source(location, token)
+        return
+    is_catalog = location.lower().endswith(_CATALOGS)
+    for path in map(Path, sorted(glob(location))):
+        if path.is_dir():
+            yield FolderSource(path)
+        elif is_catalog:
+            yield from read_catalog(path, token)
+
+
+def _hub_source(location: str, token: str | None) -> HubSource:
+    address, _, query = location.removeprefix(HUB_PREFIX).partition("?")
+    dataset, _, revision = address.partition("@")
+    _check_id(dataset, f"sources: {location!r}")
+    options = dict(parse_qsl(query))
+    if unknown := sorted(options.keys() - _HUB_OPTIONS) or (["the end"] if query and not options else []):
+        raise RebaseError(f"sources: {location!r}: {unknown[0]} is not understood; write ?config=NAME&split=NAME.")
+    return HubSource(dataset, revision or None, token, options.get("config"), options.get("split"))
+
+
+def _check_id(dataset: str, where: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(dataset)
+    except HFValidationError as error:
+        raise RebaseError(f"{where}: {dataset!r} is no hub id (owner/name). {error}") from None
+
+
+def _read_table(file: Path) -> list[dict[str, str]]:
+    """The catalog's rows with all its columns, as text without outer spaces."""
+    import pandas as pd
+
+    try:
+        if file.suffix.lower() == ".csv":
+            table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+        else:
+            table = pd.read_parquet(file).reset_index(drop=True)
+    except Exception as error:  # The readers raise whatever their format makes them raise.
+        raise RebaseError(f"{file}: the catalog cannot be read: {error}") from error
+    if not isinstance(table.index, pd.RangeIndex):  # The CSV reader takes fields without a header for an index.
+        raise RebaseError(f"{file}: the catalog cannot be read: its rows have more fields than its header.")
+    if "id" not in table:
+        raise RebaseError(f"{file}: the catalog has no column 'id'; it has {', '.join(map(str, table.columns))}.")
+    return [{name: _text(line.get(name)) for name in _COLUMNS} for line in table.to_dict("records")]
+
+
+def _text(value: Any) -> str:
+    import pandas as pd
+
+    return "" if pd.isna(value) else str(value).strip()

@@ -1,0 +1,1 @@
+"""Training examples: filters, prompts, requests, verification."""

@@ -1,0 +1,1 @@
+"""Judging answers, by a model and by people."""

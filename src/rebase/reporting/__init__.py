@@ -1,0 +1,1 @@
+"""What a run shows: reports, plots, records, traces, lineage."""

@@ -1,0 +1,124 @@
+"""What can be wrong with a good score: the pitfalls that arXiv 2410.18588 names, looked for in a run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from rebase.records import Task
+from rebase.tasks.metrics import normalize_answer, same_number
+
+_PAIRS = 3
+
+
+def is_in_form(task: Task, extracted: str, prompt: str) -> bool:
+    """Whether an extracted answer has the form that the task asks for, right or wrong.
+
+    A label is one of the task's, a number is one, a span stands in the prompt; other answers are not empty.
+    """
+    match task.answer.type:
+        case "label":
+            return extracted in task.answer.labels
+        case "number":
+            return bool(same_number(extracted, extracted))
+        case "span":
+            words = normalize_answer(extracted)
+            return bool(words) and words in normalize_answer(prompt)
+    return bool(extracted.strip())
+
+
+def right_in_format(task: Task, predictions: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of each system, in percent: answers in the asked form, the mean score of all and of those, and one answer.
+
+    ``commonest`` is the answer that is given most often: a system that always says the same has learned no task.
+    """
+    metric = task.metrics[0]
+    marked = _with_form(task, predictions)
+    lines = []
+    for system, frame in marked.groupby("system", sort=False):
+        counts = frame["extracted"].value_counts()
+        lines.append(
+            {
+                "system": system,
+                "in_form": 100 * frame["in_form"].mean(),
+                "score": 100 * frame[metric].mean(),
+                "score_in_form": 100 * frame.loc[frame["in_form"], metric].mean(),
+                "commonest": counts.index[0],
+                "commonest_share": 100 * counts.iloc[0] / len(frame),
+            }
+        )
+    return lines
+
+
+def where_gains_come_from(task: Task, predictions: pd.DataFrame) -> dict[str, float] | None:
+    """The expert's gain over the student, in points: over all items, and over those that both answer in the asked form.
+
+    ``form`` is the gain in the share of answers in form, ``n`` and ``both`` the numbers of items. None where one of
+    the two has not answered. Where there are no items of the second kind, ``gain_in_form`` is NaN.
+    """
+    metric = task.metrics[0]
+    marked = _with_form(task, predictions)
+    student, expert = (
+        marked[marked["system"] == system].set_index("item_id")[[metric, "in_form"]] for system in ("student", "expert")
+    )
+    pairs = expert.join(student, rsuffix="_student", how="inner").dropna()
+    if pairs.empty:
+        return None
+    gain = 100 * (pairs[metric] - pairs[f"{metric}_student"])
+    both = pairs["in_form"] & pairs["in_form_student"]
+    return {
+        "n": len(pairs),
+        "both": int(both.sum()),
+        "gain": float(gain.mean()),
+        "gain_in_form": float(gain[both].mean()),
+        "form": 100 * float(pairs["in_form"].mean() - pairs["in_form_student"].mean()),
+    }
+
+
+def nearest_pairs(embedding_map: pd.DataFrame, examples: pd.DataFrame) -> list[dict[str, Any]]:
+    """The evaluation items that are nearest to a training example, beside it: ``item``, ``example``, ``cosine``."""
+    queries = examples.set_index("example_id")["query"]
+    nearest = embedding_map.dropna(subset="cosine").nlargest(_PAIRS, "cosine")
+    return [
+        {"item": line.text, "example": queries.get(line.nearest_id, ""), "cosine": line.cosine}
+        for line in nearest.itertuples()
+    ]
+
+
+def nearness(embedding_map: pd.DataFrame) -> dict[str, float] | None:
+    """How near evaluation items are to the nearest example: quantiles of the cosines; None where none is known."""
+    cosines = embedding_map["cosine"].dropna()
+    if cosines.empty:
+        return None
+    return {"median": cosines.median(), "p90": cosines.quantile(0.9), "largest": cosines.max()}
+
+
+def judge_against_scores(
+    scores: Mapping[str, Any] | None, judge_scores: Mapping[str, Any] | None, metric: str
+) -> list[dict[str, Any]]:
+    """Each system's score beside the judge's mean grades; ``falling`` are the criteria that a gain does not carry.
+
+    A score above the student's while a grade is below the student's is a pitfall: the answers please the metric alone.
+    Scores of another version of the task may lack the metric: ``score`` is None there. Empty without a judge.
+    """
+    if scores is None or judge_scores is None:
+        return []
+    grades = judge_scores["grades"]
+    values = {system: cells.get(metric, {}).get("value") for system, cells in scores["systems"].items()}
+    before, base = values.get("student"), grades.get("student", {})
+    lines = []
+    for system, score in values.items():
+        own = {name: cell for name, cell in grades.get(system, {}).items() if "value" in cell}
+        gains = None not in (before, score) and score > before
+        falling = [name for name, cell in own.items() if gains and cell["value"] < base.get(name, {}).get("value", 0)]
+        if own:
+            lines.append({"system": system, "score": score, "grades": own, "falling": falling})
+    return lines
+
+
+def _with_form(task: Task, predictions: pd.DataFrame) -> pd.DataFrame:
+    in_form = [
+        is_in_form(task, extracted, prompt)
+        for extracted, prompt in predictions[["extracted", "prompt"]].fillna("").to_numpy()
+    ]
+    return predictions.assign(in_form=pd.Series(in_form, index=predictions.index, dtype=bool))

@@ -1,0 +1,178 @@
+"""Pictures of a run, as Plotly figures."""
+
+import html
+import textwrap
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import qualitative
+from plotly.subplots import make_subplots
+
+#: What the embedding map shows, in the order in which it is drawn: the few lie above the many.
+KINDS = ("source row", "evaluation item", "example")
+
+_BINS = 32
+#: More datasets than these are shown as one.
+_DATASETS = 25
+#: One color a system in every picture; others take the next free one. What training on ReBase's examples gave is blue.
+_COLORS = {
+    "student": "#9aa3b2", "student_few_shot": "#667085", "expert": "#2f6fde", "rebase": "#2f6fde",
+    "rebase_cot": "#8e5bd0", "synthesized": "#1c9e6b", "distilled": "#e8710a", "teacher": "#0b93ad",
+}  # fmt: skip
+#: Fewer points than these are shown each by itself.
+_FEW = 60
+#: Color, symbol and size of what the embedding map shows, in the order of ``KINDS``.
+_MARKS = (("#9aa3b2", "circle", 6), ("#e8710a", "diamond", 8), ("#2f6fde", "circle", 7))
+
+
+def plot_sources(retrieved: pd.DataFrame) -> go.Figure:
+    """Where the retrieved rows come from: rows a dataset, most first; the small ones together."""
+    counts = retrieved["dataset"].value_counts()
+    if len(counts) > _DATASETS:
+        others = pd.Series({f"{len(counts) - _DATASETS} others": counts[_DATASETS:].sum()})
+        counts = pd.concat([counts[:_DATASETS], others])
+    counts = counts[::-1]
+    figure = go.Figure(go.Bar(x=counts.to_list(), y=counts.index.to_list(), orientation="h"))
+    figure.update_layout(
+        title=f"Where the {len(retrieved)} retrieved rows come from",
+        xaxis_title="rows",
+        height=max(320, 24 * len(counts) + 140),
+        yaxis={"automargin": True},
+    )
+    return figure
+
+
+def plot_scores(scores: dict[str, Any]) -> go.Figure:
+    """Each metric before and after training, in percent, with its bootstrap interval."""
+    metrics = list(next(iter(scores["systems"].values())))
+    figure = go.Figure()
+    for system, values in scores["systems"].items():
+        cells = [values[metric] for metric in metrics]
+        figure.add_bar(
+            name=system,
+            marker_color=_COLORS.get(system),
+            x=metrics,
+            y=[cell["value"] for cell in cells],
+            text=[f"{cell['value']:.1f}" for cell in cells],
+            insidetextanchor="start",
+            textangle=0,
+            error_y={
+                "type": "data",
+                "array": [cell["high"] - cell["value"] for cell in cells],
+                "arrayminus": [cell["value"] - cell["low"] for cell in cells],
+            },
+        )
+    figure.update_layout(
+        title=f"{scores['task']}: {scores['n']} items, {scores['confidence']:.0%} intervals",
+        yaxis={"title": "percent", "range": [0, 100]},
+        barmode="group",
+    )
+    return figure
+
+
+def plot_curves(curves: pd.DataFrame) -> go.Figure:
+    """Each metric over the number of examples, a line a training set: the mean over seeds, and every run as a mark."""
+    metrics = list(dict.fromkeys(curves["metric"]))
+    colors = dict(zip(curves["training_set"].unique(), qualitative.Plotly, strict=False)) | _COLORS
+    figure = make_subplots(
+        rows=len(metrics), cols=1, shared_xaxes=True, subplot_titles=metrics, vertical_spacing=0.16 / len(metrics)
+    )
+    figure.update_annotations(font_size=13)
+    for row, metric in enumerate(metrics, 1):
+        for name, runs in curves[curves["metric"] == metric].groupby("training_set", sort=False):
+            color, group = colors[name], {"legendgroup": name, "showlegend": row == 1}
+            means = runs.groupby("examples")["value"].mean()
+            figure.add_scatter(
+                name=name, x=means.index, y=means, mode="lines", line_color=color, row=row, col=1, **group
+            )
+            figure.add_scatter(
+                name=name, x=runs["examples"], y=runs["value"], mode="markers", marker_color=color,
+                text=[f"seed {seed}" for seed in runs["seed"]], row=row, col=1,
+                error_y={
+                    "type": "data", "array": runs["high"] - runs["value"], "arrayminus": runs["value"] - runs["low"],
+                },
+                **group | {"showlegend": False},
+            )  # fmt: skip
+        figure.update_yaxes(title="percent", rangemode="tozero", row=row, col=1)
+    figure.update_xaxes(title="examples", row=len(metrics), col=1)
+    return figure.update_layout(title="What more examples bring", height=280 * len(metrics) + 120)
+
+
+def plot_loss(training_log: pd.DataFrame) -> go.Figure:
+    """The loss of each step, and on the held-out examples where it was measured."""
+    figure = go.Figure(go.Scatter(name="training", x=[*training_log["step"]], y=[*training_log["loss"]], mode="lines"))
+    measured = training_log.reindex(columns=["step", "validation_loss"]).dropna()
+    if len(measured):
+        figure.add_scatter(name="held out", x=measured["step"], y=measured["validation_loss"], mode="lines+markers")
+    figure.update_layout(
+        title="Loss on completions", xaxis_title="step", yaxis={"title": "nats a token", "rangemode": "tozero"}
+    )
+    return figure
+
+
+def plot_scores_of_rows(retrieved: pd.DataFrame) -> go.Figure:
+    """How the retrieved rows' scores distribute: the score and the three cosines it is the mean of."""
+    names = {"score": "score", "score_dataset": "dataset", "score_query": "query", "score_answer": "answer"}
+    bins = int(np.clip(2 * len(retrieved) ** (1 / 3), 12, _BINS))
+    edges = np.histogram_bin_edges(retrieved[list(names)].to_numpy(dtype=float), bins)
+    figure = go.Figure()
+    for column, name in names.items():
+        is_whole = column == "score"
+        counts, _ = np.histogram(retrieved[column], edges)
+        figure.add_scatter(
+            name=name,
+            x=(edges[:-1] + edges[1:]) / 2,
+            y=counts,
+            mode="lines",
+            line={"shape": "hvh", "width": 3 if is_whole else 1.5, "dash": None if is_whole else "dot"},
+            fill="tozeroy" if is_whole else None,
+        )
+    figure.update_layout(
+        title=f"How well the {len(retrieved)} retrieved rows fit the task",
+        xaxis_title="score, and its three cosines",
+        yaxis_title="rows",
+    )
+    return figure
+
+
+def plot_embedding_map(embedding_map: pd.DataFrame) -> go.Figure:
+    """Source rows, examples and evaluation items in two dimensions; the texts show under the pointer."""
+    figure = go.Figure()
+    for kind, (color, symbol, size) in zip(KINDS, _MARKS, strict=True):
+        points = embedding_map[embedding_map["kind"] == kind]
+        told = [f"{_plain(dataset)}<br>{_plain(text)}" for dataset, text in points[["dataset", "text"]].to_numpy()]
+        figure.add_scatter(
+            name=f"{kind}s",
+            x=points["x"],
+            y=points["y"],
+            mode="markers",
+            marker={"color": color, "symbol": symbol, "size": size, "opacity": 0.75},
+            hovertext=told,
+            hoverinfo="text",
+        )
+    axis = {"visible": False, "showgrid": False, "zeroline": False}
+    figure.update_layout(
+        title="Where source rows, examples and evaluation items lie", xaxis=axis, yaxis=axis, height=560
+    )
+    return figure
+
+
+def plot_nearness(embedding_map: pd.DataFrame) -> go.Figure:
+    """How near each evaluation item is to the training example that is nearest to it: the quantiles of the cosines."""
+    cosines = embedding_map["cosine"].dropna().sort_values().to_numpy()
+    shares = 100 * (np.arange(len(cosines)) + 0.5) / max(1, len(cosines))
+    figure = go.Figure(go.Scatter(x=shares, y=cosines, mode="lines+markers" if len(cosines) < _FEW else "lines"))
+    figure.update_layout(
+        title="How near the test is to the training data",
+        xaxis={"title": "% of the evaluation items", "range": [0, 100]},
+        yaxis={"title": "cosine to the nearest example", "range": [min([0.0, *cosines]), 1.02]},
+        showlegend=False,
+    )
+    return figure
+
+
+def _plain(text: str) -> str:
+    """A text for the hover box: a few short lines, in which nothing is markup."""
+    return "<br>".join(html.escape(line) for line in textwrap.wrap(text, 60, max_lines=6, placeholder=" …"))

@@ -1,0 +1,1 @@
+"""Tasks: their files, evaluation items, extraction, metrics and scores."""

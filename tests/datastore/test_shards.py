@@ -1,0 +1,29 @@
+import pyarrow as pa
+import pytest
+
+from rebase.datastore.shards import Shards, is_provisional, metadata_of, with_metadata
+
+
+def test_shards_are_read_in_name_order_when_asked_for():
+    read = []
+
+    def read_one(name, fingerprint):
+        read.append(name)
+        return pa.table({"name": [name]})
+
+    shards = Shards({"b": "1", "a": "2"}, read_one)
+    assert list(shards) == ["a", "b"]
+    assert len(shards) == 2
+    assert read == []
+    assert shards["b"]["name"].to_pylist() == ["b"]
+    assert read == ["b"]
+    with pytest.raises(KeyError):
+        shards["c"]
+
+
+def test_metadata_travels_with_the_table():
+    table = pa.table({"a": [1]})
+    assert not is_provisional(table)
+    assert metadata_of(with_metadata(table, {"n": 1, "s": "é"})) == {"n": 1, "s": "é"}
+    assert is_provisional(with_metadata(table, {"provisional": True}))
+    assert not is_provisional(with_metadata(table, {"provisional": False}))

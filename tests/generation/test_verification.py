@@ -1,0 +1,290 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebase.generation.verification import (
+    MAX_SPAN_WORDS,
+    Known,
+    agrees,
+    equations,
+    label_balance,
+    names_label,
+    one_sided,
+    reject_example,
+    reject_rationale,
+    same_answer,
+    stated_answer,
+    tidy_answer,
+)
+from rebase.records import Task
+from rebase.text import normalize
+
+TASKS = Path(__file__).parents[2] / "data" / "01_raw" / "tasks"
+
+
+def shipped(name: str) -> Task:
+    return Task.parse(yaml.safe_load((TASKS / f"{name}.yml").read_text()), name)
+
+
+READING, TOPIC, SUMS = shipped("reading_qa"), shipped("news_topic"), shipped("word_problems")
+FREE = TOPIC.model_copy(update={"answer": TOPIC.answer.model_copy(update={"type": "text", "labels": ()})})
+CODE = TOPIC.model_copy(update={"answer": TOPIC.answer.model_copy(update={"type": "code", "labels": ()})})
+PASSAGE = "The Skarn bell was cast in 1602 by Anna Dahl, and it weighs about 340 kilograms."
+NOTHING = Known(frozenset(), frozenset(), 13, frozenset(), frozenset())
+
+
+def reject(question, answer, known=NOTHING):
+    return reject_example(READING, {"context": PASSAGE, "question": question}, answer, known)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "reason"),
+    [
+        ("Who cast the bell?", "Anna Dahl", None),
+        ("Who cast the bell?", "anna dahl", None),
+        ("How heavy is the bell?", "about 340 kilograms", None),
+        ("Who cast the bell?", "Anna Berg", "answer_not_in_passage"),
+        ("Who cast the bell?", "Ann", "answer_not_in_passage"),
+        ("Was Anna Dahl the one who cast the bell?", "Anna Dahl", "answer_given_away"),
+        ("How many kilograms?", "340 kilograms", "answer_given_away"),
+        ("Name who cast the bell.", "Anna Dahl", "not_a_question"),
+        ("What is the capital of Peru?", "Anna Dahl", "question_off_passage"),
+        ("Who cast the bell?", "1602", "question_word_mismatch"),
+        ("When was the bell of the bell of the bell cast?", "1602", "question_repeats_itself"),
+        ("Who cast the bell?", "", "empty"),
+        (" ", "Anna Dahl", "empty"),
+        ("What is told of the bell?", PASSAGE, "answer_too_long"),
+    ],
+)
+def test_spans(question, answer, reason):
+    assert reject(question, answer) == reason
+
+
+def test_copies_and_evaluation_items():
+    question, answer = "Who cast the bell?", "Anna Dahl"
+    query = READING.render_query({"context": PASSAGE, "question": question})
+    assert reject(question, answer, Known.of(READING, [query.upper()], 13)) == "equals_evaluation_item"
+    copied = READING.examples[0]["question"]
+    assert reject(copied, answer, Known.of(READING, [], 13)) == "copies_prompt_example"
+
+
+RUN = "the old ferry to Lunna takes only six bicycles on a fine summer day"  # 14 words
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "rejected"),
+    [
+        (f"Yes, {RUN.upper()}!", f"News item: They say {RUN}, they say.", True),
+        (f"Yes, {RUN}.", f"News item: {RUN.replace('six', 'ten')}", False),
+        (
+            "昨日の朝、北の港で小さな船が見つかり、漁師たちが浜まで引いていきました。",
+            "News item: それは北の港で小さな船が見つかり、漁師たちが浜まで引いていきました、と。",
+            True,
+        ),
+        (
+            "昨日の朝、北の港で大きな船が見つかりました。",
+            "News item: それは北の港で小さな船が見つかり、漁師たちが浜まで引いていきました、と。",
+            False,
+        ),
+    ],
+)
+def test_a_run_of_words_of_an_evaluation_item(text, query, rejected):
+    reason = reject_example(TOPIC, {"text": text}, "travel", Known.of(TOPIC, [query], 13))
+    assert reason == ("overlaps_evaluation" if rejected else None)
+
+
+def test_a_run_in_the_answer_or_in_the_passage_counts():
+    known = Known.of(FREE, [f"News item: {RUN}"], 13)
+    assert reject_example(FREE, {"text": "Say it."}, RUN, known) == "overlaps_evaluation"
+    passage = f"{RUN}. It sails at 7."
+    known = Known.of(READING, [READING.render_query({"context": RUN, "question": "Who?"})], 13)
+    fields = {"context": passage, "question": "When does the ferry sail?"}
+    assert reject_example(READING, fields, "at 7", known) == "overlaps_evaluation"
+
+
+def test_what_is_written_must_not_repeat_the_prompts_examples_but_a_passage_may():
+    known = Known.of(TOPIC, [], 8)
+    copied = f"Today {TOPIC.examples[0]['text']}"
+    assert reject_example(TOPIC, {"text": copied}, "sport", known) == "overlaps_evaluation"
+    fields = {"context": READING.examples[0]["context"] + " The bell weighs 3 tons.", "question": "What weighs 3 tons?"}
+    assert reject_example(READING, fields, "The bell", Known.of(READING, [], 8)) is None
+
+
+def test_the_words_of_the_template_are_no_run():
+    long = TOPIC.model_copy(update={"query": f"{RUN} {RUN}: {{text}}"})
+    query = long.render_query({"text": "A cup was won."})
+    assert reject_example(long, {"text": "Rain stopped play."}, "sport", Known.of(long, [query], 13)) is None
+
+
+def test_labels():
+    fields = {"text": "Rain stopped play."}
+    assert reject_example(TOPIC, fields, "sport", NOTHING) is None
+    assert reject_example(TOPIC, fields, "weather", NOTHING) == "unknown_label"
+    assert tidy_answer(TOPIC, fields, " Sport ") == "sport"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"), [("12", None), ("-2.5", None), ("1,200", None), ("a dozen", "not_a_number")]
+)
+def test_numbers(answer, reason):
+    assert reject_example(SUMS, {"question": "How many?"}, answer, NOTHING) == reason
+
+
+def test_an_answer_that_repeats_its_query():
+    fields = {"text": "Rain stopped play."}
+    query = TOPIC.render_query(fields)
+    assert reject_example(FREE, fields, query, NOTHING) == "repeats_query"
+    assert reject_example(CODE, fields, query, NOTHING) == "not_code"
+    assert reject_example(CODE, fields, "print('rain')", NOTHING) is None
+
+
+def test_a_span_takes_the_passages_spelling():
+    fields = {"context": PASSAGE, "question": "Who?"}
+    assert tidy_answer(READING, fields, ' "anna dahl." ') == "Anna Dahl"
+
+
+def test_code_keeps_its_indentation():
+    assert tidy_answer(CODE, {"text": "x"}, "\n    return 1\n") == "    return 1"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"), [("1,200", "1200"), ("18.0", "18"), ("2.50", "2.50"), ("7.", "7"), ("x", "x")]
+)
+def test_a_number_is_kept_bare(said, kept):
+    assert tidy_answer(SUMS, {"question": "How many?"}, said) == kept
+
+
+@pytest.mark.parametrize(
+    ("rationale", "answer", "reason"),
+    [
+        ("6 * 8 = 48. After 30 are sold, 48 - 30 = 18 are left.", "18", None),
+        ("She pays 3 × $4 = $12.", "12", None),
+        ("A third of 10 is 10 / 3 = 3.33.", "3.33", None),
+        ("So 2 + 2 = 4. So the answer is 4.", "4", None),
+        ("6 * 8 = 42.", "42", "wrong_equation"),
+        ("27 - 12 = 13, then 13 + 12 = 25.", "25", "wrong_equation"),
+        ("2 + 2 = 4. So the answer is 5.", "4", "states_another_answer"),
+        ("12 / 4 = 3", "48", "answer_not_derived"),
+        ("They are left with eighteen.", "18", "answer_not_derived"),
+        ("  ", "18", "empty_rationale"),
+    ],
+)
+def test_rationales(rationale, answer, reason):
+    assert reject_rationale(SUMS, rationale, answer) == reason
+
+
+def test_words_need_no_equation():
+    assert reject_rationale(TOPIC, "It is about a football match.", "sport") is None
+
+
+@pytest.mark.parametrize("text", ["no sums here", "1 / 0 = 3", "x + y = z", "on 3-4 = nothing"])
+def test_what_is_no_sum_is_not_called_wrong(text):
+    assert all(equation.is_true for equation in equations(text))
+
+
+def test_the_stated_answer():
+    assert stated_answer("We add. So the answer is 4.") == "4"
+    assert stated_answer("The answer is here: look.  And so on") is None
+
+
+def test_same_answers():
+    assert same_answer("1,200", "1200.0")
+    assert same_answer("The Purser", "the purser.")
+    assert not same_answer("12", "twelve")
+
+
+@pytest.mark.parametrize(
+    ("task", "one", "other", "agree"),
+    [
+        (TOPIC, "sport", " Sport", True),
+        (TOPIC, "sport", "travel", False),
+        (SUMS, "1200", "1,200.0", True),
+        (SUMS, "12", "-12", False),
+        (READING, "Anna Dahl", "by anna dahl.", True),
+        (READING, "1602", "in 1602", True),
+        (READING, "Anna Dahl", "Anna", True),
+        (READING, "Ann", "Anna Dahl", False),
+        (READING, "3", "3.5 tons", False),
+        (READING, "340", "1,340", False),
+        (READING, "Anna Dahl", PASSAGE, False),
+        (READING, "!", "?", False),
+        (READING, "", "Anna", False),
+        (FREE, "Rain stopped play.", "rain stopped  play", True),
+        (FREE, "Rain stopped play.", "Rain stopped", False),
+        (FREE, "+", "-", False),
+        (CODE, "if x:\n    return 1", "if x:\n  return 1\n", True),
+        (CODE, "return x", "return X", False),
+    ],
+)
+def test_answers_that_agree(task, one, other, agree):
+    fields = {"context": PASSAGE, "question": "Who?", "text": "x"}
+    assert agrees(task, fields, one, other) is agree
+    assert agrees(task, fields, other, one) is agree
+
+
+@given(st.text(max_size=40), st.sampled_from([READING, TOPIC, SUMS, FREE, CODE]))
+def test_an_answer_agrees_with_itself(answer, task):
+    assert agrees(task, {"context": PASSAGE, "question": "Who?", "text": "x"}, answer, answer)
+
+
+def test_the_balance_of_labels():
+    assert label_balance(["sport", "food", "travel"], ["sport", "food", "sport", "sport"]) == {
+        "counts": {"sport": 3, "food": 1, "travel": 0},
+        "largest_share": 0.75,
+        "missing": ["travel"],
+    }
+    assert label_balance(["a"], []) == {"counts": {"a": 0}, "largest_share": 0.0, "missing": ["a"]}
+
+
+@pytest.mark.parametrize(("others", "words"), [(1, "9 of 10 examples have the label yes"), (2, ""), (9, "")])
+def test_one_label_for_nearly_all_is_told(others, words):
+    told = one_sided({"no": others, "yes": 9})
+    assert bool(told) == bool(words)
+    assert told.startswith(words)
+    assert one_sided({"no": 0, "yes": 0}) == ""
+
+
+@pytest.mark.parametrize(
+    ("label", "texts", "named"),
+    [
+        ("sport", ["Sports", "x"], True),
+        ("science", ["Science corner"], True),
+        ("sport", ["transport"], False),
+        ("food", ["Eating out"], False),
+        ("travel", [], False),
+    ],
+)
+def test_a_label_that_a_row_names(label, texts, named):
+    assert names_label(label, texts) is named
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 10**6))
+def test_true_sums_are_true_and_others_are_not(left, right, off):
+    assert [equation.is_true for equation in equations(f"{left} + {right} = {left + right}")] == [True]
+    assert [equation.is_true for equation in equations(f"{left} + {right} = {left + right + off}")] == [False]
+
+
+@given(st.text(max_size=120), st.text(max_size=60), st.text(max_size=40))
+def test_what_is_kept_is_a_short_span_that_is_not_given_away(passage, question, answer):
+    fields = {"context": passage, "question": question}
+    tidied = tidy_answer(READING, fields, answer)
+    if reject_example(READING, fields, tidied, NOTHING) is None:
+        assert f" {normalize(tidied)} " in f" {normalize(passage)} "
+        assert f" {normalize(tidied)} " not in f" {normalize(question)} "
+        assert len(tidied.split()) <= MAX_SPAN_WORDS
+
+
+@given(st.text(max_size=60), st.text(max_size=80))
+def test_tidying_again_changes_nothing(answer, passage):
+    fields = {"context": passage, "question": "Who?"}
+    once = tidy_answer(READING, fields, answer)
+    assert tidy_answer(READING, fields, once) == once
+
+
+@given(st.text(max_size=100))
+def test_no_rationale_breaks_the_checks(text):
+    reject_rationale(SUMS, text, "4")
+    reject_rationale(SUMS, f"{text} 2 + 2 = 4 {text}", "4")

@@ -1,0 +1,131 @@
+"""The lineage in a real browser: the static site that ``kedro lineage`` writes, of a project that has run."""
+
+import json
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from click.testing import CliRunner
+from playwright.sync_api import expect
+
+from rebase import cli
+from tests.browser import go_to_lineage, needs_chromium, open_page, serving
+from tests.test_conf import LAYERS, entries
+from tests.test_end_to_end import kedro
+
+
+@pytest.fixture(scope="module")
+def site(project):
+    kedro(project, "lineage", "--env=test")
+    return project / "build" / "lineage"
+
+
+@pytest.fixture(scope="module")
+def opened(site):
+    """The page with the graph, and what it asked for and complained of."""
+    with serving(site) as address, open_page(1280, 1000) as (page, seen):
+        go_to_lineage(page, address)
+        yield page, seen
+
+
+@pytest.fixture
+def lineage(opened):
+    """The same, with the graph in front again when a test is done."""
+    yield opened
+    back = opened[0].get_by_text("Back", exact=True)
+    if back.is_visible():
+        back.click()
+
+
+def nodes(site: Path, kind: str) -> dict[str, dict]:
+    """The default pipeline's nodes of a kind: by name, what their panels show."""
+    listed = json.loads((site / "api" / "main").read_text())["nodes"]
+    return {
+        node["name"]: json.loads((site / "api" / "nodes" / node["id"]).read_text())
+        for node in listed
+        if node["type"] == kind and "__default__" in node["pipelines"]
+    }
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    done = CliRunner().invoke(cli.cli, ["lineage", "--to", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "holds something else" in done.output
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.slow
+def test_every_pipeline_has_its_layers_in_their_order(site):
+    for file in (site / "api" / "pipelines").iterdir():
+        pipeline = json.loads(file.read_text())
+        used = {node.get("layer") for node in pipeline["nodes"]}
+        layers = [layer for layer in pipeline["layers"] if layer in used]
+        assert layers, f"{file.name}: a layer waits for a later one, so kedro-viz shows none"
+        assert layers == sorted(layers), file.name
+    assert set(json.loads((site / "api" / "main").read_text())["layers"]) == LAYERS
+
+
+@pytest.mark.slow
+def test_everything_has_a_preview_unless_it_is_said_not_to(site):
+    catalog = entries()
+    for name, shown in nodes(site, "data").items():
+        wanted = catalog[name].get("metadata", {}).get("kedro-viz", {}).get("preview", True)
+        assert bool(shown.get("preview")) == wanted, name
+
+
+@pytest.mark.slow
+def test_the_site_says_nothing_of_the_machine(site, project):
+    for file in (site / "api").rglob("*"):
+        assert file.is_dir() or str(project) not in file.read_text(), file
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_nodes_are_there(lineage, site):
+    page, _ = lineage
+    shown = set(page.locator(".pipeline-node__text").all_text_contents())
+    assert shown == set(nodes(site, "data")) | set(nodes(site, "task"))
+    assert {"sources", "rows", "vectors", "index", "task", "retrieved", "examples", "adapter", "scores"} <= shown
+    assert page.locator(".pipeline-layer-name").all_text_contents() == sorted(LAYERS)
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sources", "data/01_raw/datasets/rivers-and-lakes"),
+        ("rows", "content_hash"),
+        ("retrieved", "score_query"),
+        ("examples", "response_key"),
+        ("scores", "systems · expert · f1"),
+        ("evaluate_summary", "rejected"),
+        ("loss_plot", "Loss on completions"),
+        ("transform_prompt", "You write training examples for a task."),
+        ("task", "instruction:"),
+        ("adapter", "lora_alpha"),
+    ],
+)
+def test_a_click_opens_the_preview(lineage, name, words):
+    page, _ = lineage
+    page.locator(".pipeline-node").filter(has=page.get_by_text(name, exact=True)).dispatch_event("click")
+    page.get_by_text("Expand preview").click()
+    expect(page.locator(".pipeline-metadata-modal")).to_contain_text(words, timeout=30_000)
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_click_shows_the_code(lineage):
+    page, _ = lineage
+    page.locator(".pipeline-node").filter(has=page.get_by_text("retrieve_rows", exact=True)).dispatch_event("click")
+    page.get_by_text("Show Code").click()
+    expect(page.locator(".pipeline-metadata-code")).to_contain_text("def retrieve_rows(", timeout=30_000)
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_nothing_fails_and_nothing_is_asked_of_other_machines(lineage):
+    _, seen = lineage
+    assert seen.errors == []
+    assert {urlsplit(url.removeprefix("blob:")).hostname for url in seen.requests} == {"127.0.0.1"}

@@ -1,0 +1,381 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from plotly.offline import get_plotlyjs
+
+from rebase.datastore.encoder import Encoder
+from rebase.pipelines.report.nodes import MAX_POINTS, project, project_embeddings
+from rebase.records import Task
+from rebase.reporting.plots import KINDS
+from rebase.reporting.report import (
+    ALL_PIECES,
+    PIECES,
+    examples_with_rows,
+    find_outdated,
+    flow,
+    limits,
+    over_seeds,
+    sources,
+    won_and_lost,
+    write_report,
+)
+from rebase.tasks.evaluation_items import EVALUATION_COLUMNS
+from tests.test_end_to_end import copy_of_project, kedro
+from tests.tiny import reasoned_examples
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+LIBRARY = get_plotlyjs()
+CELL = {"value": 33.3, "low": 20.0, "high": 41.5}
+
+
+@pytest.fixture
+def predictions() -> pd.DataFrame:
+    lines = [
+        (system, item, f"prompt {item}", raw, "yes", '["yes"]', value, value)
+        for system, values in {"student": (0.0, 1.0, 1.0), "expert": (1.0, 0.0, 1.0)}.items()
+        for item, value in zip("abc", values, strict=True)
+        for raw in [f"<b>{system} says {item}</b>"]
+    ]
+    columns = ["system", "item_id", "prompt", "raw", "extracted", "answers", "exact_match", "f1"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+@pytest.fixture
+def retrieved() -> pd.DataFrame:
+    row = json.dumps({"title": f"Trees & {HOSTILE}", "year": "1871"})
+    scores = {"score": 0.5, "score_dataset": 0.4, "score_query": 0.61, "score_answer": 0.49}
+    matched = {"query_column": "title", "query_value": "Trees", "answer_column": "year", "passage": None}
+    return pd.DataFrame(
+        {"row_id": [f"e{n}" for n in range(9)], "dataset": HOSTILE, "license": "cc0-1.0", "row": row, **scores}
+        | matched
+    )
+
+
+@pytest.fixture
+def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFrame) -> dict[str, Any]:
+    """A whole run's, with hostile text in it."""
+    metrics = dict.fromkeys(reading_task.metrics, CELL)
+    usage = {"used": 9, "responses": 7, "stored": 2, "dollars": 0.0123, "used_dollars": 0.02}
+    summary = {"in": 9, "kept": 7, "rejected": {"few": 1, HOSTILE: 2}}
+    estimate = dict.fromkeys(
+        ["estimated_requests_low", "estimated_requests_high", "estimated_dollars_low", "estimated_dollars_high"], 1
+    )
+    points = [
+        {"kind": kind, "id": "e1", "dataset": HOSTILE, "text": HOSTILE, "x": 0.0, "y": 1.0,
+         "cosine": 0.91 if kind == KINDS[1] else np.nan, "nearest_id": "e1"} for kind in KINDS
+    ]  # fmt: skip
+    words = {"mean": 3.0, "p10": 1.0, "p50": 3.0, "p90": 9.0}
+    return {
+        **{f"{stage}_summary": {"stage": stage, **summary, "seconds": 4.5, "usage": usage} for stage in ("transform",)},
+        **{
+            f"{stage}_summary": {"stage": stage, **summary}
+            for stage in ("ingest", "embed", "index", "retrieve", "cot", "evaluate")
+        },
+        "train_summary": {"stage": "train", **summary, "base_model": HOSTILE},
+        "retrieved": retrieved,
+        "reasoned_examples": reasoned_examples(9, f"because {HOSTILE}"),
+        "teacher_usage": pd.DataFrame(
+            [{"stage": "total", **usage, "input_tokens": 10, "output_tokens": 5, **estimate}]
+        ),
+        "diversity": {
+            "n": 9, "distinct_share": 0.5, "mean_cosine": None, "distinct_1": 0.5, "distinct_2": None,
+            "labels": {"counts": {HOSTILE: 9}}, "words": {"query": words, "rationale": None},
+        },
+        "preflight": {
+            "in": 9, "kept": 9, "steps": 3, "epochs": 1.0, "tokens": 1700, "tokens_with_loss": 53,
+            "padding_share": 0.08, "longest": 140, "max_length": 192,
+            "examples": [
+                {"which": "first", "tokens": 9, "tokens_with_loss": 2, "text": f"{HOSTILE} ⟦<i>learned</i>⟧"}
+            ],
+        },
+        "training_log": pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}),
+        "predictions": predictions,
+        "scores": {
+            "task": HOSTILE, "n": 3, "confidence": 0.95,
+            "systems": dict.fromkeys(("student", "expert", "teacher", HOSTILE), metrics),
+            "differences": {"expert - student": metrics},
+        },
+        "embedding_map": pd.DataFrame(points),
+        "run_record": {
+            "models": {"teacher": HOSTILE}, "versions": {"git": None}, "machine": "CPU", "parameters": {"x": HOSTILE}
+        },
+        "judge_scores": {
+            "judge": HOSTILE, "grades": {"student": {"true": CELL}, "expert": {"true": CELL}},
+            "doubts": [f"every answer has the same grade {HOSTILE}"],
+            "pairwise": {"systems": ["expert", "student"], "win": CELL, "tie": CELL, "loss": CELL,
+                         "position_bias": {"flips": CELL}},
+        },
+        "comparison_scores": {
+            "task": "t", "n": 3, "confidence": 0.95, "systems": {"synthesized": metrics}, "differences": {},
+            "left_out": {"distilled": HOSTILE},
+        },
+        "comparison": pd.DataFrame(
+            [{"system": "synthesized", "metric": metric, "examples": 12, "requests": 4321.0, "dollars": 0.0456}
+             | {"seeds": 2, "seed_mean": 31.25, "seed_deviation": 7.78} for metric in reading_task.metrics]
+        ),
+        "curves": pd.DataFrame(
+            [{"training_set": "synthesized", "examples": size, "seed": 0, "metric": "f1", **CELL} for size in (0, 12)]
+        ),
+    }  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements with their attributes, its text, its scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.data: list[dict[str, Any]] = []
+        self._inside = ""
+        # The library's 5 MB are as they are; the parser would read them for seconds.
+        self.feed(page.replace(LIBRARY, ""))
+        self.close()
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            if data.startswith("{"):
+                self.data.append(json.loads(data))
+        elif self._inside != "style":
+            self.text += data
+
+
+def test_the_page_shows_everything(reading_task: Task, pieces: dict[str, Any]) -> None:
+    assert set(pieces) == set(ALL_PIECES)
+    page = Page(write_report(reading_task, **pieces))
+    for words in (
+        "33.3 → 33.3", "before → after", "Of the 3 items the expert answers 1 better", "few 1", "$0.0123", "7 responses",
+        "expert - student", "matches the queries 0.61", "because", "cosine of 0.91", "cosine 0.91", "cc0-1.0",
+        "The sets did not cost the same", "4,321", "$0.0456", "Left out: distilled", "Do not trust this judge: every",
+        "Mean grades from 1 to 5", "33.3 % of the verdicts change",
+        "1,700", "3 evaluation items are few", "Everything that a run makes is on this page.",
+    ):  # fmt: skip
+        assert words in page.text, words
+    assert ("mark", {}) in page.elements
+    assert "Not there" not in page.text
+    assert len(page.data) == 8  # scores, comparison, curves, two of sources, nearness, map, loss
+
+
+def test_nothing_of_the_data_becomes_markup(reading_task: Task, pieces: dict[str, Any]) -> None:
+    page = Page(write_report(reading_task, **pieces))
+    assert page.text.count("alert(1)") > 15
+    assert not [tag for tag, attributes in page.elements if tag in {"img", "i"} and attributes.keys() - {"style"}]
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    # One for each picture, the library, and the page's own.
+    assert sum(tag == "script" for tag, _ in page.elements) == len(page.data) + 2
+
+
+def test_the_page_needs_nothing_beside_it(reading_task: Task, pieces: dict[str, Any]) -> None:
+    page = Page(write_report(reading_task, **pieces))
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    for tag, attributes in page.elements:
+        assert tag not in {"link", "iframe", "object", "embed"}
+        assert "src" not in attributes
+        href = attributes.get("href")
+        assert href is None or (href.startswith("#") and href[1:] in ids), href
+    [policy] = [said["content"] for _, said in page.elements if said.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
+    style = re.search(r"<style>(.*?)</style>", write_report(reading_task), re.DOTALL)
+    assert style is not None
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+
+
+def test_half_a_run_says_what_is_missing(reading_task: Task, pieces: dict[str, Any]) -> None:
+    for name in (name for name in pieces if not name.endswith("_summary")):
+        without = Page(write_report(reading_task, **{other: piece for other, piece in pieces.items() if other != name}))
+        assert (f"Not there: {name}." in without.text) == (name in PIECES), name
+    nothing = Page(write_report(reading_task))
+    assert "half a run" in nothing.text
+    assert nothing.data == []
+    assert reading_task.instruction in nothing.text
+    for count in (4, 9, 12, 15):
+        begun = Page(write_report(reading_task, **{name: pieces[name] for name in list(PIECES)[:count]}))
+        assert f"Not there: {', '.join(list(PIECES)[count:])}." in begun.text
+
+
+def test_pieces_that_are_empty_or_of_another_version_count_as_missing(
+    reading_task: Task, pieces: dict[str, Any]
+) -> None:
+    other = {
+        "scores": {},
+        "predictions": pieces["predictions"].head(0),
+        "retrieved": pieces["retrieved"].drop(columns="license"),
+        "training_log": pd.DataFrame({"loss": [1.0]}),
+    }
+    page = Page(write_report(reading_task, **pieces | other))
+    for name in other:
+        assert re.search(rf"Not there: [^.]*\b{name}\b", page.text), name
+
+
+def test_scores_of_another_version_of_the_task_do_no_harm(reading_task: Task, pieces: dict[str, Any]) -> None:
+    cells = {"f1": CELL, "accuracy": CELL}
+    old = {"systems": {"student": cells, "expert": cells}, "differences": {"expert - student": cells}}
+    page = Page(write_report(reading_task, **pieces | {"scores": pieces["scores"] | old}))
+    assert "Mean grades from 1 to 5" in page.text
+    assert "before → after" not in page.text
+
+
+def test_what_other_seeds_gave_stands_beside_the_intervals(reading_task: Task, pieces: dict[str, Any]) -> None:
+    page = Page(write_report(reading_task, **pieces))
+    assert page.text.count("31.2 ± 7.8") == len(reading_task.metrics)
+    once = pieces["comparison"].assign(seeds=1)
+    assert "How much may be luck" not in Page(write_report(reading_task, **pieces | {"comparison": once})).text
+    assert over_seeds(pieces["comparison"].drop(columns="seeds")) == {}
+
+
+def test_a_comparison_without_its_table_has_no_costs(reading_task: Task, pieces: dict[str, Any]) -> None:
+    page = Page(write_report(reading_task, **{name: pieces[name] for name in ("scores", "comparison_scores")}))
+    assert "The sets did not cost the same" in page.text
+    assert "requests" not in page.text.lower()
+
+
+def test_what_is_left_from_an_earlier_run_is_said(reading_task: Task) -> None:
+    times = {"retrieved": 1.0, "reasoned_examples": 9.0, "training_log": 3.0, "predictions": 4.0, "scores": 5.0}
+    assert find_outdated(times) == ["training_log", "predictions", "scores"]
+    assert find_outdated({**times, "reasoned_examples": 2.0}) == []
+    assert find_outdated({"scores": 5.0}) == []
+    comparison = {"reasoned_examples": 1.0, "comparison_scores": 3.0, "curves": 4.0, "comparison": 5.0, "scores": 2.0}
+    assert find_outdated(comparison) == []
+    assert find_outdated(comparison | {"scores": 6.0}) == ["comparison_scores", "curves", "comparison"]
+    assert find_outdated(comparison | {"reasoned_examples": 6.0}) == ["comparison_scores", "curves", "comparison"]
+    # The run's own training is older than the examples that `compare` made anew; the comparison is not.
+    assert "comparison_scores" not in find_outdated(times | {"comparison_scores": 10.0})
+    assert "earlier run: scores." in Page(write_report(reading_task, ["scores"])).text
+
+
+def test_a_system_that_is_missing_is_no_comparison(reading_task: Task, pieces: dict[str, Any]) -> None:
+    expert = pieces["predictions"].query("system == 'expert'")
+    page = Page(write_report(reading_task, **pieces | {"predictions": expert}))
+    assert "answers of student and expert to the same items" in page.text
+    assert won_and_lost(expert, "f1") is None
+    for ungraded in (
+        pieces["predictions"].assign(exact_match=np.nan),
+        pieces["predictions"].drop(columns="exact_match"),
+    ):
+        page = Page(write_report(reading_task, **pieces | {"predictions": ungraded}))
+        assert "answers of student and expert to the same items" in page.text
+        assert "nan" not in page.text
+
+
+def test_won_and_lost(predictions: pd.DataFrame) -> None:
+    outcomes = won_and_lost(predictions, "exact_match")
+    assert outcomes is not None
+    assert [item["prompt"] for item in outcomes["won"]] == ["prompt a"]
+    assert [item["prompt"] for item in outcomes["lost"]] == ["prompt b"]
+    assert outcomes["lost"][0]["student"] == "<b>student says b</b>"
+    assert outcomes["counts"] == {"won": 1, "lost": 1, "same": 1}
+
+
+def test_examples_are_spread_and_stand_beside_their_row(retrieved: pd.DataFrame) -> None:
+    chosen = examples_with_rows(reasoned_examples(9), retrieved)
+    assert [example["rank"] for example in chosen] == [1, 3, 5, 7]
+    assert chosen[0]["source"][1] == ("year", "1871", ["matches the answers 0.49"])
+    assert examples_with_rows(reasoned_examples(1), retrieved.head(0))[0]["source"] == []
+    synthetic = reasoned_examples(2).drop(columns=["row_id", "rank", "dataset"])
+    assert [example["source"] for example in examples_with_rows(synthetic, None)] == [[], []]
+
+
+def test_sources_add_up_and_small_ones_stand_together() -> None:
+    rows = pd.DataFrame({"dataset": [f"d{n}" for n in range(40)], "license": "mit"})
+    lines = sources(rows, reasoned_examples(9))
+    assert [(line["dataset"], line["examples"]) for line in lines[:2]] == [("foxes", 5), ("birds", 4)]
+    assert lines[-1]["dataset"] == "12 others"
+    assert sum(line["rows"] for line in lines) == 40
+    assert sources(None, None) == []
+
+
+def test_flow_is_in_the_order_of_the_stages_with_the_largest_reason_first() -> None:
+    said = {"in": 10, "kept": 5, "rejected": {"a": 1, "b": 4}}
+    lines = flow({"train_summary": {"stage": "train", **said}, "cot_summary": {"stage": "cot", **said}})
+    assert [line["stage"] for line in lines] == ["cot", "train"]
+    assert list(lines[0]["rejected"]) == ["b", "a"]
+    assert lines[0]["share"] == 50
+
+
+def test_limits_are_those_of_the_run(pieces: dict[str, Any]) -> None:
+    unknown = pieces["retrieved"].assign(license="unknown")
+    said = " ".join(limits({"retrieved": unknown, "evaluate_summary": {"rejected": {"over_limit": 94}}}))
+    assert "license of 9 retrieved rows is unknown" in said
+    assert "94 evaluation items were left out" in said
+    assert "few" not in said
+    one_sided = {"diversity": {"labels": {"counts": {"yes": 32, "no": 1}}}}
+    assert "32 of 33 examples have the label yes" in " ".join(limits(one_sided))
+
+
+def items(*texts: str) -> pd.DataFrame:
+    lines = [(str(n), json.dumps({"context": text, "question": "Where?"}), "", "[]") for n, text in enumerate(texts)]
+    return pd.DataFrame(lines, columns=list(EVALUATION_COLUMNS))
+
+
+def test_embedding_map(reading_task: Task, retrieved: pd.DataFrame, encoder: Encoder) -> None:
+    texts = ["The heron nests in high trees.", "Bread is baked in an oven.", "The sum of two numbers is even."]
+    examples = reasoned_examples(3).assign(fields=items(*texts)["fields"])
+    points = project_embeddings(reading_task, retrieved, examples, items(texts[1], "Herons build nests."), encoder)
+    assert points["kind"].value_counts().to_dict() == {"source row": 9, "example": 3, "evaluation item": 2}
+    found = points[points["kind"] == "evaluation item"]
+    assert found["nearest_id"].tolist() == ["e1", "e0"]
+    assert found["cosine"].iloc[0] == pytest.approx(1, abs=1e-4)
+    assert 0 < found["cosine"].iloc[1] < 0.99
+    assert points.loc[points["kind"] != "evaluation item", "cosine"].isna().all()
+    assert points["text"].iloc[0] == "Trees"
+    assert np.isfinite(points[["x", "y"]].to_numpy()).all()
+
+    none = project_embeddings(reading_task, retrieved.head(0), examples.head(0), items(texts[0]), encoder)
+    assert none["cosine"].isna().all()
+
+
+def test_of_many_examples_all_count_and_some_are_drawn(
+    reading_task: Task, retrieved: pd.DataFrame, encoder: Encoder
+) -> None:
+    count = MAX_POINTS + 7
+    examples = reasoned_examples(count).assign(fields=items(*(f"Fact {n}." for n in range(count)))["fields"])
+    points = project_embeddings(reading_task, retrieved, examples, items(f"Fact {count - 1}."), encoder)
+    assert (points["kind"] == "example").sum() == MAX_POINTS
+    assert points.loc[points["kind"] == "evaluation item", "nearest_id"].tolist() == [f"e{count - 1}"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 9, 12])
+def test_any_number_of_points_has_a_place(count: int) -> None:
+    vectors = np.random.default_rng(0).normal(size=(count, 8))
+    assert project(vectors).shape == (count, 2)
+    assert np.isfinite(project(vectors)).all()
+
+
+@pytest.mark.slow
+def test_the_commands_work_on_a_run_that_was_killed(tmp_path: Path) -> None:
+    project = copy_of_project(tmp_path)
+    folder = project / "data" / "test" / "08_reporting" / "reading_qa"
+    assert "There are no runs" in kedro(project, "runs", "--env=test").stdout
+    assert "Made from 0 of" in kedro(project, "report", "--env=test").stdout
+    folder.joinpath("cot_summary.json").write_text('{"stage": "cot", "in": 9, "kept": 8, "rejected": {"vague": 1}}')
+    folder.joinpath("training_log.parquet").write_text("cut off")
+    scores = {"task": "reading_qa", "n": 3, "confidence": 0.9, "systems": {"expert": {"f1": CELL}}, "differences": {}}
+    (folder / "scores.json" / "2026-01-01T10.00.00.000Z").mkdir(parents=True)
+    (folder / "scores.json" / "2026-01-01T10.00.00.000Z" / "scores.json").write_text(json.dumps(scores))
+    done = kedro(project, "report", "--env=test", "--params=task=reading_qa")
+    assert "Made from 2 of" in done.stdout
+    assert "training_log cannot be read and is left out" in done.stderr
+    page = (folder / "report.html").read_text()
+    assert "vague" in page
+    assert "33.3" in page
+    said = kedro(project, "runs", "reading_qa", "--env=test").stdout
+    assert "expert · f1 33.3 [20.0, 41.5]" in said
+    assert "no record" in said
+    assert "There are no runs" in kedro(project, "runs", "news_topic", "--env=test").stdout

@@ -1,0 +1,124 @@
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from rebase.pipelines.report.nodes import record_run
+from rebase.reporting.runs import git_commit, make_record, read_runs, runs_table
+from tests.tiny import train_parameters
+
+CELL = {"value": 40.0, "low": 30.0, "high": 50.0}
+SCORES: dict[str, Any] = {"task": "t", "n": 60, "systems": {"student": {"f1": CELL}, "expert": {"f1": CELL}}}
+SUMMARIES = [
+    {"stage": "index", "in": 5, "kept": 5, "rejected": {}, "encoder": "mini@1"},
+    {"stage": "transform", "in": 5, "kept": 4, "rejected": {"x": 1}, "teacher": "anthropic/m", "seconds": 2.5},
+    {"stage": "train", "in": 4, "kept": 4, "rejected": {}, "base_model": "smol"},
+]
+USAGE = pd.DataFrame(
+    [{"stage": "total", "responses": 4, "stored": 1, "input_tokens": 9, "output_tokens": 3, "dollars": 0.25,
+      "used_dollars": 0.3, "p50_seconds": None}]
+)  # fmt: skip
+
+
+def record(**parameters: Any) -> dict[str, Any]:
+    return record_run({"train": train_parameters(), **parameters}, SCORES, USAGE, *SUMMARIES)
+
+
+def test_a_record_says_what_made_the_run() -> None:
+    made = record()
+    assert made["models"] == {"teacher": "anthropic/m", "student": "smol", "encoder": "mini@1"}
+    assert made["parameters"]["train"]["lora"] == {"rank": 2, "alpha": 4, "dropout": 0.1}
+    assert made["counts"]["transform"] == {"in": 5, "kept": 4, "rejected": {"x": 1}}
+    assert made["seconds"] == {"transform": 2.5}
+    assert (made["dollars"], made["used_dollars"]) == (0.25, 0.3)
+    assert set(made["versions"]) >= {"git", "python", "rebase", "torch", "transformers", "trl", "peft"}
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_no_secret_gets_into_a_record() -> None:
+    made = json.dumps(
+        record(
+            **{
+                "teacher.api_key": "s3cret",
+                "hub": {"token": "s3cret", "Password": "s3cret", "credentials": {"x": "s3cret"}},
+                "base_url": "https://me:s3cret@host/v1?key=s3cret",
+                "note": "sk-ant-s3cret-0123456789abcdef",
+                "train2": {"max_tokens": 7, "question": "Where?"},
+            }
+        )
+    )
+    assert "s3cret" not in made
+    assert "https://host/v1" in made
+    assert '"max_tokens": 7' in made
+    assert '"Where?"' in made
+
+
+def test_a_record_of_an_old_run_lacks_what_it_lacks() -> None:
+    made = make_record({}, SCORES, [], [])
+    assert made["models"] == {"teacher": None, "student": None, "encoder": None}
+    assert made["dollars"] is None
+
+
+def test_the_commit_is_that_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit() is None
+    monkeypatch.setenv("PATH", "")
+    assert git_commit() is None
+
+
+def put(folder: Path, name: str, version: str, content: object) -> None:
+    (folder / name / version).mkdir(parents=True)
+    (folder / name / version / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def say(folder: Path) -> str:
+    console = Console(file=StringIO(), width=160)
+    console.print(runs_table("t", read_runs(folder)))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
+    for version, rate in (("2026-01-01T10.00.00.000Z", 1e-3), ("2026-01-02T10.00.00.000Z", 3e-4)):
+        put(tmp_path, "scores.json", version, SCORES)
+        made = record(train=train_parameters(learning_rate=rate))
+        put(tmp_path, "run_record.json", version, made)
+    assert [run.version[:10] for run in read_runs(tmp_path)] == ["2026-01-02", "2026-01-01"]
+    said = say(tmp_path)
+    assert said.index("train.learning_rate = 0.0003") < said.index("train.learning_rate = 0.001")
+    assert "train.epochs" not in said
+    assert "2026-01-02 10:00" in said
+    assert "expert · f1 40.0 [30.0, 50.0]" in said
+    assert "$0.2500" in said
+    assert "student smol" in said
+
+
+def test_a_killed_run_takes_the_record_that_was_made_later(tmp_path: Path) -> None:
+    put(tmp_path, "scores.json", "2026-01-01", SCORES)
+    put(tmp_path, "run_record.json", "2026-01-03", record())
+    put(tmp_path, "scores.json", "2026-01-02", SCORES | {"n": 7})
+    by_version = {run.version: run for run in read_runs(tmp_path)}
+    adopted = by_version["2026-01-01"].record
+    assert adopted is not None
+    assert adopted["counts"]["train"]["kept"] == 4
+    assert not adopted.keys() & {"parameters", "versions", "machine"}, "they are of the later session"
+    assert by_version["2026-01-02"].record is None
+    said = say(tmp_path)
+    assert "no record: made without the pipeline report" in said
+    assert "parameters not known: its report was made later" in said
+    assert "train." not in said
+
+
+def test_half_written_files_and_empty_folders_are_no_runs(tmp_path: Path) -> None:
+    assert read_runs(tmp_path) == []
+    put(tmp_path, "scores.json", "2026-01-01", "{")
+    put(tmp_path, "scores.json", "2026-01-02", "[]")
+    put(tmp_path, "scores.json", "2026-01-03", {})
+    put(tmp_path, "run_record.json", "2026-01-03", {})
+    [run] = read_runs(tmp_path)
+    assert run.version == "2026-01-03"
+    assert "2026-01-03" in say(tmp_path)

@@ -1,0 +1,402 @@
+"""``kedro trace``: from an example or a prediction back to its row, and from a row or a dataset to all made of it."""
+
+import io
+import json
+import shlex
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kedro.framework.cli.project import _split_params
+from rich.console import Console
+
+from rebase.errors import RebaseError
+from rebase.generation.filters import why_excluded
+from rebase.generation.prompts import CotPrompt, cot_request
+from rebase.parameters import CotParameters, ExcludeParameters
+from rebase.records import Adapter, Task
+from rebase.reporting.console import visible
+from rebase.reporting.trace import _TABLES, Run, read_run, render_trace, trace
+from rebase.student.adapters import ORIGIN
+from rebase.teacher.budget import PriceTable
+from rebase.teacher.protocol import Message, Request, Response, Sampling
+from rebase.teacher.response_cache import ResponseCache
+from tests.test_end_to_end import copy_of_project, kedro, outputs
+
+HOSTILE = "\x1b[31mred\x1b[0m [bold]not bold[/bold] \u202eback\x07 \x9b2J"
+REQUEST = Request(
+    "Write.", (Message("user", "An example?"), Message("assistant", "{}"), Message("user", "The row.")),
+    {"type": "object"}, Sampling(),
+)  # fmt: skip
+KEY = REQUEST.key("anthropic", "m")
+
+
+def rows() -> pd.DataFrame:
+    """What was retrieved: two rows of ``birds``, one of ``foxes``."""
+    return pd.DataFrame(
+        {
+            "rank": [1, 3, 4],
+            "row_id": ["birds/a/train/0", "birds/a/train/1", "owner/foxes/b/train/7"],
+            "dataset": ["birds", "birds", "owner/foxes"],
+            "config": ["a", "a", "b"],
+            "split": "train",
+            "revision": ["r1", "r1", "r2"],
+            "row_index": [0, 1, 7],
+            "license": ["cc0-1.0", "cc0-1.0", "cc-by-4.0"],
+            "row": [json.dumps({"text": text}) for text in ("The owl sleeps.", "The owl hunts.", HOSTILE)],
+            "score": [0.9, 0.8, 0.7],
+            "score_query": [0.9, float("nan"), 0.7],
+            "query_column": ["text", None, "text"],
+            "duplicates": ['["birds/a/train/9"]', "[]", "[]"],
+        }
+    )
+
+
+def tables() -> dict[str, pd.DataFrame]:
+    """The tables of a whole run: one example of each dataset, the second row of ``birds`` rejected by transform."""
+    examples = rows().iloc[[0, 2]].drop(columns=["row", "duplicates", "split"])
+    examples = examples.assign(
+        example_id=examples["row_id"], query=["Where is the owl?", "Where is the fox?"], answer=["asleep", HOSTILE],
+        fields="{}", cut="[]", teacher="anthropic/m", prompt_hash="0123456789abcdef", response_key=[KEY, None],
+        input_tokens=10, output_tokens=5, dollars=0.25,
+    )  # fmt: skip
+    rejected = {"dataset": "birds", "detail": "why", "response_key": KEY, "text": "{}"}
+    predictions = pd.DataFrame(
+        [
+            {"system": system, "item_id": "i1", "prompt": "Answer.\nWhere is the fox?", "raw": raw, "extracted": raw,
+             "answers": '["in the den"]', "exact_match": score}
+            for system, raw, score in (("student", HOSTILE, 0.0), ("expert", "in the den", 1.0))
+        ]
+    )  # fmt: skip
+    return {
+        "retrieved": rows(),
+        "retrieval_rejected": pd.DataFrame(
+            [{"rank": 2, "row_id": "birds/a/train/5", "dataset": "birds", "score": 0.85, "reason": "duplicate",
+              "detail": "birds/a/train/0"}]
+        ),
+        "examples": examples,
+        "examples_rejected": pd.DataFrame([{"row_id": "birds/a/train/1", "rank": 3, "reason": "unfit_row", **rejected}]),
+        "reasoned_examples": examples.assign(rationale=["It is night.", None], agreement=[1.0, float("nan")]),
+        "reasoning_rejected": pd.DataFrame(columns=["row_id", "dataset", "rank", "reason", "detail", "response_key"]),
+        "training_set": pd.DataFrame(
+            {"example_id": ["birds/a/train/0"], "prompt": ["Answer.\nWhere is the owl?"], "completion": ["asleep"]}
+        ),
+        "predictions": predictions,
+    }  # fmt: skip
+
+
+def encode(texts: list[str]) -> np.ndarray:
+    """Vectors of letters, which need no model."""
+    counts = np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz?"] for text in texts], float)
+    return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+
+
+def shown(found: dict[str, Any]) -> str:
+    out = io.StringIO()
+    Console(file=out, width=200, force_terminal=True, color_system=None).print(render_trace(found))
+    return out.getvalue()
+
+
+def test_an_example_leads_to_its_row_and_its_response() -> None:
+    found = trace("birds/a/train/0", Run(tables(), find_response={KEY: {"raw": "{}", "dollars": 0.25}}.get))
+    assert found["kind"] == "example"
+    assert found["source"] | {"row": None} == {
+        "row_id": "birds/a/train/0", "dataset": "birds", "config": "a", "split": "train", "revision": "r1",
+        "row_index": 0, "license": "cc0-1.0", "row": None,
+    }  # fmt: skip
+    assert found["source"]["row"] == {"text": "The owl sleeps."}
+    assert found["retrieval"]["duplicates"] == ["birds/a/train/9"]
+    assert found["retrieval"]["query_column"] == "text"
+    [example] = found["examples"]
+    assert example["rationale"] == "It is night."
+    assert example["dollars"] == 0.25
+    assert example["asked"] == {"raw": "{}", "dollars": 0.25}
+    assert example["training"]["completion"] == "asleep"
+    assert "missing" not in found
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("row_id", "stage", "words"),
+    [
+        ("birds/a/train/5", "retrieval", {"state": "rejected", "reason": "duplicate", "detail": "birds/a/train/0"}),
+        ("birds/a/train/1", "transform", {"rejected": "unfit_row", "detail": "why", "asked": {"raw": "no"}}),
+    ],
+)
+def test_a_row_that_became_nothing_says_where_it_was_lost(row_id: str, stage: str, words: dict[str, Any]) -> None:
+    found = trace(row_id, Run(tables(), find_response=lambda _: {"raw": "no"}))
+    assert found["kind"] == "row"
+    assert found["examples"] == []
+    assert found[stage].items() >= words.items()
+
+
+def test_a_row_of_the_datastore_that_nothing_reached() -> None:
+    stored = rows().iloc[0].to_dict() | {"row_id": "birds/a/train/77"}
+    found = trace("birds/a/train/77", Run(tables(), find_row={"birds/a/train/77": stored}.get))
+    assert found["source"]["row"] == {"text": "The owl sleeps."}
+    assert "not reached" in found["retrieval"]["state"]
+
+
+def test_a_prediction_leads_to_gold_adapter_and_nearest_examples() -> None:
+    run = Run(tables(), encode=encode, evaluated={"version": "v1"})
+    found = trace("i1", run)
+    assert found["gold"] == ["in the den"]
+    student, expert = found["systems"]
+    assert student["scores"] == {"exact_match": 0.0}
+    assert "adapter" not in student
+    assert expert["adapter"] == {"version": "v1"}
+    [near] = found["nearest_training_examples"]
+    assert near["example_id"] == "birds/a/train/0"
+    assert near["dataset"] == "birds"
+    assert near["prompt"] == "Where is the owl?", "what all prompts begin with says nothing"
+    assert 0.5 < near["similarity"] < 1
+    assert [line["system"] for line in trace("i1", run, "expert")["systems"]] == ["expert"]
+    with pytest.raises(RebaseError, match=r"no prediction of the system 'teacher'.*student, expert answered"):
+        trace("i1", run, "teacher")
+
+
+def test_a_dataset_leads_to_all_that_was_made_of_it() -> None:
+    found = trace("birds", Run(tables(), env="test", task="owls"))
+    assert found["what_became_of_its_rows"] == {
+        "retrieve: duplicate": 1, "transform: unfit_row": 1, "example; in the training set": 1,
+    }  # fmt: skip
+    assert {line["row_id"] for line in found["rows"]} == {f"birds/a/train/{number}" for number in (0, 1, 5)}
+    assert shlex.split(found["to_train_without_it"]) == [
+        "kedro", "run", "--pipelines=train,evaluate", "--env=test", "--params=task=owls,train.exclude.datasets='birds'",
+    ]  # fmt: skip
+    taken_out = Run(tables(), exclude=ExcludeParameters(licenses=("CC-BY*",)))
+    fates = trace("owner/foxes", taken_out)["what_became_of_its_rows"]
+    assert fates == {"example; not in the training set: excluded_license": 1}
+
+
+@pytest.mark.parametrize(
+    "name", ["birds", "owner/Some-Set_1.0", "007", "null", "a, b; c=[d]*", "'; rm -rf ~; '", "- é"]
+)
+def test_the_command_that_excludes_a_dataset_means_that_dataset(name: str) -> None:
+    changed = tables() | {"examples": tables()["examples"].assign(dataset=name)}
+    del changed["reasoned_examples"]
+    command = shlex.split(trace(name, Run(changed))["to_train_without_it"])
+    [said] = [part.removeprefix("--params=") for part in command if part.startswith("--params=")]
+    exclude = ExcludeParameters.model_validate(_split_params(None, None, said)["train"]["exclude"])
+    assert why_excluded(name, "cc0-1.0", exclude) == "excluded_dataset"
+    assert why_excluded("another", "cc0-1.0", exclude) is None
+
+
+def with_a_twin() -> dict[str, pd.DataFrame]:
+    """The run, with a row of ``copies`` that is the same as the row of ``birds`` that became an example."""
+    twin = {"rank": 5, "row_id": "copies/a/train/3", "dataset": "copies", "score": 0.6, "reason": "duplicate",
+            "detail": "birds/a/train/0"}  # fmt: skip
+    rejected = pd.concat([tables()["retrieval_rejected"], pd.DataFrame([twin])], ignore_index=True)
+    return tables() | {"retrieval_rejected": rejected}
+
+
+def test_a_duplicate_leads_to_the_row_that_was_kept_for_it() -> None:
+    run = Run(with_a_twin())
+    same = {"row_id": "copies/a/train/3", "kept": "birds/a/train/0", "dataset": "birds",
+            "fate": "example; in the training set"}  # fmt: skip
+    assert trace("copies/a/train/3", run)["retrieval"]["kept_instead"] == same
+    found = trace("copies", run)
+    assert found["what_became_of_its_rows"] == {"retrieve: duplicate": 1}
+    assert found["the_same_in_rows_of_other_datasets"] == [same]
+    assert "to_train_without_it" not in found, "there is nothing of it"
+    command = shlex.split(found["to_train_without_these_datasets_too"])
+    said = _split_params(None, None, command[-1].removeprefix("--params="))["train"]["exclude"]
+    assert ExcludeParameters.model_validate(said).datasets == ("copies", "birds")
+    assert "birds/a/train/0" in shown(found)
+    assert "the_same_in_rows_of_other_datasets" not in trace("birds", run), "what is its own is no other dataset's"
+
+
+def other_pipelines() -> dict[str, pd.DataFrame]:
+    """What synthesize, distil, mix, compare and students make beside the run."""
+    examples, predictions = tables()["examples"], tables()["predictions"]
+    made_up = examples.head(1).assign(
+        example_id="synthesized-00001", row_id="synthesized-00001", dataset=None, rank=float("nan")
+    )
+    rejected = {"row_id": "birds/a/train/1", "dataset": "birds", "rank": 3, "reason": "not_as_asked", "detail": "",
+               "response_key": None, "text": "{}"}  # fmt: skip
+    labeled = examples.head(1).assign(answer="on a branch", rationale=None)
+    return tables() | {
+        "synthesized_examples": made_up,
+        "distilled_examples": labeled,
+        "distilled_rejected": pd.DataFrame([rejected]),
+        "mixed_examples": labeled.assign(example_id="distilled_examples/birds/a/train/0", origin="distilled_examples"),
+        "labeled.training_set": tables()["training_set"].assign(completion="on a branch"),
+        "comparison_predictions": predictions.assign(system=["student", "rebase"]),
+        "students_predictions": predictions.assign(prompt="Another template.", system=["tiny student", "tiny expert"]),
+    }
+
+
+def test_what_other_pipelines_made_is_found_too() -> None:
+    run = Run(other_pipelines(), encode=encode, evaluated={"version": "v1"})
+    found = trace("birds/a/train/0", run)
+    assert [(example["table"], example["answer"]) for example in found["examples"]] == [
+        ("reasoned_examples", "asleep"), ("distilled_examples", "on a branch"), ("mixed_examples", "on a branch"),
+    ]  # fmt: skip
+    trained = [example["training"].get("completion") for example in found["examples"]]
+    assert trained == ["asleep", "on a branch", None]
+    [mixed] = trace("distilled_examples/birds/a/train/0", run)["examples"]
+    assert mixed["origin"] == "distilled_examples"
+    assert trace("birds/a/train/1", run)["distil"]["rejected"] == "not_as_asked"
+    assert "example; in the training set" in trace("birds", run)["what_became_of_its_rows"]
+    made_up = trace("synthesized-00001", run)
+    assert made_up["retrieval"] == {"state": "none: made without a retrieved row"}
+    assert made_up["examples"][0]["training"] == {"state": "no training set yet"}
+    answers = trace("i1", run)["systems"]
+    assert [(answer["pipeline"], answer["system"]) for answer in answers] == [
+        ("evaluate", "student"), ("evaluate", "expert"), ("compare", "student"), ("compare", "rebase"),
+        ("students", "tiny student"), ("students", "tiny expert"),
+    ]  # fmt: skip
+    assert [answer.get("prompt") for answer in answers] == [None] * 4 + ["Another template."] * 2
+    assert ["adapter" in answer for answer in answers] == [False, True] + [False] * 4
+    assert trace("i1", run, "rebase")["systems"][0]["raw"] == "in the den"
+    assert shown(found)
+    assert shown(made_up)
+    alone = Run({"comparison_predictions": other_pipelines()["comparison_predictions"]})
+    assert [answer["system"] for answer in trace("i1", alone)["systems"]] == ["student", "rebase"]
+
+
+@pytest.mark.parametrize("absent", [*_TABLES, "all but retrieved"])
+def test_half_a_run_says_what_is_missing(absent: str) -> None:
+    gone = [name for name in _TABLES if name != "retrieved"] if absent == "all but retrieved" else [absent]
+    half = {name: table for name, table in tables().items() if name not in gone}
+    run = Run(half, dict.fromkeys(gone, "not there yet"), encode=encode)
+    for identifier in ("birds/a/train/0", "birds", "owner/foxes/b/train/7", "owner/foxes"):
+        found = trace(identifier, run)
+        assert set(found.get("missing", ())) == set(gone) - {"predictions"}
+        assert shown(found)
+    if "predictions" in half:
+        assert shown(trace("i1", run))
+    else:
+        with pytest.raises(RebaseError, match="no predictions yet"):
+            trace("i1", run, "expert")
+
+
+def test_an_unknown_name_is_an_error_with_a_guess() -> None:
+    with pytest.raises(RebaseError, match=r"nothing is called 'owner/fox'.*owner/foxes.*\nscores is missing: run it"):
+        trace("owner/fox", Run(tables(), {"scores": "run it"}))
+
+
+@pytest.mark.parametrize("identifier", ["owner/foxes/b/train/7", "i1", "owner/foxes"])
+def test_hostile_text_is_shown_as_text(identifier: str) -> None:
+    said = shown(trace(identifier, Run(tables(), encode=encode)))
+    assert not set(said) & set("\x1b\x07\x9b\u202e")
+    if identifier != "owner/foxes":
+        assert r"\x1b[31mred\x1b[0m [bold]not bold[/bold] \u202eback\x07 \x9b2J" in said
+
+
+@given(st.text())
+def test_what_is_visible_can_be_printed_and_changes_nothing_else(text: str) -> None:
+    said = visible(text)
+    said.encode()
+    assert not any(ord(char) < 32 and char not in "\n\t" for char in said)
+    if text.isprintable() and not set(text) & set("\u061c\u200e\u200f"):
+        assert said == text
+    assert visible(said) == said
+
+
+def loader(folder: Path) -> Callable[[str], Any]:
+    """A catalog of a run in a folder: a real store of responses, a datastore's shard, two versions of an adapter."""
+
+    class Teacher:
+        path = folder / "responses.sqlite"
+        prices = PriceTable.parse({"as_of": "2026-01-01", "models": {"anthropic": {"m": {"input": 1, "output": 2}}}})
+
+    entries: dict[str, Any] = {
+        **tables(),
+        "teacher": Teacher(),
+        "rows": {"birds": pa.table({"row_id": ["birds/a/train/5"], "dataset": ["birds"], "row": ['{"a": "b"}']}),
+                 "owner": None},
+        "cards": pd.DataFrame({"dataset": ["birds", "unused"], "license": "cc0-1.0", "rows_kept": [3, 2]}),
+        "params:train": {"exclude": {"datasets": [], "licenses": []}},
+        "adapter": Adapter(folder / "v2" / "adapter", "tiny"),
+        "evaluate_summary": {"adapter": "v1"},
+    }  # fmt: skip
+    for version in ("v1", "v2"):
+        (folder / version / "adapter").mkdir(parents=True)
+    (folder / "v1" / "adapter" / ORIGIN).write_text(
+        '{"sources": [{"dataset": "birds", "license": "mit", "examples": 3}]}'
+    )
+
+    def load(name: str) -> Any:
+        if name not in entries:
+            raise RebaseError("not there yet")
+        return entries[name]
+
+    load.entries = entries  # type: ignore[attr-defined]
+    return load
+
+
+def test_a_run_is_read_from_its_catalog(tmp_path: Path) -> None:
+    load = loader(tmp_path)
+    assert trace("birds/a/train/0", read_run(load))["examples"][0]["asked"] is None, "no store yet, and none is made"
+    assert not (tmp_path / "responses.sqlite").exists()
+    with closing(ResponseCache(tmp_path / "responses.sqlite")) as store:
+        store.put(REQUEST, Response(KEY, '{"a": 1}', "stop", 1_000_000, 500_000, batch=True), "anthropic", "m")
+    asked = trace("birds/a/train/0", read_run(load))["examples"][0]["asked"]
+    assert asked["prompt"] == [{"system": "Write."}, {"user": "An example?"}, {"assistant": "{}"}, {"user": "The row."}]
+    assert asked["raw"] == '{"a": 1}'
+    assert asked["dollars"] == 1.0
+    assert trace("birds/a/train/5", read_run(load))["source"]["row"] == {"a": "b"}
+    assert trace("unused", read_run(load))["dataset"]["rows_kept"] == 2
+    expert = trace("i1", read_run(load))["systems"][1]
+    assert expert["adapter"]["version"] == "v1"
+    assert expert["adapter"]["trained_on"] == {"birds (mit)": 3}
+    load.entries["evaluate_summary"] = {"adapter": "v0"}  # type: ignore[attr-defined]
+    assert "not there any more" in trace("i1", read_run(load))["systems"][1]["adapter"]["folder"]
+
+
+def test_an_empty_catalog_is_told_in_one_message() -> None:
+    def load(name: str) -> Any:
+        raise RebaseError("not there yet")
+
+    with pytest.raises(RebaseError, match="retrieved is missing: not there yet"):
+        trace("anything", read_run(load))
+
+
+def test_the_responses_behind_a_rationale_are_found(tmp_path: Path, reading_task: Task) -> None:
+    load = loader(tmp_path)
+    entries = load.entries  # type: ignore[attr-defined]
+    prompt = {"version": 1, "system": "{instruction}", "user": "{query} {data}{cut}"}
+    cot = {"samples": 2, "on_disagreement": "reject", "max_row_tokens": 50,
+           "sampling": {"temperature": 0.3, "max_tokens": 80}}  # fmt: skip
+    shown = tuple(example | {"rationale": "So."} for example in reading_task.examples)
+    task = reading_task.model_copy(update={"cot": True, "examples": shown})
+    fields = json.dumps({"context": "The owl sleeps.", "question": "Where?"})
+    entries["examples"] = entries["examples"].assign(fields=fields)
+    entries |= {"task": task, "cot_prompt": prompt, "params:cot": cot}
+    entries["teacher"].provider, entries["teacher"].model = "anthropic", "m"
+
+    def found() -> Any:
+        return trace("birds/a/train/0", read_run(load))["examples"][0]["asked_for_reasoning"]
+
+    assert "not stored" in found()
+    example, row = entries["examples"].iloc[0].to_dict(), rows().iloc[0].to_dict()
+    request = cot_request(task, example, row, CotPrompt.parse(prompt, "here"), CotParameters.model_validate(cot), 1)
+    with closing(ResponseCache(tmp_path / "responses.sqlite")) as store:
+        store.put(request, Response(request.key("anthropic", "m"), "It is night.", "stop", 7, 3), "anthropic", "m")
+    assert [response["raw"] for response in found()] == ["It is night."]
+
+
+@pytest.mark.slow
+def test_the_command_on_half_a_run(tmp_path: Path) -> None:
+    project = copy_of_project(tmp_path)
+    nothing = kedro(project, "trace", "birds", "--env=test", check=False)
+    assert nothing.returncode == 1
+    assert "retrieved is missing: not there yet; kedro run --pipelines=retrieve makes it." in nothing.stderr
+    assert "Traceback" not in nothing.stderr
+    (outputs(project) / "04_feature" / "reading_qa").mkdir(parents=True)
+    rows().to_parquet(outputs(project) / "04_feature" / "reading_qa" / "retrieved.parquet")
+    said = kedro(project, "trace", "owner/foxes/b/train/7", "--env=test").stdout
+    assert r"\x1b[31mred" in said
+    assert "\x1b" not in said
+    assert "examples" in said
+    found = json.loads(kedro(project, "trace", "birds", "--env=test", "--json").stdout)
+    assert found["what_became_of_its_rows"] == {"retrieved": 2}
+    assert not (outputs(project) / "cache").exists(), "looking makes no store of responses"

@@ -1,0 +1,484 @@
+"""The store of responses: nothing is paid for twice, whatever happens."""
+
+import json
+import logging
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from rebase.errors import RebaseError
+from rebase.teacher.protocol import Message, Request, Response, Sampling
+from rebase.teacher.response_cache import Batch, ResponseCache
+from tests.scripted import ask_all, stored
+from tests.teacher.asking import Echo, echo, hosted, prompts, request, said, start, stored_keys
+from tests.teacher.server import KEY, MODEL, Answer, Provider
+
+#: Asks for 200 responses and prints them, as a run in a process of its own.
+CLIENT = """
+import sys
+from pathlib import Path
+from tests.scripted import ask_all, stored
+from tests.teacher.asking import hosted, prompts, request
+
+address, store = sys.argv[1:]
+for response in ask_all(stored(hosted("openai", address), Path(store)), map(request, prompts(200))):
+    print(response.text)
+"""
+
+#: Eight processes open one new store (or one damaged store) at the same moment, several times.
+BEGINNERS = """
+import multiprocessing, pathlib, sys
+from rebase.teacher.response_cache import ResponseCache
+
+def begin(path, barrier):
+    barrier.wait()
+    store = ResponseCache(path)
+    ok = sys.argv[2] == "0" or len(list(store.export())) == int(sys.argv[2])
+    store.close()
+    sys.exit(0 if ok else 1)
+
+context = multiprocessing.get_context("fork")
+paths = sorted(pathlib.Path(sys.argv[1]).glob("*.sqlite")) or [pathlib.Path(sys.argv[1], str(n)) for n in range(15)]
+for path in paths:
+    barrier = context.Barrier(8)
+    processes = [context.Process(target=begin, args=(path, barrier)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        sys.exit("an opening failed, or did not find all")
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "responses.sqlite"
+
+
+def texts(teacher: Echo, path: Path, asked: list[str]) -> list[str]:
+    return said(ask_all(stored(teacher, path), map(request, asked)))
+
+
+def response(asked: Request, **changes: object) -> Response:
+    text = echo(asked.messages[0].content)
+    return replace(Response(asked.key("echo", "echo-1"), text, "stop", 10, 2), **changes)
+
+
+def fill(path: Path, count: int, length: int = 500) -> list[Request]:
+    """Store responses to so many prompts that are ``length`` characters long."""
+    asked = [request(f"prompt {number} ".ljust(length, "x")) for number in range(count)]
+    with closing(ResponseCache(path)) as store:
+        for one in asked:
+            store.put(one, response(one), "echo", "echo-1")
+    return asked
+
+
+# Stored when it arrives, kept when killed
+
+
+def test_key_stays_what_it_was() -> None:
+    """Responses that were paid for with an earlier version are found again."""
+    asked = Request("Write.", (Message("user", "ü"),), {"type": "object"}, Sampling(0.7, 100), 2)
+    assert asked.key("openai", "m") == "6ec66334f9462c31056fc2b37da9d4a26eb36d31d637313430632afe608cb4ec"
+    assert Request.from_json(asked.to_json()) == asked
+
+
+def test_response_is_stored_when_it_arrives_not_when_its_turn_comes(path: Path, provider: Provider) -> None:
+    provider.plan("slow", Answer(seconds=1.0))
+    answers: list = []
+    asked = list(map(request, ["slow", "b", "c"]))
+    caller = threading.Thread(
+        target=lambda: answers.extend(ask_all(stored(hosted("openai", provider.address), path), asked))
+    )
+    caller.start()
+    while len(stored_keys(path)) < 2:
+        assert caller.is_alive()
+        time.sleep(0.01)
+    assert not answers
+    caller.join()
+    assert said(answers) == [echo("slow"), echo("b"), echo("c")]
+    assert len(stored_keys(path)) == 3
+
+
+def test_cut_responses_and_refusals_are_responses(path: Path, provider: Provider) -> None:
+    provider.plan("a", Answer(text='{"ec', finish="length"))
+    provider.plan("b", Answer(text="No.", finish="refusal"))
+    for _ in range(2):
+        answers = ask_all(stored(hosted("openai", provider.address), path), [request("a"), request("b")])
+        assert [(answer.text, answer.finish) for answer in answers] == [('{"ec', "length"), ("No.", "refusal")]
+    assert len(provider.asked()) == 2
+
+
+def test_row_tells_what_was_asked_and_no_key_is_in_the_file(path: Path, provider: Provider) -> None:
+    ask_all(stored(hosted("openai", provider.address), path), [request("a question")])
+    with closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = sqlite3.Row
+        (row,) = connection.execute("SELECT * FROM responses").fetchall()
+    assert (row["provider"], row["model"], row["finish"]) == ("openai", MODEL, "stop")
+    assert (row["input_tokens"], row["output_tokens"], row["batch"]) == (12, 5, 0)
+    assert row["seconds"] > 0
+    assert row["created"].endswith("+00:00")
+    kept = json.loads(row["request"])
+    assert kept["messages"] == [{"role": "user", "content": "a question"}]
+    assert kept["sampling"] == {"temperature": 0.7, "max_tokens": 100}
+    assert all(KEY.encode() not in file.read_bytes() for file in path.parent.iterdir())
+
+
+def test_stop_in_the_middle_keeps_what_arrived(path: Path, provider: Provider) -> None:
+    provider.plan("prompt 30", Answer(status=401, message="key revoked"))
+    with pytest.raises(RebaseError, match="key revoked"):
+        ask_all(stored(hosted("openai", provider.address), path), map(request, prompts(100)))
+    answered = {entry.prompt for entry in provider.asked() if entry.status == 200}
+    assert len(stored_keys(path)) == len(answered) > 0
+
+
+def test_killed_run_goes_on_where_it_was(path: Path, provider: Provider) -> None:
+    provider.default = lambda prompt: Answer(seconds=0.2)
+    client = start(CLIENT, provider.address, str(path))
+    while len(stored_keys(path)) < 50:
+        assert client.poll() is None, "the client ended before it was killed"
+        time.sleep(0.01)
+    client.send_signal(signal.SIGKILL)
+    client.communicate()
+    while provider.max_concurrency:
+        time.sleep(0.01)
+    kept, asked_before = stored_keys(path), len(provider.asked())
+    most_in_flight = provider.most_in_flight
+
+    provider.default = lambda prompt: Answer()
+    asked = prompts(200)
+    assert said(ask_all(stored(hosted("openai", provider.address), path), map(request, asked))) == list(
+        map(echo, asked)
+    )
+
+    again = {request(entry.prompt).key("openai", MODEL) for entry in provider.asked()[asked_before:]}
+    assert not again & kept
+    assert len(again) == 200 - len(kept)
+    # Only what was in flight when the kill came was asked twice.
+    assert len(provider.asked()) - 200 <= most_in_flight
+
+
+def test_two_processes_share_one_store(path: Path, provider: Provider) -> None:
+    provider.default = lambda prompt: Answer(seconds=0.005)
+    clients = [start(CLIENT, provider.address, str(path)) for _ in range(2)]
+    outputs = [client.communicate(timeout=120) for client in clients]
+    assert [client.returncode for client in clients] == [0, 0], outputs
+    assert [output.splitlines() for output, _ in outputs] == [list(map(echo, prompts(200)))] * 2
+    assert len(stored_keys(path)) == 200
+
+
+def test_many_processes_begin_a_new_store_at_once(tmp_path: Path) -> None:
+    result = subprocess.run([sys.executable, "-c", BEGINNERS, str(tmp_path), "0"], check=False, capture_output=True)
+    assert result.returncode == 0, result.stderr
+
+
+# Damage
+
+
+def test_file_that_is_no_database_is_set_aside_and_a_new_one_begun(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    garbage = b"garbage" * 1000
+    path.parent.mkdir()
+    path.write_bytes(garbage)
+
+    teacher = Echo()
+    with caplog.at_level(logging.WARNING):
+        assert texts(teacher, path, prompts(5)) == list(map(echo, prompts(5)))
+
+    assert teacher.prompts == prompts(5)
+    (aside,) = path.parent.glob("responses.sqlite.damaged-*")
+    assert aside.read_bytes() == garbage
+    assert str(path) in caplog.text
+    assert str(aside) in caplog.text
+    again = Echo()
+    assert texts(again, path, prompts(5)) == list(map(echo, prompts(5)))
+    assert not again.asked
+
+
+def spoil(path: Path, place: float) -> None:
+    """Overwrite one page of the file, ``place`` of the way through it."""
+    content = bytearray(path.read_bytes())
+    page = 4096 * int(place * (len(content) // 4096 - 1))
+    content[page : page + 4096] = (b"garbage!" * 512)[:4096]
+    path.write_bytes(content)
+
+
+def pages_of(path: Path, name: str) -> list[int]:
+    """The leaf pages of a table or index, or its root where that is the only one."""
+    with closing(sqlite3.connect(path)) as connection:
+        try:
+            found = connection.execute("SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf'", (name,))
+            return [number for (number,) in found]
+        except sqlite3.OperationalError:
+            pytest.skip("this SQLite does not tell where its pages are")
+
+
+@pytest.mark.parametrize("place", [0.25, 0.5, 0.75, 1.0])
+def test_damaged_store_is_rebuilt_from_what_is_whole(
+    path: Path, place: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = fill(path, 500)
+    spoil(path, place)
+    damaged = path.read_bytes()
+
+    with caplog.at_level(logging.WARNING), closing(ResponseCache(path)) as store:
+        answers = [store.get(one.key("echo", "echo-1")) for one in asked]
+
+    whole = [answer for answer in answers if answer is not None]
+    assert len(whole) >= 480
+    assert all(answer in (None, response(one)) for one, answer in zip(asked, answers, strict=True))
+    (aside,) = path.parent.glob("responses.sqlite.damaged-*")
+    assert aside.read_bytes() == damaged
+    assert f"the {len(whole)} responses that are whole were saved" in caplog.text
+    assert str(aside) in caplog.text
+
+    caplog.clear()
+    with closing(ResponseCache(path)) as store:
+        assert len(list(store.export())) == len(whole)
+    assert not caplog.text
+
+
+def test_damage_of_the_last_page_of_responses_takes_only_its_own(path: Path) -> None:
+    asked = fill(path, 500)
+    content = bytearray(path.read_bytes())
+    last = max(pages_of(path, "responses"))
+    content[(last - 1) * 4096 : last * 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    with closing(ResponseCache(path)) as store:
+        assert 480 <= sum(store.get(one.key("echo", "echo-1")) is not None for one in asked) < 500
+
+
+def test_damage_leaves_the_journal_of_batches_whole(path: Path) -> None:
+    batch = Batch("token", "batch-1", tuple(one.key("echo", "echo-1") for one in map(request, "ab")), datetime.now(UTC))
+    with closing(ResponseCache(path)) as store:
+        assert store.open_batch(batch, map(request, "ab"), "echo", "echo-1")
+    fill(path, 100)
+    content = bytearray(path.read_bytes())
+    page = pages_of(path, "responses")[3]
+    content[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    with closing(ResponseCache(path)) as store:
+        (found,) = store.open_batches("echo", "echo-1")
+    assert (found.token, found.batch_id, found.created) == (batch.token, batch.batch_id, batch.created)
+    assert set(found.keys) == set(batch.keys)
+
+
+def test_processes_that_meet_damage_at_once_rebuild_the_store_once(tmp_path: Path) -> None:
+    for number in range(3):
+        path = tmp_path / f"{number}.sqlite"
+        fill(path, 60)
+        content = bytearray(path.read_bytes())
+        (root,) = [page for page in range(len(content) // 4096) if page + 1 == pages_of(path, "responses_by_model")[0]]
+        content[root * 4096 : (root + 1) * 4096] = b"\xff" * 4096  # an index: every response is whole
+        path.write_bytes(content)
+    result = subprocess.run([sys.executable, "-c", BEGINNERS, str(tmp_path), "60"], check=False, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    for number in range(3):
+        assert len(stored_keys(tmp_path / f"{number}.sqlite")) == 60
+        assert len(list(tmp_path.glob(f"{number}.sqlite.damaged-*T????????????"))) == 1
+
+
+def test_store_that_cannot_be_opened_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RebaseError, match=r"file/responses.sqlite cannot be opened"):
+        texts(Echo(), tmp_path / "file" / "responses.sqlite", ["a"])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RebaseError, match="folder cannot be opened"):
+        texts(Echo(), tmp_path / "folder", ["a"])
+
+
+def test_other_database_is_left_alone(path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE responses (id INTEGER)")
+    with pytest.raises(RebaseError, match=r"responses.sqlite cannot be (opened|used)"):
+        texts(Echo(), path, ["a"])
+    assert not list(path.parent.glob("*damaged*"))
+
+
+def test_store_of_the_first_version_gets_the_new_columns(path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            "CREATE TABLE responses (key TEXT PRIMARY KEY, provider TEXT NOT NULL, model TEXT NOT NULL,"
+            " text TEXT NOT NULL, finish TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,"
+            " created TEXT NOT NULL, request TEXT NOT NULL)"
+        )
+        asked = request("a")
+        values = (
+            asked.key("echo", "echo-1"),
+            "echo",
+            "echo-1",
+            echo("a"),
+            "stop",
+            10,
+            2,
+            "2026-01-01",
+            asked.to_json(),
+        )
+        connection.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        connection.commit()
+    with closing(ResponseCache(path)) as store:
+        assert store.get(asked.key("echo", "echo-1")) == response(asked)
+
+
+def test_put_keeps_the_response_that_came_first(path: Path) -> None:
+    asked = request("a")
+    with closing(ResponseCache(path)) as store:
+        for text in ("first", "second"):
+            store.put(asked, Response("key", text, "stop", 1, 1), "echo", "echo-1")
+        assert store.get("key").text == "first"
+        assert store.get("other") is None
+
+
+# The journal
+
+
+def journalled(store: ResponseCache, token: str, asked: list[Request], **changes: object) -> Batch | None:
+    batch = replace(Batch(token, None, tuple(one.key("echo", "echo-1") for one in asked), datetime.now(UTC)), **changes)
+    return batch if store.open_batch(batch, asked, "echo", "echo-1") else None
+
+
+def test_batch_is_open_until_its_responses_are_stored(path: Path) -> None:
+    asked = list(map(request, "abc"))
+    with closing(ResponseCache(path)) as store:
+        batch = journalled(store, "token", asked)
+        (found,) = store.open_batches("echo", "echo-1")
+        assert (found.batch_id, set(found.keys), found.owner) == (None, set(batch.keys), batch.owner)
+        assert store.open_batches("echo", "echo-2") == []
+        store.name_batch("token", "batch-1")
+        assert store.open_batches("echo", "echo-1")[0].batch_id == "batch-1"
+
+        foreign = request("d")
+        store.put_batch("token", [response(one, batch=True) for one in (*asked[:2], foreign)])
+        assert store.open_batches("echo", "echo-1") == []
+        assert store.batch_ids() == {"batch-1"}
+        assert store.get(batch.keys[0]) == response(asked[0], batch=True)
+        assert store.get(batch.keys[2]) is None
+        assert store.get(foreign.key("echo", "echo-1")) is None
+    kept = {line["key"]: json.loads(line["request"]) for line in _export(path)}
+    assert kept[batch.keys[0]]["messages"][0]["content"] == "a"
+
+
+def test_request_stands_in_one_open_batch_at_a_time(path: Path) -> None:
+    a, b, c = map(request, "abc")
+    with closing(ResponseCache(path)) as store:
+        store.put(a, response(a), "echo", "echo-1")
+        assert journalled(store, "stored", [a, b]) is None
+        assert journalled(store, "first", [b]) is not None
+        assert journalled(store, "second", [b, c]) is None
+        assert [batch.token for batch in store.open_batches("echo", "echo-1")] == ["first"]
+        store.close_batch("first")
+        assert journalled(store, "third", [b, c]) is not None
+
+
+def test_batch_without_an_id_is_adopted_by_one_process(path: Path) -> None:
+    with closing(ResponseCache(path)) as store:
+        batch = journalled(store, "token", [request("a")], owner="elsewhere:1")
+        assert store.adopt_batch(batch)
+        assert not store.adopt_batch(batch)
+        (now,) = store.open_batches("echo", "echo-1")
+        assert now.owner == Batch("", None, (), datetime.now(UTC)).owner
+        store.name_batch("token", "batch-1")
+        assert not store.adopt_batch(now)
+
+
+def test_whose_submission_is_going_on() -> None:
+    now, host = datetime.now(UTC), Batch("", None, (), datetime.now(UTC)).owner.rpartition(":")[0]
+    assert not Batch("token", None, (), now).is_being_submitted  # by this process: it knows
+    assert Batch("token", None, (), now, f"{host}:1").is_being_submitted
+    assert not Batch("token", "id", (), now, f"{host}:1").is_being_submitted
+    assert not Batch("token", None, (), now - timedelta(days=1), f"{host}:1").is_being_submitted
+    assert not Batch("token", None, (), now, "elsewhere:1").is_being_submitted
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert not Batch("token", None, (), now, f"{host}:{gone.pid}").is_being_submitted
+
+
+# What people do with the store
+
+
+def _export(path: Path) -> list[dict]:
+    with closing(ResponseCache(path)) as store:
+        return list(store.export())
+
+
+def test_exported_responses_can_be_loaded_elsewhere(path: Path, tmp_path: Path) -> None:
+    asked = fill(path, 1100, length=20)
+    lines = [json.loads(json.dumps(line)) for line in _export(path)]
+    assert len(lines) == 1100
+    with closing(ResponseCache(tmp_path / "other.sqlite")) as store:
+        store.put(asked[3], response(asked[3], text="mine"), "echo", "echo-1")
+        assert store.load(lines) == (1099, 1100)
+        assert store.load(lines) == (0, 1100)
+        assert store.get(asked[3].key("echo", "echo-1")).text == "mine"
+        assert store.get(asked[900].key("echo", "echo-1")) == response(asked[900])
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"key": "0" * 64}, "Line 3: the key is not that of the request"),
+        ({"model": "echo-2"}, "Line 3: the key is not that of the request"),
+        ({"request": "{}"}, "Line 3 is no exported response"),
+        ({"request": "no JSON"}, "Line 3 is no exported response"),
+        ({"text": None}, "Line 3 is no exported response: TypeError text is None"),
+        ({"input_tokens": "many"}, "Line 3 is no exported response: TypeError input_tokens is 'many'"),
+        ({"text": "\ud800"}, "Line 3 is no exported response"),
+    ],
+)
+def test_wrong_line_is_named_and_nothing_is_loaded(path: Path, tmp_path: Path, change: dict, complaint: str) -> None:
+    fill(path, 4)
+    lines = _export(path)
+    lines[2] |= change
+    with closing(ResponseCache(tmp_path / "other.sqlite")) as store:
+        with pytest.raises(RebaseError, match=complaint):
+            store.load(lines)
+        with pytest.raises(RebaseError, match="Line 1 is no exported response"):
+            store.load([{"some": "thing"}])
+        assert list(store.export()) == []
+
+
+def test_summary_and_prune(path: Path) -> None:
+    a, b, c = map(request, "abc")
+    with closing(ResponseCache(path)) as store:
+        for one, provider, model in ((a, "echo", "echo-1"), (b, "echo", "echo-2"), (c, "other", "echo-1")):
+            store.put(one, response(one, key=one.key(provider, model)), provider, model)
+        store.put(b, response(b), "echo", "echo-1")
+        today = datetime.now(UTC).isoformat()[:10]
+        summary = store.summary()
+        assert [row[:5] for row in summary] == [
+            ("echo", "echo-1", 2, 20, 4),
+            ("echo", "echo-2", 1, 10, 2),
+            ("other", "echo-1", 1, 10, 2),
+        ]
+        assert all(row[5] <= row[6] for row in summary)
+        assert store.prune(None, None, "2000-01-01") == 0
+        assert store.prune("echo", "echo-1", "2000-01-01") == 0
+        assert store.prune("echo", "echo-1", None) == 2
+        assert store.holds_any("echo", "echo-2")
+        assert not store.holds_any("echo", "echo-1")
+        assert store.prune(None, "echo-1", None) == 1
+        tomorrow = (datetime.fromisoformat(today) + timedelta(days=1)).isoformat()[:10]
+        assert store.prune(None, None, tomorrow) == 1
+        assert store.summary() == []
+
+
+def test_tokens_per_character_are_those_of_this_teacher(path: Path) -> None:
+    with closing(ResponseCache(path)) as store:
+        assert store.tokens_per_character("echo", "echo-1") is None
+        one = request("x" * (100 - len("Write.")))
+        store.put(one, response(one, input_tokens=25), "echo", "echo-1")
+        assert store.tokens_per_character("echo", "echo-1") == 0.25
+        assert store.tokens_per_character("echo", "echo-2") is None
