@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -131,6 +131,40 @@ class DatasetCard(Strict):
     license: str = "unknown"
     languages: tuple[str, ...] = ()
     revision: str = ""
+
+
+class StageSummary(TypedDict, total=False):
+    """What a stage took in, kept and rejected, and what it cost; built by ``summarize_stage``, saved as JSON.
+
+    ``kept`` and the counts of ``rejected``, by reason, add up to ``in``. ``seconds`` is the stage's own time. ``dtype`` is
+    the number format of models that ran here, ``usage`` what the teacher was asked (``Usage.summary``). A stage adds
+    keys of its own.
+    """
+
+    stage: str
+    kept: int
+    rejected: dict[str, int]
+    seconds: float
+    dtype: str | None
+    usage: dict[str, Any]
+
+
+def summarize_stage(
+    stage: str, *, kept: int, rejected: Mapping[str, int], seconds: float, **details: Any
+) -> dict[str, Any]:
+    """The summary of a stage, fit for JSON: a ``StageSummary``, with ``in`` as the sum of kept and rejected.
+
+    ``rejected`` counts by reason and is sorted, the most frequent first; reasons without a count are left out.
+    """
+    counts = {reason: count for reason, count in sorted(rejected.items(), key=lambda item: -item[1]) if count}
+    return {
+        "stage": stage,
+        "in": kept + sum(counts.values()),
+        "kept": kept,
+        "rejected": counts,
+        "seconds": round(seconds, 1),
+        **details,
+    }
 
 
 @dataclass(frozen=True)
