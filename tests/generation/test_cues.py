@@ -11,7 +11,7 @@ from rebase.generation.cues import choose_cue, find_cues, sentences
         ("The warship Vasa sank in the harbour on 10 August 1628.", "10 August 1628", "When did"),
         ("The old footbridge was repainted by volunteers in 1998.", "1998", "In what year did"),
         ("Owls can turn their heads as far as 270 degrees.", "270 degrees", "How many degrees"),
-        ("Cue pipes carried about 18,400 litres of water a day.", "about 18,400 litres", "How many litres"),
+        ("Lead pipes carried about 18,400 litres of water a day.", "about 18,400 litres", "How many litres"),
         ("A great flood covered some 70,000 square kilometres of land.", "70,000 square kilometres",
          "How many square kilometres"),
         ("Some 62 per cent of the members voted for it.", "62 per cent", "What percentage"),

@@ -23,7 +23,7 @@ def measure_texts(texts: Sequence[str], vectors: np.ndarray) -> dict[str, float 
 
     ``distinct_share``, of texts by ``distinct_texts``: for MCoNaLa the paper (arXiv 2407.05463) has 25.9 % for plain
     synthesis and 75.4 % for ReBase. ``mean_cosine`` of all pairs. ``distinct_1`` and ``distinct_2``: the share of
-    different ones among all words and pairs of neighbouring words (Li et al., 2016). All but the cosine fall as a set
+    different ones among all words and pairs of neighboring words (Li et al., 2016). All but the cosine fall as a set
     grows: compare sets of one size. Words are ``rebase.text.tokens``.
     """
     words = [tokens(text) for text in texts]

@@ -85,14 +85,14 @@ class Gathering:
                 quiet = quiet + 1 if len(self._waiting) == count else 0
                 count = len(self._waiting)
                 await asyncio.sleep(0)
-            waiting = [(request, future) for request, future in self._waiting if not future.done()]  # done: cancelled
+            waiting = [(request, future) for request, future in self._waiting if not future.done()]  # done: canceled
             group, self._waiting = waiting[: self._size], waiting[self._size :]
             if not group:
                 continue
             futures = [future for _, future in group]
 
             def say(place: int, answer: Response | Failure, futures: list = futures) -> None:
-                if not futures[place].done():  # done: whoever asked was cancelled
+                if not futures[place].done():  # done: the caller was canceled
                     futures[place].set_result(answer)
 
             try:

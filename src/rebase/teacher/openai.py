@@ -193,7 +193,7 @@ def _read(body: dict[str, Any], key: str) -> Response:
 def _read_item(item: dict[str, Any]) -> Response | Failure | Again:
     """One line of a batch's output or error file."""
     key, http_response, error = item["custom_id"], item.get("response"), item.get("error") or {}
-    if http_response is None:  # the batch expired or was cancelled before its turn
+    if http_response is None:  # the batch expired or was canceled before its turn
         return Again(error.get("code") or "no response")
     status, body = http_response["status_code"], http_response["body"]
     if status == 200:
