@@ -11,6 +11,7 @@ from rebase.datasets.inputs import SourcesDataset as SourcesDataset
 from rebase.datasets.inputs import TaskDataset as TaskDataset
 from rebase.datasets.metrics import MetricsDataset as MetricsDataset
 from rebase.datasets.model_folder import ModelFolderDataset as ModelFolderDataset
+from rebase.datasets.optional_table import OptionalTableDataset as OptionalTableDataset
 from rebase.datasets.shards import ShardStore as ShardStore
 from rebase.datasets.student import StudentDataset as StudentDataset
 from rebase.datasets.students import StudentsDataset as StudentsDataset
