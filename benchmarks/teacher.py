@@ -84,7 +84,7 @@ async def steady(address: str, seconds: int) -> dict[str, float]:
         marks.append((time.monotonic(), time.process_time(), done, statuses.get("429", 0)))
 
     async with AnthropicTeacher("good-model", "sk-right-key", address, Limits(max_concurrency=256)).open() as session:
-        answers = in_order(session.ask, requests(10**9), lambda: 2048)
+        answers = in_order(session.generate, requests(10**9), lambda: 2048)
         async with aclosing(answers):
             async for answer in answers:
                 done += isinstance(answer, Response)
@@ -145,7 +145,7 @@ def memory_client(address: str, rows: str) -> None:
         prices = PriceTable(as_of="2026-11-21", models={})
         teacher = CachedTeacher(inner, path, Budget(BudgetSettings(), Price(input=1, output=5)), prices)
         async with teacher.open() as session:
-            answers = in_order(session.ask, requests(int(rows)), lambda: teacher.concurrency)
+            answers = in_order(session.generate, requests(int(rows)), lambda: teacher.concurrency)
             async with aclosing(answers):
                 async for answer in answers:
                     assert isinstance(answer, Response)
@@ -165,9 +165,9 @@ def local_against_generate(count: int = 32) -> dict[str, float]:
     async def ask() -> tuple[list[str], float]:
         async with teacher.open() as session:
             # Grammars are compiled before the clock runs, on both sides.
-            await session.ask(asked[0])
+            await session.generate(asked[0])
             began = time.monotonic()
-            responses = await asyncio.gather(*map(session.ask, asked))
+            responses = await asyncio.gather(*map(session.generate, asked))
             return [response.text for response in responses], time.monotonic() - began
 
     ours, seconds = asyncio.run(ask())

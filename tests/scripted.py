@@ -39,7 +39,7 @@ class Scripted:
         self.opened += 1
         yield self
 
-    async def ask(self, request: Request) -> Response | Failure:
+    async def generate(self, request: Request) -> Response | Failure:
         await asyncio.sleep(0)
         key = request.key(self.provider, self.model)
         if request.messages[-1].content.startswith("That reply cannot be used"):
@@ -55,17 +55,17 @@ class Scripted:
         """Nothing is on its way."""
 
 
-def stored(teacher: Teacher, path: Path | None = None, price: Price | None = FREE, **budget: Any) -> CachedTeacher:
+def cached(teacher: Teacher, path: Path | None = None, price: Price | None = FREE, **budget: Any) -> CachedTeacher:
     """The teacher behind a store (a new one, unless ``path`` names it), as the stages get it."""
     path = path or Path(tempfile.mkdtemp()) / "responses.sqlite"
     return CachedTeacher(teacher, path, Budget(BudgetSettings(**budget), price), NO_PRICES)
 
 
-def ask_all(teacher: Any, requests: Iterable[Request]) -> list[Response | Failure]:
+def generate_all(teacher: Any, requests: Iterable[Request]) -> list[Response | Failure]:
     """The answers to all the requests, asked at once, in their order."""
 
     async def ask() -> list[Response | Failure]:
         async with teacher.open() as session:
-            return list(await asyncio.gather(*(session.ask(request) for request in requests)))
+            return list(await asyncio.gather(*(session.generate(request) for request in requests)))
 
     return asyncio.run(ask())

@@ -164,7 +164,7 @@ def test_the_provider_of_the_how_to_works():
 
     async def ask(text: str) -> Response | Failure:
         async with teacher.open() as session:
-            return await session.ask(Request("", (Message("user", text),), {}, Sampling()))
+            return await session.generate(Request("", (Message("user", text),), {}, Sampling()))
 
     assert asyncio.run(ask("hello")).parsed == {"said": "good day"}
     assert "knows nothing" in asyncio.run(ask("what?")).reason

@@ -83,7 +83,7 @@ def test_running_again_asks_nothing(project, provider):
     before = len(provider.asked())
     run(project, provider, NODES)
     assert len(provider.asked()) == before
-    assert usage(project).loc["total", "stored"] == usage(project).loc["total", "used"]
+    assert usage(project).loc["total", "cached"] == usage(project).loc["total", "used"]
 
 
 def test_stored_responses_can_be_replayed_without_network_or_key(project, provider):
@@ -111,7 +111,7 @@ def test_a_budget_is_a_clean_end_and_a_larger_one_goes_on(project, provider):
     assert len(provider.billed()) == before + 3
     run(project, provider, NODES, max_requests=5, temperature=0.6)
     assert len(provider.billed()) == before + 5
-    assert usage(project).loc["total", "stored"] == 3
+    assert usage(project).loc["total", "cached"] == 3
     rejected = pd.read_parquet(outputs(project) / "05_model_input" / "news_topic" / "examples_rejected.parquet")
     assert "budget_reached" in set(rejected["reason"])
 

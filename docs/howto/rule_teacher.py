@@ -31,7 +31,7 @@ class RuleTeacher:
         """Here weights would be loaded, or connections opened, and released again after the ``yield``."""
         yield self
 
-    async def ask(self, request: Request) -> Response | Failure:
+    async def generate(self, request: Request) -> Response | Failure:
         """One request, one response. What fails with this request alone is a Failure; what would with any, an error."""
         key = request.key(self.provider, self.model)
         try:

@@ -34,7 +34,7 @@ from rebase.records import Task
 from rebase.teacher.local import LocalTeacher
 from rebase.teacher.protocol import Response
 from rebase.text import approximate_tokens
-from tests.scripted import ask_all
+from tests.scripted import generate_all
 
 ROOT = Path(__file__).parents[2]
 RAW = ROOT / "data" / "01_raw"
@@ -371,7 +371,7 @@ def test_a_weak_teacher_given_orders_keeps_the_shape():
     settings = ROOMY.model_copy(update={"sampling": SamplingParameters(temperature=0, max_tokens=96)})
     asked = [transform_request(TOPIC, row({"text": orders}), TRANSFORM, settings) for orders in ORDERS]
     whole = 0
-    for orders, response in zip(ORDERS, ask_all(teacher, asked), strict=True):
+    for orders, response in zip(ORDERS, generate_all(teacher, asked), strict=True):
         assert isinstance(response, Response), orders
         if response.finish == "stop":
             example = read_example(TOPIC, response.text, None)

@@ -11,7 +11,7 @@ from rebase.errors import RebaseError
 from rebase.parameters import CotParameters
 from rebase.pipelines.cot.nodes import REJECTED_COLUMNS, reason_examples
 from rebase.records import Task
-from tests.scripted import Scripted, stored
+from tests.scripted import Scripted, cached
 
 RAW = Path(__file__).parents[2] / "data" / "01_raw"
 PROMPT = yaml.safe_load((RAW / "prompts" / "cot.yml").read_text())
@@ -71,7 +71,7 @@ RIGHT, OTHER, FALSE = said("3 + 3 = 6.", 6), said("3 * 3 = 9.", 9), said("3 + 3 
 def run(responses, samples=1, on_disagreement="reject", count=1):
     lines = iter(responses)
     return reason_examples(
-        SUMS, examples(count), retrieved(count), stored(Scripted(lambda _: next(lines))), PROMPT,
+        SUMS, examples(count), retrieved(count), cached(Scripted(lambda _: next(lines))), PROMPT,
         parameters(samples, on_disagreement),
     )  # fmt: skip
 
@@ -88,7 +88,7 @@ def rejected_with(*responses, **settings):
 def test_a_task_without_cot_passes_all_on_and_opens_no_teacher():
     teacher = Scripted(str)
     passed, rejected, summary = reason_examples(
-        READING, examples(3), retrieved(3), stored(teacher), PROMPT, parameters()
+        READING, examples(3), retrieved(3), cached(teacher), PROMPT, parameters()
     )
     assert teacher.opened == 0
     assert passed.drop(columns=["rationale", "agreement"]).equals(examples(3))
@@ -137,7 +137,7 @@ def test_faulty_samples_count_against_a_majority():
 
 def test_samples_are_told_apart():
     teacher = Scripted(lambda _: RIGHT)
-    reason_examples(SUMS, examples(2), retrieved(2), stored(teacher), PROMPT, parameters(3))
+    reason_examples(SUMS, examples(2), retrieved(2), cached(teacher), PROMPT, parameters(3))
     assert [request.sample for request in teacher.asked] == [0, 1, 2, 0, 1, 2]
     assert len({request.key("p", "m") for request in teacher.asked}) == 6
 
@@ -171,7 +171,7 @@ def test_a_wrong_prompt_file_is_named():
 
 def test_an_example_whose_source_row_is_gone_is_reasoned_about_without_it():
     teacher = Scripted(lambda _: RIGHT)
-    kept, _, _ = reason_examples(SUMS, examples(), retrieved(0), stored(teacher), PROMPT, parameters())
+    kept, _, _ = reason_examples(SUMS, examples(), retrieved(0), cached(teacher), PROMPT, parameters())
     assert len(kept) == 1
     assert "3 + 3 = 6" not in teacher.asked[0].messages[-1].content
 

@@ -14,7 +14,7 @@ from rebase.pipelines.distil.nodes import LABELED_COLUMNS, distil_inputs
 from rebase.records import Task
 from rebase.tasks.evaluation_items import parse_inputs
 from rebase.teacher.budget import Price
-from tests.scripted import Scripted, stored
+from tests.scripted import Scripted, cached
 from tests.teacher.asking import hosted
 from tests.teacher.server import Answer, serving
 
@@ -42,7 +42,7 @@ def distil(task, texts, say, evaluation_items=NO_EVALUATION, concurrency=16, **g
         {"style": "direct", "samples": 1, "rounds": 3, "max_inputs": None} | {"sampling": SAMPLING} | given
     )
     unlabeled = texts if isinstance(texts, pd.DataFrame) else inputs(task, texts)
-    return (*distil_inputs(task, unlabeled, evaluation_items, stored(teacher), PROMPT, parameters, 13), teacher)
+    return (*distil_inputs(task, unlabeled, evaluation_items, cached(teacher), PROMPT, parameters, 13), teacher)
 
 
 NEWS = [f"The rovers won match {n} of the season at home." for n in range(6)]
@@ -187,7 +187,7 @@ def test_nothing_usable_says_what_and_what_to_do():
 
 
 def test_a_budget_that_others_have_used_up_is_named():
-    teacher = stored(Scripted(lambda _: SPORT), max_requests=1)
+    teacher = cached(Scripted(lambda _: SPORT), max_requests=1)
     teacher.budget.requests = 1
     parameters = DistilParameters(style="direct", samples=1, rounds=3, max_inputs=None, sampling=SAMPLING)
     with pytest.raises(RebaseError, match=r"distil: .*nothing left.*teacher\.max_requests 1"):
@@ -236,7 +236,7 @@ def test_a_teacher_behind_an_api_labels_by_direct_and_by_reasoning(tmp_path, kin
         parameters = DistilParameters.model_validate(
             {"style": style, "samples": 1, "rounds": 2, "max_inputs": None} | {"sampling": SAMPLING}
         )
-        teacher = stored(hosted(kind, provider.address), tmp_path / "responses.sqlite", price)
+        teacher = cached(hosted(kind, provider.address), tmp_path / "responses.sqlite", price)
         return distil_inputs(mnli, unlabeled, NO_EVALUATION, teacher, PROMPT, parameters, 13)
 
     with serving(default=answer) as provider:

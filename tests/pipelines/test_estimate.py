@@ -27,7 +27,7 @@ from tests.pipelines.test_transform import (
     retrieved,
     transform,
 )
-from tests.scripted import NO_PRICES, Scripted, stored
+from tests.scripted import NO_PRICES, Scripted, cached
 from tests.tiny import evaluate_parameters
 
 COT_PROMPT = yaml.safe_load((RAW / "prompts" / "cot.yml").read_text())
@@ -54,7 +54,7 @@ def estimate(task, rows, teacher, **changes):
 
 def test_it_counts_what_transform_then_asks_and_sends_nothing():
     rows = retrieved(passages=PASSAGES)
-    teacher = stored(Scripted(asks_for_the_year), price=PRICE)
+    teacher = cached(Scripted(asks_for_the_year), price=PRICE)
     before = estimate(READING, rows, teacher, max_examples=5)
     assert teacher.teacher.opened == 0
     assert not teacher.path.exists()
@@ -72,7 +72,7 @@ def test_it_counts_what_transform_then_asks_and_sends_nothing():
 
 def test_reasoning_and_the_round_trip_are_counted_as_well():
     cells = [{"story": f"Anna has {n} pens and buys two more pens in town."} for n in range(6)]
-    teacher = stored(Scripted(str))
+    teacher = cached(Scripted(str))
     found = estimate(SUMS, retrieved(cells, query_column="story"), teacher, max_examples=4, consistency_filter=True)
     assert {stage: said["requests"] for stage, said in found["stages"].items()} == {
         "transform": [4, 6],
@@ -88,7 +88,7 @@ def test_reasoning_and_the_round_trip_are_counted_as_well():
 )
 def test_a_comparison_counts_what_the_baselines_ask_as_well(task, style, samples, labels):
     said = '{"rationale": "So it is.", "answer": 7}' if task.cot else '{"answer": "7"}'
-    teacher = stored(Scripted(lambda _: said), price=PRICE)
+    teacher = cached(Scripted(lambda _: said), price=PRICE)
     before = estimate(READING, retrieved(passages=PASSAGES), teacher, max_examples=5, consistency_filter=True)
     asked = items(task, ["1", "2", "3"])
     distil = {"style": style, "samples": samples, "rounds": 4, "max_inputs": None, "sampling": SAMPLING}
@@ -125,7 +125,7 @@ def test_hours_at_the_given_limits_and_half_the_dollars_by_batches(tmp_path):
 
 def test_tokens_are_those_that_the_provider_counted_before():
     rows = retrieved(passages=PASSAGES)
-    teacher = stored(Scripted(asks_for_the_year))
+    teacher = cached(Scripted(asks_for_the_year))
     first = estimate(READING, rows, teacher)
     assert first["tokens"] == "by the rule of approximate_tokens"
     transform(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters())
@@ -136,4 +136,4 @@ def test_tokens_are_those_that_the_provider_counted_before():
 
 
 def test_it_is_plain_json():
-    assert json.dumps(estimate(READING, retrieved(passages=PASSAGES), stored(Scripted(str))))
+    assert json.dumps(estimate(READING, retrieved(passages=PASSAGES), cached(Scripted(str))))

@@ -9,7 +9,7 @@ from rebase.pipelines.evaluate_teacher.nodes import predict_teacher, score_teach
 from rebase.records import Task
 from rebase.tasks.evaluation_items import parse_items
 from rebase.teacher.budget import Price
-from tests.scripted import Scripted, stored
+from tests.scripted import Scripted, cached
 from tests.tiny import evaluate_parameters
 
 RAW = Path(__file__).parents[2] / "data" / "01_raw"
@@ -34,7 +34,7 @@ def items(task: Task, answers: list[str]):
 def test_the_teacher_sees_examples_and_no_gold_answer():
     teacher = Scripted(lambda _: '{"answer": "sport"}')
     generations, summary = predict_teacher(
-        TOPIC, items(TOPIC, ["sport", "business"]), stored(teacher), PROMPT, PARAMETERS
+        TOPIC, items(TOPIC, ["sport", "business"]), cached(teacher), PROMPT, PARAMETERS
     )
     predictions, scores = score_teacher(TOPIC, generations, PARAMETERS)
     assert predictions["accuracy"].to_list() == [1, 0]
@@ -50,7 +50,7 @@ def test_the_teacher_sees_examples_and_no_gold_answer():
 
 def test_with_chain_of_thought_it_reasons_and_the_same_extraction_reads_it():
     teacher = Scripted(lambda _: '{"rationale": "3 and 4 make 7.", "answer": 7}')
-    generations, _ = predict_teacher(SUMS, items(SUMS, ["7"]), stored(teacher), PROMPT, PARAMETERS)
+    generations, _ = predict_teacher(SUMS, items(SUMS, ["7"]), cached(teacher), PROMPT, PARAMETERS)
     predictions, _ = score_teacher(SUMS, generations, PARAMETERS)
     assert predictions["raw"].to_list() == ["3 and 4 make 7. So the answer is 7."]
     assert predictions["extracted"].to_list() == ["7"]
@@ -59,7 +59,7 @@ def test_with_chain_of_thought_it_reasons_and_the_same_extraction_reads_it():
 def test_what_cannot_be_read_is_a_wrong_answer_and_counted():
     said = iter(['{"answer": "sport"}', "I will not.", ('{"answer": "spo', "length")])
     teacher = Scripted(lambda _: next(said), concurrency=1)
-    generations, summary = predict_teacher(TOPIC, items(TOPIC, ["sport"] * 3), stored(teacher), PROMPT, PARAMETERS)
+    generations, summary = predict_teacher(TOPIC, items(TOPIC, ["sport"] * 3), cached(teacher), PROMPT, PARAMETERS)
     assert generations["raw"].to_list() == ["sport", "", ""]
     assert sum(summary["unreadable"].values()) >= 1
     assert score_teacher(TOPIC, generations, PARAMETERS)[1]["systems"]["teacher"]["accuracy"]["value"] == pytest.approx(
@@ -68,7 +68,7 @@ def test_what_cannot_be_read_is_a_wrong_answer_and_counted():
 
 
 def test_a_budget_that_does_not_last_gives_no_score():
-    teacher = stored(
+    teacher = cached(
         Scripted(lambda _: '{"answer": "sport"}', concurrency=1), price=Price(input=1, output=1), max_requests=1
     )
     generations, summary = predict_teacher(TOPIC, items(TOPIC, ["sport"] * 3), teacher, PROMPT, PARAMETERS)
@@ -81,6 +81,6 @@ def test_a_budget_that_does_not_last_gives_no_score():
 
 def test_a_request_that_failed_is_no_wrong_answer():
     said = iter(['{"answer": "sport"}', *[RuntimeError("no route to host")] * 9])
-    teacher = stored(Scripted(lambda _: next(said), concurrency=1))
+    teacher = cached(Scripted(lambda _: next(said), concurrency=1))
     with pytest.raises(RebaseError, match=r"1 of 2 requests to scripted/test failed\. It says: no route to host"):
         predict_teacher(TOPIC, items(TOPIC, ["sport"] * 2), teacher, PROMPT, PARAMETERS)

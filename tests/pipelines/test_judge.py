@@ -17,7 +17,7 @@ from rebase.pipelines.agreement.nodes import compare_graders, read_grades
 from rebase.pipelines.judge.nodes import REJECTED_COLUMNS, judge_answers, score_judgments, write_sheets
 from rebase.teacher.budget import Price
 from tests.judging.test_llm_judge import PAIR, PARAMETERS, RUBRIC, TASK
-from tests.scripted import Scripted, stored
+from tests.scripted import Scripted, cached
 from tests.teacher.asking import ROOT, hosted, stored_keys
 from tests.teacher.server import Answer, serving
 
@@ -67,7 +67,7 @@ def fair(text):
 def judged(say=fair, given=None, teacher=None, **changes):
     """The node's outputs; ``say`` is given the judge's message."""
     given = predictions() if given is None else given
-    teacher = teacher or stored(Scripted(lambda request: say(request.messages[0].content)))
+    teacher = teacher or cached(Scripted(lambda request: say(request.messages[0].content)))
     parameters = PARAMETERS.model_copy(update=changes)
     items = evaluation_items(max(6, given["item_id"].nunique()))
     return judge_answers(TASK, items, given, teacher, *PROMPTS, parameters)
@@ -93,7 +93,7 @@ def test_every_question_is_judged_or_rejected():
 
 def test_the_judge_sees_neither_system_nor_gold():
     teacher = Scripted(lambda request: fair(request.messages[0].content))
-    judged(teacher=stored(teacher))
+    judged(teacher=cached(teacher))
     assert len(teacher.asked) == 12 - 1 + 10, "two equal answers are graded for the price of one"
     for request in teacher.asked:
         said = request.system + request.messages[0].content
@@ -213,13 +213,13 @@ def test_nothing_is_asked_or_paid_twice(tmp_path):
     path, price = tmp_path / "responses.sqlite", Price(input=1.0, output=5.0)
 
     def teacher(budget=None):
-        return stored(Scripted(lambda request: fair(request.messages[0].content)), path, price, max_requests=budget)
+        return cached(Scripted(lambda request: fair(request.messages[0].content)), path, price, max_requests=budget)
 
     first, _, stopped = judged(teacher=teacher(budget=7))
     assert stopped["rejected"]["budget_reached"] > 0 < stopped["kept"]
     assert stopped["in"] == stopped["kept"] + sum(stopped["rejected"].values())
     whole, _, resumed = judged(teacher=teacher())
-    assert resumed["usage"]["stored"] >= 7
+    assert resumed["usage"]["cached"] >= 7
     again, _, replayed = judged(teacher=teacher())
     assert (replayed["usage"]["responses"], replayed["usage"]["dollars"]) == (0, 0)
     assert again.equals(whole)
@@ -235,13 +235,13 @@ def test_a_judge_behind_an_api(tmp_path, kind):
     given.loc[0, "raw"] = f"no {hostile}"
     with serving(default=lambda prompt: Answer(fair(prompt))) as provider:
         path = tmp_path / "responses.sqlite"
-        teacher = stored(hosted(kind, provider.address), path, Price(input=1.0, output=5.0))
+        teacher = cached(hosted(kind, provider.address), path, Price(input=1.0, output=5.0))
         judgments, rejected, summary = judged(given=given, teacher=teacher)
         billed = len(provider.billed())
         assert summary["usage"]["responses"] == billed == 21
         assert summary["usage"]["dollars"] == pytest.approx(billed * (12 * 1e-6 + 5 * 5e-6))
         assert set(judgments["response_key"]) <= stored_keys(path)
-        again, _, _ = judged(given=given, teacher=stored(hosted(kind, provider.address), path))
+        again, _, _ = judged(given=given, teacher=cached(hosted(kind, provider.address), path))
         assert len(provider.billed()) == billed
         assert list(again["response_key"]) == list(judgments["response_key"])
     by_answer = judgments.set_index(["item_id", "system"])["correctness"]
@@ -333,7 +333,7 @@ def test_from_predictions_to_agreement_as_kedro_runs_it(tmp_path):
     given = {
         "task": TASK, "evaluation_items": evaluation_items(), "predictions": predictions(), "judge_rubric": PROMPTS[0],
         "judge_pair": PROMPTS[1], "params:judge": PARAMETERS,
-        "judge": stored(Scripted(lambda request: fair(request.messages[0].content))),
+        "judge": cached(Scripted(lambda request: fair(request.messages[0].content))),
     }  # fmt: skip
     tables = ("judgments", "judge_rejected", "grading_key", "grades", "grades_rejected")
     others = ("judge_summary", "judge_scores", "grading_form", "agreement_summary", "agreement")

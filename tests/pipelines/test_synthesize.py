@@ -17,7 +17,7 @@ from rebase.records import Task
 from rebase.student.adapters import render_card
 from rebase.student.handle import Student
 from rebase.teacher.budget import FREE, Price
-from tests.scripted import Scripted, stored
+from tests.scripted import Scripted, cached
 from tests.tiny import train_parameters
 
 RAW = Path(__file__).parents[2] / "data" / "01_raw"
@@ -64,7 +64,7 @@ def synthesize(
     teacher = Scripted(say, concurrency)
     parameters = SynthesizeParameters.model_validate({"spend": spend, "guided": guided, "sampling": SAMPLING})
     made = synthesize_examples(
-        task, before, evaluation_items, stored(teacher, price=price, **budget), PROMPT, TRANSFORM_PROMPT, parameters, 13
+        task, before, evaluation_items, cached(teacher, price=price, **budget), PROMPT, TRANSFORM_PROMPT, parameters, 13
     )
     return (*made, teacher)
 
@@ -253,7 +253,7 @@ def test_the_budget_of_the_run_holds_as_well(caplog):
 
 @pytest.mark.parametrize("budget", [{"max_requests": 9}, {"budget_usd": 1e-6}])
 def test_a_budget_that_transform_has_used_up_is_named(budget):
-    teacher = stored(Scripted(about_bells), price=Price(input=1, output=1), **budget)
+    teacher = cached(Scripted(about_bells), price=Price(input=1, output=1), **budget)
     teacher.budget.requests = 9
     parameters = SynthesizeParameters.model_validate({"spend": "requests", "guided": False, "sampling": SAMPLING})
     with pytest.raises(RebaseError, match=rf"synthesize: .*nothing left.*teacher\.{next(iter(budget))}"):

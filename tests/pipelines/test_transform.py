@@ -14,7 +14,7 @@ from rebase.pipelines.transform.nodes import transform_rows
 from rebase.records import Task
 from rebase.teacher.budget import Price
 from rebase.teacher.local import LocalTeacher
-from tests.scripted import Scripted, stored
+from tests.scripted import Scripted, cached
 from tests.tiny import make_student
 
 RAW = Path(__file__).parents[2] / "data" / "01_raw"
@@ -82,7 +82,7 @@ def asks_for_the_year(request):
 def test_good_responses_become_examples_with_their_provenance():
     teacher = Scripted(asks_for_the_year)
     examples, rejected, summary = transform(
-        READING, retrieved(passages=PASSAGES[:3]), NO_EVALUATION, stored(teacher), PROMPT, parameters()
+        READING, retrieved(passages=PASSAGES[:3]), NO_EVALUATION, cached(teacher), PROMPT, parameters()
     )
     assert list(examples) == EXAMPLE_COLUMNS
     assert list(rejected) == REJECTED_COLUMNS
@@ -104,7 +104,7 @@ def test_good_responses_become_examples_with_their_provenance():
 def test_it_stops_when_there_are_enough():
     teacher = Scripted(asks_for_the_year)
     examples, rejected, summary = transform(
-        READING, retrieved(passages=PASSAGES), NO_EVALUATION, stored(teacher), PROMPT, parameters(max_examples=4)
+        READING, retrieved(passages=PASSAGES), NO_EVALUATION, cached(teacher), PROMPT, parameters(max_examples=4)
     )
     assert len(examples) == len(teacher.asked) == 4
     assert list(rejected["reason"]) == ["not_needed"] * 8
@@ -113,7 +113,7 @@ def test_it_stops_when_there_are_enough():
 
 def test_the_best_rows_come_first():
     rows = retrieved(passages=PASSAGES[:4]).sample(frac=1, random_state=1)
-    examples, _, _ = transform(READING, rows, NO_EVALUATION, stored(Scripted(asks_for_the_year)), PROMPT, parameters(2))
+    examples, _, _ = transform(READING, rows, NO_EVALUATION, cached(Scripted(asks_for_the_year)), PROMPT, parameters(2))
     assert list(examples["rank"]) == [1, 2]
 
 
@@ -134,7 +134,7 @@ def test_bad_responses_are_rejected_with_their_reason(said, reason):
     calls = iter(range(9))
     teacher = Scripted(lambda request: said if next(calls) == 0 else asks_for_the_year(request))
     examples, rejected, _ = transform(
-        READING, retrieved(passages=PASSAGES[:2]), NO_EVALUATION, stored(teacher), PROMPT, parameters()
+        READING, retrieved(passages=PASSAGES[:2]), NO_EVALUATION, cached(teacher), PROMPT, parameters()
     )
     assert len(examples) == 1
     assert list(rejected["reason"]) == [reason]
@@ -148,7 +148,7 @@ def test_evaluation_items_are_rejected():
         READING,
         retrieved(passages=PASSAGES[:2]),
         pd.DataFrame({"query": [query]}),
-        stored(Scripted(asks_for_the_year)),
+        cached(Scripted(asks_for_the_year)),
         PROMPT,
         parameters(),
     )
@@ -161,7 +161,7 @@ def test_nothing_usable_says_what_and_what_to_do():
             READING,
             retrieved(passages=PASSAGES[:3]),
             NO_EVALUATION,
-            stored(Scripted(lambda _: '{"example": null}')),
+            cached(Scripted(lambda _: '{"example": null}')),
             PROMPT,
             parameters(),
         )
@@ -171,13 +171,13 @@ def test_a_teacher_out_of_order_is_quoted():
     teacher = Scripted(lambda _: ConnectionError("the quota is used up"))
     rows = retrieved(passages=[f"{passage} Again {n}." for n in range(9) for passage in PASSAGES])
     with pytest.raises(RebaseError, match=r"(?s)answered none of 108 requests.*the quota is used up.*credentials"):
-        transform(READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters())
+        transform(READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters())
 
 
 def test_a_wrong_prompt_file_is_named():
     with pytest.raises(RebaseError, match=r"transform\.yml"):
         transform(
-            READING, retrieved(passages=PASSAGES), NO_EVALUATION, stored(Scripted(str)), {"version": 1}, parameters()
+            READING, retrieved(passages=PASSAGES), NO_EVALUATION, cached(Scripted(str)), {"version": 1}, parameters()
         )
 
 
@@ -185,7 +185,7 @@ def test_a_led_teacher_is_asked_for_questions_only():
     teacher = Scripted(lambda _: '{"question": "In what year was the bell in this tower cast?"}')
     rows = retrieved(passages=[PASSAGES[0], "Nothing to be had from this.", PASSAGES[1]])
     examples, rejected, summary = transform(
-        READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(guided=True)
+        READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters(guided=True)
     )
     assert list(examples["answer"]) == ["1600", "1601"]
     assert list(rejected["reason"]) == ["nothing_to_ask_about"]
@@ -197,7 +197,7 @@ def test_a_led_teacher_is_asked_for_questions_only():
 def test_rows_that_a_led_teacher_is_not_asked_about_are_rejected_to_the_last():
     rows = retrieved(passages=[PASSAGES[0], "Nothing here.", "Nor here, alas."])
     teacher = Scripted(lambda _: '{"question": "In what year was the bell in this tower cast?"}')
-    _, rejected, _ = transform(READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(guided=True))
+    _, rejected, _ = transform(READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters(guided=True))
     assert list(rejected["reason"]) == ["nothing_to_ask_about"] * 2
 
 
@@ -210,7 +210,7 @@ def test_a_led_teachers_label_must_be_named_by_the_row():
         TOPIC,
         retrieved(cells, query_column="lead"),
         NO_EVALUATION,
-        stored(Scripted(lambda _: '{"answer": "sport"}')),
+        cached(Scripted(lambda _: '{"answer": "sport"}')),
         PROMPT,
         parameters(guided=True),
     )
@@ -225,7 +225,7 @@ def test_a_teacher_that_is_not_led_may_label_as_it_sees_fit():
         TOPIC,
         retrieved([{"lead": "The rovers lost."}]),
         NO_EVALUATION,
-        stored(Scripted(lambda _: said)),
+        cached(Scripted(lambda _: said)),
         PROMPT,
         parameters(),
     )
@@ -238,7 +238,7 @@ def test_numbers_are_kept_as_the_task_writes_them():
         SUMS,
         retrieved(cells, query_column="story"),
         NO_EVALUATION,
-        stored(Scripted(lambda _: '{"answer": 6.0}')),
+        cached(Scripted(lambda _: '{"answer": 6.0}')),
         PROMPT,
         parameters(guided=True),
     )
@@ -268,10 +268,10 @@ def test_every_row_is_accounted_for(script, wanted):
     rows = retrieved(passages=PASSAGES[: len(script)])
     if "good" not in script:
         with pytest.raises(RebaseError):
-            transform(READING, rows, NO_EVALUATION, stored(Scripted(say)), PROMPT, parameters(wanted))
+            transform(READING, rows, NO_EVALUATION, cached(Scripted(say)), PROMPT, parameters(wanted))
         return
     examples, rejected, summary = transform(
-        READING, rows, NO_EVALUATION, stored(Scripted(say)), PROMPT, parameters(wanted)
+        READING, rows, NO_EVALUATION, cached(Scripted(say)), PROMPT, parameters(wanted)
     )
     assert len(examples) == min(wanted, script.count("good")) == summary["kept"]
     assert sorted([*examples["row_id"], *rejected["row_id"]]) == sorted(rows["row_id"])
@@ -282,7 +282,7 @@ def test_every_row_is_accounted_for(script, wanted):
 def test_no_more_rows_are_asked_about_than_are_needed():
     rows = retrieved(passages=[f"{passage} Again {n}." for n in range(20) for passage in PASSAGES])
     teacher = Scripted(asks_for_the_year, concurrency=64)
-    examples, _, _ = transform(READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(7))
+    examples, _, _ = transform(READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters(7))
     assert len(examples) == len(teacher.asked) == 7
 
 
@@ -295,7 +295,7 @@ def test_the_round_trip_rejects_what_the_teacher_answers_otherwise():
     teacher = Scripted(say)
     rows = retrieved(passages=PASSAGES[:3])
     examples, rejected, summary = transform(
-        READING, rows, NO_EVALUATION, stored(teacher), PROMPT, parameters(consistency_filter=True)
+        READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters(consistency_filter=True)
     )
     assert list(examples["answer"]) == ["1600"]
     assert list(rejected["reason"]) == ["inconsistent"] * 2
@@ -305,18 +305,18 @@ def test_the_round_trip_rejects_what_the_teacher_answers_otherwise():
 
 def test_a_budget_that_is_reached_keeps_what_there_is():
     rows = retrieved(passages=PASSAGES)
-    teacher = stored(Scripted(asks_for_the_year), max_requests=5)
+    teacher = cached(Scripted(asks_for_the_year), max_requests=5)
     examples, _, summary = transform(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters())
     assert len(examples) == 5
     assert summary["rejected"] == {"budget_reached": 7}
     assert summary["usage"]["over_budget"] == 7
-    larger = stored(Scripted(asks_for_the_year), teacher.path, max_requests=8)
+    larger = cached(Scripted(asks_for_the_year), teacher.path, max_requests=8)
     examples, _, summary = transform(READING, rows, NO_EVALUATION, larger, PROMPT, parameters())
-    assert (len(examples), summary["usage"]["stored"], summary["usage"]["responses"]) == (8, 5, 3)
+    assert (len(examples), summary["usage"]["cached"], summary["usage"]["responses"]) == (8, 5, 3)
 
 
 def test_a_budget_that_stops_says_so():
-    teacher = stored(Scripted(asks_for_the_year), max_requests=5, on_budget="stop")
+    teacher = cached(Scripted(asks_for_the_year), max_requests=5, on_budget="stop")
     with pytest.raises(RebaseError, match=r"max_requests 5.*5 responses so far.*All of them are stored"):
         transform(READING, retrieved(passages=PASSAGES), NO_EVALUATION, teacher, PROMPT, parameters())
 
@@ -329,7 +329,7 @@ def test_examples_tell_what_they_cost_and_what_was_cut():
         SUMS,
         retrieved(cells, query_column="story"),
         NO_EVALUATION,
-        stored(Scripted(lambda _: said), price=price),
+        cached(Scripted(lambda _: said), price=price),
         PROMPT,
         parameters(),
     )
@@ -346,7 +346,7 @@ def test_a_real_model_gives_responses_in_shape(tmp_path):
     task = TOPIC.model_copy(update={"examples": TOPIC.examples[:1]})
     cells = [{"lead": f"The rovers won match {n} at home.", "all": " ".join(TOPIC.answer.labels)} for n in range(5)]
     examples, _, summary = transform(
-        task, retrieved(cells, query_column="lead"), NO_EVALUATION, stored(teacher), prompt, parameters(guided=True)
+        task, retrieved(cells, query_column="lead"), NO_EVALUATION, cached(teacher), prompt, parameters(guided=True)
     )
     assert len(examples) == 5
     assert set(examples["answer"]) <= set(TOPIC.answer.labels)

@@ -23,8 +23,8 @@ def test_stage_line_without_rejections_says_nothing_of_them():
 
 
 def test_stage_line_tells_what_the_teacher_was_asked():
-    usage = {"used": 120, "responses": 100, "stored": 20, "dollars": 0.25}
-    assert "· 100 responses, 20 stored, $0.2500 ·" in stage_line({**SUMMARY, "usage": usage}, 1)
+    usage = {"used": 120, "responses": 100, "cached": 20, "dollars": 0.25}
+    assert "· 100 responses, 20 cached, $0.2500 ·" in stage_line({**SUMMARY, "usage": usage}, 1)
     assert "responses" not in stage_line({**SUMMARY, "usage": {**usage, "used": 0}}, 1)
 
 

@@ -61,7 +61,7 @@ def retrieved() -> pd.DataFrame:
 def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFrame) -> dict[str, Any]:
     """A whole run's, with hostile text in it."""
     metrics = dict.fromkeys(reading_task.metrics, CELL)
-    usage = {"used": 9, "responses": 7, "stored": 2, "dollars": 0.0123, "used_dollars": 0.02}
+    usage = {"used": 9, "responses": 7, "cached": 2, "dollars": 0.0123, "used_dollars": 0.02}
     summary = {"in": 9, "kept": 7, "rejected": {"few": 1, HOSTILE: 2}}
     estimate = dict.fromkeys(
         ["estimated_requests_low", "estimated_requests_high", "estimated_dollars_low", "estimated_dollars_high"], 1

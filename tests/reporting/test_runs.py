@@ -19,7 +19,7 @@ SUMMARIES = [
     {"stage": "train", "in": 4, "kept": 4, "rejected": {}, "base_model": "smol"},
 ]
 USAGE = pd.DataFrame(
-    [{"stage": "total", "responses": 4, "stored": 1, "input_tokens": 9, "output_tokens": 3, "dollars": 0.25,
+    [{"stage": "total", "responses": 4, "cached": 1, "input_tokens": 9, "output_tokens": 3, "dollars": 0.25,
       "used_dollars": 0.3, "p50_seconds": None}]
 )  # fmt: skip
 

@@ -46,7 +46,7 @@ def said(answers: list[Response | Failure]) -> list[str]:
 class Candid(Scripted):
     """Is asked for repairs as for all else. Each response takes 7 tokens in and 3 out."""
 
-    async def ask(self, asked: Request) -> Response | Failure:
+    async def generate(self, asked: Request) -> Response | Failure:
         self.asked.append(asked)
         await asyncio.sleep(0)
         key, text = asked.key(self.provider, self.model), self.say(asked)
@@ -97,5 +97,5 @@ def start(program: str, *arguments: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))},
     )

@@ -8,7 +8,7 @@ import pytest
 from rebase.errors import RebaseError
 from rebase.teacher.anthropic import AnthropicTeacher, model_settings
 from rebase.teacher.api import THINKING_TOKENS
-from tests.scripted import ask_all
+from tests.scripted import generate_all
 from tests.teacher.server import KEY, MODEL, Provider
 from tests.teacher.test_api import ask, request
 
@@ -54,7 +54,7 @@ def test_temperature_is_left_out_and_that_is_said_once(provider: Provider, caplo
 
 
 def test_no_system_prompt_is_left_out(provider: Provider) -> None:
-    ask_all(AnthropicTeacher(MODEL, KEY, provider.address), [request("a", system="")])
+    generate_all(AnthropicTeacher(MODEL, KEY, provider.address), [request("a", system="")])
     assert "system" not in body(provider)
 
 

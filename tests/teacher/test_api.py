@@ -20,7 +20,7 @@ from rebase.teacher.api import Limits as Asking
 from rebase.teacher.openai import OpenAITeacher
 from rebase.teacher.protocol import Failure, Message, Request, Response, Sampling
 from rebase.teacher.rate_limits import FIRST_WINDOW
-from tests.scripted import ask_all
+from tests.scripted import generate_all
 from tests.teacher.server import KEY, MODEL, Answer, Faults, Limits, Provider
 
 SCHEMA = {
@@ -74,7 +74,7 @@ def prompts(count: int) -> list[str]:
 
 
 def ask(teacher: ApiTeacher, *asked: str) -> list[Any]:
-    return ask_all(teacher, map(request, asked))
+    return generate_all(teacher, map(request, asked))
 
 
 def with_session(teacher: ApiTeacher, use: Callable[[ApiSession], Awaitable[Any]]) -> Any:
@@ -145,7 +145,7 @@ def test_one_slow_response_holds_up_no_others(make: Make, provider: Provider) ->
 
     async def use(session: ApiSession) -> None:
         async def one(prompt: str) -> None:
-            await session.ask(request(prompt))
+            await session.generate(request(prompt))
             finished.append(prompt)
 
         await asyncio.gather(*map(one, ["slow", *prompts(20)]))
@@ -158,10 +158,10 @@ def test_stop_lets_finish_what_is_on_its_way_and_sends_nothing_more(make: Make, 
     provider.latency = lambda: 0.3
 
     async def use(session: ApiSession) -> list[Response | Failure]:
-        asking = asyncio.gather(*(session.ask(request(prompt)) for prompt in prompts(30)))
+        asking = asyncio.gather(*(session.generate(request(prompt)) for prompt in prompts(30)))
         await until(lambda: provider.max_concurrency == FIRST_WINDOW)
         session.stop()
-        late = await session.ask(request("late"))
+        late = await session.generate(request("late"))
         assert isinstance(late, Failure)
         assert late.kind == "stopped"
         return await asking
@@ -176,10 +176,10 @@ def test_who_gives_up_frees_the_place_for_the_next(make: Make, provider: Provide
     provider.plan("slow", Answer(seconds=30))
 
     async def use(session: ApiSession) -> Response | Failure:
-        slow = asyncio.create_task(session.ask(request("slow")))
+        slow = asyncio.create_task(session.generate(request("slow")))
         await until(lambda: provider.max_concurrency == 1)
         slow.cancel()
-        return await session.ask(request("next"))
+        return await session.generate(request("next"))
 
     assert isinstance(with_session(make(max_concurrency=1), use), Response)
 
@@ -199,10 +199,10 @@ def test_retry_after_holds_back_all(make: Make, provider: Provider) -> None:
     provider.default = answer
 
     async def use(session: ApiSession) -> list[Response | Failure]:
-        first = asyncio.create_task(session.ask(request("first")))
+        first = asyncio.create_task(session.generate(request("first")))
         await until(lambda: session._pacer._quiet_until > 0)  # the complaint has been heard
         began = time.monotonic()
-        others = await asyncio.gather(*(session.ask(request(prompt)) for prompt in prompts(10)))
+        others = await asyncio.gather(*(session.generate(request(prompt)) for prompt in prompts(10)))
         assert min(asked_at) - began > 0.7
         return [await first, *others]
 
@@ -271,7 +271,7 @@ def test_steady_rate_just_under_the_providers_limits(make: Make, provider: Provi
 
     async def use(session: ApiSession) -> None:
         async def one(prompt: str) -> None:
-            assert isinstance(await session.ask(request(prompt)), Response)
+            assert isinstance(await session.generate(request(prompt)), Response)
             finished.append(time.monotonic())
 
         await asyncio.gather(*map(one, prompts(5 * per_second // 2)))
@@ -293,7 +293,7 @@ def test_limits_of_tokens_are_kept_by_what_the_responses_take(make: Make, provid
     provider.limits = Limits(input_tokens=60_000, output_tokens=12_000, burst_seconds=2.0)
     provider.answers = "schema"
     asked = [f"{number} " + "long " * 40 for number in range(45)]
-    responses = ask_all(make(), [request(prompt, sampling=Sampling(0.7, 20)) for prompt in asked])
+    responses = generate_all(make(), [request(prompt, sampling=Sampling(0.7, 20)) for prompt in asked])
     assert all(isinstance(response, Response) for response in responses)
     assert statuses(provider)[429] <= 3
 
@@ -319,10 +319,10 @@ def test_retries_end(make: Make, provider: Provider) -> None:
 
 async def _ask_and_look_on(session: ApiSession, provider: Provider, count: int) -> list[Any]:
     """All the answers and errors; nothing is sent when they are there, nor for another request."""
-    tasks = [session.ask(request(prompt)) for prompt in prompts(count)]
+    tasks = [session.generate(request(prompt)) for prompt in prompts(count)]
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     sent = len(provider.asked())
-    late = await session.ask(request("late"))
+    late = await session.generate(request("late"))
     assert isinstance(late, Failure)
     assert late.kind == "stopped"
     assert len(provider.asked()) == sent
@@ -487,7 +487,7 @@ def test_a_handle_may_be_opened_again_and_by_several_at_once(make: Make) -> None
     async def main() -> list[list[Response | Failure]]:
         async def once(name: str) -> list[Response | Failure]:
             async with teacher.open() as session:
-                return list(await asyncio.gather(*(session.ask(request(f"{name} {n}")) for n in range(5))))
+                return list(await asyncio.gather(*(session.generate(request(f"{name} {n}")) for n in range(5))))
 
         return list(await asyncio.gather(once("a"), once("b")))
 

@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 from rebase.errors import RebaseError
-from rebase.teacher import anthropic
-from rebase.teacher import batches as batch, openai
+from rebase.teacher import anthropic, openai
+from rebase.teacher import batches as batch
 from rebase.teacher.batches import TRIES, BatchState, read_item
 from rebase.teacher.budget import Budget, BudgetSettings, Price
 from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.protocol import Failure, Request, Response
 from rebase.teacher.response_cache import Batch, ResponseCache
-from tests.scripted import NO_PRICES, ask_all
+from tests.scripted import NO_PRICES, generate_all
 from tests.teacher.asking import echo, hosted, prompts, request, said, stored_keys
 from tests.teacher.server import ANTHROPIC, KEY, MODEL, OPENAI, Answer, Faults, Provider
 
@@ -68,7 +68,7 @@ def client(kind: str, address: str, path: Path, where: str, count: int, most: in
         "when its responses are stored": (ResponseCache, "put_batch", put_and_die),
     }[where]
     setattr(owner, name, instead)
-    answers = ask_all(batched(kind, address, path), map(request, prompts(count)))
+    answers = generate_all(batched(kind, address, path), map(request, prompts(count)))
     output.write_text("\n".join(said(answers)))
 
 
@@ -128,7 +128,7 @@ def ask(kind: str, provider: Provider, path: Path, monkeypatch: pytest.MonkeyPat
     """Asks the teacher under test, with short waits."""
     monkeypatch.setattr(batch, "FIRST_LOOK", 0.02)
     provider.batch_seconds = 0.1
-    return lambda requests: ask_all(batched(kind, provider.address, path), requests)
+    return lambda requests: generate_all(batched(kind, provider.address, path), requests)
 
 
 def items(provider: Provider) -> list[str]:
@@ -178,7 +178,7 @@ def test_requests_of_a_batch_are_those_of_single_ones(ask: Ask, kind: str, provi
     single = CachedTeacher(
         hosted(kind, provider.address), path.with_name("other"), Budget(BudgetSettings(), PRICE), NO_PRICES
     )
-    ask_all(single, [request("a")])
+    generate_all(single, [request("a")])
     by_batch, alone = provider.asked("a")
     assert by_batch.body == alone.body
 
@@ -266,7 +266,7 @@ def test_batch_that_fails_as_a_whole_is_an_error_in_the_providers_words(
     teacher = batched(OPENAI, provider.address, path)
     wrong = replace(teacher, teacher=replace(teacher.teacher, model="no-model"))
     with pytest.raises(RebaseError, match=r"(?s)The batch \S+ of openai/no-model failed: .*model_not_found"):
-        ask_all(wrong, [request("a")])
+        generate_all(wrong, [request("a")])
     with closing(ResponseCache(path)) as store:
         assert store.open_batches(OPENAI, "no-model") == []
     assert not provider.billed()
@@ -276,10 +276,10 @@ def test_wrong_key_and_no_server_are_errors(kind: str, provider: Provider, path:
     monkeypatch.setattr(batch, "FIRST_LOOK", 0.02)
     teacher = batched(kind, provider.address, path)
     with pytest.raises(RebaseError, match="status 401"):
-        ask_all(replace(teacher, teacher=replace(teacher.teacher, api_key="sk-wrong")), [request("a")])
+        generate_all(replace(teacher, teacher=replace(teacher.teacher, api_key="sk-wrong")), [request("a")])
     with closing(ResponseCache(path)) as store:
         assert store.open_batches(kind, MODEL) == []
-    assert said(ask_all(teacher, [request("a")])) == [echo("a")]
+    assert said(generate_all(teacher, [request("a")])) == [echo("a")]
 
 
 # Calls that go wrong
@@ -375,7 +375,7 @@ def test_early_close_waits_for_no_batch_and_the_next_run_collects_it(
 
     async def run() -> None:
         async with batched(kind, provider.address, path).open() as session:
-            tasks = [asyncio.create_task(session.ask(request(prompt))) for prompt in prompts(5)]
+            tasks = [asyncio.create_task(session.generate(request(prompt))) for prompt in prompts(5)]
             while not submitted(provider):
                 await asyncio.sleep(0.01)
             for task in tasks:
@@ -392,7 +392,7 @@ def test_budget_holds_for_batches_too(kind: str, provider: Provider, path: Path,
     monkeypatch.setattr(batch, "FIRST_LOOK", 0.02)
     provider.batch_seconds = 0.05
     with caplog.at_level(logging.INFO):
-        answers = ask_all(batched(kind, provider.address, path, max_requests=4), map(request, prompts(6)))
+        answers = generate_all(batched(kind, provider.address, path, max_requests=4), map(request, prompts(6)))
     assert [getattr(answer, "kind", "response") for answer in answers] == ["response"] * 4 + ["budget"] * 2
     assert billed_once(provider, 4)
     assert "4 requests submitted" in caplog.text
@@ -405,7 +405,7 @@ def test_worst_case_of_a_batch_is_put_aside_at_its_price(
     provider.batch_seconds = 0.05
     one = request("prompt 0")
     worst = PRICE.dollars(len(one.to_json()) + 500, 100, batch=True)
-    answers = ask_all(batched(kind, provider.address, path, budget_usd=worst * 2), map(request, prompts(5)))
+    answers = generate_all(batched(kind, provider.address, path, budget_usd=worst * 2), map(request, prompts(5)))
     # Two fit at their worst; they cost little, and the others come in the batches after.
     assert said(answers) == list(map(echo, prompts(5)))
     assert submitted(provider) >= 3 - 1

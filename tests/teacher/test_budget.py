@@ -15,7 +15,7 @@ from rebase.errors import RebaseError
 from rebase.teacher.budget import FREE, Budget, BudgetSettings, Price, PriceTable, Usage, describe_price, progress
 from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.protocol import Failure, Request, Response, Sampling
-from tests.scripted import NO_PRICES, ask_all, stored
+from tests.scripted import NO_PRICES, cached, generate_all
 from tests.teacher.asking import Candid, Echo, echo, hosted, prompts, request, said
 from tests.teacher.server import MODEL, Provider
 
@@ -32,7 +32,7 @@ class Spender(Candid):
         self.spend = spend
         self.max_concurrency = self.most_in_flight = 0
 
-    async def ask(self, asked: Request) -> Response | Failure:
+    async def generate(self, asked: Request) -> Response | Failure:
         self.asked.append(asked)
         self.max_concurrency += 1
         self.most_in_flight = max(self.max_concurrency, self.most_in_flight)
@@ -91,8 +91,8 @@ def test_budget_is_kept_whatever_comes_in_one_run_or_two(
 
     # Begun, ended in the middle, and begun again: the bound is that of both.
     teacher, kept = Spender(spend), {"budget_usd": dollars, "max_requests": most}
-    ask_all(stored(teacher, path, PRICE, **kept), requests[:first])
-    answers = ask_all(stored(teacher, path, PRICE, **kept), requests)
+    generate_all(cached(teacher, path, PRICE, **kept), requests[:first])
+    answers = generate_all(cached(teacher, path, PRICE, **kept), requests)
 
     responses = bought(answers)
     assert sum(response.dollars for response in responses) <= dollars * (1 + 1e-9)
@@ -108,16 +108,16 @@ def test_budget_is_kept_whatever_comes_in_one_run_or_two(
 
 def test_worst_case_is_put_aside_before_a_request_is_sent() -> None:
     too_small = Spender(lambda asked: (1, 1))
-    answers = ask_all(stored(too_small, price=PRICE, budget_usd=WORST - 1), [request("prompt 0")])
+    answers = generate_all(cached(too_small, price=PRICE, budget_usd=WORST - 1), [request("prompt 0")])
     assert kinds(answers) == ["budget"]
     assert not too_small.asked
     enough = Spender(lambda asked: (1, 1))
-    assert kinds(ask_all(stored(enough, price=PRICE, budget_usd=WORST), [request("prompt 0")])) == ["response"]
+    assert kinds(generate_all(cached(enough, price=PRICE, budget_usd=WORST), [request("prompt 0")])) == ["response"]
 
 
 def test_worst_case_counts_letters_that_take_several_tokens_and_thoughts() -> None:
     async def aside(asked: Request, thinking: int, *, batch: bool = False) -> float | None:
-        return await Budget(BudgetSettings(), PRICE).put_aside(asked, thinking, batch=batch)
+        return await Budget(BudgetSettings(), PRICE).reserve(asked, thinking, batch=batch)
 
     plain = asyncio.run(aside(request("aaaa"), 0))
     assert asyncio.run(aside(request("語語語語"), 0)) >= plain + 4 * (3 - 1)
@@ -129,14 +129,14 @@ def test_worst_case_counts_letters_that_take_several_tokens_and_thoughts() -> No
 def test_requests_wait_while_others_on_their_way_may_leave_room() -> None:
     # Three fit at their worst, but each costs next to nothing: all get their turn.
     teacher = Spender(lambda asked: (1, 1))
-    answers = ask_all(stored(teacher, price=PRICE, budget_usd=3 * WORST + 60), map(request, prompts(10)))
+    answers = generate_all(cached(teacher, price=PRICE, budget_usd=3 * WORST + 60), map(request, prompts(10)))
     assert kinds(answers) == ["response"] * 10
     assert teacher.most_in_flight == 3
 
 
 def test_budget_ends_when_it_is_spent() -> None:
     teacher = Spender(full)
-    answers = ask_all(stored(teacher, price=PRICE, budget_usd=3 * WORST + 60), map(request, prompts(10)))
+    answers = generate_all(cached(teacher, price=PRICE, budget_usd=3 * WORST + 60), map(request, prompts(10)))
     assert kinds(answers) == ["response"] * 3 + ["budget"] * 7
     assert "the budget is reached (teacher.budget_usd" in answers[-1].reason
     assert "3 responses so far" in answers[-1].reason
@@ -144,7 +144,7 @@ def test_budget_ends_when_it_is_spent() -> None:
 
 def test_failures_cost_nothing() -> None:
     teacher = Spender(lambda asked: None if "prompt 0" in asked.messages[0].content else full(asked))
-    answers = ask_all(stored(teacher, price=PRICE, budget_usd=2 * WORST, max_requests=2), map(request, prompts(4)))
+    answers = generate_all(cached(teacher, price=PRICE, budget_usd=2 * WORST, max_requests=2), map(request, prompts(4)))
     assert kinds(answers) == ["failed", "response", "response", "budget"]
 
 
@@ -156,10 +156,10 @@ def test_what_rounding_leaves_behind_keeps_nobody_waiting() -> None:
         for limit in range(1, 50):
             budget = Budget(BudgetSettings(budget_usd=price.dollars(*full(large))), price)
             small = [request("x" * (1_500 + 100 * step), sampling=Sampling(0.7, limit * step)) for step in (1, 3, 5)]
-            for aside in [await budget.put_aside(one, 0, batch=False) for one in small]:
+            for aside in [await budget.reserve(one, 0, batch=False) for one in small]:
                 budget.settle(aside)
             # It fits exactly, and nothing else is on its way.
-            budget.settle(await asyncio.wait_for(budget.put_aside(large, 0, batch=False), 5))
+            budget.settle(await asyncio.wait_for(budget.reserve(large, 0, batch=False), 5))
 
     asyncio.run(run())
 
@@ -167,7 +167,7 @@ def test_what_rounding_leaves_behind_keeps_nobody_waiting() -> None:
 @pytest.mark.parametrize("most", [1, 3])
 def test_requests_never_exceed_their_number(tmp_path: Path, most: int) -> None:
     teacher = Echo()
-    answers = ask_all(stored(teacher, tmp_path / "r.sqlite", max_requests=most), map(request, prompts(10)))
+    answers = generate_all(cached(teacher, tmp_path / "r.sqlite", max_requests=most), map(request, prompts(10)))
     assert kinds(answers) == ["response"] * most + ["budget"] * (10 - most)
     assert len(teacher.asked) == most
     assert f"teacher.max_requests {most}" in answers[-1].reason
@@ -178,10 +178,10 @@ def test_repairs_are_within_the_budget(tmp_path: Path) -> None:
         return echo("right") if len(asked.messages) > 1 else "no json"
 
     path, teacher = tmp_path / "r.sqlite", Candid(say)
-    answers = ask_all(stored(teacher, path, max_requests=3), map(request, prompts(2)))
+    answers = generate_all(cached(teacher, path, max_requests=3), map(request, prompts(2)))
     assert len(teacher.asked) == 3
     assert kinds(answers) == ["response", "budget"]
-    again = ask_all(stored(teacher, path, max_requests=4), map(request, prompts(2)))
+    again = generate_all(cached(teacher, path, max_requests=4), map(request, prompts(2)))
     assert said(again) == [echo("right")] * 2
     assert len(teacher.asked) == 4
 
@@ -194,37 +194,37 @@ def test_stop_is_an_error_that_tells_how_to_go_on(tmp_path: Path) -> None:
     with pytest.raises(
         RebaseError, match=r"Stopped: the budget is reached \(teacher.max_requests 4\): 4 responses so far"
     ):
-        ask_all(stored(teacher, path, max_requests=4, on_budget="stop"), map(request, prompts(10)))
+        generate_all(cached(teacher, path, max_requests=4, on_budget="stop"), map(request, prompts(10)))
     assert len(teacher.asked) == 4
     with pytest.raises(RebaseError, match="with a larger budget a new run goes on"):
-        ask_all(stored(teacher, path, max_requests=4, on_budget="stop"), map(request, prompts(10)))
+        generate_all(cached(teacher, path, max_requests=4, on_budget="stop"), map(request, prompts(10)))
     assert len(teacher.asked) == 4  # all of them are stored, and they count
 
 
 def test_larger_budget_buys_only_the_rest(tmp_path: Path) -> None:
     path, first, second, third = tmp_path / "r.sqlite", Echo(), Echo(), Echo()
     asked = list(map(request, prompts(10)))
-    ask_all(stored(first, path, max_requests=4), asked)
-    answers = ask_all(stored(second, path, max_requests=7), asked)
+    generate_all(cached(first, path, max_requests=4), asked)
+    answers = generate_all(cached(second, path, max_requests=7), asked)
     assert kinds(answers) == ["response"] * 7 + ["budget"] * 3
     assert second.prompts == prompts(10)[4:7]
-    assert kinds(ask_all(stored(third, path), asked)) == ["response"] * 10
+    assert kinds(generate_all(cached(third, path), asked)) == ["response"] * 10
     assert third.prompts == prompts(10)[7:]
 
 
 def test_stored_responses_count_with_what_they_cost_then(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
-    ask_all(stored(Spender(full), path, PRICE), map(request, prompts(3)))
+    generate_all(cached(Spender(full), path, PRICE), map(request, prompts(3)))
     teacher = Spender(full)
-    answers = ask_all(stored(teacher, path, PRICE, budget_usd=4 * WORST + 60), map(request, prompts(10)))
+    answers = generate_all(cached(teacher, path, PRICE, budget_usd=4 * WORST + 60), map(request, prompts(10)))
     assert kinds(answers) == ["response"] * 4 + ["budget"] * 6
     assert len(teacher.asked) == 1
 
 
 def test_stored_responses_are_used_even_beyond_the_budget(tmp_path: Path) -> None:
     path, teacher = tmp_path / "r.sqlite", Spender(full)
-    ask_all(stored(Spender(full), path, PRICE), map(request, prompts(3)))
-    answers = ask_all(stored(teacher, path, PRICE, budget_usd=WORST), map(request, prompts(5)))
+    generate_all(cached(Spender(full), path, PRICE), map(request, prompts(3)))
+    answers = generate_all(cached(teacher, path, PRICE, budget_usd=WORST), map(request, prompts(5)))
     assert kinds(answers) == ["response"] * 3 + ["budget"] * 2
     assert not teacher.asked
 
@@ -232,30 +232,30 @@ def test_stored_responses_are_used_even_beyond_the_budget(tmp_path: Path) -> Non
 def test_budget_is_that_of_all_stages(tmp_path: Path) -> None:
     teacher, budget = Echo(), Budget(BudgetSettings(max_requests=5), FREE)
     first, second = (CachedTeacher(teacher, tmp_path / "r.sqlite", budget, NO_PRICES) for _ in range(2))
-    assert kinds(ask_all(first, map(request, prompts(3)))) == ["response"] * 3
+    assert kinds(generate_all(first, map(request, prompts(3)))) == ["response"] * 3
     asked = [request(prompt, system="Another stage.") for prompt in prompts(3)]
-    assert kinds(ask_all(second, asked)) == ["response", "response", "budget"]
+    assert kinds(generate_all(second, asked)) == ["response", "response", "budget"]
 
 
 # Prices
 
 
 def test_budget_in_dollars_without_a_price_is_an_error_before_any_request(tmp_path: Path, provider: Provider) -> None:
-    teacher = stored(hosted("openai", provider.address), tmp_path / "r.sqlite", price=None, budget_usd=1)
+    teacher = cached(hosted("openai", provider.address), tmp_path / "r.sqlite", price=None, budget_usd=1)
     with pytest.raises(
         RebaseError, match=f"budget_usd cannot be kept: no price for openai/{MODEL} in the table of 2026"
     ):
         teacher.check()
     assert not provider.ledger
-    stored(hosted("openai", provider.address), tmp_path / "r.sqlite", price=None, max_requests=1).check()
+    cached(hosted("openai", provider.address), tmp_path / "r.sqlite", price=None, max_requests=1).check()
 
 
 def test_unknown_price_is_said_and_never_guessed(tmp_path: Path) -> None:
-    teacher = stored(Echo(), tmp_path / "r.sqlite", price=None)
+    teacher = cached(Echo(), tmp_path / "r.sqlite", price=None)
 
     async def run() -> tuple[Response | Failure, dict[str, Any]]:
         async with teacher.open() as session:
-            return await session.ask(request("a")), session.usage.summary()
+            return await session.generate(request("a")), session.usage.summary()
 
     answer, usage = asyncio.run(run())
     assert answer.dollars is None
@@ -302,14 +302,14 @@ def test_usage_tells_bought_responses_from_stored_ones() -> None:
     usage = Usage()
     price = Price(input=1, output=10)
     for seconds in range(1, 101):
-        usage.count(Response("", "", "stop", 1000, 100, seconds=seconds), price, is_stored=False)
-    usage.count(Response("", "", "stop", 1000, 100, seconds=9000), price, is_stored=True)
-    usage.count(Response("", "", "stop", 1000, 100, batch=True), price, is_stored=True)
-    usage.count(Failure("", "no luck"), price, is_stored=False)
-    usage.count(Failure("", "reached", "budget"), price, is_stored=False)
+        usage.count(Response("", "", "stop", 1000, 100, seconds=seconds), price, is_cached=False)
+    usage.count(Response("", "", "stop", 1000, 100, seconds=9000), price, is_cached=True)
+    usage.count(Response("", "", "stop", 1000, 100, batch=True), price, is_cached=True)
+    usage.count(Failure("", "no luck"), price, is_cached=False)
+    usage.count(Failure("", "reached", "budget"), price, is_cached=False)
 
     found = usage.summary()
-    assert (found["used"], found["responses"], found["stored"]) == (102, 100, 2)
+    assert (found["used"], found["responses"], found["cached"]) == (102, 100, 2)
     assert (found["failed"], found["over_budget"]) == (1, 1)
     assert (found["input_tokens"], found["output_tokens"]) == (100_000, 10_000)
     assert found["dollars"] == pytest.approx(100 * 0.002)

@@ -17,7 +17,7 @@ from rebase.teacher.budget import Price, PriceTable
 from rebase.teacher.cached import find_fault, price_of, repair_request
 from rebase.teacher.protocol import Failure, Message, Request, Response
 from rebase.teacher.response_cache import Batch, ResponseCache
-from tests.scripted import NO_PRICES, ask_all, stored
+from tests.scripted import NO_PRICES, cached, generate_all
 from tests.teacher.asking import SCHEMA, Candid, Echo, echo, hosted, prompts, request, said, stored_keys
 from tests.teacher.server import MODEL, Answer, Provider
 
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def texts(teacher: Candid, path: Path, asked: list[str]) -> list[str]:
-    return said(ask_all(stored(teacher, path), map(request, asked)))
+    return said(generate_all(cached(teacher, path), map(request, asked)))
 
 
 # The store comes first
@@ -58,7 +58,7 @@ def test_what_a_response_depends_on_is_in_its_key(path: Path) -> None:
     other_sample = request("a", sample=1)
     other_schema = request("a", schema={"type": "object"})
     teacher = Echo()
-    ask_all(stored(teacher, path), [asked, other_sample, other_schema, asked])
+    generate_all(cached(teacher, path), [asked, other_sample, other_schema, asked])
     assert teacher.asked == [asked, other_sample, other_schema]
 
 
@@ -82,18 +82,18 @@ def test_each_missing_response_is_asked_for_once(
     assert sorted(teacher.prompts) == sorted({str(number) for number in asked if number not in known})
 
 
-def test_what_was_asked_in_this_run_is_stored_for_its_rest(path: Path) -> None:
+def test_what_was_asked_in_this_run_is_cached_for_its_rest(path: Path) -> None:
     teacher, requests = Echo(), [request("a"), request("b")]
 
     async def run() -> tuple[list, dict]:
-        async with stored(teacher, path).open() as session:
-            answers = [await session.ask(one) for one in (*requests, *requests)]
+        async with cached(teacher, path).open() as session:
+            answers = [await session.generate(one) for one in (*requests, *requests)]
             return answers, session.usage.summary()
 
     answers, usage = asyncio.run(run())
     assert said(answers) == [echo("a"), echo("b")] * 2
     assert teacher.prompts == ["a", "b"]
-    assert (usage["responses"], usage["stored"], usage["used"]) == (2, 2, 4)
+    assert (usage["responses"], usage["cached"], usage["used"]) == (2, 2, 4)
     assert (usage["input_tokens"], usage["output_tokens"]) == (14, 6)
 
 
@@ -116,7 +116,7 @@ def mend(first: str, second: "str | tuple[str, str] | Exception") -> Candid:
 )
 def test_wrong_response_is_shown_to_the_teacher_with_its_error(path: Path, wrong: str, words: str) -> None:
     teacher = mend(wrong, echo("right"))
-    (answer,) = ask_all(stored(teacher, path, PRICE), [request("a")])
+    (answer,) = generate_all(cached(teacher, path, PRICE), [request("a")])
 
     assert answer.text == echo("right")
     assert (answer.input_tokens, answer.output_tokens) == (14, 6)
@@ -133,25 +133,25 @@ def test_wrong_response_is_shown_to_the_teacher_with_its_error(path: Path, wrong
 
 
 def test_repaired_response_is_found_again_with_the_cost_of_both(path: Path) -> None:
-    (first,) = ask_all(stored(mend("no json", echo("right")), path, PRICE), [request("a")])
+    (first,) = generate_all(cached(mend("no json", echo("right")), path, PRICE), [request("a")])
     teacher = mend("never", "asked")
-    (second,) = ask_all(stored(teacher, path, PRICE), [request("a")])
+    (second,) = generate_all(cached(teacher, path, PRICE), [request("a")])
     assert second == first
     assert not teacher.asked
 
 
 def test_second_response_is_the_answer_even_if_it_is_wrong_too(path: Path) -> None:
     teacher = mend("no json", "again none")
-    (answer,) = ask_all(stored(teacher, path), [request("a")])
+    (answer,) = generate_all(cached(teacher, path), [request("a")])
     assert answer.text == "again none"
     assert len(teacher.asked) == 2
 
 
 def test_wrong_response_stays_where_its_repair_fails_and_the_next_run_tries_again(path: Path) -> None:
-    (answer,) = ask_all(stored(mend("no json", ValueError("no luck")), path, PRICE), [request("a")])
+    (answer,) = generate_all(cached(mend("no json", ValueError("no luck")), path, PRICE), [request("a")])
     assert (answer.text, answer.input_tokens, answer.dollars) == ("no json", 7, pytest.approx(1.3))
     teacher = mend("never", echo("right"))
-    (answer,) = ask_all(stored(teacher, path), [request("a")])
+    (answer,) = generate_all(cached(teacher, path), [request("a")])
     assert answer.text == echo("right")
     assert len(teacher.asked) == 1
 
@@ -159,7 +159,7 @@ def test_wrong_response_stays_where_its_repair_fails_and_the_next_run_tries_agai
 @pytest.mark.parametrize("finish", ["length", "refusal"])
 def test_cut_responses_and_refusals_are_not_repaired(path: Path, finish: str) -> None:
     teacher = Candid(lambda asked: ('{"ec', finish))
-    (answer,) = ask_all(stored(teacher, path), [request("a")])
+    (answer,) = generate_all(cached(teacher, path), [request("a")])
     assert (answer.text, answer.finish) == ('{"ec', finish)
     assert len(teacher.asked) == 1
 
@@ -168,8 +168,8 @@ def test_repairs_are_counted(path: Path) -> None:
     teacher = Candid(lambda asked: echo("right") if len(asked.messages) > 1 else asked.messages[0].content)
 
     async def run() -> dict:
-        async with stored(teacher, path, PRICE).open() as session:
-            await asyncio.gather(*(session.ask(request(prompt)) for prompt in ("wrong", echo("a"), "wrong 2")))
+        async with cached(teacher, path, PRICE).open() as session:
+            await asyncio.gather(*(session.generate(request(prompt)) for prompt in ("wrong", echo("a"), "wrong 2")))
             return session.usage.summary()
 
     usage = asyncio.run(run())
@@ -198,11 +198,11 @@ class Slow(Echo):
         self.places = asyncio.Semaphore(at_once)
         self.is_stopped = False
 
-    async def ask(self, asked: Request) -> Response | Failure:
+    async def generate(self, asked: Request) -> Response | Failure:
         async with self.places:
             if self.is_stopped:
                 return Failure(asked.key(self.provider, self.model), "not sent", "stopped")
-            answering = asyncio.create_task(super().ask(asked))
+            answering = asyncio.create_task(super().generate(asked))
             await self.filter.wait()
             return await answering
 
@@ -211,11 +211,11 @@ class Slow(Echo):
         asyncio.get_running_loop().call_later(0.05, self.filter.set)
 
 
-def test_on_early_close_what_is_on_its_way_is_stored_and_nothing_more_is_sent(path: Path) -> None:
+def test_on_early_close_what_is_on_its_way_is_cached_and_nothing_more_is_sent(path: Path) -> None:
     async def run() -> Slow:
         teacher = Slow(at_once=5)
-        async with stored(teacher, path).open() as session:
-            tasks = [asyncio.create_task(session.ask(request(prompt))) for prompt in prompts(20)]
+        async with cached(teacher, path).open() as session:
+            tasks = [asyncio.create_task(session.generate(request(prompt))) for prompt in prompts(20)]
             while len(teacher.asked) < 5:
                 await asyncio.sleep(0)
             for task in tasks:
@@ -232,8 +232,8 @@ def test_error_of_the_caller_ends_it_the_same_way(path: Path, provider: Provider
     provider.default = lambda prompt: Answer(seconds=0.2)
 
     async def run() -> None:
-        async with stored(hosted("openai", provider.address), path).open() as session:
-            tasks = [asyncio.create_task(session.ask(request(prompt))) for prompt in prompts(100)]
+        async with cached(hosted("openai", provider.address), path).open() as session:
+            tasks = [asyncio.create_task(session.generate(request(prompt))) for prompt in prompts(100)]
             while not provider.max_concurrency:
                 await asyncio.sleep(0.01)
             for task in tasks:
@@ -250,8 +250,8 @@ def test_error_of_the_caller_ends_it_the_same_way(path: Path, provider: Provider
 def test_same_question_at_the_same_time_is_asked_once_and_one_may_leave(path: Path) -> None:
     async def run() -> tuple[Slow, Response | Failure]:
         teacher = Slow(at_once=5)
-        async with stored(teacher, path).open() as session:
-            first, second = (asyncio.create_task(session.ask(request("a"))) for _ in range(2))
+        async with cached(teacher, path).open() as session:
+            first, second = (asyncio.create_task(session.generate(request("a"))) for _ in range(2))
             while not teacher.asked:
                 await asyncio.sleep(0)
             first.cancel()
@@ -284,24 +284,24 @@ def test_teacher_that_cannot_be_opened_is_tried_once(path: Path) -> None:
 def test_missing_key_stops_a_first_run_but_not_a_replay(
     path: Path, provider: Provider, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keyless = stored(hosted("anthropic", provider.address, key=None), path)
+    keyless = cached(hosted("anthropic", provider.address, key=None), path)
     with pytest.raises(RebaseError, match="ANTHROPIC_API_KEY"):
         keyless.check()
     assert not path.exists()
 
-    ask_all(stored(hosted("anthropic", provider.address), path), map(request, prompts(3)))
+    generate_all(cached(hosted("anthropic", provider.address), path), map(request, prompts(3)))
     asked = len(provider.ledger)
     with caplog.at_level(logging.WARNING):
         keyless.check()
     assert "ANTHROPIC_API_KEY" in caplog.text
-    assert said(ask_all(keyless, map(request, prompts(3)))) == list(map(echo, prompts(3)))
+    assert said(generate_all(keyless, map(request, prompts(3)))) == list(map(echo, prompts(3)))
     with pytest.raises(RebaseError, match="ANTHROPIC_API_KEY"):
-        ask_all(keyless, [request("new")])
+        generate_all(keyless, [request("new")])
     assert len(provider.ledger) == asked
 
 
 def test_right_key_needs_no_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    stored(hosted("anthropic", "http://127.0.0.1:9"), path).check()
+    cached(hosted("anthropic", "http://127.0.0.1:9"), path).check()
     assert not caplog.text
     assert not path.exists()
 
@@ -313,7 +313,7 @@ def test_local_teacher_that_cannot_work_is_an_error_even_with_stored_responses(p
 
     texts(Echo(), path, ["a"])
     with pytest.raises(RebaseError, match="no weights"):
-        stored(Broken(), path).check()
+        cached(Broken(), path).check()
 
 
 def test_prices_are_those_of_hosted_models() -> None:
@@ -333,8 +333,8 @@ def test_batches_that_were_left_are_warned_of_before_they_are_paid_for_again(
     asked = request("a")
     with closing(ResponseCache(path)) as store:
         store.open_batch(Batch("t", "b", (asked.key("openai", MODEL),), datetime.now(UTC)), [asked], "openai", MODEL)
-    ask_all(stored(teacher, path), [asked])
+    generate_all(cached(teacher, path), [asked])
     assert f"1 batches of openai/{MODEL} were submitted and not collected" in caplog.text
     caplog.clear()
-    ask_all(stored(teacher, path), [asked])
+    generate_all(cached(teacher, path), [asked])
     assert "batches" not in caplog.text  # nothing is asked for

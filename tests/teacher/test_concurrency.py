@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.teacher.concurrency import Gathering, in_order, run
+from rebase.teacher.concurrency import RequestGroup, in_order, run
 from rebase.teacher.protocol import Failure, Message, Request, Response, Sampling
 
 
@@ -244,7 +244,7 @@ def test_run_inside_and_outside_of_a_running_loop() -> None:
         run(_error())
 
 
-# Gathering
+# RequestGroup
 
 
 def request(number: int) -> Request:
@@ -256,12 +256,12 @@ def number_of(asked: Request) -> int:
 
 
 class Answers:
-    """Answers the groups of a gathering, backwards, and keeps them."""
+    """Answers the groups of a request group, backwards, and keeps them."""
 
     def __init__(self, size: int, seed: int = 0) -> None:
         self.groups: list[list[int]] = []
         self.generator = random.Random(seed)
-        self.gathering = Gathering(size, self.answer)
+        self.group = RequestGroup(size, self.answer)
 
     async def answer(self, group: list[Request], say: Callable[[int, Response | Failure], None]) -> None:
         self.groups.append([number_of(asked) for asked in group])
@@ -271,17 +271,17 @@ class Answers:
             say(place, Response("", str(number_of(asked)), "stop", 0, 0))
 
     async def ask(self, number: int) -> int:
-        return int((await self.gathering.ask(request(number))).text)
+        return int((await self.group.generate(request(number))).text)
 
 
 @given(st.integers(0, 40), st.integers(1, 12), st.integers(0, 10**6))
 def test_everyone_gets_their_own_answer_in_groups_of_bounded_size(number: int, size: int, seed: int) -> None:
     answers = Answers(size, seed)
 
-    async def ask_all() -> list[int]:
+    async def generate_all() -> list[int]:
         return list(await asyncio.gather(*map(answers.ask, range(number))))
 
-    assert asyncio.run(ask_all()) == list(range(number))
+    assert asyncio.run(generate_all()) == list(range(number))
     assert [asked for group in answers.groups for asked in group] == list(range(number))
     # Those who ask at the same time are answered together.
     assert [len(group) for group in answers.groups] == [size] * (number // size) + [number % size] * (number % size > 0)
@@ -326,8 +326,8 @@ def test_an_error_is_raised_to_all_of_its_group_who_have_no_answer_yet() -> None
             say(place, Response("", str(number_of(asked)), "stop", 0, 0))
 
     async def main() -> list[Any]:
-        gathering = Gathering(3, answer)
-        return await asyncio.gather(*(gathering.ask(request(n)) for n in range(5)), return_exceptions=True)
+        group = RequestGroup(3, answer)
+        return await asyncio.gather(*(group.generate(request(n)) for n in range(5)), return_exceptions=True)
 
     first, second, third, *others = asyncio.run(main())
     assert first.text == "0"

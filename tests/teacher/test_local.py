@@ -12,7 +12,7 @@ import pytest
 from rebase.errors import RebaseError
 from rebase.teacher.local import LocalTeacher, chunked
 from rebase.teacher.protocol import Failure, Message, Request, Response, Sampling
-from tests.scripted import ask_all
+from tests.scripted import generate_all
 from tests.tiny import make_student
 
 LABELS = {"type": "string", "enum": ["yes", "no", "perhaps"]}
@@ -51,7 +51,7 @@ def test_every_response_follows_its_own_schema(teacher):
         object_schema(fit={"type": "boolean"}, answer=LABELS),
         object_schema(example={"anyOf": [object_schema(answer=LABELS), {"type": "null"}]}),
     ]
-    responses = ask_all(teacher, [request(f"Is it {n}?", schemas[n % 3], temperature=1.0) for n in range(9)])
+    responses = generate_all(teacher, [request(f"Is it {n}?", schemas[n % 3], temperature=1.0) for n in range(9)])
     for number, response in enumerate(responses):
         assert response.finish == "stop"
         said = json.loads(response.text)
@@ -61,7 +61,7 @@ def test_every_response_follows_its_own_schema(teacher):
 
 def test_responses_come_in_the_order_of_the_requests(teacher):
     requests = [request("long " * (11 - n) + str(n)) for n in range(11)]
-    responses = ask_all(LocalTeacher(teacher.model, None, teacher.folder, batch_size=3, window=6), requests)
+    responses = generate_all(LocalTeacher(teacher.model, None, teacher.folder, batch_size=3, window=6), requests)
     assert [response.key for response in responses] == [one.key("local", teacher.model) for one in requests]
 
 
@@ -69,11 +69,11 @@ def test_responses_come_in_the_order_of_the_requests(teacher):
 def test_a_response_does_not_depend_on_its_batch(teacher, temperature):
     text = object_schema(answer={"type": "string"})
     requests = [request("x" * (1 + 7 * n), text, temperature, max_tokens=25) for n in range(5)]
-    together = ask_all(teacher, requests)
+    together = generate_all(teacher, requests)
 
     async def one_by_one() -> list[Response | Failure]:
         async with teacher.open() as session:
-            return [await session.ask(one) for one in requests]
+            return [await session.generate(one) for one in requests]
 
     alone = asyncio.run(one_by_one())
     assert [response.text for response in together] == [response.text for response in alone]
@@ -84,19 +84,19 @@ def test_a_response_does_not_depend_on_its_batch(teacher, temperature):
 
 def test_samples_of_one_request_differ(teacher):
     text = object_schema(answer={"type": "string"})
-    responses = ask_all(teacher, [request("Say a word", text, 1.0, 30, sample) for sample in range(4)])
+    responses = generate_all(teacher, [request("Say a word", text, 1.0, 30, sample) for sample in range(4)])
     assert len({response.text for response in responses}) == 4
 
 
 def test_a_response_that_is_cut_says_so(teacher):
     text = object_schema(answer={"type": "string"})
-    response = ask_all(teacher, [request("Go on", text, temperature=1.0, max_tokens=15)])[0]
+    response = generate_all(teacher, [request("Go on", text, temperature=1.0, max_tokens=15)])[0]
     assert response.finish == "length"
     assert response.output_tokens == 15
 
 
 def test_a_prompt_that_is_too_long_fails_alone(teacher):
-    responses = ask_all(teacher, [request("short"), request("long " * 400), request("short too")])
+    responses = generate_all(teacher, [request("short"), request("long " * 400), request("short too")])
     assert [type(response) for response in responses] == [Response, Failure, Response]
     assert "too many" in responses[1].reason
 
@@ -118,7 +118,7 @@ def test_text_cannot_end_its_own_turn(teacher):
 def test_stop_decodes_nothing_more(teacher):
     async def main() -> list[Response | Failure]:
         async with LocalTeacher(teacher.model, None, teacher.folder, batch_size=2, window=6).open() as session:
-            tasks = [asyncio.create_task(session.ask(request(str(number)))) for number in range(20)]
+            tasks = [asyncio.create_task(session.generate(request(str(number)))) for number in range(20)]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             session.stop()
             return await asyncio.gather(*tasks)
@@ -129,14 +129,14 @@ def test_stop_decodes_nothing_more(teacher):
 
 
 def test_no_requests_no_responses(teacher):
-    assert ask_all(teacher, []) == []
+    assert generate_all(teacher, []) == []
 
 
 def test_the_weights_are_released(teacher):
     async def main() -> weakref.ref:
         async with teacher.open() as session:
             weights = weakref.ref(session._model)
-            await asyncio.gather(session.ask(request("hello")), session.ask(request("hello again")))
+            await asyncio.gather(session.generate(request("hello")), session.generate(request("hello again")))
         return weights
 
     weights = asyncio.run(main())
@@ -146,7 +146,7 @@ def test_the_weights_are_released(teacher):
 
 def test_a_folder_without_a_model_says_what_to_do(tmp_path):
     with pytest.raises(RebaseError, match=r"teacher\.model"):
-        ask_all(LocalTeacher(str(tmp_path), None, tmp_path), [])
+        generate_all(LocalTeacher(str(tmp_path), None, tmp_path), [])
 
 
 def test_chunked_keeps_all_items_in_order():

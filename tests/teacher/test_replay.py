@@ -9,7 +9,7 @@ from rebase.errors import RebaseError
 from rebase.teacher.protocol import Failure
 from rebase.teacher.replay import ReplayTeacher
 from rebase.teacher.response_cache import ResponseCache
-from tests.scripted import ask_all, stored
+from tests.scripted import cached, generate_all
 from tests.teacher.asking import echo, hosted, prompts, request, said
 from tests.teacher.server import MODEL, Provider, serving
 
@@ -22,22 +22,22 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["anthropic", "openai"])
 def test_a_run_is_repeated_without_network_or_key(path: Path, kind: str) -> None:
     with serving() as provider:
-        first = ask_all(stored(hosted(kind, provider.address), path), map(request, prompts(5)))
-    replay = stored(ReplayTeacher.of(f"{kind}/{MODEL}", path), path)
+        first = generate_all(cached(hosted(kind, provider.address), path), map(request, prompts(5)))
+    replay = cached(ReplayTeacher.of(f"{kind}/{MODEL}", path), path)
     replay.check()
-    again = ask_all(replay, map(request, [*prompts(5), "new"]))
+    again = generate_all(replay, map(request, [*prompts(5), "new"]))
     assert said(again[:5]) == said(first) == list(map(echo, prompts(5)))
     assert [answer.key for answer in again[:5]] == [answer.key for answer in first]
     assert again[5] == Failure(request("new").key(kind, MODEL), f"no stored response of {kind}/{MODEL}")
 
 
 def test_responses_can_come_from_elsewhere(path: Path, tmp_path: Path, provider: Provider) -> None:
-    ask_all(stored(hosted("openai", provider.address), path), map(request, prompts(3)))
+    generate_all(cached(hosted("openai", provider.address), path), map(request, prompts(3)))
     other = tmp_path / "other.sqlite"
     with closing(ResponseCache(path)) as source, closing(ResponseCache(other)) as target:
         target.load(source.export())
-    replay = stored(ReplayTeacher.of(f"openai/{MODEL}", other), other)
-    assert said(ask_all(replay, map(request, prompts(3)))) == list(map(echo, prompts(3)))
+    replay = cached(ReplayTeacher.of(f"openai/{MODEL}", other), other)
+    assert said(generate_all(replay, map(request, prompts(3)))) == list(map(echo, prompts(3)))
 
 
 def test_model_may_hold_slashes(path: Path) -> None:
@@ -53,5 +53,5 @@ def test_wrong_name_is_an_error_that_shows_the_form(path: Path, name: str) -> No
 
 def test_missing_store_is_an_error_before_any_work(path: Path) -> None:
     with pytest.raises(RebaseError, match=r"responses.sqlite is missing"):
-        stored(ReplayTeacher.of("openai/gpt", path), path).check()
+        cached(ReplayTeacher.of("openai/gpt", path), path).check()
     assert not path.exists()

@@ -18,7 +18,7 @@ import pytest
 from rebase.errors import RebaseError
 from rebase.teacher.protocol import Message, Request, Response, Sampling
 from rebase.teacher.response_cache import Batch, ResponseCache
-from tests.scripted import ask_all, stored
+from tests.scripted import cached, generate_all
 from tests.teacher.asking import Echo, echo, hosted, prompts, request, said, start, stored_keys
 from tests.teacher.server import KEY, MODEL, Answer, Provider
 
@@ -26,11 +26,11 @@ from tests.teacher.server import KEY, MODEL, Answer, Provider
 CLIENT = """
 import sys
 from pathlib import Path
-from tests.scripted import ask_all, stored
+from tests.scripted import generate_all, cached
 from tests.teacher.asking import hosted, prompts, request
 
 address, store = sys.argv[1:]
-for response in ask_all(stored(hosted("openai", address), Path(store)), map(request, prompts(200))):
+for response in generate_all(cached(hosted("openai", address), Path(store)), map(request, prompts(200))):
     print(response.text)
 """
 
@@ -66,7 +66,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def texts(teacher: Echo, path: Path, asked: list[str]) -> list[str]:
-    return said(ask_all(stored(teacher, path), map(request, asked)))
+    return said(generate_all(cached(teacher, path), map(request, asked)))
 
 
 def response(asked: Request, **changes: object) -> Response:
@@ -93,12 +93,12 @@ def test_key_stays_what_it_was() -> None:
     assert Request.from_json(asked.to_json()) == asked
 
 
-def test_response_is_stored_when_it_arrives_not_when_its_turn_comes(path: Path, provider: Provider) -> None:
+def test_response_is_cached_when_it_arrives_not_when_its_turn_comes(path: Path, provider: Provider) -> None:
     provider.plan("slow", Answer(seconds=1.0))
     answers: list = []
     asked = list(map(request, ["slow", "b", "c"]))
     caller = threading.Thread(
-        target=lambda: answers.extend(ask_all(stored(hosted("openai", provider.address), path), asked))
+        target=lambda: answers.extend(generate_all(cached(hosted("openai", provider.address), path), asked))
     )
     caller.start()
     while len(stored_keys(path)) < 2:
@@ -114,13 +114,13 @@ def test_cut_responses_and_refusals_are_responses(path: Path, provider: Provider
     provider.plan("a", Answer(text='{"ec', finish="length"))
     provider.plan("b", Answer(text="No.", finish="refusal"))
     for _ in range(2):
-        answers = ask_all(stored(hosted("openai", provider.address), path), [request("a"), request("b")])
+        answers = generate_all(cached(hosted("openai", provider.address), path), [request("a"), request("b")])
         assert [(answer.text, answer.finish) for answer in answers] == [('{"ec', "length"), ("No.", "refusal")]
     assert len(provider.asked()) == 2
 
 
 def test_row_tells_what_was_asked_and_no_key_is_in_the_file(path: Path, provider: Provider) -> None:
-    ask_all(stored(hosted("openai", provider.address), path), [request("a question")])
+    generate_all(cached(hosted("openai", provider.address), path), [request("a question")])
     with closing(sqlite3.connect(path)) as connection:
         connection.row_factory = sqlite3.Row
         (row,) = connection.execute("SELECT * FROM responses").fetchall()
@@ -137,7 +137,7 @@ def test_row_tells_what_was_asked_and_no_key_is_in_the_file(path: Path, provider
 def test_stop_in_the_middle_keeps_what_arrived(path: Path, provider: Provider) -> None:
     provider.plan("prompt 30", Answer(status=401, message="key revoked"))
     with pytest.raises(RebaseError, match="key revoked"):
-        ask_all(stored(hosted("openai", provider.address), path), map(request, prompts(100)))
+        generate_all(cached(hosted("openai", provider.address), path), map(request, prompts(100)))
     answered = {entry.prompt for entry in provider.asked() if entry.status == 200}
     assert len(stored_keys(path)) == len(answered) > 0
 
@@ -157,7 +157,7 @@ def test_killed_run_goes_on_where_it_was(path: Path, provider: Provider) -> None
 
     provider.default = lambda prompt: Answer()
     asked = prompts(200)
-    assert said(ask_all(stored(hosted("openai", provider.address), path), map(request, asked))) == list(
+    assert said(generate_all(cached(hosted("openai", provider.address), path), map(request, asked))) == list(
         map(echo, asked)
     )
 

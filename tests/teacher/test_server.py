@@ -123,7 +123,7 @@ def test_key_and_model_are_checked_at_both_apis(provider: Provider, claude: anth
 def test_async_clients_have_hundreds_in_flight(provider: Provider) -> None:
     provider.latency = lambda: 0.5
 
-    async def ask_all() -> list[Any]:
+    async def generate_all() -> list[Any]:
         async with (
             anthropic.AsyncAnthropic(api_key=KEY, base_url=provider.address) as claude,
             openai.AsyncOpenAI(api_key=KEY, base_url=f"{provider.address}/v1") as gpt,
@@ -132,7 +132,7 @@ def test_async_clients_have_hundreds_in_flight(provider: Provider) -> None:
             completions = [gpt.chat.completions.create(**chat(str(number))) for number in range(75)]
             return await asyncio.gather(*messages, *completions)
 
-    assert len(asyncio.run(ask_all())) == 150
+    assert len(asyncio.run(generate_all())) == 150
     assert provider.most_in_flight > 75
     assert provider.max_concurrency == 0
 

@@ -168,7 +168,7 @@ async def apply_consistency_filter(
     example = asked.outcome
     if isinstance(example, Rejection):
         return asked
-    response = await session.ask(check_request(task, example.fields, prompt, sampling))
+    response = await session.generate(check_request(task, example.fields, prompt, sampling))
     answer = read_response(response, lambda text: read_check(task, example.fields, text))
     if isinstance(answer, Rejection):
         return replace(asked, outcome=answer)

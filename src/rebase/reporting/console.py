@@ -76,7 +76,7 @@ def _asked(usage: Mapping[str, Any] | None) -> str:
     """What the teacher was asked at a stage: responses bought and stored, dollars; nothing where it was not asked."""
     if not usage or not usage["used"]:
         return ""
-    parts = [f"{usage['responses']:,} responses"] + ([f"{usage['stored']:,} stored"] if usage["stored"] else [])
+    parts = [f"{usage['responses']:,} responses"] + ([f"{usage['cached']:,} cached"] if usage["cached"] else [])
     if usage["dollars"]:
         parts.append(f"${usage['dollars']:.4f}")
     return ", ".join(parts)

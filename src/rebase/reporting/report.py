@@ -54,7 +54,7 @@ PIECES: dict[str, tuple[str, ...]] = {
     **{f"{stage}_summary": _SUMMARY for stage in STAGES},
     "retrieved": ("row_id", "dataset", "license", "row", "score", "score_dataset", "score_query", "score_answer"),
     "reasoned_examples": ("example_id", "query", "answer"),
-    "teacher_usage": ("stage", "used", "responses", "stored", "dollars", "used_dollars", "estimated_requests_low"),
+    "teacher_usage": ("stage", "used", "responses", "cached", "dollars", "used_dollars", "estimated_requests_low"),
     "diversity": ("n", "distinct_share", "mean_cosine", "distinct_1", "distinct_2", "labels", "words"),
     "preflight": ("in", "kept", "steps", "epochs", "tokens", "tokens_with_loss", "padding_share", "examples"),
     "training_log": ("step", "loss"),

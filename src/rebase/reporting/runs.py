@@ -61,7 +61,7 @@ def make_record(
             stage: {name: said[name] for name in ("in", "kept", "rejected")} for stage, said in by_stage.items()
         },
         "seconds": {stage: said["seconds"] for stage, said in by_stage.items() if "seconds" in said},
-        "teacher_usage": {name: total.get(name) for name in ("responses", "stored", "input_tokens", "output_tokens")},
+        "teacher_usage": {name: total.get(name) for name in ("responses", "cached", "input_tokens", "output_tokens")},
         "dollars": total.get("dollars"),
         "used_dollars": total.get("used_dollars"),
         "scores": dict(scores),

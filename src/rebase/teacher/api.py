@@ -262,7 +262,7 @@ class ApiSession:
         """Tokens that a response may have beyond its request's ``max_tokens``."""
         return self._connection.thinking_tokens
 
-    async def ask(self, request: Request) -> Response | Failure:
+    async def generate(self, request: Request) -> Response | Failure:
         """Answer the request, when the window and the provider's limits let it pass.
 
         RebaseError where no further request could succeed: wrong key, no credit, or nearly everything fails.

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from rebase.errors import RebaseError
-from rebase.teacher.concurrency import Gathering
+from rebase.teacher.concurrency import RequestGroup
 from rebase.teacher.http import read_retry_after
 from rebase.teacher.protocol import Failure, Request, Response, well_formed
 from rebase.teacher.response_cache import Batch, ResponseCache
@@ -76,13 +76,13 @@ class BatchSession:
         self._teacher = teacher
         self._sdk = sdk
         self._store = store
-        self._gathering = Gathering(GROUP, self._answer)
+        self._group = RequestGroup(GROUP, self._answer)
         self._stopped = asyncio.Event()
         self.thinking_tokens = thinking_tokens
 
-    async def ask(self, request: Request) -> Response | Failure:
+    async def generate(self, request: Request) -> Response | Failure:
         """Answer the request, with all those that are asked at the same time. May take a day."""
-        return await self._gathering.ask(request)
+        return await self._group.generate(request)
 
     def stop(self) -> None:
         """Submit nothing more and wait for nothing: what is submitted stands in the journal for the next run."""

@@ -80,7 +80,7 @@ class Budget:
         self._requests_aside = 0
         self._waiting: list[asyncio.Future[None]] = []
 
-    async def put_aside(self, request: Request, thinking_tokens: int, *, batch: bool) -> float | None:
+    async def reserve(self, request: Request, thinking_tokens: int, *, batch: bool) -> float | None:
         """Put aside what the request costs at most, waiting while others on their way may leave room for it.
 
         None where there is no room: the budget is reached.
@@ -143,7 +143,7 @@ class Usage:
     """
 
     responses: int = 0
-    stored: int = 0
+    cached: int = 0
     failed: int = 0
     repaired: int = 0
     over_budget: int = 0
@@ -156,7 +156,7 @@ class Usage:
     began: float = field(default_factory=time.monotonic)
     ended: float = 0.0
 
-    def count(self, answer: Response | Failure, price: Price | None, *, is_stored: bool) -> None:
+    def count(self, answer: Response | Failure, price: Price | None, *, is_cached: bool) -> None:
         """Count an answer. A failure that nobody waited for counts for nothing."""
         if isinstance(answer, Failure):
             self.failed += answer.kind == "failed"
@@ -165,8 +165,8 @@ class Usage:
         cost = price.of(answer) if price else 0.0
         self.has_price = price is not None
         self.used_dollars += cost
-        if is_stored:
-            self.stored += 1
+        if is_cached:
+            self.cached += 1
             return
         self.dollars += cost
         self.responses += 1
@@ -180,9 +180,9 @@ class Usage:
         latencies = sorted(self.seconds)
         minutes = (self.ended - self.began) / 60
         return {
-            "used": self.responses + self.stored,
+            "used": self.responses + self.cached,
             "responses": self.responses,
-            "stored": self.stored,
+            "cached": self.cached,
             "failed": self.failed,
             "repaired": self.repaired,
             "over_budget": self.over_budget,

@@ -132,7 +132,7 @@ class CachedSession:
         self._bought: dict[str, asyncio.Task[Response | Failure]] = {}
         self._is_finished = False
 
-    async def ask(self, request: Request) -> Response | Failure:
+    async def generate(self, request: Request) -> Response | Failure:
         """Answer the request, from the store or else from the teacher.
 
         A response that breaks the request's schema is shown to the teacher once with its error. What comes then is the
@@ -160,7 +160,7 @@ class CachedSession:
         key = request.key(self._handle.provider, self._handle.model)
         stored = self._store.get(key)
         if stored is not None and key not in self._bought:
-            return self._count(stored, is_stored=True)
+            return self._count(stored, is_cached=True)
         if key not in self._bought:
             self._bought[key] = asyncio.create_task(self._buy(request, key))
             self._bought[key].add_done_callback(lambda _: self._bought.pop(key, None))
@@ -180,7 +180,7 @@ class CachedSession:
 
     async def _buy(self, request: Request, key: str) -> Response | Failure:
         session, budget = await self._opened(), self._handle.budget
-        aside = await budget.put_aside(request, session.thinking_tokens, batch=self._handle.batch)
+        aside = await budget.reserve(request, session.thinking_tokens, batch=self._handle.batch)
         if aside is None:
             if budget.settings.on_budget == "stop":
                 raise RebaseError(
@@ -189,17 +189,17 @@ class CachedSession:
                 )
             return self._count(Failure(key, budget.explain(), "budget"))
         try:
-            answer = Failure(key, "not sent", "stopped") if self._is_finished else await session.ask(request)
+            answer = Failure(key, "not sent", "stopped") if self._is_finished else await session.generate(request)
             if isinstance(answer, Response):
                 self._store.put(request, answer, self._handle.provider, self._handle.model)
             return self._count(answer)
         finally:
             budget.settle(aside)
 
-    def _count(self, answer: Response | Failure, *, is_stored: bool = False) -> Response | Failure:
+    def _count(self, answer: Response | Failure, *, is_cached: bool = False) -> Response | Failure:
         """Count the answer and say what it cost."""
         price = self._handle.price
-        self.usage.count(answer, price, is_stored=is_stored)
+        self.usage.count(answer, price, is_cached=is_cached)
         if isinstance(answer, Failure):
             return answer
         self._handle.budget.count(answer)

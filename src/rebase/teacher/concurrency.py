@@ -54,7 +54,7 @@ async def in_order(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Gathering:
+class RequestGroup:
     """Requests that are answered together: gathered until nobody adds one, or ``size`` are there.
 
     ``answer`` is given the requests of a group and says each one's answer, by its place, when it has it.
@@ -70,7 +70,7 @@ class Gathering:
         self._waiting: list[tuple[Request, asyncio.Future[Response | Failure]]] = []
         self._gatherer: asyncio.Task[None] | None = None
 
-    async def ask(self, request: Request) -> Response | Failure:
+    async def generate(self, request: Request) -> Response | Failure:
         """Wait for the answer; raises what ``answer`` raises."""
         future: asyncio.Future[Response | Failure] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))

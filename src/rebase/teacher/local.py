@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rebase.errors import RebaseError
-from rebase.teacher.concurrency import Gathering
+from rebase.teacher.concurrency import RequestGroup
 from rebase.teacher.protocol import Failure, Request, Response
 from rebase.text import common_prefix_length
 from rebase.weights import check_dtype, locate_model, resolve_dtype
@@ -116,15 +116,15 @@ class LocalSession:
         self._tokenizer = tokenizer
         self._compiler = compiler
         self._shared: tuple[list[int], Any] = ([], None)
-        self._gathering = Gathering(handle.window, self._answer)
+        self._group = RequestGroup(handle.window, self._answer)
         self._is_stopped = False
         self.thinking_tokens = 0
         added = tokenizer.get_added_vocab()
         self._control_tokens = sorted(added, key=len, reverse=True)
 
-    async def ask(self, request: Request) -> Response | Failure:
+    async def generate(self, request: Request) -> Response | Failure:
         """Answer the request, with those that are asked at the same time."""
-        return await self._gathering.ask(request)
+        return await self._group.generate(request)
 
     def stop(self) -> None:
         """Decode nothing more."""

@@ -129,7 +129,7 @@ class Session(Protocol):
     def thinking_tokens(self) -> int:
         """Tokens that a response may have beyond its request's ``max_tokens``."""
 
-    async def ask(self, request: Request) -> Response | Failure:
+    async def generate(self, request: Request) -> Response | Failure:
         """Answer the request. RebaseError where no further request could succeed."""
 
     def stop(self) -> None:

@@ -43,7 +43,7 @@ class ReplayTeacher:
         """Nothing to open."""
         yield self
 
-    async def ask(self, request: Request) -> Response | Failure:
+    async def generate(self, request: Request) -> Response | Failure:
         """What is not stored cannot be answered."""
         return Failure(request.key(self.provider, self.model), f"no stored response of {self.provider}/{self.model}")
 

@@ -98,7 +98,7 @@ async def _ask_examples(
         async def ask(line: dict[str, Any]) -> tuple[list[Sample], Verdict]:
             source = sources.get(line["row_id"])
             requests = [cot_request(task, line, source, prompt, parameters, k) for k in range(parameters.samples)]
-            responses = await asyncio.gather(*map(session.ask, requests))
+            responses = await asyncio.gather(*map(session.generate, requests))
             fields = json.loads(line["fields"])
             samples = [read_sample(task, fields, response, read_rationale) for response in responses]
             return samples, judge(samples, line["answer"], parameters)

@@ -161,7 +161,9 @@ async def label(
     def read(text: str) -> tuple[str | None, str]:
         return read_rationale(text) if reasoned else (None, read_check(task, fields, text))
 
-    samples = [read_sample(task, fields, response, read) for response in await asyncio.gather(*map(session.ask, asks))]
+    samples = [
+        read_sample(task, fields, response, read) for response in await asyncio.gather(*map(session.generate, asks))
+    ]
     verdict = vote(samples)
     # The one that counts comes last.
     response = _with_costs(
@@ -204,7 +206,7 @@ async def densify(
     drafts: list[tuple[str, str]] = []
     told = set(ngrams(tokens(prompt.densify.user), _REPEATED_WORDS))
     for number in range(1, parameters.rounds + 1):
-        response = await session.ask(request)
+        response = await session.generate(request)
         responses.append(response)
         draft = read_response(response, read)
         if not isinstance(draft, Rejection) and not told.isdisjoint(ngrams(tokens(draft[1]), _REPEATED_WORDS)):

@@ -113,7 +113,7 @@ async def _ask(requests: list[Request], teacher: CachedTeacher) -> tuple[list[Re
     async with teacher.open() as session:
         responses = []
         with tqdm(total=len(requests), desc="teacher answers", unit="item") as bar:
-            async with aclosing(in_order(session.ask, requests, lambda: teacher.concurrency)) as answers:
+            async with aclosing(in_order(session.generate, requests, lambda: teacher.concurrency)) as answers:
                 async for response in answers:
                     responses.append(response)
                     bar.update()

@@ -282,7 +282,7 @@ async def _ask(
             question, request = given
             if request is None:
                 return Asked(question, reason=SAME_ANSWERS)
-            return _read(rubric, question, await session.ask(request))
+            return _read(rubric, question, await session.generate(request))
 
         found: list[Asked] = []
         rejected = 0

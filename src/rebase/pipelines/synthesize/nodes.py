@@ -89,7 +89,7 @@ def synthesize_examples(
     if usage.over_budget:
         logger.warning(
             "synthesize: %s. It has used %d responses, transform %d: its share is smaller",
-            teacher.budget.explain(), usage.responses + usage.stored, transform_summary["usage"]["used"],
+            teacher.budget.explain(), usage.responses + usage.cached, transform_summary["usage"]["used"],
         )  # fmt: skip
     return found
 
@@ -116,7 +116,9 @@ class _Writer:
         """Ask for new example ``number``, and examine what the teacher says."""
         sampling = self.parameters.sampling
         item = {"row_id": f"synthesized-{number:05d}"}
-        response = await session.ask(synthesize_request(self.task, number, self.prompt, sampling, guided=self.guided))
+        response = await session.generate(
+            synthesize_request(self.task, number, self.prompt, sampling, guided=self.guided)
+        )
         example = read_response(response, lambda text: read_synthesized(self.task, text, guided=self.guided))
         asked = Asked(item, response, example)
         if self.guided and isinstance(example, Example):
@@ -133,7 +135,7 @@ class _Writer:
         if cue is None:
             return replace(asked, outcome=Rejection("nothing_to_ask_about"))
         question = ask_request(self.task, cue, self.transform_prompt.ask, self.parameters.sampling)
-        response = await session.ask(question)
+        response = await session.generate(question)
         example = read_response(response, lambda text: read_example(self.task, text, passage, cue))
         if isinstance(response, Response) and isinstance(asked.response, Response):
             response = response.with_cost_of(asked.response)
@@ -163,7 +165,7 @@ def affordable(spend: str, before: dict[str, Any], usage: Usage, questions: int)
     if not asked:
         raise RebaseError("synthesize: transform has used no responses, so that there is no budget to match.")
     if spend == "requests":
-        return asked, lambda _: (asked - (usage.responses + usage.stored - usage.repaired)) // questions
+        return asked, lambda _: (asked - (usage.responses + usage.cached - usage.repaired)) // questions
     dollars = before["used_dollars"]
     if not dollars:
         raise RebaseError(

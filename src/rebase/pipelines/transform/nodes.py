@@ -120,7 +120,7 @@ async def ask_row(
     known: Known,
 ) -> Asked:
     """Ask the teacher for an example made from the row, and examine what it says."""
-    response = await session.ask(transform_request(task, row, prompt, parameters, cue))
+    response = await session.generate(transform_request(task, row, prompt, parameters, cue))
     cut = cut_columns(task, row, parameters, cue)
     return Asked(row, response, examine_response(task, row, response, cue, known), tuple(cut))
 

@@ -15,7 +15,7 @@ def compare_usage(
     """
     spent = {"transform": transform_summary["usage"], "cot": cot_summary["usage"]}
     lines = [{"stage": stage, **usage, **_expected(_forecast(estimate, stage))} for stage, usage in spent.items()]
-    sums = ("used", "responses", "stored", "failed", "repaired", "over_budget", "input_tokens", "output_tokens")
+    sums = ("used", "responses", "cached", "failed", "repaired", "over_budget", "input_tokens", "output_tokens")
     total: dict[str, Any] = {name: sum(line[name] for line in lines) for name in sums}
     for name in ("dollars", "used_dollars"):
         known = [line[name] for line in lines if line[name] is not None]
