@@ -20,9 +20,9 @@ from rebase.pipelines.compare import create_pipeline
 from rebase.pipelines.compare.attempts import no_adapter, no_examples, tolerate
 from rebase.pipelines.compare.nodes import learn_curve, tabulate
 from rebase.pipelines.compare.pipeline import TRAINING_SETS
-from rebase.pipelines.evaluate.nodes import as_generations
 from rebase.records import Adapter, Task, Untrained
 from rebase.reporting.console import comparison_table
+from rebase.student.answering import as_generations
 from rebase.student.handle import Student
 from tests.pipelines.test_train_evaluate import evaluation_items
 from tests.tiny import evaluate_parameters, make_student, reasoned_examples, train_parameters

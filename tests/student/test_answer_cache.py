@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.records import Adapter, Task
-from rebase.student.answer_cache import Keep, answers_file, keep_answers
+from rebase.student.answer_cache import SaveAnswers, answers_file, complete_answers
 from rebase.student.answering import open_student
 from rebase.student.generation import generate
 from rebase.student.handle import Student
@@ -25,29 +25,29 @@ def test_a_killed_evaluation_asks_only_for_what_is_missing(
     file = tmp_path_factory.mktemp("kept") / "answers" / "one.jsonl"
     asked: list[str] = []
 
-    def write(left: Sequence[str], keep: Keep) -> None:
+    def write(left: Sequence[str], keep: SaveAnswers) -> None:
         for number in reversed(range(len(left))):  # the longest first: not in the order of the prompts
             if len(asked) == killed_after:
                 raise KeyboardInterrupt
             asked.append(left[number])
             keep([number], [f"{left[number]}\n!"])
 
-    def write_on(left: Sequence[str], keep: Keep) -> None:
+    def write_on(left: Sequence[str], keep: SaveAnswers) -> None:
         asked.extend(left)
         keep(range(len(left)), [f"{prompt}\n!" for prompt in left])
 
     wanted = [f"{prompt}\n!" for prompt in prompts]
     try:
-        assert keep_answers(file, prompts, write) == wanted
+        assert complete_answers(file, prompts, write) == wanted
     except KeyboardInterrupt:
         assert len(asked) == killed_after
-    assert keep_answers(file, prompts, write_on) == wanted
+    assert complete_answers(file, prompts, write_on) == wanted
     assert sorted(asked) == sorted(set(prompts))
     if cut and file.exists():
         # A kill in the midst of a write: the line is not whole, and is all that is lost.
         file.write_bytes(file.read_bytes()[:-cut])
-        assert keep_answers(file, prompts, write_on) == wanted
-        assert keep_answers(file, prompts, write_on) == wanted
+        assert complete_answers(file, prompts, write_on) == wanted
+        assert complete_answers(file, prompts, write_on) == wanted
 
 
 def test_other_weights_have_another_file(student: Student, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the student wrote, kept as it is written: an evaluation that was killed goes on where it was."""
+"""A cache of generated answers, so that an interrupted evaluation resumes."""
 
 import hashlib
 import json
@@ -12,59 +12,57 @@ from rebase.student.handle import Student
 
 logger = logging.getLogger(__name__)
 
-#: Called with the places of prompts, and what was written after each of them.
-Keep = Callable[[Sequence[int], Sequence[str]], None]
+#: Called with the positions of prompts and the answers to them.
+SaveAnswers = Callable[[Sequence[int], Sequence[str]], None]
 
 
 def answers_file(student: Student, adapter: Adapter | None, max_new_tokens: int) -> Path:
-    """Where the answers of a student lie, alone (None) or with an adapter: other weights have another file."""
-    weights = (
-        [(file.name, _digest(file.read_bytes())) for file in sorted(adapter.folder.glob("adapter_*"))]
-        if adapter
-        else []
-    )
+    """The cache file for a student with an adapter, or without (None). Other weights have another file."""
+    files = sorted(adapter.folder.glob("adapter_*")) if adapter else []
+    weights = [(file.name, _digest(file.read_bytes())) for file in files]
     content = [__version__, student.identity(), weights, max_new_tokens]
     return student.workdir / "answers" / f"{_digest(json.dumps(content).encode())}.jsonl"
 
 
-def keep_answers(file: Path, prompts: Sequence[str], write: Callable[[Sequence[str], Keep], object]) -> list[str]:
-    """The answers to rendered prompts, in their order: those in the ``file``, and of the others what is written.
+def complete_answers(
+    file: Path, prompts: Sequence[str], generate: Callable[[Sequence[str], SaveAnswers], object]
+) -> list[str]:
+    """Answers to rendered prompts, in order: from the cache ``file``, and generated where it has none.
 
-    ``write`` gets those without an answer, each once, and ``keep``, to be called whenever some are answered. The file
-    has a line an answer: the prompt's digest and the text. A line that was cut short is written anew.
+    ``generate`` gets each prompt without an answer once, and a function to call with every batch of answers. Each line
+    of the file is the digest of a prompt and the answer; a truncated line is ignored.
     """
-    known = _read(file)
+    answers = _read(file)
     digests = [_digest(prompt.encode("utf-8", "surrogatepass")) for prompt in prompts]
-    left = {digest: prompt for digest, prompt in zip(digests, prompts, strict=True) if digest not in known}
-    places = list(left)
-    if not left:
-        return [known[digest] for digest in digests]
-    if done := len(prompts) - len(left):
-        logger.info("%d of %d answers are kept from before, in %s", done, len(prompts), file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as lines:
+    missing = {digest: prompt for digest, prompt in zip(digests, prompts, strict=True) if digest not in answers}
+    if missing:
+        if cached_count := len(prompts) - len(missing):
+            logger.info("%d of %d answers are cached in %s", cached_count, len(prompts), file)
+        missing_digests = list(missing)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as lines:
 
-        def keep(numbers: Sequence[int], texts: Sequence[str]) -> None:
-            written = {places[number]: text for number, text in zip(numbers, texts, strict=True)}
-            known.update(written)
-            # The newline is first, for a line before it that was cut short.
-            lines.write("".join(f"\n{json.dumps(answer)}" for answer in written.items()))
-            lines.flush()
+            def save(positions: Sequence[int], texts: Sequence[str]) -> None:
+                batch = {missing_digests[position]: text for position, text in zip(positions, texts, strict=True)}
+                answers.update(batch)
+                # The newline comes first because the line before may be truncated.
+                lines.write("".join(f"\n{json.dumps(answer)}" for answer in batch.items()))
+                lines.flush()
 
-        write(list(left.values()), keep)
-    return [known[digest] for digest in digests]
+            generate(list(missing.values()), save)
+    return [answers[digest] for digest in digests]
 
 
 def _read(file: Path) -> dict[str, str]:
-    """The answers by their prompts' digests."""
-    known = {}
+    """The cached answers by digest of their prompt."""
+    answers = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         try:
             digest, text = json.loads(line)
         except ValueError:
             continue
-        known[digest] = text
-    return known
+        answers[digest] = text
+    return answers
 
 
 def _digest(content: bytes) -> str:

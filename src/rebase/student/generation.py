@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rebase.student.answer_cache import Keep
+from rebase.student.answer_cache import SaveAnswers
 from rebase.student.prefill import Batch, read_prompts
 
 if TYPE_CHECKING:
@@ -18,13 +18,13 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     description: str,
-    keep: Keep | None = None,
+    save: SaveAnswers | None = None,
 ) -> list[str]:
     """What the model writes after each rendered prompt, greedily, in the order of the prompts.
 
     Each text stops at the end of its turn or after ``max_new_tokens``. The likeliest token is taken as it is: a
-    repetition penalty that a model's ``generation_config`` asks for is left out. ``keep`` is told of each batch when
-    it is done.
+    repetition penalty that a model's ``generation_config`` asks for is left out. ``save`` is called with
+    each finished batch.
     """
     import torch
 
@@ -36,8 +36,8 @@ def generate(
             answers = [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
             for number, text in zip(numbers, answers, strict=True):
                 texts[number] = text
-            if keep:
-                keep(numbers, answers)
+            if save:
+                save(numbers, answers)
     return texts
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from rebase.parameters import CompareParameters, EvaluateParameters, TrainParameters
-from rebase.pipelines.evaluate.nodes import STUDENT, answer_items
 from rebase.records import Adapter, Task, Untrained
+from rebase.student.answering import STUDENT, answer_items
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
 from rebase.tasks.evaluation_items import select_items

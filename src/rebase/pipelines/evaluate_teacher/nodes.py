@@ -12,8 +12,8 @@ from tqdm import tqdm
 from rebase.errors import RebaseError
 from rebase.generation.prompts import DistilPrompt, check_request, read_check, read_rationale
 from rebase.parameters import EvaluateParameters, SamplingParameters
-from rebase.pipelines.evaluate.nodes import as_generations
 from rebase.records import Task
+from rebase.student.answering import as_generations
 from rebase.student.formatting import render_completion
 from rebase.tasks.evaluation_items import select_items
 from rebase.tasks.scoring import aggregate, score_answers

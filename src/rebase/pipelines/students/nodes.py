@@ -11,9 +11,10 @@ import pandas as pd
 
 from rebase.errors import RebaseError
 from rebase.parameters import EvaluateParameters, TrainParameters
-from rebase.pipelines.evaluate.nodes import EXPERT, STUDENT, predict
+from rebase.pipelines.evaluate.nodes import predict
 from rebase.pipelines.train.nodes import format_training_set, inspect_training, train_student
 from rebase.records import Adapter, Task
+from rebase.student.answering import EXPERT, STUDENT
 from rebase.student.formatting import Target
 from rebase.student.handle import Student
 from rebase.tasks.scoring import aggregate, score_answers
