@@ -139,6 +139,11 @@ def test_commands_that_pages_show_name_what_is_there(known):
                 assert set(value.split(",")) <= known[kinds[name]], (page, value)
 
 
+def test_the_readme_describes_every_pipeline(known):
+    table = re.findall(r"^\| `(\w+)` \| [^|]+ \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert known["pipeline"] - {"__default__"} == set(table)
+
+
 def options(arguments: list[str]) -> set[str]:
     return {argument.partition("=")[0] for argument in arguments if argument.startswith("-")}
 
