@@ -148,6 +148,13 @@ def options(arguments: list[str]) -> set[str]:
     return {argument.partition("=")[0] for argument in arguments if argument.startswith("-")}
 
 
+@pytest.mark.parametrize(
+    ("page", "text"), [("howto/provider", "class RuleTeacher"), ("tutorial/index", "name: notice_qa")]
+)
+def test_pages_include_the_files_that_they_show(site, page, text):
+    assert text in re.sub(r"<[^>]+>", "", (site / f"{page}.html").read_text(encoding="utf-8"))
+
+
 def test_the_tutorial_s_task_is_whole():
     folder = ROOT / "docs" / "tutorial"
     task = Task.parse(yaml.safe_load((folder / "notice_qa.yml").read_text()), "notice_qa.yml")
