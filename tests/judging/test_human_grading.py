@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kedro.io import DatasetError
 
 from rebase.datasets import SheetsDataset
 from rebase.errors import RebaseError
@@ -137,7 +136,10 @@ def test_a_grade_off_the_scale_is_rejected_alone(grade):
     text = saved(row3=f"{grade},4")
     assert faults(text) == {(3, "correctness"): "off_scale"}
     (cell,) = (cell for cell in read(text) if cell.reason == "off_scale")
-    assert cell.detail == f"grades/anna.csv, row 3: correctness: {grade!r} is no whole number from 1 to 5; grade anew"
+    assert (
+        cell.detail
+        == f"grades/anna.csv, row 3: correctness: {grade!r} is not a whole number from 1 to 5; grade it again"
+    )
 
 
 def test_edited_rows_are_rejected_and_the_others_kept():
@@ -186,9 +188,10 @@ def test_any_text_is_read_or_rejected(text):
     assert not [cell for cell in cells if not cell.reason]
 
 
-def test_sheets_are_found_in_their_folder(tmp_path):
-    with pytest.raises(DatasetError, match="There is no graded sheet"):
-        SheetsDataset(str(tmp_path)).load()
+def test_sheets_are_found_in_their_folder(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert SheetsDataset(str(tmp_path)).load() == {}
+    assert "so agreement is not measured. Hand out the grading form" in caplog.text
     (tmp_path / "anna.csv").write_text("id,form\n", encoding="utf-8-sig")
     (tmp_path / "bea.csv").write_bytes("id,“Zürich”".encode("cp1252"))
     assert list(SheetsDataset(str(tmp_path)).load().values()) == ["id,form\n", "id,“Zürich”"]

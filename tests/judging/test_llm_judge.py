@@ -15,8 +15,8 @@ from rebase.judging.llm_judge import (
     calibrate,
     compare_with_gold,
     pair_request,
-    read_grades,
-    read_verdict,
+    parse_grades,
+    parse_verdict,
     rubric_request,
     summarize_pairs,
 )
@@ -109,7 +109,7 @@ def test_the_rubric_is_told_in_words():
 
 def test_grades_are_read():
     said = json.dumps({"rationale": " Right. ", "correctness": 5, "form": 4.0})
-    assert read_grades(RUBRIC, said) == ("Right.", {"correctness": 5, "form": 4})
+    assert parse_grades(RUBRIC, said) == ("Right.", {"correctness": 5, "form": 4})
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_grades_are_read():
 )
 def test_other_responses_are_no_grades(said):
     with pytest.raises(ValueError, match=r"."):
-        read_grades(RUBRIC, said)
+        parse_grades(RUBRIC, said)
 
 
 def test_verdicts_are_read():
-    assert read_verdict('{"rationale": "r", "verdict": "tie"}') == ("r", "tie")
+    assert parse_verdict('{"rationale": "r", "verdict": "tie"}') == ("r", "tie")
     for wrong in ('{"rationale": "r", "verdict": "both"}', '{"verdict": "tie"}', "tie"):
         with pytest.raises(ValueError, match=r"."):
-            read_verdict(wrong)
+            parse_verdict(wrong)
 
 
 # Pairs

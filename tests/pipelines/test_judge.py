@@ -12,9 +12,15 @@ from kedro_datasets.pandas import CSVDataset, ParquetDataset
 from rebase.datasets import SheetsDataset
 from rebase.errors import RebaseError
 from rebase.judging.llm_judge import PairPrompt, RubricPrompt
-from rebase.pipelines import agreement, judge
-from rebase.pipelines.agreement.nodes import compare_graders, read_grades
-from rebase.pipelines.judge.nodes import REJECTED_COLUMNS, judge_answers, score_judgments, write_sheets
+from rebase.pipelines import judge
+from rebase.pipelines.judge.nodes import (
+    REJECTED_COLUMNS,
+    compare_graders,
+    judge_answers,
+    read_grades,
+    score_judgments,
+    write_sheets,
+)
 from rebase.teacher.budget import Price
 from tests.judging.test_llm_judge import PAIR, PARAMETERS, RUBRIC, TASK
 from tests.scripted import Scripted, cached
@@ -130,9 +136,9 @@ def test_what_cannot_be_read_is_rejected_with_a_reason():
 
 
 def test_a_judge_that_says_nothing_is_told():
-    with pytest.raises(RebaseError, match=r"said nothing that can be read: {'not_as_asked': 22, 'same_answers': 2}"):
+    with pytest.raises(RebaseError, match=r"no response of .* can be read: {'not_as_asked': 22, 'same_answers': 2}"):
         judged(lambda _: "five")
-    with pytest.raises(RebaseError, match=r"gave no judgment .* It says: no line"):
+    with pytest.raises(RebaseError, match=r"gave no judgment .* Its error: no line"):
         judged(lambda _: ConnectionError("no line"))
 
 
@@ -181,7 +187,7 @@ def test_doubts_are_told(caplog):
         "correctness: every answer has the same grade",
         "form: every answer has the same grade",
         "no grade tells answers that are right by accuracy from wrong ones (AUC 0.50)",
-        "100 % of the comparisons come out otherwise when the order is the other one",
+        "100 % of the verdicts change with the order of the answers",
     ]
     assert all(doubt in caplog.text for doubt in doubts)
     assert scored()["doubts"] == ["form: every answer has the same grade"]
@@ -292,7 +298,7 @@ def test_people_and_judge_are_compared(sheets):
     assert summary["in"] == summary["kept"] + sum(summary["rejected"].values()) == 2 * 2 * len(sheet)
     assert summary["rejected"] == {"missing": 2 * (len(sheet) - 4)}
     assert summary["people"]["bea"] == {"graded": 8, "missing": 2 * (len(sheet) - 4)}
-    assert set(rejected["detail"]) == {"g/bea.csv: the row is not there; it counts as not graded"}
+    assert set(rejected["detail"]) == {"g/bea.csv: the row is missing; it counts as not graded"}
     assert found["people"] == ["anna", "bea"]
     assert found["agreement"]["correctness"]["people"] == 1.0
     assert found["agreement"]["correctness"]["with_judge"]["anna"] == 1.0
@@ -311,7 +317,7 @@ def test_a_half_filled_sheet_with_edits_still_counts(sheets, caplog):
     summary, rejected, found = agreement_of(sheets, {"g/anna.csv": "\n".join(lines)})
     assert summary["rejected"] == {"edited": 2, "missing": 1, "off_scale": 1}
     assert rejected[rejected["reason"] == "edited"]["row"].tolist() == [2, 2]
-    assert "g/anna.csv, row 3: form: '7' is no whole number from 1 to 5; grade anew" in caplog.text
+    assert "g/anna.csv, row 3: form: '7' is not a whole number from 1 to 5; grade it again" in caplog.text
     assert found["agreement"]["form"]["people"] is None
 
 
@@ -344,10 +350,12 @@ def test_from_predictions_to_agreement_as_kedro_runs_it(tmp_path):
         | {"grading_sheet": sheet, "returned_sheets": SheetsDataset(str(tmp_path / "grades"))}
     )
     SequentialRunner().run(judge.create_pipeline(), catalog)
+    assert catalog.load("agreement")["people"] == [], "no sheet is returned yet"
+    assert catalog.load("agreement_summary")["in"] == 0
     (tmp_path / "grades").mkdir()
     written = pd.read_csv(tmp_path / "sheet.csv", dtype=str, keep_default_na=False)
     (tmp_path / "grades" / "anna.csv").write_text(returned(written, by_truth), encoding="utf-8-sig")
-    SequentialRunner().run(agreement.create_pipeline(), catalog)
+    SequentialRunner().run(judge.create_pipeline(), catalog)
     found = catalog.load("agreement")
     assert found["people"] == ["anna"]
     assert found["agreement"]["correctness"]["with_judge"] == {"anna": 1.0}

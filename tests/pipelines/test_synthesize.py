@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rebase.errors import RebaseError
 from rebase.generation.generate import EXAMPLE_COLUMNS, REJECTED_COLUMNS
 from rebase.parameters import SynthesizeParameters
-from rebase.pipelines.diversity.nodes import measure_diversity
+from rebase.pipelines.report.nodes import measure_diversity
 from rebase.pipelines.synthesize.nodes import synthesize_examples
 from rebase.records import Task
 from rebase.student.adapters import render_card

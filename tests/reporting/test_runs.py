@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from rebase.pipelines.report.nodes import record_run
-from rebase.reporting.runs import git_commit, make_record, read_runs, runs_table
+from rebase.reporting.runs import git_commit, read_runs, record_run, runs_table
 from tests.tiny import train_parameters
 
 CELL = {"value": 40.0, "low": 30.0, "high": 50.0}
@@ -58,7 +57,7 @@ def test_no_secret_gets_into_a_record() -> None:
 
 
 def test_a_record_of_an_old_run_lacks_what_it_lacks() -> None:
-    made = make_record({}, SCORES, [], [])
+    made = record_run({}, SCORES, USAGE.head(0))
     assert made["models"] == {"teacher": None, "student": None, "encoder": None}
     assert made["dollars"] is None
 

@@ -1,16 +1,18 @@
-"""What people graded: the sheets that came back."""
+"""The graded sheets that people return."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from kedro.io import AbstractDataset
 
 from rebase.datasets.inputs import ReadOnly
-from rebase.errors import RebaseError
+
+logger = logging.getLogger(__name__)
 
 
 class SheetsDataset(ReadOnly, AbstractDataset[Any, dict[str, str]]):
-    """The CSV files of ``folder`` by name, as text: one a person, as a browser or a spreadsheet saved them."""
+    """The CSV files of ``folder`` as text, by path: one for each person, saved by a browser or a spreadsheet."""
 
     def __init__(self, folder: str, metadata: dict[str, Any] | None = None) -> None:
         self._folder = Path(folder)
@@ -19,9 +21,10 @@ class SheetsDataset(ReadOnly, AbstractDataset[Any, dict[str, str]]):
     def load(self) -> dict[str, str]:
         files = sorted(file for file in self._folder.glob("*.csv") if not file.name.startswith("."))
         if not files:
-            raise RebaseError(
-                f"There is no graded sheet in {self._folder}. Run the pipeline judge, hand out the form (or the sheet) "
-                "that it writes, and put what comes back there: one CSV a person, called by the person's name."
+            logger.info(
+                "There is no graded sheet in %s, so agreement is not measured. Hand out the grading form (or sheet), "
+                "put each returned CSV there under the person's name, and run the judge pipeline again.",
+                self._folder,
             )
         return {str(file): _read(file) for file in files}
 
@@ -30,7 +33,7 @@ class SheetsDataset(ReadOnly, AbstractDataset[Any, dict[str, str]]):
 
 
 def _read(file: Path) -> str:
-    """The file's text: UTF-8, or else what spreadsheets on Windows write."""
+    """The file's text: UTF-8, or else the encoding of spreadsheets on Windows."""
     content = file.read_bytes()
     try:
         return content.decode("utf-8-sig")

@@ -1,1 +1,1 @@
-"""Judging answers, by a model and by people."""
+"""Judging answers: by a model and by people."""

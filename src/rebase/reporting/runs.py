@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
+import pandas as pd
 from rich.table import Table
 
 from rebase.reporting.redaction import public
@@ -22,27 +23,25 @@ _OF_THE_SESSION = ("parameters", "versions", "machine")
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run that has scores: its version (the time at which it began), its scores, its record if there is one."""
+class RunScores:
+    """A run that has scores: its version (the time when it started), its scores and its record, if there is one."""
 
     version: str
     scores: dict[str, Any]
     record: dict[str, Any] | None
 
 
-def make_record(
-    parameters: Mapping[str, Any],
-    scores: Mapping[str, Any],
-    summaries: Sequence[Mapping[str, Any]],
-    usage: Sequence[Mapping[str, Any]],
+def record_run(
+    parameters: dict[str, Any], scores: dict[str, Any], teacher_usage: pd.DataFrame, *summaries: dict[str, Any]
 ) -> dict[str, Any]:
-    """What a run was made with and what it cost, fit for JSON.
+    """Record how a run was made and what it cost, as JSON values; missing numbers are None.
 
-    ``parameters`` are all that Kedro has in force, ``usage`` the lines of ``teacher_usage``. Nothing whose name says
-    that it is a secret gets in, nor the user's part or the query of an address. ``scores`` tell whose record it is.
+    ``parameters`` are all of Kedro's parameters. Secrets are removed: values whose names look secret, and the user and
+    query parts of addresses.
     """
     by_stage = {summary["stage"]: summary for summary in summaries}
-    total = next((line for line in usage if line["stage"] == "total"), {})
+    usage = json.loads(teacher_usage.to_json(orient="records"))
+    total: dict[str, Any] = next((line for line in usage if line["stage"] == "total"), {})
     return {
         "task": scores["task"],
         "models": {
@@ -58,9 +57,9 @@ def make_record(
         "machine": machine_name(),
         "dtypes": {stage: summary["dtype"] for stage, summary in by_stage.items() if summary.get("dtype")},
         "counts": {
-            stage: {name: said[name] for name in ("in", "kept", "rejected")} for stage, said in by_stage.items()
+            stage: {name: summary[name] for name in ("in", "kept", "rejected")} for stage, summary in by_stage.items()
         },
-        "seconds": {stage: said["seconds"] for stage, said in by_stage.items() if "seconds" in said},
+        "seconds": {stage: summary["seconds"] for stage, summary in by_stage.items() if "seconds" in summary},
         "teacher_usage": {name: total.get(name) for name in ("responses", "cached", "input_tokens", "output_tokens")},
         "dollars": total.get("dollars"),
         "used_dollars": total.get("used_dollars"),
@@ -68,7 +67,7 @@ def make_record(
     }
 
 
-def read_runs(folder: Path) -> list[Run]:
+def read_runs(folder: Path) -> list[RunScores]:
     """The runs whose scores lie in a task's reporting folder, the newest first.
 
     A record of the same version is the run's; a run that was killed before it has the first later record of the same
@@ -85,10 +84,10 @@ def read_runs(folder: Path) -> list[Run]:
         found = next(of_the_same, None)
         return found and {name: value for name, value in found.items() if name not in _OF_THE_SESSION}
 
-    return [Run(made, said, record_of(made, said)) for made, said in sorted(scores.items(), reverse=True)]
+    return [RunScores(made, said, record_of(made, said)) for made, said in sorted(scores.items(), reverse=True)]
 
 
-def runs_table(task: str, runs: Sequence[Run]) -> Table:
+def runs_table(task: str, runs: Sequence[RunScores]) -> Table:
     """The runs in one table: scores, dollars, and of parameters, models and versions what is not the same in all.
 
     Not a difference is what only one of them has.
@@ -160,7 +159,7 @@ def _settings(record: dict[str, Any] | None) -> dict[str, Any]:
     return {**record.get("models", {}), **record.get("versions", {}), **machine, **_flat(record.get("parameters", {}))}
 
 
-def _gaps(run: Run) -> list[str]:
+def _gaps(run: RunScores) -> list[str]:
     """What is not known of how a run was made, in words."""
     if not run.record:
         return ["no record: made without the pipeline report"]

@@ -1,3 +1,3 @@
-"""Judge: what a model says of the systems' answers, and the sheet on which people say it."""
+"""Judge: a model grades and compares the systems' answers, people grade a blind sheet, and both are compared."""
 
 from rebase.pipelines.judge.pipeline import create_pipeline as create_pipeline

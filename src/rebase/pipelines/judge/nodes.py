@@ -1,11 +1,13 @@
-"""Judge: grades by a rubric, comparisons in both orders, and a blind sheet for people (docs/method.md section 8)."""
+"""Judge: grades by a rubric, comparisons in both orders, and blind grading by people (docs/method.md section 8)."""
 
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,7 +16,16 @@ from tqdm import tqdm
 from rebase.datastore.sampling import systematic_positions
 from rebase.errors import RebaseError
 from rebase.generation.prompts import prompt_hash
-from rebase.judging.human_grading import make_key, write_form, write_sheet
+from rebase.judging.human_grading import (
+    GRADE_COLUMNS,
+    REJECTED_GRADE_COLUMNS,
+    count_cells,
+    make_key,
+    measure_agreement,
+    read_sheet,
+    write_form,
+    write_sheet,
+)
 from rebase.judging.llm_judge import (
     PAIR_FILE,
     RUBRIC_FILE,
@@ -27,13 +38,13 @@ from rebase.judging.llm_judge import (
     mean_grade,
     mean_grades,
     pair_request,
-    read_grades,
-    read_verdict,
+    parse_grades,
+    parse_verdict,
     rubric_request,
     summarize_pairs,
 )
 from rebase.parameters import JudgeParameters
-from rebase.records import Task
+from rebase.records import Task, summarize_stage
 from rebase.teacher.budget import Usage, progress
 from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.concurrency import in_order, run
@@ -41,17 +52,19 @@ from rebase.teacher.protocol import Failure, Request, Response, why_unreadable
 
 logger = logging.getLogger(__name__)
 
-_ASKED = ["kind", "item_id", "system", "first", "second"]
-_SPENT = ["input_tokens", "output_tokens", "dollars"]
-REJECTED_COLUMNS = [*_ASKED, "reason", "detail", "response_key", "text"]
+_QUESTION = ["kind", "item_id", "system", "first", "second"]
+_COSTS = ["input_tokens", "output_tokens", "dollars"]
+REJECTED_COLUMNS = [*_QUESTION, "reason", "detail", "response_key", "text"]
 
-#: Two answers that are the same need no comparison: it is a tie.
+#: Two equal answers are a tie without a request.
 SAME_ANSWERS = "same_answers"
+#: Rejected grades of one sheet that are logged; the table has all of them.
+_MAX_LOGGED = 3
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question to the judge: about the answer of ``system``, or about those of ``first`` and ``second``."""
+    """One question to the judge: about the answer of ``system``, or which of ``first`` and ``second`` is better."""
 
     item_id: str
     system: str | None = None
@@ -59,26 +72,32 @@ class Question:
     second: str | None = None
 
     @property
-    def line(self) -> dict[str, Any]:
-        """What the tables say of it."""
-        return {"kind": "rubric" if self.system is not None else "pair", **vars(self)}
+    def kind(self) -> str:
+        """``rubric`` or ``pair``."""
+        return "rubric" if self.system is not None else "pair"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question, its response, and what the response says; or why it counts for nothing."""
+class Judgment:
+    """A question with the judge's response: what it says (``values``), or the ``reason`` why it does not count."""
 
     question: Question
     response: Response | Failure | None = None
-    said: dict[str, Any] | None = None
+    values: dict[str, Any] | None = None
     reason: str = ""
     detail: str = ""
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """The columns that the tables of judgments and of rejections share."""
+        key = self.response.key if self.response else None
+        return {"kind": self.question.kind, **vars(self.question), "response_key": key}
 
-class Answers:
-    """The systems' answers to the items, beside what the items ask; those of the first ``limit`` items by even stride.
 
-    Raises RebaseError where an item is not in the evaluation set, or the pair is not among the systems.
+class SystemAnswers:
+    """The systems' answers to the evaluation items; ``items`` is a systematic sample of ``limit`` of them.
+
+    Raises RebaseError if an item is not in the evaluation set, or the pair is not among the systems.
     """
 
     def __init__(self, evaluation_items: pd.DataFrame, predictions: pd.DataFrame, parameters: JudgeParameters) -> None:
@@ -90,7 +109,7 @@ class Answers:
         if unknown := [item for item in items if item not in self._queries]:
             raise RebaseError(
                 f"judge: item {unknown[0]!r} was answered, but is not in the evaluation set ({len(unknown)} such "
-                "items). Run the pipeline evaluate again, or judge with the evaluation set of then."
+                "items). Run the evaluate pipeline again, or judge with the evaluation set of that run."
             )
         if absent := [system for system in self.pair or () if system not in self.systems]:
             raise RebaseError(
@@ -98,20 +117,20 @@ class Answers:
                 "Name two of them, or set judge.pair to null."
             )
         if not items:
-            raise RebaseError("judge: there are no answers. Run the pipeline evaluate first.")
-        self.items = [items[place] for place in systematic_positions(len(items), parameters.limit or len(items))]
+            raise RebaseError("judge: there are no answers. Run the evaluate pipeline first.")
+        self.items = [items[index] for index in systematic_positions(len(items), parameters.limit or len(items))]
         self.over_limit = sorted(set(items) - set(self.items))
 
     def query(self, item: str) -> str:
-        """What the item asks."""
+        """The query of an item."""
         return self._queries[item]
 
-    def of(self, system: str | None, item: str) -> str:
-        """A system's answer, as it was written."""
+    def answer(self, system: str | None, item: str) -> str:
+        """The raw output of a system for an item."""
         return str(self._raw[system, item])
 
     def questions(self, items: list[str]) -> Iterator[Question]:
-        """What there is to ask about the items: of each answer, and of the pair in both orders."""
+        """All questions about the items: one for each answer, and two for the pair, one for each order."""
         for item in items:
             answered = [system for system in self.systems if (system, item) in self._raw]
             yield from (Question(item, system=system) for system in answered)
@@ -129,53 +148,68 @@ def judge_answers(
     judge_pair: dict[str, Any],
     parameters: JudgeParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Have each answer graded by each criterion of the rubric, and each pair of answers compared in both orders.
+    """Have the judge grade each answer by each criterion, and compare each pair of answers in both orders.
 
-    The judge sees the raw answers, neither which systems they are of nor the gold answers.
+    The judge sees the raw answers, but neither the systems' names nor the references.
 
     Returns:
-        A line for each question that was answered: grades, or a verdict, with the judge's rationale; those that were
-        not, with reasons; the stage's summary.
+        Judgments: a line for each answered question, with grades or a verdict and the judge's rationale; rejected
+        questions with reasons; the stage summary.
 
     Raises:
-        RebaseError: The rubric is wrong, or the judge said nothing that can be read.
+        RebaseError: The rubric is wrong, or none of the judge's responses can be read.
 
     """
+    started = time.monotonic()
     rubric, prompt = RubricPrompt.parse(judge_rubric, RUBRIC_FILE), PairPrompt.parse(judge_pair, PAIR_FILE)
-    answers = Answers(evaluation_items, predictions, parameters)
+    answers = SystemAnswers(evaluation_items, predictions, parameters)
 
     def request(question: Question) -> Request | None:
         query = answers.query(question.item_id)
         if question.system is not None:
-            answer = answers.of(question.system, question.item_id)
+            answer = answers.answer(question.system, question.item_id)
             return rubric_request(task, rubric, query, answer, parameters.sampling)
-        first, second = (answers.of(system, question.item_id) for system in (question.first, question.second))
+        first, second = (answers.answer(system, question.item_id) for system in (question.first, question.second))
         same = first.strip() == second.strip()
         return None if same else pair_request(task, prompt, query, first, second, parameters.sampling)
 
-    asked, usage = run(_ask(judge, rubric, [(one, request(one)) for one in answers.questions(answers.items)]))
-    asked += [Asked(question, reason="over_limit") for question in answers.questions(answers.over_limit)]
-    rejected = [one for one in asked if one.said is None]
-    by_reason = Counter(one.reason for one in rejected)
-    if len(rejected) == len(asked):
-        raise RebaseError(_explain_nothing(judge, by_reason, rejected))
-    made = {"judge": f"{judge.provider}/{judge.model}"}
+    questions = [(question, request(question)) for question in answers.questions(answers.items)]
+    results, usage = run(_generate(judge, rubric, questions))
+    results += [Judgment(question, reason="over_limit") for question in answers.questions(answers.over_limit)]
+    rejected = [result for result in results if result.values is None]
+    by_reason = Counter(result.reason for result in rejected)
+    if len(rejected) == len(results):
+        raise RebaseError(_explain_no_judgment(judge, by_reason, rejected))
+    name = f"{judge.provider}/{judge.model}"
     hashes = {"rubric": prompt_hash(rubric, task), "pair": prompt_hash(prompt, task)}
-    columns = [*_ASKED, *rubric.names, "verdict", "rationale", "response_key", "judge", "prompt_hash", *_SPENT]
-    lines = [_line(one) | made | {"prompt_hash": hashes[one.question.line["kind"]]} for one in asked if one.said]
-    judgments = pd.DataFrame(lines, columns=columns)
-    # A table of pairs alone, or of grades alone, has the same types as any other.
-    judgments = judgments.astype(dict.fromkeys(rubric.names, "float64"))
-    summary = {
-        "stage": "judge",
-        "in": len(asked),
-        "kept": len(judgments),
-        "rejected": dict(by_reason.most_common()),
-        **made,
-        "kinds": judgments["kind"].value_counts().to_dict(),
-        "usage": usage.summary(),
-    }
-    return judgments, pd.DataFrame([_rejection(one) for one in rejected], columns=REJECTED_COLUMNS), summary
+    columns = [*_QUESTION, *rubric.names, "verdict", "rationale", "response_key", "judge", "prompt_hash", *_COSTS]
+    lines = [
+        {**result.line, **result.values, "judge": name, "prompt_hash": hashes[result.question.kind]}
+        | {cost: getattr(result.response, cost) for cost in _COSTS}
+        for result in results
+        if result.values
+    ]
+    # The types are the same in a table of grades alone, of verdicts alone, or of both.
+    judgments = pd.DataFrame(lines, columns=columns).astype(dict.fromkeys(rubric.names, "float64"))
+    rejections = [
+        {
+            **result.line,
+            "reason": result.reason,
+            "detail": result.detail,
+            "text": getattr(result.response, "text", None),
+        }
+        for result in rejected
+    ]
+    summary = summarize_stage(
+        "judge",
+        kept=len(judgments),
+        rejected=by_reason,
+        seconds=time.monotonic() - started,
+        judge=name,
+        kinds=judgments["kind"].value_counts().to_dict(),
+        usage=usage.summary(),
+    )
+    return judgments, pd.DataFrame(rejections, columns=REJECTED_COLUMNS), summary
 
 
 def score_judgments(
@@ -186,16 +220,18 @@ def score_judgments(
     judge_rubric: dict[str, Any],
     parameters: JudgeParameters,
 ) -> dict[str, Any]:
-    """What the judgments come to, and how far they can be trusted.
+    """Aggregate the judgments, and measure how far the judge can be trusted.
 
-    ``grades`` (1 .. 5) of each system with their intervals, and the paired ``differences``; the ``pairwise`` rates and
-    position bias (percent); ``calibration`` of each criterion by each metric, for answers with gold, and what the
-    comparisons say where a metric tells the two answers apart; ``doubts``, in words.
+    Returns:
+        ``grades`` (1 to 5) of each system with intervals, and paired ``differences``; ``pairwise``: win, tie and loss
+        rates and position bias (percent), and agreement with each metric that tells two answers apart;
+        ``calibration`` of each criterion against each metric, for answers with references; ``doubts`` as sentences.
+
     """
     names = RubricPrompt.parse(judge_rubric, RUBRIC_FILE).names
     metrics = [metric for metric in task.metrics if metric in predictions]
-    has_gold = predictions["answers"].map(lambda answers: bool(json.loads(answers)))
-    gold = predictions[has_gold].dropna(subset=metrics).set_index(["system", "item_id"])[metrics]
+    has_references = predictions["answers"].map(lambda references: bool(json.loads(references)))
+    gold = predictions[has_references].dropna(subset=metrics).set_index(["system", "item_id"])[metrics]
     graded = judgments[judgments["kind"] == "rubric"].set_index(["system", "item_id"])
     both = graded.join(gold, how="inner")
     scores: dict[str, Any] = {
@@ -209,43 +245,24 @@ def score_judgments(
         },
     }
     if parameters.pair:
-        scores |= _compare(graded, gold, judgments, judge_rejected, names, parameters)
+        one, other = parameters.pair
+        differences = _of_system(graded, one)[list(names)] - _of_system(graded, other)[list(names)]
+        scores["differences"] = {
+            f"{one} - {other}": {name: mean_grade(differences.dropna()[name], parameters) for name in names}
+        }
+        pairs, in_one_order = find_pairs(judgments, one, other)
+        same = int((judge_rejected["reason"] == SAME_ANSWERS).sum()) // 2
+        gains = (_of_system(gold, one) - _of_system(gold, other)).dropna()
+        scores["pairwise"] = {
+            "systems": [one, other],
+            "in_one_order": in_one_order,
+            **summarize_pairs(pairs.values(), same, parameters),
+            "gold": {metric: compare_with_gold(pairs, gains[metric].to_dict()) for metric in gains},
+        }
     scores["doubts"] = find_doubts(graded, names, scores)
     for doubt in scores["doubts"]:
         logger.warning("judge: do not trust %s: %s", scores["judge"], doubt)
     return scores
-
-
-def _compare(
-    graded: pd.DataFrame,
-    gold: pd.DataFrame,
-    judgments: pd.DataFrame,
-    judge_rejected: pd.DataFrame,
-    names: tuple[str, ...],
-    parameters: JudgeParameters,
-) -> dict[str, Any]:
-    """The ``differences`` of the pair's grades, and what comes of their comparison."""
-    assert parameters.pair is not None  # noqa: S101
-    one, other = parameters.pair
-    ours, theirs = (_of(graded, system)[list(names)] for system in parameters.pair)
-    differences = (ours - theirs).dropna()
-    pairs, in_one_order = find_pairs(judgments, one, other)
-    same = int((judge_rejected["reason"] == SAME_ANSWERS).sum()) // 2
-    better = (_of(gold, one) - _of(gold, other)).dropna()
-    return {
-        "differences": {f"{one} - {other}": {name: mean_grade(differences[name], parameters) for name in names}},
-        "pairwise": {
-            "systems": [one, other],
-            "in_one_order": in_one_order,
-            **summarize_pairs(pairs.values(), same, parameters),
-            "gold": {metric: compare_with_gold(pairs, better[metric].to_dict()) for metric in better},
-        },
-    }
-
-
-def _of(lines: pd.DataFrame, system: str) -> pd.DataFrame:
-    """A system's lines of a table by system and item, by item."""
-    return lines[lines.index.get_level_values(0) == system].droplevel(0)
 
 
 def write_sheets(
@@ -255,88 +272,152 @@ def write_sheets(
     judge_rubric: dict[str, Any],
     parameters: JudgeParameters,
 ) -> tuple[pd.DataFrame, str, pd.DataFrame]:
-    """Put ``sheet_items`` of the judged items on a blind sheet: as a table, as a page, and the key to both."""
+    """Write a blind sheet of ``sheet_items`` judged items: as a table, as an HTML form, and the key to both."""
     rubric = RubricPrompt.parse(judge_rubric, RUBRIC_FILE)
-    answers = Answers(evaluation_items, predictions, parameters)
-    items = [answers.items[place] for place in systematic_positions(len(answers.items), parameters.sheet_items)]
-    given = [
-        (
-            question.item_id,
-            question.system,
-            answers.query(question.item_id),
-            answers.of(question.system, question.item_id),
-        )
+    answers = SystemAnswers(evaluation_items, predictions, parameters)
+    items = [answers.items[index] for index in systematic_positions(len(answers.items), parameters.sheet_items)]
+    lines = [
+        (item, question.system, answers.query(item), answers.answer(question.system, item))
         for question in answers.questions(items)
         if question.system is not None
+        for item in [question.item_id]
     ]
-    key = make_key(task, given, parameters.seed)
+    key = make_key(task, lines, parameters.seed)
     return write_sheet(key, rubric), write_form(task, key, rubric), key
 
 
-async def _ask(
-    judge: CachedTeacher, rubric: RubricPrompt, questions: list[tuple[Question, Request | None]]
-) -> tuple[list[Asked], Usage]:
-    async with judge.open() as session:
+def read_grades(
+    returned_sheets: dict[str, str], grading_key: pd.DataFrame, judge_rubric: dict[str, Any]
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Read the returned sheets, one for each person, and check every grade.
 
-        async def ask(given: tuple[Question, Request | None]) -> Asked:
-            question, request = given
-            if request is None:
-                return Asked(question, reason=SAME_ANSWERS)
-            return _read(rubric, question, await session.generate(request))
+    Returns:
+        One line for each grade: ``person``, ``answer_id``, ``item_id``, ``criterion``, ``grade``; rejected grades with
+        file, row and what to do; the summary with counts for each person, where a missing grade counts as rejected.
+        All are empty without sheets.
 
-        found: list[Asked] = []
-        rejected = 0
-        with tqdm(total=len(questions), desc="judge", unit="question") as bar:
-            async with aclosing(in_order(ask, questions, lambda: judge.concurrency)) as answers:
-                async for answer in answers:
-                    found.append(answer)
-                    rejected += answer.said is None
-                    share = len(questions) / len(found)
-                    bar.set_postfix_str(progress(len(found) - rejected, rejected, share, session.usage))
-                    bar.update()
-    return found, session.usage
+    Raises:
+        RebaseError: A sheet lacks a column, or the sheets hold no grade at all.
+
+    """
+    started = time.monotonic()
+    names = RubricPrompt.parse(judge_rubric, RUBRIC_FILE).names
+    items = dict(zip(grading_key["answer_id"], grading_key["item_id"], strict=True))
+    grades: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+    people: dict[str, dict[str, int]] = {}
+    for file, text in returned_sheets.items():
+        person = Path(file).stem
+        cells = read_sheet(file, text, grading_key, names)
+        people[person] = count_cells(cells)
+        wrong = [cell for cell in cells if cell.reason not in ("", "missing")]
+        for cell in wrong[:_MAX_LOGGED]:
+            logger.warning("judge: rejected: %s", cell.detail)
+        if len(wrong) > _MAX_LOGGED:
+            logger.warning("judge: %d more of %s are in grades_rejected", len(wrong) - _MAX_LOGGED, file)
+        for cell in cells:
+            line = {"person": person, "file": file, "item_id": items.get(cell.answer_id), **vars(cell)}
+            (rejected if cell.reason else grades).append(line)
+    by_reason = Counter(line["reason"] for line in rejected)
+    if returned_sheets and not grades:
+        raise RebaseError(
+            f"judge: there is no grade in {', '.join(returned_sheets)}: {dict(by_reason.most_common())}. "
+            "If the answers have changed since the sheet was written, hand out a new one."
+        )
+    summary = summarize_stage(
+        "agreement", kept=len(grades), rejected=by_reason, seconds=time.monotonic() - started, people=people
+    )
+    table = pd.DataFrame(rejected, columns=REJECTED_GRADE_COLUMNS).astype({"row": "Int64"})
+    return pd.DataFrame(grades, columns=GRADE_COLUMNS), table, summary
 
 
-def _read(rubric: RubricPrompt, question: Question, response: Response | Failure) -> Asked:
-    if isinstance(response, Failure) or response.finish != "stop":
-        detail = response.reason if isinstance(response, Failure) else ""
-        return Asked(question, response, reason=why_unreadable(response), detail=detail)
-    try:
-        if question.system is None:
-            rationale, verdict = read_verdict(response.text)
-            return Asked(question, response, {"rationale": rationale, "verdict": verdict})
-        rationale, grades = read_grades(rubric, response.text)
-        return Asked(question, response, {"rationale": rationale, **grades})
-    except ValueError as error:
-        return Asked(question, response, reason="not_as_asked", detail=str(error))
+def compare_graders(
+    task: Task,
+    grades: pd.DataFrame,
+    grading_key: pd.DataFrame,
+    judgments: pd.DataFrame,
+    judge_rubric: dict[str, Any],
+    parameters: JudgeParameters,
+) -> dict[str, Any]:
+    """Measure how far people agree with one another and with the judge, and average their grades.
 
+    Returns:
+        ``agreement`` by criterion (see ``measure_agreement``); ``grades``: each system's mean over its answers of the
+        mean over people, with the interval over answers. Both are empty without grades.
 
-def _line(one: Asked) -> dict[str, Any]:
-    assert isinstance(one.response, Response)  # noqa: S101
-    spent = {name: getattr(one.response, name) for name in _SPENT}
-    return {**one.question.line, **(one.said or {}), "response_key": one.response.key, **spent}
-
-
-def _rejection(one: Asked) -> dict[str, Any]:
+    """
+    names = list(RubricPrompt.parse(judge_rubric, RUBRIC_FILE).names)
+    owners = grading_key[["answer_id", "item_id", "system"]]
+    judged = judgments[judgments["kind"] == "rubric"].merge(owners, on=["item_id", "system"])
+    by_judge = (
+        judged.drop_duplicates("answer_id")
+        .melt("answer_id", names, var_name="criterion", value_name="grade")
+        .dropna(subset="grade")
+    )
+    by_answer = grades.pivot_table(index="answer_id", columns="criterion", values="grade", aggfunc="mean")
+    by_system = owners.join(by_answer.reindex(columns=names), on="answer_id")
     return {
-        **one.question.line,
-        "reason": one.reason,
-        "detail": one.detail,
-        "response_key": one.response.key if one.response else None,
-        "text": one.response.text if isinstance(one.response, Response) else None,
+        "task": task.name,
+        "people": sorted(grades["person"].unique()),
+        "judge": judgments["judge"].iloc[0],
+        "confidence": parameters.confidence,
+        "agreement": {} if grades.empty else measure_agreement(grades, by_judge, names),
+        "grades": {} if grades.empty else mean_grades(by_system, names, parameters),
     }
 
 
-def _explain_nothing(judge: CachedTeacher, by_reason: Counter[str], rejected: list[Asked]) -> str:
-    name = f"the judge {judge.provider}/{judge.model}"
-    words = Counter(one.detail for one in rejected if one.reason == "teacher_failed").most_common(1)
-    if words:
+async def _generate(
+    judge: CachedTeacher, rubric: RubricPrompt, questions: list[tuple[Question, Request | None]]
+) -> tuple[list[Judgment], Usage]:
+    async with judge.open() as session:
+
+        async def generate(pair: tuple[Question, Request | None]) -> Judgment:
+            question, request = pair
+            if request is None:
+                return Judgment(question, reason=SAME_ANSWERS)
+            return _parse(rubric, question, await session.generate(request))
+
+        results: list[Judgment] = []
+        rejected = 0
+        with tqdm(total=len(questions), desc="judge", unit="question") as bar:
+            async with aclosing(in_order(generate, questions, lambda: judge.concurrency)) as judgments:
+                async for judgment in judgments:
+                    results.append(judgment)
+                    rejected += judgment.values is None
+                    share = len(questions) / len(results)
+                    bar.set_postfix_str(progress(len(results) - rejected, rejected, share, session.usage))
+                    bar.update()
+    return results, session.usage
+
+
+def _parse(rubric: RubricPrompt, question: Question, response: Response | Failure) -> Judgment:
+    if isinstance(response, Failure) or response.finish != "stop":
+        detail = response.reason if isinstance(response, Failure) else ""
+        return Judgment(question, response, reason=why_unreadable(response), detail=detail)
+    try:
+        if question.system is None:
+            rationale, verdict = parse_verdict(response.text)
+            return Judgment(question, response, {"rationale": rationale, "verdict": verdict})
+        rationale, grades = parse_grades(rubric, response.text)
+        return Judgment(question, response, {"rationale": rationale, **grades})
+    except ValueError as error:
+        return Judgment(question, response, reason="not_as_asked", detail=str(error))
+
+
+def _explain_no_judgment(judge: CachedTeacher, by_reason: Counter[str], rejected: list[Judgment]) -> str:
+    name, counts = f"the judge {judge.provider}/{judge.model}", dict(by_reason.most_common())
+    failures = Counter(result.detail for result in rejected if result.reason == "teacher_failed").most_common(1)
+    if failures:
         return (
-            f"judge: {name} gave no judgment ({dict(by_reason.most_common())}). It says: {words[0][0]}\n"
-            "Look at `judge_model` (or `teacher`) in globals.yml and at the credentials, then run again: nothing is "
-            "paid twice."
+            f"judge: {name} gave no judgment ({counts}). Its error: {failures[0][0]}\nCheck `judge_model` (or "
+            "`teacher`) in globals.yml and the credentials, then run again: cached responses are not paid twice."
         )
     return (
-        f"judge: {name} said nothing that can be read: {dict(by_reason.most_common())}. Raise "
-        "judge.sampling.max_tokens, or set a stronger `judge_model` in globals.yml."
+        f"judge: no response of {name} can be read: {counts}. Raise judge.sampling.max_tokens, or set a stronger "
+        "`judge_model` in globals.yml."
     )
+
+
+def _of_system(table: pd.DataFrame, system: str) -> pd.DataFrame:
+    """The lines of one system in a table by system and item, by item."""
+    return table[table.index.get_level_values(0) == system].droplevel(0)

@@ -1,12 +1,12 @@
-"""Judge: what a model says of the systems' answers, and the sheet on which people say it."""
+"""Judge: a model grades and compares the systems' answers, people grade a blind sheet, and both are compared."""
 
 from kedro.pipeline import Node, Pipeline
 
-from rebase.pipelines.judge.nodes import judge_answers, score_judgments, write_sheets
+from rebase.pipelines.judge.nodes import compare_graders, judge_answers, read_grades, score_judgments, write_sheets
 
 
 def create_pipeline() -> Pipeline:
-    """``predictions`` to ``judgments`` and ``judge_scores``, and to ``grading_sheet`` and ``grading_form``."""
+    """From ``predictions`` to ``judge_scores``, the grading sheet and, once sheets are returned, ``agreement``."""
     return Pipeline(
         [
             Node(
@@ -26,6 +26,18 @@ def create_pipeline() -> Pipeline:
                 ["task", "predictions", "judgments", "judge_rejected", "judge_rubric", "params:judge"],
                 "judge_scores",
                 name="score_judgments",
+            ),
+            Node(
+                read_grades,
+                ["returned_sheets", "grading_key", "judge_rubric"],
+                ["grades", "grades_rejected", "agreement_summary"],
+                name="read_grades",
+            ),
+            Node(
+                compare_graders,
+                ["task", "grades", "grading_key", "judgments", "judge_rubric", "params:judge"],
+                "agreement",
+                name="compare_graders",
             ),
         ]
     )

@@ -4,7 +4,6 @@ from kedro.pipeline import Pipeline
 
 from rebase.pipelines import (
     cot,
-    diversity,
     embed,
     estimate,
     evaluate,
@@ -14,11 +13,10 @@ from rebase.pipelines import (
     retrieve,
     train,
     transform,
-    usage,
 )
 
 
 def create_pipeline() -> Pipeline:
     """From ``sources`` and ``task`` to ``adapter``, ``scores`` and ``report``."""
-    stages = (ingest, embed, index, retrieve, estimate, transform, cot, diversity, usage, train, evaluate, report)
+    stages = (ingest, embed, index, retrieve, estimate, transform, cot, train, evaluate, report)
     return sum((stage.create_pipeline() for stage in stages), Pipeline([]))

@@ -1,3 +1,3 @@
-"""Report: everything about a run on one page, and the record by which runs are compared."""
+"""Report: diversity, teacher usage, plots, the run record and one page that shows everything."""
 
 from rebase.pipelines.report.pipeline import create_pipeline as create_pipeline

@@ -1,4 +1,4 @@
-"""Report: the embedding map, and the record of the run; the page itself is ``rebase.reporting.report.write_report``."""
+"""Report: how diverse the examples are, what the teacher cost, and where all texts lie in the embedding space."""
 
 import json
 from typing import Any
@@ -8,14 +8,71 @@ import pandas as pd
 
 from rebase.datastore.encoder import Encoder
 from rebase.datastore.sampling import systematic_positions
+from rebase.generation.verification import label_balance
 from rebase.records import Task
+from rebase.reporting.diversity import measure_lengths, measure_texts
 from rebase.reporting.plots import KINDS
-from rebase.reporting.runs import make_record
 
-#: Points of each kind on the map; more are taken by even stride.
+#: Points of each kind on the map; a systematic sample of more.
 MAX_POINTS = 500
-_SHOWN = 400  # characters of a point's text
-_FEW = 10  # fewer points have no neighborhoods that t-SNE could keep
+#: Characters of a point's text.
+_MAX_TEXT = 400
+#: t-SNE needs a few neighbors for each point: fewer vectors are projected on their principal components.
+_MIN_TSNE = 10
+
+
+def measure_diversity(task: Task, examples: pd.DataFrame, encoder: Encoder) -> dict[str, Any]:
+    """Measure how diverse the training examples are (docs/method.md section 8).
+
+    Returns:
+        ``n`` examples; the measures of ``reporting.diversity.measure_texts`` over the query fields (without the words
+        of the task's template, which every query repeats); ``labels``, their balance in label tasks; ``sources``, each
+        dataset's share of the examples, largest first; ``words``, the lengths of ``query``, ``answer`` and
+        ``rationale``. Values are None where the examples lack what is measured.
+
+    """
+    queries = _query_texts(task, examples)
+    vectors = np.empty((0, 0))
+    if len(queries) > 1:
+        with encoder.open() as opened:
+            vectors = opened.encode(queries).vectors
+    answers, rationales, datasets = (
+        examples[name].dropna() if name in examples else pd.Series(dtype=object)
+        for name in ("answer", "rationale", "dataset")
+    )
+    return {
+        "task": task.name,
+        "n": len(queries),
+        **measure_texts(queries, vectors),
+        "labels": label_balance(task.answer.labels, answers) if task.answer.labels else None,
+        "sources": (datasets.value_counts() / len(queries)).to_dict() or None,
+        "words": {
+            "query": measure_lengths(queries),
+            "answer": measure_lengths(answers.to_list()),
+            "rationale": measure_lengths(rationales.to_list()),
+        },
+    }
+
+
+def compare_usage(
+    estimate: dict[str, Any], transform_summary: dict[str, Any], cot_summary: dict[str, Any]
+) -> pd.DataFrame:
+    """Compare what the teacher was asked and paid with the estimate: a line for each stage, and one for the total.
+
+    ``used`` counts bought and cached responses, and ``used_dollars`` is the price of both: compare these with the
+    estimate. Seconds are those of bought responses.
+    """
+    stages = estimate["stages"]
+    estimates = {"transform": _add_estimates(stages.get("transform"), stages.get("consistency_filter")),
+                 "cot": stages.get("cot")}  # fmt: skip
+    usages = {"transform": transform_summary["usage"], "cot": cot_summary["usage"]}
+    lines = [{"stage": stage, **usage, **_estimate_columns(estimates[stage])} for stage, usage in usages.items()]
+    counts = ("used", "responses", "cached", "failed", "repaired", "over_budget", "input_tokens", "output_tokens")
+    total: dict[str, Any] = {name: sum(line[name] for line in lines) for name in counts}
+    for name in ("dollars", "used_dollars"):
+        amounts = [line[name] for line in lines]
+        total[name] = None if None in amounts else sum(amounts)
+    return pd.DataFrame([*lines, {"stage": "total", **total, **_estimate_columns(estimate["total"])}])
 
 
 def project_embeddings(
@@ -25,18 +82,21 @@ def project_embeddings(
     evaluation_items: pd.DataFrame,
     encoder: Encoder,
 ) -> pd.DataFrame:
-    """Where source rows, examples and evaluation items lie: in two dimensions, and the items beside the examples.
+    """Project source rows, examples and evaluation items to two dimensions, and find each item's nearest example.
 
-    One line a point: ``kind`` (one of ``rebase.reporting.plots.KINDS``), ``id``, ``dataset``, ``text``, ``x``, ``y``; of an
-    evaluation item also ``cosine`` to the nearest of *all* examples, and ``nearest_id``, that example. A row's text
-    is its passage, or the cell that matched the queries best; of the others the query's fields count, for the words
-    of the task's template stand in every one.
+    Returns:
+        One line for each point: ``kind`` (one of ``reporting.plots.KINDS``), ``id``, ``dataset``, ``text``, ``x``,
+        ``y``; for an evaluation item also ``cosine`` to the nearest of *all* examples, and its ``nearest_id``. The
+        text of a row is its passage, or the cell that matched the queries best; the text of items and examples is
+        their query fields, without the words of the task's template.
+
     """
     rows = retrieved.iloc[systematic_positions(len(retrieved), MAX_POINTS)]
     items = evaluation_items.iloc[systematic_positions(len(evaluation_items), MAX_POINTS)]
     examples = reasoned_examples.reset_index(drop=True)
+    row_texts = rows["passage"].where(rows["passage"].notna(), rows["query_value"]).fillna("").astype(str)
     frames = [
-        pd.DataFrame({"id": rows["row_id"], "dataset": rows["dataset"], "text": _row_texts(rows)}),
+        pd.DataFrame({"id": rows["row_id"], "dataset": rows["dataset"], "text": row_texts}),
         pd.DataFrame({"id": items["item_id"], "dataset": "", "text": _query_texts(task, items)}),
         pd.DataFrame(
             {"id": examples["example_id"], "dataset": examples["dataset"], "text": _query_texts(task, examples)}
@@ -51,44 +111,52 @@ def project_embeddings(
         cosines = vectors[is_item] @ vectors[is_example].T
         points.loc[is_item, "cosine"] = cosines.max(axis=1)
         points.loc[is_item, "nearest_id"] = points.loc[is_example, "id"].to_numpy()[cosines.argmax(axis=1)]
-    # All examples count for what is nearest; the map has room for some.
-    drawn = np.flatnonzero(~is_example)
-    drawn = np.r_[drawn, np.flatnonzero(is_example)[systematic_positions(int(is_example.sum()), MAX_POINTS)]]
+    # The nearest example is searched among all examples; the map shows a sample of them.
+    sampled = np.flatnonzero(is_example)[systematic_positions(int(is_example.sum()), MAX_POINTS)]
+    drawn = np.r_[np.flatnonzero(~is_example), sampled]
     shown = points.iloc[drawn].reset_index(drop=True)
     shown[["x", "y"]] = project(vectors[drawn])
-    return shown.assign(text=shown["text"].str[:_SHOWN])
-
-
-def record_run(
-    parameters: dict[str, Any], scores: dict[str, Any], teacher_usage: pd.DataFrame, *summaries: dict[str, Any]
-) -> dict[str, Any]:
-    """What this run was made with and what it cost: ``rebase.reporting.runs.make_record``; missing numbers are null."""
-    usage = json.loads(teacher_usage.to_json(orient="records"))
-    return make_record(parameters, scores, summaries, usage)
+    return shown.assign(text=shown["text"].str[:_MAX_TEXT])
 
 
 def project(vectors: np.ndarray) -> np.ndarray:
-    """Unit vectors ``[n, d]`` to ``[n, 2]`` by scikit-learn's t-SNE.
+    """Project unit vectors ``[n, d]`` to ``[n, 2]`` with scikit-learn's t-SNE, which starts from PCA.
 
-    Points that are near one another were near before; how far groups lie apart says nothing. It begins at the
-    principal components, and few vectors get no more than these.
+    Near points were near before; the distance between groups means nothing. Few vectors get PCA alone.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    if len(vectors) < _FEW:
+    if len(vectors) < _MIN_TSNE:
         components = max(0, min(2, len(vectors) - 1, vectors.shape[1]))
         flat = PCA(components).fit_transform(vectors) if components else vectors[:, :0]
         return np.pad(flat, ((0, 0), (0, 2 - components)))
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    # Half the usual iterations take half the time, and a picture is all that is wanted.
+    # Half of the default iterations take half of the time and are enough for a picture.
     return TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=0).fit_transform(vectors)
 
 
-def _row_texts(rows: pd.DataFrame) -> "pd.Series[str]":
-    return rows["passage"].where(rows["passage"].notna(), rows["query_value"]).fillna("").astype(str)
-
-
 def _query_texts(task: Task, frame: pd.DataFrame) -> list[str]:
-    fields = map(json.loads, frame["fields"])
-    return ["\n".join(own[name] for name in task.query_fields) for own in fields]
+    return ["\n".join(fields[name] for name in task.query_fields) for fields in map(json.loads, frame["fields"])]
+
+
+def _add_estimates(stage: dict[str, Any] | None, part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A stage's estimate with that of a part of it, which is estimated separately; dollars are None without a price."""
+    if stage is None or part is None:
+        return stage
+    pairs = {name: (stage[name], part[name]) for name in ("requests", "dollars")}
+    return {
+        name: None if None in pair else [low + high for low, high in zip(*pair, strict=True)]
+        for name, pair in pairs.items()
+    }
+
+
+def _estimate_columns(estimate: dict[str, Any] | None) -> dict[str, Any]:
+    requests = estimate["requests"] if estimate else [0, 0]
+    dollars = (estimate["dollars"] if estimate else [0.0, 0.0]) or [None, None]
+    return {
+        "estimated_requests_low": requests[0],
+        "estimated_requests_high": requests[1],
+        "estimated_dollars_low": dollars[0],
+        "estimated_dollars_high": dollars[1],
+    }

@@ -1,18 +1,33 @@
-"""Report: everything about a run on one page, and the record by which runs are compared."""
+"""Report: diversity, teacher usage, plots, the run record and one page that shows everything."""
 
 from kedro.pipeline import Node, Pipeline
 
-from rebase.pipelines.report.nodes import project_embeddings, record_run
+from rebase.pipelines.report.nodes import compare_usage, measure_diversity, project_embeddings
 from rebase.reporting.console import STAGES
 from rebase.reporting.plots import plot_embedding_map, plot_nearness, plot_scores_of_rows
 from rebase.reporting.report import PIECES, write_report
+from rebase.reporting.runs import record_run
 
 
 def create_pipeline() -> Pipeline:
-    """What the stages made to ``embedding_map``, its plots, ``run_record`` and ``report``."""
+    """From the outputs of all stages to ``diversity``, ``teacher_usage``, plots, ``run_record`` and ``report``."""
     summaries = [f"{stage}_summary" for stage in STAGES]
     return Pipeline(
         [
+            Node(
+                measure_diversity,
+                ["task", "reasoned_examples", "encoder"],
+                "diversity",
+                name="measure_diversity",
+                tags="report",
+            ),
+            Node(
+                compare_usage,
+                ["estimate", "transform_summary", "cot_summary"],
+                "teacher_usage",
+                name="compare_usage",
+                tags="report",
+            ),
             Node(
                 project_embeddings,
                 ["task", "retrieved", "reasoned_examples", "evaluation_items", "encoder"],

@@ -4,11 +4,9 @@ import json
 
 import pandas as pd
 import pytest
-from kedro.io import DataCatalog, MemoryDataset
-from kedro.runner import SequentialRunner
 
 from rebase.datastore.encoder import Encoder
-from rebase.pipelines.diversity import create_pipeline
+from rebase.pipelines.report.nodes import measure_diversity
 from rebase.records import Task
 
 TASK = Task.parse(
@@ -38,17 +36,10 @@ def examples(texts: list[str], rationale: str | None = None) -> pd.DataFrame:
     )
 
 
-def measure(given: pd.DataFrame, encoder: Encoder) -> dict:
-    catalog = DataCatalog(
-        {
-            "task": MemoryDataset(TASK),
-            "reasoned_examples": MemoryDataset(given),
-            "encoder": MemoryDataset(encoder, copy_mode="assign"),
-        }
-    )
-    found = SequentialRunner().run(create_pipeline(), catalog)["diversity"].load()
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    return found
+def measure(examples: pd.DataFrame, encoder: Encoder) -> dict:
+    measured = measure_diversity(TASK, examples, encoder)
+    assert json.loads(json.dumps(measured, allow_nan=False)) == measured
+    return measured
 
 
 def test_what_a_training_set_is_made_of(encoder: Encoder) -> None:
