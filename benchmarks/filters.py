@@ -40,7 +40,8 @@ from rebase.datastore.shards import Shards
 from rebase.parameters import RetrieveParameters
 from rebase.pipelines.retrieve.nodes import embed_task, retrieve_rows
 from rebase.records import Task
-from rebase.tasks.evaluation_items import parse_items
+from rebase.tasks.evaluation_items import make_evaluation_items
+from rebase.tasks.source_rows import SourceRows
 
 ROOT = Path(__file__).parent.parent
 TASKS = ["squad", "mnli", "mconala", "bbh/boolean_expressions", "bbh/navigate", "bbh/object_counting"]
@@ -156,7 +157,7 @@ def make_task(name: str, benchmarks: Path, published: Path, chance: random.Rando
         items = read_items(benchmarks / name / "test.parquet")
     said = {"name": name.removeprefix("bbh/"), "version": 1, "metrics": ["exact_match"], **said}
     task = Task.parse({**said, "evaluation": {"source": "given", **said["evaluation"]}}, name)
-    return task, parse_items(task, items, name)
+    return task, make_evaluation_items(task, SourceRows(items, name))
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:

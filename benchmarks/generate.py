@@ -24,7 +24,8 @@ from rebase.records import Adapter, Task
 from rebase.student.formatting import encode_prompt, render_prompt
 from rebase.student.generation import generate
 from rebase.student.handle import Student
-from rebase.tasks.evaluation_items import parse_items
+from rebase.tasks.evaluation_items import make_evaluation_items
+from rebase.tasks.source_rows import SourceRows
 from rebase.weights import resolve_dtype
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +98,7 @@ def read_items(task: Task, path: Path, count: int) -> pd.DataFrame:
     """A systematic sample of ``count`` evaluation items of a file."""
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
     rows = frame.iloc[systematic_positions(len(frame), min(count, len(frame)))].to_dict("records")
-    return parse_items(task, json.loads(json.dumps(rows, default=list)), str(path))
+    return make_evaluation_items(task, SourceRows(json.loads(json.dumps(rows, default=list)), str(path)))
 
 
 def alone(model: torch.nn.Module, tokenizer: object, prompt: str, max_new_tokens: int) -> str:

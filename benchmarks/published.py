@@ -26,8 +26,9 @@ from rebase.records import Task
 from rebase.student.formatting import render_prompt
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
-from rebase.tasks.evaluation_items import parse_items
+from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.tasks.extraction import extract
+from rebase.tasks.source_rows import SourceRows
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "data/06_models"
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=3407)
     options = parser.parse_args()
     task = Task.parse(yaml.safe_load((ROOT / f"data/01_raw/tasks/{options.task}.yml").read_text()), options.task)
-    items = parse_items(task, read_rows(options.evaluation), str(options.evaluation))
+    items = make_evaluation_items(task, SourceRows(read_rows(options.evaluation), str(options.evaluation)))
     published = pd.read_parquet(options.examples)
     rows = published[published["task"] == re.sub(r"^bbh_", "bbh/", options.task)]
     rows = rows.sample(frac=1, random_state=options.seed)

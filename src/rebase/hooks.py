@@ -22,6 +22,7 @@ from rebase.generation.prompts import CotPrompt, DistilPrompt, Prompt, Synthesiz
 from rebase.judging.llm_judge import PairPrompt, RubricPrompt
 from rebase.parameters import MixParameters
 from rebase.reporting.console import STAGES, comparison_table, estimate_line, estimate_table, final_table, stage_line
+from rebase.tasks.evaluation_items import make_evaluation_items
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _PROMPTS: dict[str, tuple[type[Prompt], str]] = {
 #: What only a teacher that answers can make: for an estimate no key is needed.
 _ASKING = frozenset({"examples", "reasoned_examples", "synthesized_examples", "distilled_examples"})
 #: Inputs that are cheap to load and that people get wrong: a wrong one stops the run before any work.
-_CHECKED_FIRST = ("task", "evaluation_items", "encoder", "student")
+_CHECKED_FIRST = ("task", "encoder", "student")
 
 
 class RunReporter:
@@ -66,6 +67,8 @@ class RunReporter:
             for name in _CHECKED_FIRST:
                 if name in inputs:
                     catalog.load(name)
+            if "evaluation_rows" in inputs:
+                make_evaluation_items(catalog.load("task"), catalog.load("evaluation_rows"))
             for name, (kind, where) in _PROMPTS.items():
                 if name in inputs:
                     kind.parse(catalog.load(name), where)

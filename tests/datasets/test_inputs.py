@@ -5,7 +5,14 @@ import pytest
 import yaml
 from kedro.io import DatasetError
 
-from rebase.datasets import EvaluationDataset, InputsDataset, PromptDataset, RealDataset, SourcesDataset, TaskDataset
+from rebase.datasets import (
+    EvaluationRowsDataset,
+    InputsDataset,
+    PromptDataset,
+    RealDataset,
+    SourcesDataset,
+    TaskDataset,
+)
 from rebase.errors import RebaseError
 
 TASK = {
@@ -67,7 +74,7 @@ def test_sources_are_shown_unread_by_where_they_are(tmp_path):
 
 
 def test_an_unknown_task_names_the_known_ones(tasks):
-    assert "known are topic" in message(TaskDataset(str(tasks()), "topik").load)
+    assert "Tasks there: topic" in message(TaskDataset(str(tasks()), "topik").load)
 
 
 def test_a_task_file_with_errors_names_file_and_field(tasks):
@@ -108,7 +115,7 @@ def test_published_prompts_take_the_place_of_the_tasks_own(tasks, tmp_path, name
     ("content", "said"),
     [
         (PUBLISHED, "topic, example 1: no answer can be read"),
-        ({"other": PUBLISHED["topic"]}, "no prompt for task 'topic'; there are other"),
+        ({"other": PUBLISHED["topic"]}, "no prompt for task 'topic'. Prompts there: other"),
         ({"topic": {"instruction": "x"}}, "topic: needs `instruction` and `examples`"),
         ({"topic": {"instruction": "x", "examples": [["a"]]}}, "topic: needs `instruction` and `examples`"),
         ({"topic": {"instruction": "x", "examples": [["Goal!", "It is sport."]]}}, "example 0: no answer can be read"),
@@ -129,11 +136,11 @@ def test_published_prompts_that_do_not_fit_say_so(tasks, tmp_path):
         "evaluation": {"source": "e", "fields": {"text": "text", "mood": "mood", "answers": "label"}},
     }
     said = message(TaskDataset(str(tasks(**two)), "topic", published(tmp_path, PUBLISHED)).load)
-    assert "the task's queries text, mood" in said
+    assert "the task's query has text, mood" in said
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet"])
-def test_evaluation_items_from_every_format(tasks, tmp_path, ending):
+def test_evaluation_rows_from_every_format(tasks, tmp_path, ending):
     file = tmp_path / f"items[1].{ending}"
     frame = pd.DataFrame({"text": ["Goal!", "Atoms,\n\tand more"], "label": ["sport", "science"]})
     {
@@ -144,27 +151,28 @@ def test_evaluation_items_from_every_format(tasks, tmp_path, ending):
         "parquet": lambda: frame.to_parquet(file),
     }[ending]()
     evaluation = TASK["evaluation"] | {"source": str(file)}
-    items = EvaluationDataset(str(tasks(evaluation=evaluation)), "topic").load()
-    assert items["query"].tolist() == frame["text"].tolist()
-    assert items["item_id"].tolist() == ["0", "1"]
+    source = EvaluationRowsDataset(str(tasks(evaluation=evaluation)), "topic").load()
+    assert source.rows == frame.to_dict("records")
+    assert source.origin == {"dataset": file.name}, "the path of this machine is not handed on"
 
 
 def test_values_of_mixed_types_are_not_quoted(tasks, tmp_path):
     file = tmp_path / "items.jsonl"
     file.write_text('{"text": 7, "label": "sport"}\n{"text": "se\\"ven", "label": "science"}\n')
-    items = EvaluationDataset(str(tasks()), "topic", source=str(file)).load()
-    assert items["query"].tolist() == ["7", 'se"ven']
-    assert len(EvaluationDataset(str(tasks()), "topic", source=str(file)).preview(1)["data"]) == 1
+    dataset = EvaluationRowsDataset(str(tasks()), "topic", source=str(file))
+    assert dataset.preview(1)["data"] == [["7", "sport"]]
+    file.unlink()  # It is read once.
+    assert [str(row["text"]) for row in dataset.load().rows] == ["7", 'se"ven']
 
 
 def test_an_evaluation_set_that_cannot_be_had_says_what_to_do(tasks, tmp_path):
     folder = str(tasks())
 
     def load(source):
-        return message(EvaluationDataset(folder, "topic", source=str(source)).load)
+        return message(EvaluationRowsDataset(folder, "topic", source=str(source)).load)
 
     assert "missing: there is no file" in load(tmp_path / "none.jsonl")
-    for name, content in {"empty.jsonl": "", "broken.jsonl": '{"text": ', "broken.parquet": "PAR1"}.items():
+    for name, content in {"broken.jsonl": '{"text": ', "broken.parquet": "PAR1"}.items():
         (tmp_path / name).write_text(content)
         assert name in load(tmp_path / name)
     assert "evaluation_source=FILE" in load("owner/not-reachable")

@@ -306,11 +306,14 @@ TASK = {
 #: What a user's process does: ingest from the hub twice, the second time with a token; then an evaluation set.
 INGEST = """
 import json, sys
-from rebase.datasets import EvaluationDataset, InputsDataset, ShardStore, SourcesDataset
+from pathlib import Path
+from rebase.datasets import EvaluationRowsDataset, InputsDataset, ShardStore, SourcesDataset
 from rebase.parameters import IngestParameters
 from rebase.pipelines.ingest.nodes import plan_ingest, summarize_ingest
 from rebase.datastore.shards import metadata_of
 from rebase.datastore.sources import hub
+from rebase.tasks.evaluation_items import make_evaluation_items
+from rebase.tasks.task_files import load_task
 
 hub.WAITS = (0.01, 0.01, 0.01)
 folder, token, *locations = sys.argv[1:]
@@ -322,7 +325,8 @@ for credentials in (None, {"token": token}):
     rows = store.load()
     runs.append({name: {"rows": rows[name].to_pylist(), **metadata_of(rows[name])} for name in rows})
     cards = summarize_ingest(rows)[0].set_index("dataset")
-items = EvaluationDataset(folder, "topic", credentials={"token": token}).load()
+rows = EvaluationRowsDataset(folder, "topic", credentials={"token": token})
+items = make_evaluation_items(load_task(Path(folder), "topic"), rows.load())
 inputs = InputsDataset(folder, "pinned", "", source="owner/chosen").load()
 said = {"items": items.to_dict("records"), "inputs": inputs.to_dict("records"), "cards": cards.to_dict("index")}
 print(json.dumps(said | {"runs": runs}))

@@ -12,7 +12,8 @@ from rebase.generation.generate import REJECTED_COLUMNS
 from rebase.parameters import DistilParameters
 from rebase.pipelines.distil.nodes import LABELED_COLUMNS, distil_inputs
 from rebase.records import Task
-from rebase.tasks.evaluation_items import parse_inputs
+from rebase.tasks.evaluation_items import make_unlabeled_inputs
+from rebase.tasks.source_rows import SourceRows
 from rebase.teacher.budget import Price
 from tests.scripted import Scripted, cached
 from tests.teacher.asking import hosted
@@ -33,7 +34,9 @@ READING, TOPIC, SUMS, SUMMARIES = map(shipped, ("reading_qa", "news_topic", "wor
 
 def inputs(task, texts):
     (field,) = task.query_fields
-    return parse_inputs(task, [{field: text} for text in texts], "a/own.jsonl", "own.jsonl")
+    return make_unlabeled_inputs(
+        task, SourceRows([{field: text} for text in texts], "a/own.jsonl", {"dataset": "own.jsonl"})
+    )
 
 
 def distil(task, texts, say, evaluation_items=NO_EVALUATION, concurrency=16, **given):
@@ -222,7 +225,7 @@ def test_a_teacher_behind_an_api_labels_by_direct_and_by_reasoning(tmp_path, kin
     mnli = shipped("mnli")
     boats = [f"{n} boats lie in the harbour." for n in range(5)]
     fields = [{"premise": text, "hypothesis": f"It is wrong that {text}"} for text in boats]
-    unlabeled = parse_inputs(mnli, fields, "own.jsonl", "own.jsonl")
+    unlabeled = make_unlabeled_inputs(mnli, SourceRows(fields, "own.jsonl", {"dataset": "own.jsonl"}))
     price = Price(input=1.0, output=5.0)
 
     def answer(prompt):

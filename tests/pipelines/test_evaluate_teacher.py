@@ -7,7 +7,8 @@ import yaml
 from rebase.errors import RebaseError
 from rebase.pipelines.evaluate_teacher.nodes import predict_teacher, score_teacher
 from rebase.records import Task
-from rebase.tasks.evaluation_items import parse_items
+from rebase.tasks.evaluation_items import make_evaluation_items
+from rebase.tasks.source_rows import SourceRows
 from rebase.teacher.budget import Price
 from tests.scripted import Scripted, cached
 from tests.tiny import evaluate_parameters
@@ -28,7 +29,7 @@ def items(task: Task, answers: list[str]):
         dict.fromkeys(asked.values(), f"What is to be said of number {n}?") | {spec["answers"]: answer}
         for n, answer in enumerate(answers)
     ]
-    return parse_items(task, rows, "rows")
+    return make_evaluation_items(task, SourceRows(rows, "rows"))
 
 
 def test_the_teacher_sees_examples_and_no_gold_answer():

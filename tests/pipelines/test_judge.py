@@ -12,7 +12,7 @@ from kedro_datasets.pandas import CSVDataset, ParquetDataset
 from rebase.datasets import SheetsDataset
 from rebase.errors import RebaseError
 from rebase.judging.llm_judge import PairPrompt, RubricPrompt
-from rebase.pipelines import judge
+from rebase.pipelines import judge, prepare
 from rebase.pipelines.judge.nodes import (
     REJECTED_COLUMNS,
     compare_graders,
@@ -349,13 +349,13 @@ def test_from_predictions_to_agreement_as_kedro_runs_it(tmp_path):
         | {name: JSONDataset(filepath=str(tmp_path / f"{name}.json")) for name in others}
         | {"grading_sheet": sheet, "returned_sheets": SheetsDataset(str(tmp_path / "grades"))}
     )
-    SequentialRunner().run(judge.create_pipeline(), catalog)
+    SequentialRunner().run(judge.create_pipeline() - prepare.create_pipeline(), catalog)
     assert catalog.load("agreement")["people"] == [], "no sheet is returned yet"
     assert catalog.load("agreement_summary")["in"] == 0
     (tmp_path / "grades").mkdir()
     written = pd.read_csv(tmp_path / "sheet.csv", dtype=str, keep_default_na=False)
     (tmp_path / "grades" / "anna.csv").write_text(returned(written, by_truth), encoding="utf-8-sig")
-    SequentialRunner().run(judge.create_pipeline(), catalog)
+    SequentialRunner().run(judge.create_pipeline() - prepare.create_pipeline(), catalog)
     found = catalog.load("agreement")
     assert found["people"] == ["anna"]
     assert found["agreement"]["correctness"]["with_judge"] == {"anna": 1.0}

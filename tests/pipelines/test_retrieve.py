@@ -11,7 +11,7 @@ from rebase.datastore.encoder import Encoder
 from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError
 from rebase.parameters import LicensePolicy, RetrieveParameters
-from rebase.pipelines import retrieve
+from rebase.pipelines import prepare, retrieve
 from rebase.pipelines.retrieve.nodes import retrieve_rows
 from rebase.tasks.evaluation_items import EVALUATION_COLUMNS
 from rebase.weights import locate_model
@@ -58,7 +58,7 @@ def whole(datastore, encoder, reading_task, tmp_path_factory):
             **{name: MemoryDataset() for name in ("retrieve_summary", "sources_plot")},
         }
     )
-    SequentialRunner().run(retrieve.create_pipeline(), catalog)
+    SequentialRunner().run(retrieve.create_pipeline() - prepare.create_pipeline(), catalog)
     assert len(catalog.load("sources_plot").data[0].y) > 0
     return [catalog.load(name) for name in (*outputs, "retrieve_summary")]
 

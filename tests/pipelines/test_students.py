@@ -12,6 +12,7 @@ from kedro_datasets.partitions import PartitionedDataset
 
 from rebase.datasets import AdapterDataset, StudentsDataset
 from rebase.errors import RebaseError
+from rebase.pipelines import prepare
 from rebase.pipelines.students import create_pipeline
 from rebase.pipelines.students.nodes import by_name, predict_students, train_students
 from rebase.records import Task
@@ -51,7 +52,7 @@ def run(task: Task, students: tuple[Student, ...], folder: Path) -> dict[str, ob
         | {"students": MemoryDataset(students, copy_mode="assign")}
         | kept
     )
-    made = SequentialRunner().run(create_pipeline(), catalog)
+    made = SequentialRunner().run(create_pipeline() - prepare.create_pipeline(), catalog)
     return {name: dataset.load() for name, dataset in (made | kept).items()}
 
 

@@ -13,6 +13,7 @@ from sacrebleu.metrics import CHRF
 
 from rebase.datasets.adapter import AdapterDataset
 from rebase.errors import RebaseError
+from rebase.pipelines import prepare
 from rebase.pipelines.evaluate import create_pipeline as create_evaluate
 from rebase.pipelines.evaluate.nodes import predict, score_predictions
 from rebase.pipelines.train import create_pipeline as create_train
@@ -61,7 +62,7 @@ def test_from_examples_to_scores(student: Student, reading_task: Task, tmp_path:
             **{f"{stage}_summary": MemoryDataset({"stage": stage, **summary}) for stage in stages},
         }
     )
-    outputs = SequentialRunner().run(create_train() + create_evaluate(), catalog)
+    outputs = SequentialRunner().run(create_train() + (create_evaluate() - prepare.create_pipeline()), catalog)
     made = {name: dataset.load() for name, dataset in outputs.items()}
 
     adapter = catalog.load("adapter")

@@ -4,7 +4,8 @@ import pytest
 
 from rebase.errors import RebaseError
 from rebase.records import Task
-from rebase.tasks.evaluation_items import parse_items, remove_shown_items
+from rebase.tasks.evaluation_items import make_evaluation_items, remove_shown_items
+from rebase.tasks.source_rows import SourceRows
 
 
 def make_task(fields=None, **changes):
@@ -18,9 +19,13 @@ def make_task(fields=None, **changes):
     )  # fmt: skip
 
 
+def to_items(task, rows, location="e"):
+    return make_evaluation_items(task, SourceRows(rows, location))
+
+
 def test_rows_become_items():
     rows = [{"id": "q1", "text": "Goal!", "label": "sport"}, {"id": None, "text": "Atoms", "label": "science"}]
-    items = parse_items(make_task(), rows, "e.jsonl")
+    items = to_items(make_task(), rows, "e.jsonl")
     assert items["item_id"].tolist() == ["q1", "1"]
     assert items["query"].tolist() == ["Text: Goal!", "Text: Atoms"]
     assert items["answers"].tolist() == ['["sport"]', '["science"]']
@@ -30,7 +35,7 @@ def test_rows_become_items():
 def test_nested_columns_label_names_and_repeated_answers():
     task = make_task({"text": "doc.text", "answers": "answers.label"}, label_names=["science", "sport"])
     rows = [{"doc": {"text": "Goal!"}, "answers": {"label": [1, 1, 0, None]}}]
-    assert parse_items(task, rows, "e")["answers"].tolist() == ['["sport", "science"]']
+    assert to_items(task, rows)["answers"].tolist() == ['["sport", "science"]']
 
 
 @pytest.mark.parametrize(
@@ -49,29 +54,29 @@ def test_nested_columns_label_names_and_repeated_answers():
 def test_a_wrong_row_is_named(row, said):
     rows = [{"text": "Goal!", "label": "sport"}, row]
     with pytest.raises(RebaseError, match=f"e.jsonl, row 1: .*{said}"):
-        parse_items(make_task(), rows, "e.jsonl")
+        to_items(make_task(), rows, "e.jsonl")
 
 
 def test_an_empty_set_is_rejected():
     with pytest.raises(RebaseError, match=r"'topic' is empty: e\.jsonl"):
-        parse_items(make_task(), [], "e.jsonl")
+        to_items(make_task(), [], "e.jsonl")
 
 
 def test_ids_are_the_rows_own():
     rows = [{"id": name, "text": "t", "label": "sport"} for name in ("a", "b", "a")]
     with pytest.raises(RebaseError, match=r"e\.jsonl, row 2: column 'id' has 'a', as row 0 has"):
-        parse_items(make_task(), rows, "e.jsonl")
+        to_items(make_task(), rows, "e.jsonl")
 
 
 def test_labels_are_spelled_as_the_task_spells_them():
     rows = [{"text": "t", "label": " Sport."}]
-    assert parse_items(make_task(), rows, "e")["answers"].tolist() == ['["sport"]']
+    assert to_items(make_task(), rows)["answers"].tolist() == ['["sport"]']
 
 
 def test_some_benchmarks_have_answers_outside_the_labels():
     rows = [{"text": "t", "label": "art"}]
     task = make_task(outside_labels=True)
-    assert parse_items(task, rows, "e")["answers"].tolist() == ['["art"]']
+    assert to_items(task, rows)["answers"].tolist() == ['["art"]']
 
 
 def plain_task(query, examples, kind="number", **evaluation):
@@ -88,21 +93,21 @@ def plain_task(query, examples, kind="number", **evaluation):
 def test_a_list_is_shown_as_options():
     task = plain_task("{question}\n{choices}", [{"question": "q", "choices": "(A) 1", "answer": "x"}], "text")
     rows = [{"question": "Which?", "choices": ["one", "two", "three", 4], "answer": "two"}]
-    assert parse_items(task, rows, "e")["query"].tolist() == ["Which?\n(A) one\n(B) two\n(C) three\n(D) 4"]
+    assert to_items(task, rows)["query"].tolist() == ["Which?\n(A) one\n(B) two\n(C) three\n(D) 4"]
 
 
 def test_the_working_before_an_answer_is_left_out():
     task = plain_task("{question}", [{"question": "q", "answer": "1"}], answer_after="####")
     rows = [{"question": "q", "answer": "6 * 3 = 18\n#### 1,018"}, {"question": "r", "answer": "It is 18"}]
-    assert parse_items(task, rows[:1], "e")["answers"].tolist() == ['["1,018"]']
+    assert to_items(task, rows[:1])["answers"].tolist() == ['["1,018"]']
     with pytest.raises(RebaseError, match=r"e, row 1: there is no '####' in column 'answer'"):
-        parse_items(task, rows, "e")
+        to_items(task, rows)
 
 
 def test_a_number_must_be_one():
     task = plain_task("{question}", [{"question": "q", "answer": "1"}])
     with pytest.raises(RebaseError, match="row 0: the answer 'many' in column 'answer' is no number"):
-        parse_items(task, [{"question": "q", "answer": "many"}], "e")
+        to_items(task, [{"question": "q", "answer": "many"}])
 
 
 SHOWN = {
@@ -132,7 +137,7 @@ SHOWN = {
 def test_an_item_that_the_prompt_shows_is_removed(shown, asked):
     task = plain_task("Here: {question}", [{"question": shown, "answer": "1"}])
     rows = [{"id": number, "question": text, "answer": "1"} for number, text in enumerate([shown, *asked])]
-    kept, removed = remove_shown_items(task, parse_items(task, rows, "e"))
+    kept, removed = remove_shown_items(task, to_items(task, rows))
     # The example itself, and the same in other case, spacing and punctuation; but nothing that says something else.
     assert removed["item_id"].tolist() == ["0", "1"]
     assert kept["item_id"].tolist() == ["2"]
@@ -148,13 +153,13 @@ def test_a_long_field_that_the_prompt_shows_removes_the_item_and_a_short_one_doe
         {"passage": "Silk is spun by worms.", "question": "What is felt made of?", "answer": "x"},
         {"passage": "What is felt made of?", "question": passage, "answer": "x"},
     ]
-    kept, removed = remove_shown_items(task, parse_items(task, rows, "e"))
+    kept, removed = remove_shown_items(task, to_items(task, rows))
     assert removed["item_id"].tolist() == ["0"]
     assert kept["item_id"].tolist() == ["1", "2"]
 
 
 def test_all_items_may_be_removed():
     task = plain_task("{question}", [{"question": "q", "answer": "1"}])
-    kept, removed = remove_shown_items(task, parse_items(task, [{"question": "Q", "answer": "1"}], "e"))
+    kept, removed = remove_shown_items(task, to_items(task, [{"question": "Q", "answer": "1"}]))
     assert kept.empty
     assert list(kept.columns) == list(removed.columns)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from rebase.datasets.inputs import load_task
 from rebase.datastore.sources import read_files, read_rows
 from rebase.generation.verification import Known, reject_example, reject_rationale, tidy_answer
 from rebase.student.formatting import render_completion
-from rebase.tasks.evaluation_items import parse_items, remove_shown_items
+from rebase.tasks.evaluation_items import make_evaluation_items, remove_shown_items
 from rebase.tasks.extraction import extract
+from rebase.tasks.source_rows import SourceRows
+from rebase.tasks.task_files import load_task
 from rebase.text import comparable
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,7 @@ def test_big_bench_hard_is_whole_and_grouped_as_published():
 def test_the_benchmark_fits_its_task(name):
     task = load_task(FOLDER, name)
     file = BENCHMARKS / f"{SETS[name]}.parquet"
-    items = parse_items(task, islice(read_rows(read_files([file])), 60), str(file))
+    items = make_evaluation_items(task, SourceRows(list(islice(read_rows(read_files([file])), 60)), str(file)))
     kept, removed = remove_shown_items(task, items)
     assert len(kept) == 60
     assert removed.empty

@@ -3,7 +3,7 @@
 from rebase.datasets.adapter import AdapterDataset as AdapterDataset
 from rebase.datasets.encoder import EncoderDataset as EncoderDataset
 from rebase.datasets.grading_sheets import SheetsDataset as SheetsDataset
-from rebase.datasets.inputs import EvaluationDataset as EvaluationDataset
+from rebase.datasets.inputs import EvaluationRowsDataset as EvaluationRowsDataset
 from rebase.datasets.inputs import InputsDataset as InputsDataset
 from rebase.datasets.inputs import PromptDataset as PromptDataset
 from rebase.datasets.inputs import RealDataset as RealDataset

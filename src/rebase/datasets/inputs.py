@@ -10,12 +10,13 @@ from kedro.io import AbstractDataset, DatasetError
 from kedro_datasets._typing import JSONPreview, TablePreview
 from kedro_datasets.yaml import YAMLDataset
 
-from rebase.datastore.sources import FolderSource, HubSource, Source, find_sources, read_files, read_rows
+from rebase.datastore.sources import FolderSource, Source, find_sources
 from rebase.errors import RebaseError
 from rebase.records import Task
 from rebase.reporting.redaction import public
-from rebase.tasks.evaluation_items import EVALUATION_COLUMNS, parse_inputs, parse_items
-from rebase.tasks.extraction import extract, split_conclusion
+from rebase.tasks.evaluation_items import EVALUATION_COLUMNS, make_evaluation_items, make_unlabeled_inputs
+from rebase.tasks.source_rows import SourceRows, read_source_rows
+from rebase.tasks.task_files import load_task
 
 #: A text as it stands. kedro-viz goes by the name of the type that ``preview`` returns; kedro-datasets lacks this one.
 TextPreview = NewType("TextPreview", str)
@@ -92,13 +93,10 @@ class PromptDataset(ReadOnly, YAMLDataset):
         return TextPreview(Path(self._filepath).read_text(encoding="utf-8"))
 
 
-class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
-    """A task's evaluation items: ``item_id``, ``fields``, ``query``, ``answers``.
+class EvaluationRowsDataset(ReadOnly, AbstractDataset[Any, SourceRows]):
+    """The raw rows of a task's evaluation set, read once: from where the task file says, or from ``source`` instead."""
 
-    Read from where the task file says, a file or a hub id, or from ``source`` instead.
-    """
-
-    _what, _parameter = "evaluation set", "evaluation_source"
+    _content, _parameter = "evaluation set", "evaluation_source"
 
     def __init__(
         self,
@@ -112,56 +110,27 @@ class EvaluationDataset(ReadOnly, AbstractDataset[Any, pd.DataFrame]):
         self._name = name
         self._source = source
         self._token = (credentials or {}).get("token")
+        self._rows: SourceRows | None = None
         self.metadata = metadata
 
-    def load(self) -> pd.DataFrame:
-        task = load_task(self._folder, self._name)
-        where = self._source or task.evaluation.source
-        return parse_items(task, self._read(task, where, task.evaluation.split)[0], where)
+    def load(self) -> SourceRows:
+        if self._rows is None:
+            task = load_task(self._folder, self._name)
+            self._rows = self._read(task, self._source or task.evaluation.source, task.evaluation.split)
+        return self._rows
 
     def preview(self, nrows: int = 20) -> TablePreview:
-        """The first items as kedro-viz shows them."""
-        return TablePreview(self.load().head(nrows).to_dict(orient="split"))
+        """The first rows as kedro-viz shows them."""
+        return TablePreview(pd.DataFrame(self.load().rows[:nrows]).astype(str).to_dict(orient="split"))
 
-    def _read(
-        self, task: Task, where: str, split: str, *, with_card: bool = False
-    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """The rows, and what is known of where they come from: ``dataset``, ``config``, ``revision``, ``license``.
-
-        The last two are asked for ``with_card``. A file is known by its name: paths of this machine are not handed on.
-        """
-        if Path(where).suffix in (".parquet", ".jsonl", ".json", ".csv", ".tsv"):
-            if not Path(where).exists():
-                raise RebaseError(f"The {self._what} of task {task.name!r} is missing: there is no file {where}.")
-            try:
-                return list(read_rows(read_files([Path(where)]))), {"dataset": Path(where).name}
-            except Exception as error:  # The readers raise whatever their format makes them raise.
-                raise RebaseError(
-                    f"The {self._what} of task {task.name!r} cannot be read from {where}: {error}\nMend the file."
-                ) from error
-        spec = task.evaluation
-        is_own = where == spec.source
-        try:
-            # The revision is one of the evaluation set; a config's name may be another dataset's as well.
-            source = HubSource(where, spec.revision if is_own else None, self._token)
-            config = spec.config if is_own else None
-            if not config:
-                configs = source.configs()
-                config = spec.config if spec.config in configs else configs[0]
-            card = source.card() if with_card else None
-            known = {"revision": card.revision, "license": card.license} if card else {}
-            return list(read_rows(source.batches(config, split))), {"dataset": where, "config": config, **known}
-        except Exception as error:
-            raise RebaseError(
-                f"The {self._what} of task {task.name!r} cannot be read from the hub as {where!r}: {error}\n"
-                f"Give a file instead: --params={self._parameter}=FILE."
-            ) from error
+    def _read(self, task: Task, location: str, split: str) -> SourceRows:
+        return read_source_rows(task, location, split, self._token, self._content, self._parameter)
 
     def _describe(self) -> dict[str, Any]:
         return {"folder": str(self._folder), "name": self._name, "source": self._source}
 
 
-class InputsDataset(EvaluationDataset):
+class InputsDataset(EvaluationRowsDataset):
     """Inputs of a task without answers, as ``examples`` are: ``row_id``, ``dataset``, ``fields``, ``query``.
 
     Read from ``source``, a file or a hub id (its train split, with the columns of the task's evaluation set, and its
@@ -169,7 +138,7 @@ class InputsDataset(EvaluationDataset):
     ReBase's own ``examples``, whose inputs will do.
     """
 
-    _what, _parameter = "inputs", "inputs_source"
+    _content, _parameter = "inputs", "inputs_source"
 
     def __init__(self, folder: str, name: str, examples: str, **given: Any) -> None:
         super().__init__(folder, name, **given)
@@ -183,8 +152,8 @@ class InputsDataset(EvaluationDataset):
     def load(self) -> pd.DataFrame:
         task = load_task(self._folder, self._name)
         if self._source:
-            rows, origin = self._read(task, self._source, "train", with_card=True)
-            return parse_inputs(task, rows, self._source, origin["dataset"]).assign(**origin)
+            source = self._read(task, self._source, "train")
+            return make_unlabeled_inputs(task, source)
         if not self._examples.exists():
             raise RebaseError(
                 f"The inputs of task {task.name!r} are missing: there are no examples in {self._examples}. "
@@ -192,21 +161,28 @@ class InputsDataset(EvaluationDataset):
             )
         return pd.read_parquet(self._examples)
 
+    def preview(self, nrows: int = 20) -> TablePreview:
+        """The first inputs as kedro-viz shows them."""
+        return TablePreview(self.load().head(nrows).to_dict(orient="split"))
 
-class RealDataset(EvaluationDataset):
-    """Real examples of a task, in the form of an evaluation set; none where there is no ``source``.
 
-    A file, or a hub id: its train split, as ``InputsDataset`` reads it.
+class RealDataset(InputsDataset):
+    """Examples that people wrote, as evaluation items with ``dataset`` and ``license``; none without a ``source``.
+
+    ``source`` is a file or a hub id, whose train split is read.
     """
 
-    _what, _parameter = "real examples", "real_source"
+    _content, _parameter = "real examples", "real_source"
+
+    def __init__(self, folder: str, name: str, **given: Any) -> None:
+        super().__init__(folder, name, "", **given)
 
     def load(self) -> pd.DataFrame:
         if not self._source:
             return pd.DataFrame(columns=list(EVALUATION_COLUMNS))
         task = load_task(self._folder, self._name)
-        rows, origin = self._read(task, self._source, "train", with_card=True)
-        return parse_items(task, rows, self._source).assign(**origin)
+        source = self._read(task, self._source, "train")
+        return make_evaluation_items(task, source).assign(**source.origin)
 
 
 class _ReadableDumper(yaml.SafeDumper):
@@ -223,59 +199,3 @@ def _place(source: Source) -> str:
     if isinstance(source, FolderSource):
         return str(source.folder)
     return f"hf://{source.dataset}@{getattr(source, 'revision', None) or 'main'}"
-
-
-def load_task(folder: Path, name: str, prompts: str | None = None) -> Task:
-    """Read and validate ``folder/name.yml``; raises RebaseError that names the tasks there are, or the field.
-
-    ``prompts`` is a file of published prompts (see ``use_prompts``).
-    """
-    path = folder / f"{name}.yml"
-    if not path.exists():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yml"))) or "none"
-        raise RebaseError(f"There is no task {name!r} in {folder}: known are {known}. A task is one YAML file there.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RebaseError(f"{path}: not valid YAML. {error}") from None
-    task = Task.parse(content, str(path))
-    if task.name != name:
-        raise RebaseError(f"{path}: `name` is {task.name!r}, the file's name says {name!r}. Make them the same.")
-    return use_prompts(task, Path(prompts)) if prompts else task
-
-
-def use_prompts(task: Task, path: Path) -> Task:
-    """The task with the instruction and examples that a file of published prompts has for it.
-
-    The file is JSON: ``{task: {"instruction": ..., "examples": [[question, "... The answer is X."], ...]}}``, with the
-    task's name with or without ``bbh_``. Raises RebaseError that says what is missing, and which example has no answer.
-    """
-    try:
-        entries = dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise RebaseError(f"There is no file of prompts {path}. Mend `task_prompts`.") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise RebaseError(f"{path}: not a JSON object with an entry a task. {error}") from None
-    short = task.name.removeprefix("bbh_")
-    name = next((name for name in (task.name, short, f"bbh_{short}") if name in entries), None)
-    if name is None:
-        raise RebaseError(f"{path}: there is no prompt for task {task.name!r}; there are {', '.join(sorted(entries))}.")
-    where = f"{path}, {name}"
-    if len(task.query_fields) != 1:
-        raise RebaseError(f"{where}: its examples have one field, the task's queries {', '.join(task.query_fields)}.")
-    try:
-        instruction = entries[name]["instruction"]
-        pairs = [(str(question), str(rationale)) for question, rationale in entries[name]["examples"]]
-    except (KeyError, TypeError, ValueError):
-        raise RebaseError(f"{where}: needs `instruction` and `examples`, each [question, rationale].") from None
-    examples = [_published_example(task, *pair, f"{where}, example {number}") for number, pair in enumerate(pairs)]
-    return Task.parse(task.model_dump() | {"instruction": instruction, "examples": examples}, where)
-
-
-def _published_example(task: Task, question: str, rationale: str, where: str) -> dict[str, str]:
-    parts = split_conclusion(rationale)
-    answer = extract(parts[1], task.answer) if parts else ""
-    if parts is None or not answer:
-        raise RebaseError(f"{where}: no answer can be read from its rationale, which must end in 'The answer is X.'.")
-    steps = {"rationale": parts[0]} if task.cot else {}
-    return {task.query_fields[0]: question, "answer": answer} | steps

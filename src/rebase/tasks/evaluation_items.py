@@ -1,7 +1,8 @@
 """Evaluation items: the rows of an evaluation set as the task's queries and accepted answers."""
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,7 @@ from rebase.errors import RebaseError
 from rebase.records import Task
 from rebase.tasks.extraction import as_label
 from rebase.tasks.metrics import same_number
+from rebase.tasks.source_rows import SourceRows
 from rebase.text import comparable, tokens, weight
 
 EVALUATION_COLUMNS = ("item_id", "fields", "query", "answers")
@@ -19,43 +21,47 @@ EVALUATION_COLUMNS = ("item_id", "fields", "query", "answers")
 MIN_SHOWN_WORDS = 6
 
 
-def parse_items(task: Task, rows: Iterable[Mapping[str, Any]], where: str) -> pd.DataFrame:
-    """Map raw rows to items by the task's ``evaluation.fields``; a list in a field becomes lettered options.
+def make_evaluation_items(task: Task, source: SourceRows) -> pd.DataFrame:
+    """Map raw rows to evaluation items by the task's ``evaluation.fields``; a list in a field becomes lettered options.
 
-    Returns ``item_id``, ``fields`` (JSON), ``query``, ``answers`` (JSON list of the accepted ones), in the order of
-    the rows. Raises RebaseError, naming row and column, where a column is missing, an answer does not fit, or two rows
-    have one id.
+    Returns ``item_id``, ``fields`` (JSON), ``query`` and ``answers`` (JSON list), in the order of the rows. The frame's
+    ``attrs`` say where the rows come from (``SourceRows.origin``), with the SHA-256 of the items as ``content_hash``.
+
+    Raises:
+        RebaseError: There is no row, a column is missing, an answer does not fit, or two rows have one id. The message
+            names the row and the column.
+
     """
-    items = [_item(task, number, row, where) for number, row in enumerate(rows)]
+    items = [_item(task, number, row, source.location) for number, row in enumerate(source.rows)]
     if not items:
-        raise RebaseError(f"The evaluation set of task {task.name!r} is empty: {where}.")
+        raise RebaseError(f"The evaluation set of task {task.name!r} is empty: {source.location}.")
     frame = pd.DataFrame(items, columns=list(EVALUATION_COLUMNS))
-    if (again := frame["item_id"].duplicated()).any():
-        number = int(again.argmax())
+    if (repeated := frame["item_id"].duplicated()).any():
+        number = int(repeated.argmax())
         first = int((frame["item_id"] == frame["item_id"][number]).argmax())
         raise RebaseError(
-            f"{where}, row {number}: column 'id' has {frame['item_id'][number]!r}, as row {first} has. "
+            f"{source.location}, row {number}: column 'id' has {frame['item_id'][number]!r}, as row {first} has. "
             "Give each row an id of its own, or leave the column out."
         )
+    content = json.dumps(items, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    frame.attrs = {**source.origin, "content_hash": hashlib.sha256(content).hexdigest()}
     return frame
 
 
-def parse_inputs(task: Task, rows: Iterable[Mapping[str, Any]], where: str, dataset: str) -> pd.DataFrame:
+def make_unlabeled_inputs(task: Task, source: SourceRows) -> pd.DataFrame:
     """Map raw rows to queries without answers, by the columns of the task's ``evaluation.fields``.
 
-    ``where`` is told in errors alone: it may be a path of this machine, and what is made is handed on.
-
-    Returns ``row_id``, ``dataset``, ``row_index``, ``fields`` (JSON), ``query``. Raises RebaseError as
-    ``evaluation_items``.
+    Returns ``row_id``, ``row_index``, ``fields`` (JSON), ``query`` and the columns of ``SourceRows.origin``. Raises
+    RebaseError as ``make_evaluation_items`` does.
     """
     items = []
-    for number, row in enumerate(rows):
-        fields = _query_fields(task, row, f"{where}, row {number}")
-        here = {"row_id": f"{dataset}/{number}", "dataset": dataset, "row_index": number}
-        items.append(here | {"fields": json.dumps(fields, ensure_ascii=False), "query": task.render_query(fields)})
+    for number, row in enumerate(source.rows):
+        fields = _query_fields(task, row, f"{source.location}, row {number}")
+        ids = {"row_id": f"{source.origin['dataset']}/{number}", "row_index": number}
+        items.append(ids | {"fields": json.dumps(fields, ensure_ascii=False), "query": task.render_query(fields)})
     if not items:
-        raise RebaseError(f"There are no inputs for task {task.name!r}: {where} is empty.")
-    return pd.DataFrame(items)
+        raise RebaseError(f"There are no inputs for task {task.name!r}: {source.location} is empty.")
+    return pd.DataFrame(items).assign(**source.origin)
 
 
 def remove_shown_items(task: Task, evaluation_items: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -2,6 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
+from rebase.pipelines import prepare
 from rebase.pipelines.distil.nodes import distil_inputs
 
 
@@ -11,7 +12,7 @@ def create_pipeline() -> Pipeline:
     In a run that makes ``examples`` too, map ``unlabeled_inputs`` to them.
     """
     given = ["task", "unlabeled_inputs", "evaluation_items", "teacher", "distil_prompt"]
-    return Pipeline(
+    return prepare.create_pipeline() + Pipeline(
         [
             Node(
                 distil_inputs,

@@ -2,13 +2,14 @@
 
 from kedro.pipeline import Node, Pipeline
 
+from rebase.pipelines import prepare
 from rebase.pipelines.evaluate.nodes import predict, score_predictions
 from rebase.reporting.plots import plot_scores
 
 
 def create_pipeline() -> Pipeline:
     """``evaluation_items``, ``student`` and ``adapter`` to ``predictions`` and ``scores``."""
-    return Pipeline(
+    return prepare.create_pipeline() + Pipeline(
         [
             Node(
                 predict,

@@ -2,12 +2,13 @@
 
 from kedro.pipeline import Node, Pipeline
 
+from rebase.pipelines import prepare
 from rebase.pipelines.evaluate_teacher.nodes import predict_teacher, score_teacher
 
 
 def create_pipeline() -> Pipeline:
     """``evaluation_items`` and ``teacher`` to ``teacher_predictions`` and ``teacher_scores``."""
-    return Pipeline(
+    return prepare.create_pipeline() + Pipeline(
         [
             Node(
                 predict_teacher,

@@ -2,12 +2,13 @@
 
 from kedro.pipeline import Node, Pipeline
 
+from rebase.pipelines import prepare
 from rebase.pipelines.judge.nodes import compare_graders, judge_answers, read_grades, score_judgments, write_sheets
 
 
 def create_pipeline() -> Pipeline:
     """From ``predictions`` to ``judge_scores``, the grading sheet and, once sheets are returned, ``agreement``."""
-    return Pipeline(
+    return prepare.create_pipeline() + Pipeline(
         [
             Node(
                 write_sheets,

@@ -2,6 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
+from rebase.pipelines import prepare
 from rebase.pipelines.mix.nodes import mix_examples
 
 
@@ -10,4 +11,4 @@ def create_pipeline() -> Pipeline:
     given = ["task", "example_sets", "real_items", "evaluation_items"]
     parameters = ["params:mix", "params:retrieve.contamination_ngram"]
     made = ["mixed_examples", "mix_summary"]
-    return Pipeline([Node(mix_examples, [*given, *parameters], made, name="mix_examples")])
+    return prepare.create_pipeline() + Pipeline([Node(mix_examples, [*given, *parameters], made, name="mix_examples")])

@@ -2,6 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
+from rebase.pipelines import prepare
 from rebase.pipelines.report.nodes import compare_usage, measure_diversity, project_embeddings
 from rebase.reporting.console import STAGES
 from rebase.reporting.plots import plot_embedding_map, plot_nearness, plot_scores_of_rows
@@ -12,7 +13,7 @@ from rebase.reporting.runs import record_run
 def create_pipeline() -> Pipeline:
     """From the outputs of all stages to ``diversity``, ``teacher_usage``, plots, ``run_record`` and ``report``."""
     summaries = [f"{stage}_summary" for stage in STAGES]
-    return Pipeline(
+    return prepare.create_pipeline() + Pipeline(
         [
             Node(
                 measure_diversity,

@@ -2,13 +2,14 @@
 
 from kedro.pipeline import Node, Pipeline
 
+from rebase.pipelines import prepare
 from rebase.pipelines.retrieve.nodes import retrieve_rows
 from rebase.reporting.plots import plot_sources
 
 
 def create_pipeline() -> Pipeline:
     """``index`` and ``task`` to ``retrieved`` and what was rejected."""
-    return Pipeline(
+    return prepare.create_pipeline() + Pipeline(
         [
             Node(
                 retrieve_rows,

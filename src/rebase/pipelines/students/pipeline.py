@@ -2,13 +2,14 @@
 
 from kedro.pipeline import Node, Pipeline
 
+from rebase.pipelines import prepare
 from rebase.pipelines.students.nodes import predict_students, score_students, train_students
 from rebase.reporting.plots import plot_scores
 
 
 def create_pipeline() -> Pipeline:
     """``students`` and ``students_examples`` to ``students_adapters``, ``students_scores`` and ``students_table``."""
-    return Pipeline(
+    return prepare.create_pipeline() + Pipeline(
         [
             Node(
                 train_students,

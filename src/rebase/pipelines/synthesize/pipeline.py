@@ -2,6 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
+from rebase.pipelines import prepare
 from rebase.pipelines.synthesize.nodes import synthesize_examples
 
 
@@ -9,7 +10,7 @@ def create_pipeline() -> Pipeline:
     """As many examples as ``transform``'s budget buys: ``synthesized_examples`` and what was rejected."""
     given = ["task", "transform_summary", "evaluation_items", "teacher", "synthesize_prompt", "transform_prompt"]
     parameters = ["params:synthesize", "params:retrieve.contamination_ngram"]
-    return Pipeline(
+    return prepare.create_pipeline() + Pipeline(
         [
             Node(
                 synthesize_examples,

@@ -1,0 +1,63 @@
+"""Raw rows for a task, from a file or from the hub."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rebase.datastore.sources import HubSource, read_files, read_rows
+from rebase.errors import RebaseError
+from rebase.records import Task
+
+_FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """Rows as their source has them.
+
+    ``origin`` has ``dataset`` and, from the hub, ``config``, ``revision`` and ``license``. ``location`` is for error
+    messages only: it may be a path of this machine.
+    """
+
+    rows: list[dict[str, Any]]
+    location: str = ""
+    origin: dict[str, str] = field(default_factory=dict)
+
+
+def read_source_rows(
+    task: Task, location: str, split: str, token: str | None, content: str, parameter: str
+) -> SourceRows:
+    """Read all rows of a file, or of a split of a hub dataset.
+
+    The config is the one of the task's evaluation set where the dataset has it, else the dataset's first. ``content``
+    and ``parameter`` name in errors what is read, and the parameter that gives another source.
+
+    Raises:
+        RebaseError: The file is missing or malformed, or the hub dataset cannot be read.
+
+    """
+    what = f"The {content} of task {task.name!r}"
+    if Path(location).suffix in _FILE_SUFFIXES:
+        if not Path(location).exists():
+            raise RebaseError(f"{what} is missing: there is no file {location}.")
+        try:
+            return SourceRows(list(read_rows(read_files([Path(location)]))), location, {"dataset": Path(location).name})
+        except Exception as error:  # Each format's reader raises errors of its own.
+            raise RebaseError(f"{what} cannot be read from {location}: {error}\nCorrect the file.") from error
+    spec = task.evaluation
+    is_evaluation_source = location == spec.source
+    try:
+        # The revision belongs to the evaluation set; another dataset may have a config of the same name.
+        source = HubSource(location, spec.revision if is_evaluation_source else None, token)
+        config = spec.config if is_evaluation_source else None
+        if not config:
+            configs = source.configs()
+            config = spec.config if spec.config in configs else configs[0]
+        card = source.card()
+        origin = {"dataset": location, "config": config, "revision": card.revision, "license": card.license}
+        return SourceRows(list(read_rows(source.batches(config, split))), location, origin)
+    except Exception as error:
+        raise RebaseError(
+            f"{what} cannot be read from the hub as {location!r}: {error}\n"
+            f"Give a file instead: --params={parameter}=FILE."
+        ) from error
