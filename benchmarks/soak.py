@@ -117,14 +117,14 @@ def audit(options: argparse.Namespace, folder: Path, ledger: list[dict[str, Any]
 
 def transform(options: argparse.Namespace, address: str, folder: str) -> None:
     """The client: the stage itself, on made rows."""
-    from rebase.datasets import TeacherDataset
+    from rebase.datasets import PromptDataset, TeacherDataset
     from rebase.parameters import TransformParameters
     from rebase.pipelines.transform.nodes import transform_rows
     from rebase.records import Task
 
     raw = ROOT / "data" / "01_raw"
     task = Task.parse(yaml.safe_load((raw / "tasks" / "news_topic.yml").read_text()), "news_topic")
-    prompt = yaml.safe_load((raw / "prompts" / "transform.yml").read_text())
+    prompt = PromptDataset(str(raw / "prompts" / "transform.yml"), "transform").load()
     sampling = {"temperature": 0.7, "max_tokens": 200}
     parameters = TransformParameters.model_validate(
         {

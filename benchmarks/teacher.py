@@ -236,13 +236,15 @@ def led_requests(count: int) -> list[Request]:
     """What the default task asks of the embedded teacher, on passages of a sample dataset, greedily."""
     import yaml
 
-    from rebase.generation.prompts import TransformPrompt, find_cue, transform_request
+    from rebase.datasets import PromptDataset
+    from rebase.generation.cues import find_cue
+    from rebase.generation.prompts.requests import transform_request
     from rebase.parameters import TransformParameters
     from rebase.records import Task
 
     raw = ROOT / "data" / "01_raw"
     task = Task.parse(yaml.safe_load((raw / "tasks" / "reading_qa.yml").read_text()), "reading_qa")
-    prompt = TransformPrompt.parse(yaml.safe_load((raw / "prompts" / "transform.yml").read_text()), "transform.yml")
+    prompt = PromptDataset(str(raw / "prompts" / "transform.yml"), "transform").load()
     parameters = TransformParameters.model_validate(
         {
             "max_examples": count, "max_row_tokens": 200, "guided": True, "consistency_filter": False,

@@ -18,8 +18,6 @@ from kedro.pipeline import Pipeline
 from rich.console import Console
 
 from rebase.errors import RebaseError
-from rebase.generation.prompts import CotPrompt, DistilPrompt, Prompt, SynthesizePrompt, TransformPrompt
-from rebase.judging.llm_judge import PairPrompt, RubricPrompt
 from rebase.parameters import MixParameters
 from rebase.reporting.console import STAGES, comparison_table, estimate_line, estimate_table, final_table, stage_line
 from rebase.tasks.evaluation_items import make_evaluation_items
@@ -28,18 +26,13 @@ logger = logging.getLogger(__name__)
 
 _SUMMARY = "_summary"
 _ESTIMATES = ("estimate", "comparison_estimate")
-_PROMPTS: dict[str, tuple[type[Prompt], str]] = {
-    "transform_prompt": (TransformPrompt, "data/01_raw/prompts/transform.yml"),
-    "cot_prompt": (CotPrompt, "data/01_raw/prompts/cot.yml"),
-    "synthesize_prompt": (SynthesizePrompt, "data/01_raw/prompts/synthesize.yml"),
-    "distil_prompt": (DistilPrompt, "data/01_raw/prompts/distil.yml"),
-    "judge_rubric": (RubricPrompt, "data/01_raw/prompts/judge_rubric.yml"),
-    "judge_pair": (PairPrompt, "data/01_raw/prompts/judge_pair.yml"),
-}
 #: What only a teacher that answers can make: for an estimate no key is needed.
 _ASKING = frozenset({"examples", "reasoned_examples", "synthesized_examples", "distilled_examples"})
 #: Inputs that are cheap to load and that people get wrong: a wrong one stops the run before any work.
-_CHECKED_FIRST = ("task", "encoder", "student")
+_CHECKED_FIRST = (
+    "task", "encoder", "student", "transform_prompt", "cot_prompt", "synthesize_prompt", "distil_prompt", "judge_rubric",
+    "judge_pair",
+)  # fmt: skip
 
 
 class RunReporter:
@@ -69,9 +62,6 @@ class RunReporter:
                     catalog.load(name)
             if "evaluation_rows" in inputs:
                 make_evaluation_items(catalog.load("task"), catalog.load("evaluation_rows"))
-            for name, (kind, where) in _PROMPTS.items():
-                if name in inputs:
-                    kind.parse(catalog.load(name), where)
             if "teacher" in inputs and not _ASKING.isdisjoint(pipeline.all_outputs()):
                 catalog.load("teacher").check()
             if "judge" in inputs:

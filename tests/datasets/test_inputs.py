@@ -8,7 +8,6 @@ from kedro.io import DatasetError
 from rebase.datasets import (
     EvaluationRowsDataset,
     InputsDataset,
-    PromptDataset,
     RealDataset,
     SourcesDataset,
     TaskDataset,
@@ -51,16 +50,6 @@ def test_task_is_loaded_and_previewed(tasks):
     dataset = TaskDataset(str(tasks()), "topic")
     assert dataset.load().answer.labels == ("sport", "science")
     assert yaml.safe_load(dataset.preview()) == TASK
-
-
-def test_prompts_are_shown_with_their_comments_and_never_written(tmp_path):
-    file = tmp_path / "prompt.yml"
-    file.write_text("# What is asked.\nsystem: |\n  Write.\n")
-    dataset = PromptDataset(filepath=str(file))
-    assert dataset.load() == {"system": "Write.\n"}
-    assert dataset.preview() == file.read_text()
-    with pytest.raises(DatasetError, match="read-only"):
-        dataset.save({})
 
 
 def test_sources_are_shown_unread_by_where_they_are(tmp_path):

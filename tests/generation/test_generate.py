@@ -15,7 +15,7 @@ from rebase.generation.generate import (
     read_response,
     rejected_line,
 )
-from rebase.generation.prompts import Example
+from rebase.generation.prompts.parsing import Example
 from rebase.records import Task
 from rebase.teacher.budget import Usage
 from rebase.teacher.protocol import Failure, Response

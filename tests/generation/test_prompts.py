@@ -3,43 +3,32 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
-from rebase.generation.cues import Cue
-from rebase.generation.prompts import (
-    CotPrompt,
-    Example,
-    OwnText,
-    TransformPrompt,
-    can_be_guided,
+from rebase.generation.cues import Cue, SourceText, can_be_guided, find_cue, source_text_columns
+from rebase.generation.prompts.parsing import Example, read_check, read_example, read_rationale
+from rebase.generation.prompts.requests import (
     check_request,
     cot_request,
     cut_columns,
     example_schema,
     fence,
-    find_cue,
-    own_text_columns,
-    prompt_hash,
-    read_check,
-    read_example,
-    read_rationale,
     transform_request,
     trim_row,
 )
+from rebase.generation.prompts.templates import CotPrompt, TransformPrompt, prompt_hash
 from rebase.parameters import CotParameters, SamplingParameters, TransformParameters
-from rebase.records import Task
 from rebase.teacher.local import LocalTeacher
 from rebase.teacher.protocol import Response
 from rebase.text import approximate_tokens
 from tests.scripted import generate_all
+from tests.shipped import shipped_prompt, shipped_task
 
 ROOT = Path(__file__).parents[2]
-RAW = ROOT / "data" / "01_raw"
-TRANSFORM = TransformPrompt.parse(yaml.safe_load((RAW / "prompts" / "transform.yml").read_text()), "transform.yml")
-COT = CotPrompt.parse(yaml.safe_load((RAW / "prompts" / "cot.yml").read_text()), "cot.yml")
+TRANSFORM = shipped_prompt("transform")
+COT = shipped_prompt("cot")
 SAMPLING = {"temperature": 0.5, "max_tokens": 50}
 PARAMETERS = TransformParameters.model_validate(
     {"max_examples": 5, "max_row_tokens": 60, "guided": True, "consistency_filter": True, "sampling": SAMPLING}
@@ -50,11 +39,7 @@ COT_PARAMETERS = CotParameters.model_validate(
 LEAD = Cue("The bell was cast in 1602.", "1602", ("In what year was", "When was"))
 
 
-def shipped(name: str) -> Task:
-    return Task.parse(yaml.safe_load((RAW / "tasks" / f"{name}.yml").read_text()), name)
-
-
-READING, TOPIC, SUMS = shipped("reading_qa"), shipped("news_topic"), shipped("word_problems")
+READING, TOPIC, SUMS = shipped_task("reading_qa"), shipped_task("news_topic"), shipped_task("word_problems")
 
 
 SPORTS = TOPIC.model_copy(
@@ -186,7 +171,7 @@ def test_a_led_request_hides_the_answer_and_fixes_the_opening():
 
 
 def test_a_led_request_asks_to_answer_the_rows_own_text():
-    cue = OwnText("story", "Two hens lay 3 eggs each. How many eggs?")
+    cue = SourceText("story", "Two hens lay 3 eggs each. How many eggs?")
     cells = {"story": cue.text, "result": "6"}
     request = transform_request(SUMS, row(cells), TRANSFORM, PARAMETERS, cue)
     assert SUMS.render_query({"question": cue.text}) in request.messages[-1].content
@@ -208,14 +193,14 @@ def test_the_column_of_own_texts_is_the_longest_that_was_retrieved_for():
         row({"blurb": "never matched although it is by far the longest", "title": "A"}, "other", query_column="title"),
         row({"title": "nothing matched"}, "none"),
     ]
-    assert own_text_columns(rows) == {"notes": "story", "other": "title"}
+    assert source_text_columns(rows) == {"notes": "story", "other": "title"}
 
 
 def test_a_row_without_an_own_text_offers_nothing():
     assert find_cue(TOPIC, row({"section": "sport"}), {"notes": "section"}) is None
     assert find_cue(TOPIC, row({"section": "sport"}), {}) is None
     text = "Rain stopped play at noon."
-    assert find_cue(TOPIC, row({"text": text}), {"notes": "text"}) == OwnText("text", text)
+    assert find_cue(TOPIC, row({"text": text}), {"notes": "text"}) == SourceText("text", text)
 
 
 def test_reasoning_shows_the_source_without_what_is_asked():
@@ -283,7 +268,7 @@ def test_the_columns_that_were_retrieved_for_come_first_and_the_cut_is_said():
 
 def test_what_a_led_teacher_is_not_shown():
     source = row({"story": "s " * 90, "notes": "n " * 90, "result": "6"}, passage="x")
-    assert cut_columns(SUMS, source, PARAMETERS, OwnText("story", "s " * 90)) == ["notes"]
+    assert cut_columns(SUMS, source, PARAMETERS, SourceText("story", "s " * 90)) == ["notes"]
     assert cut_columns(READING, source, PARAMETERS, LEAD) == []
 
 
@@ -343,7 +328,7 @@ def test_a_passage_or_a_text_that_gives_orders_is_data(orders):
     assert data_of(read.messages[-1]) == {"context": orders}
 
     def solve(text):
-        return transform_request(TOPIC, row({"text": text, "note": text}), TRANSFORM, ROOMY, OwnText("text", text))
+        return transform_request(TOPIC, row({"text": text, "note": text}), TRANSFORM, ROOMY, SourceText("text", text))
 
     assert shape(solve(orders)) == shape(solve("Rain."))
     assert fences(solve(orders)) == 1
@@ -387,12 +372,12 @@ def test_the_hash_tells_prompts_and_tasks_apart():
     changed = TRANSFORM.model_copy(update={"system": TRANSFORM.system + " Please."})
     hashes = {prompt_hash(TRANSFORM, READING), prompt_hash(changed, READING), prompt_hash(TRANSFORM, TOPIC)}
     assert len(hashes) == 3
-    assert prompt_hash(TRANSFORM, READING) == prompt_hash(TRANSFORM, shipped("reading_qa"))
+    assert prompt_hash(TRANSFORM, READING) == prompt_hash(TRANSFORM, shipped_task("reading_qa"))
 
 
 def test_a_wrong_prompt_file_names_its_field():
     with pytest.raises(RebaseError, match=r"(?s)my\.yml.*sytem"):
-        CotPrompt.parse({"version": 1, "sytem": "x", "user": "y"}, "my.yml")
+        CotPrompt.parse({"version": 1, "sytem": "x", "user": "y"}, Path("my.yml"))
 
 
 @pytest.mark.parametrize(
@@ -417,17 +402,17 @@ def test_a_wrong_prompt_file_names_its_field():
 )
 def test_a_template_that_cannot_be_filled_is_rejected(change, said):
     with pytest.raises(RebaseError, match=rf"(?s)^my\.yml: .*{said}"):
-        TransformPrompt.parse(TRANSFORM.model_dump() | change, "my.yml")
+        TransformPrompt.parse(TRANSFORM.model_dump() | change, Path("my.yml"))
 
 
 @pytest.mark.parametrize(("data", "said"), [(None, "is empty"), ("{data}", "a str"), ([], "a list")])
 def test_a_prompt_file_that_is_no_mapping(data, said):
     with pytest.raises(RebaseError, match=rf"(?s)^my\.yml: .*{said}.*version, system, user"):
-        CotPrompt.parse(data, "my.yml")
+        CotPrompt.parse(data, Path("my.yml"))
 
 
 def test_a_brace_as_such_is_written_twice():
     user = TRANSFORM.user + ' Like {{"a": 1}}.'
-    prompt = TransformPrompt.parse(TRANSFORM.model_dump() | {"user": user}, "my.yml")
+    prompt = TransformPrompt.parse(TRANSFORM.model_dump() | {"user": user}, Path("my.yml"))
     request = transform_request(TOPIC, row({"text": "x"}), prompt, PARAMETERS)
     assert request.messages[-1].content.endswith('{"a": 1}.')

@@ -10,7 +10,6 @@ from rebase.errors import RebaseError
 from rebase.judging.llm_judge import (
     SCALE,
     Pair,
-    PairPrompt,
     RubricPrompt,
     calibrate,
     compare_with_gold,
@@ -21,13 +20,12 @@ from rebase.judging.llm_judge import (
     summarize_pairs,
 )
 from rebase.parameters import JudgeParameters
-from rebase.records import Task
+from tests.shipped import RAW, shipped_prompt, shipped_task
 
-RAW = Path(__file__).parents[2] / "data" / "01_raw"
 RUBRIC_FILE = yaml.safe_load((RAW / "prompts" / "judge_rubric.yml").read_text())
-RUBRIC = RubricPrompt.parse(RUBRIC_FILE, "judge_rubric.yml")
-PAIR = PairPrompt.parse(yaml.safe_load((RAW / "prompts" / "judge_pair.yml").read_text()), "judge_pair.yml")
-TASK = Task.parse(yaml.safe_load((RAW / "tasks" / "news_topic.yml").read_text()), "news_topic")
+RUBRIC = shipped_prompt("judge_rubric")
+PAIR = shipped_prompt("judge_pair")
+TASK = shipped_task("news_topic")
 PARAMETERS = JudgeParameters.model_validate(
     {
         "limit": None, "pair": ["expert", "student"], "sheet_items": 5, "bootstrap_samples": 20, "confidence": 0.95,
@@ -66,7 +64,7 @@ def fenced(text):
 )
 def test_a_wrong_rubric_is_told_by_field(change, said):
     with pytest.raises(RebaseError, match=r"judge_rubric\.yml: not a valid prompt") as error:
-        RubricPrompt.parse(RUBRIC_FILE | change, "judge_rubric.yml")
+        RubricPrompt.parse(RUBRIC_FILE | change, Path("judge_rubric.yml"))
     assert said in str(error.value)
 
 

@@ -1,27 +1,20 @@
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
 from rebase.parameters import CotParameters
 from rebase.pipelines.cot.nodes import REJECTED_COLUMNS, reason_examples
-from rebase.records import Task
 from tests.scripted import Scripted, cached
+from tests.shipped import shipped_prompt, shipped_task
 
-RAW = Path(__file__).parents[2] / "data" / "01_raw"
-PROMPT = yaml.safe_load((RAW / "prompts" / "cot.yml").read_text())
-
-
-def shipped(name):
-    return Task.parse(yaml.safe_load((RAW / "tasks" / f"{name}.yml").read_text()), name)
+PROMPT = shipped_prompt("cot")
 
 
-READING, SUMS = shipped("reading_qa"), shipped("word_problems")
+READING, SUMS = shipped_task("reading_qa"), shipped_task("word_problems")
 
 
 def parameters(samples=1, on_disagreement="reject"):
@@ -162,11 +155,6 @@ def test_nothing_left_says_what_and_what_to_do():
 def test_a_teacher_out_of_order_is_quoted():
     with pytest.raises(RebaseError, match=r"(?s)answered none.*the quota is used up.*credentials"):
         run([ConnectionError("the quota is used up")] * 2, count=2)
-
-
-def test_a_wrong_prompt_file_is_named():
-    with pytest.raises(RebaseError, match=r"cot\.yml"):
-        reason_examples(SUMS, examples(), retrieved(), Scripted(str), {"version": 1}, parameters())
 
 
 def test_an_example_whose_source_row_is_gone_is_reasoned_about_without_it():

@@ -1,9 +1,7 @@
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,25 +9,20 @@ from rebase.errors import RebaseError
 from rebase.generation.generate import REJECTED_COLUMNS
 from rebase.parameters import DistilParameters
 from rebase.pipelines.distil.nodes import LABELED_COLUMNS, distil_inputs
-from rebase.records import Task
 from rebase.tasks.evaluation_items import make_unlabeled_inputs
 from rebase.tasks.source_rows import SourceRows
 from rebase.teacher.budget import Price
 from tests.scripted import Scripted, cached
+from tests.shipped import shipped_prompt, shipped_task
 from tests.teacher.asking import hosted
 from tests.teacher.server import Answer, serving
 
-RAW = Path(__file__).parents[2] / "data" / "01_raw"
-PROMPT = yaml.safe_load((RAW / "prompts" / "distil.yml").read_text())
+PROMPT = shipped_prompt("distil")
 SAMPLING = {"temperature": 0.7, "max_tokens": 100}
 NO_EVALUATION = pd.DataFrame(columns=["item_id", "fields", "query", "answers"])
 
 
-def shipped(name):
-    return Task.parse(yaml.safe_load((RAW / "tasks" / f"{name}.yml").read_text()), name)
-
-
-READING, TOPIC, SUMS, SUMMARIES = map(shipped, ("reading_qa", "news_topic", "word_problems", "summaries"))
+READING, TOPIC, SUMS, SUMMARIES = map(shipped_task, ("reading_qa", "news_topic", "word_problems", "summaries"))
 
 
 def inputs(task, texts):
@@ -222,7 +215,7 @@ def test_every_input_is_accounted_for(script, samples, most, data):
 @pytest.mark.parametrize("kind", ["anthropic", "openai"])
 def test_a_teacher_behind_an_api_labels_by_direct_and_by_reasoning(tmp_path, kind):
     """The labels are bought once: a second student costs nothing."""
-    mnli = shipped("mnli")
+    mnli = shipped_task("mnli")
     boats = [f"{n} boats lie in the harbour." for n in range(5)]
     fields = [{"premise": text, "hypothesis": f"It is wrong that {text}"} for text in boats]
     unlabeled = make_unlabeled_inputs(mnli, SourceRows(fields, "own.jsonl", {"dataset": "own.jsonl"}))

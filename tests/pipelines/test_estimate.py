@@ -1,7 +1,6 @@
 import json
 
 import pytest
-import yaml
 
 from rebase.parameters import CotParameters, DistilParameters
 from rebase.pipelines.cot.nodes import reason_examples
@@ -19,7 +18,6 @@ from tests.pipelines.test_transform import (
     NO_EVALUATION,
     PASSAGES,
     PROMPT,
-    RAW,
     READING,
     SUMS,
     asks_for_the_year,
@@ -28,9 +26,10 @@ from tests.pipelines.test_transform import (
     transform,
 )
 from tests.scripted import NO_PRICES, Scripted, cached
+from tests.shipped import shipped_prompt
 from tests.tiny import evaluate_parameters
 
-COT_PROMPT = yaml.safe_load((RAW / "prompts" / "cot.yml").read_text())
+COT_PROMPT = shipped_prompt("cot")
 COT = CotParameters.model_validate(
     {
         "samples": 3,

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,10 +10,10 @@ from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.tasks.source_rows import SourceRows
 from rebase.teacher.budget import Price
 from tests.scripted import Scripted, cached
+from tests.shipped import RAW, shipped_prompt
 from tests.tiny import evaluate_parameters
 
-RAW = Path(__file__).parents[2] / "data" / "01_raw"
-PROMPT = yaml.safe_load((RAW / "prompts" / "distil.yml").read_text())
+PROMPT = shipped_prompt("distil")
 TOPIC, SUMS = (
     Task.parse(yaml.safe_load((RAW / "tasks" / f"{name}.yml").read_text()), name)
     for name in ("news_topic", "word_problems")

@@ -11,7 +11,6 @@ from kedro_datasets.pandas import CSVDataset, ParquetDataset
 
 from rebase.datasets import SheetsDataset
 from rebase.errors import RebaseError
-from rebase.judging.llm_judge import PairPrompt, RubricPrompt
 from rebase.pipelines import judge, prepare
 from rebase.pipelines.judge.nodes import (
     REJECTED_COLUMNS,
@@ -27,7 +26,6 @@ from tests.scripted import Scripted, cached
 from tests.teacher.asking import ROOT, hosted, stored_keys
 from tests.teacher.server import Answer, serving
 
-PROMPTS = RUBRIC.model_dump(mode="json"), PAIR.model_dump(mode="json")
 LABELS = ("sport", "food", "travel", "science", "business", "sport")
 
 
@@ -76,13 +74,13 @@ def judged(say=fair, given=None, teacher=None, **changes):
     teacher = teacher or cached(Scripted(lambda request: say(request.messages[0].content)))
     parameters = PARAMETERS.model_copy(update=changes)
     items = evaluation_items(max(6, given["item_id"].nunique()))
-    return judge_answers(TASK, items, given, teacher, *PROMPTS, parameters)
+    return judge_answers(TASK, items, given, teacher, RUBRIC, PAIR, parameters)
 
 
 def scored(say=fair, given=None, **changes):
     given = predictions() if given is None else given
     judgments, rejected, _ = judged(say, given, **changes)
-    return score_judgments(TASK, given, judgments, rejected, PROMPTS[0], PARAMETERS.model_copy(update=changes))
+    return score_judgments(TASK, given, judgments, rejected, RUBRIC, PARAMETERS.model_copy(update=changes))
 
 
 def test_every_question_is_judged_or_rejected():
@@ -272,14 +270,14 @@ def by_truth(answer):
 
 @pytest.fixture(scope="module")
 def sheets():
-    return write_sheets(TASK, evaluation_items(), predictions(), PROMPTS[0], PARAMETERS)
+    return write_sheets(TASK, evaluation_items(), predictions(), RUBRIC, PARAMETERS)
 
 
 def agreement_of(sheets, texts):
     _, _, key = sheets
-    grades, rejected, summary = read_grades(texts, key, PROMPTS[0])
+    grades, rejected, summary = read_grades(texts, key, RUBRIC)
     judgments, _, _ = judged()
-    return summary, rejected, compare_graders(TASK, grades, key, judgments, PROMPTS[0], PARAMETERS)
+    return summary, rejected, compare_graders(TASK, grades, key, judgments, RUBRIC, PARAMETERS)
 
 
 def test_a_sheet_is_blind_and_holds_some_of_the_items(sheets):
@@ -327,9 +325,9 @@ def test_an_empty_sheet_is_told(sheets):
 
 
 def test_a_sheet_of_other_answers_is_told(sheets):
-    _, _, key = write_sheets(TASK, evaluation_items(), predictions().assign(raw="else"), PROMPTS[0], PARAMETERS)
+    _, _, key = write_sheets(TASK, evaluation_items(), predictions().assign(raw="else"), RUBRIC, PARAMETERS)
     with pytest.raises(RebaseError, match="If the answers have changed since the sheet was written"):
-        read_grades({"g/anna.csv": returned(sheets[0], by_truth)}, key, PROMPTS[0])
+        read_grades({"g/anna.csv": returned(sheets[0], by_truth)}, key, RUBRIC)
 
 
 def test_from_predictions_to_agreement_as_kedro_runs_it(tmp_path):
@@ -337,8 +335,8 @@ def test_from_predictions_to_agreement_as_kedro_runs_it(tmp_path):
     entries = yaml.safe_load((ROOT / "conf" / "base" / "catalog_judge.yml").read_text())
     sheet = CSVDataset(filepath=str(tmp_path / "sheet.csv"), save_args=entries["grading_sheet"]["save_args"])
     given = {
-        "task": TASK, "evaluation_items": evaluation_items(), "predictions": predictions(), "judge_rubric": PROMPTS[0],
-        "judge_pair": PROMPTS[1], "params:judge": PARAMETERS,
+        "task": TASK, "evaluation_items": evaluation_items(), "predictions": predictions(), "judge_rubric": RUBRIC,
+        "judge_pair": PAIR, "params:judge": PARAMETERS,
         "judge": cached(Scripted(lambda request: fair(request.messages[0].content))),
     }  # fmt: skip
     tables = ("judgments", "judge_rejected", "grading_key", "grades", "grades_rejected")
@@ -360,8 +358,3 @@ def test_from_predictions_to_agreement_as_kedro_runs_it(tmp_path):
     assert found["people"] == ["anna"]
     assert found["agreement"]["correctness"]["with_judge"] == {"anna": 1.0}
     assert catalog.load("agreement_summary")["rejected"] == {}
-
-
-def test_the_shipped_prompts_are_what_the_nodes_parse():
-    assert RubricPrompt.parse(PROMPTS[0], "") == RUBRIC
-    assert PairPrompt.parse(PROMPTS[1], "") == PAIR

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,17 +12,14 @@ from rebase.generation.generate import EXAMPLE_COLUMNS, REJECTED_COLUMNS
 from rebase.parameters import SynthesizeParameters
 from rebase.pipelines.report.nodes import measure_diversity
 from rebase.pipelines.synthesize.nodes import synthesize_examples
-from rebase.records import Task
 from rebase.student.adapters import render_card
 from rebase.student.handle import Student
 from rebase.teacher.budget import FREE, Price
 from tests.scripted import Scripted, cached
+from tests.shipped import shipped_prompt, shipped_task
 from tests.tiny import train_parameters
 
-RAW = Path(__file__).parents[2] / "data" / "01_raw"
-PROMPT, TRANSFORM_PROMPT = (
-    yaml.safe_load((RAW / "prompts" / f"{name}.yml").read_text()) for name in ("synthesize", "transform")
-)
+PROMPT, TRANSFORM_PROMPT = (shipped_prompt(name) for name in ("synthesize", "transform"))
 COLUMNS = ["item_id", "fields", "query", "answers"]
 NO_EVALUATION = pd.DataFrame(columns=COLUMNS)
 
@@ -31,11 +27,7 @@ NO_EVALUATION = pd.DataFrame(columns=COLUMNS)
 SAMPLING = {"temperature": 0.7, "max_tokens": 100}
 
 
-def shipped(name):
-    return Task.parse(yaml.safe_load((RAW / "tasks" / f"{name}.yml").read_text()), name)
-
-
-READING, TOPIC, SUMS = shipped("reading_qa"), shipped("news_topic"), shipped("word_problems")
+READING, TOPIC, SUMS = shipped_task("reading_qa"), shipped_task("news_topic"), shipped_task("word_problems")
 
 
 def evaluation(task, fields, answers):

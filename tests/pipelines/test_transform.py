@@ -1,32 +1,26 @@
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
 from rebase.generation.generate import EXAMPLE_COLUMNS, REJECTED_COLUMNS
+from rebase.generation.prompts.templates import SolvePrompt
 from rebase.parameters import TransformParameters
 from rebase.pipelines.transform.nodes import transform_rows
-from rebase.records import Task
 from rebase.teacher.budget import Price
 from rebase.teacher.local import LocalTeacher
 from tests.scripted import Scripted, cached
+from tests.shipped import shipped_prompt, shipped_task
 from tests.tiny import make_student
 
-RAW = Path(__file__).parents[2] / "data" / "01_raw"
-PROMPT = yaml.safe_load((RAW / "prompts" / "transform.yml").read_text())
+PROMPT = shipped_prompt("transform")
 NO_EVALUATION = pd.DataFrame({"query": []})
 
 
-def shipped(name):
-    return Task.parse(yaml.safe_load((RAW / "tasks" / f"{name}.yml").read_text()), name)
-
-
-READING, TOPIC, SUMS = shipped("reading_qa"), shipped("news_topic"), shipped("word_problems")
+READING, TOPIC, SUMS = shipped_task("reading_qa"), shipped_task("news_topic"), shipped_task("word_problems")
 PASSAGES = [
     f"The bell of tower number {n} was cast in 16{n:02d} by a smith. It hangs in the north room." for n in range(12)
 ]
@@ -172,13 +166,6 @@ def test_a_teacher_out_of_order_is_quoted():
     rows = retrieved(passages=[f"{passage} Again {n}." for n in range(9) for passage in PASSAGES])
     with pytest.raises(RebaseError, match=r"(?s)answered none of 108 requests.*the quota is used up.*credentials"):
         transform(READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters())
-
-
-def test_a_wrong_prompt_file_is_named():
-    with pytest.raises(RebaseError, match=r"transform\.yml"):
-        transform(
-            READING, retrieved(passages=PASSAGES), NO_EVALUATION, cached(Scripted(str)), {"version": 1}, parameters()
-        )
 
 
 def test_a_led_teacher_is_asked_for_questions_only():
@@ -342,7 +329,8 @@ def test_a_real_model_gives_responses_in_shape(tmp_path):
     make_student(tmp_path)
     teacher = LocalTeacher(str(tmp_path / "tiny"), None, tmp_path)
     # The tiny model holds 1024 tokens of one byte: a short prompt.
-    prompt = PROMPT | {"solve": {"version": 1, "system": "Label it.", "user": "{query}\n{data}"}}
+    solve = SolvePrompt(version=1, system="Label it.", user="{query}\n{data}")
+    prompt = PROMPT.model_copy(update={"solve": solve})
     task = TOPIC.model_copy(update={"examples": TOPIC.examples[:1]})
     cells = [{"lead": f"The rovers won match {n} at home.", "all": " ".join(TOPIC.answer.labels)} for n in range(5)]
     examples, _, summary = transform(

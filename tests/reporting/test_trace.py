@@ -19,7 +19,8 @@ from rich.console import Console
 
 from rebase.errors import RebaseError
 from rebase.generation.filters import why_excluded
-from rebase.generation.prompts import CotPrompt, cot_request
+from rebase.generation.prompts.requests import cot_request
+from rebase.generation.prompts.templates import CotPrompt
 from rebase.parameters import CotParameters, ExcludeParameters
 from rebase.records import Adapter, Task
 from rebase.reporting.console import visible
@@ -363,7 +364,7 @@ def test_an_empty_catalog_is_told_in_one_message() -> None:
 def test_the_responses_behind_a_rationale_are_found(tmp_path: Path, reading_task: Task) -> None:
     load = loader(tmp_path)
     entries = load.entries  # type: ignore[attr-defined]
-    prompt = {"version": 1, "system": "{instruction}", "user": "{query} {data}{cut}"}
+    prompt = CotPrompt(version=1, system="{instruction}", user="{query} {data}{cut}")
     cot = {"samples": 2, "on_disagreement": "reject", "max_row_tokens": 50,
            "sampling": {"temperature": 0.3, "max_tokens": 80}}  # fmt: skip
     shown = tuple(example | {"rationale": "So."} for example in reading_task.examples)
@@ -378,7 +379,7 @@ def test_the_responses_behind_a_rationale_are_found(tmp_path: Path, reading_task
 
     assert "not stored" in found()
     example, row = entries["examples"].iloc[0].to_dict(), rows().iloc[0].to_dict()
-    request = cot_request(task, example, row, CotPrompt.parse(prompt, "here"), CotParameters.model_validate(cot), 1)
+    request = cot_request(task, example, row, prompt, CotParameters.model_validate(cot), 1)
     with closing(ResponseCache(tmp_path / "responses.sqlite")) as store:
         store.put(request, Response(request.key("anthropic", "m"), "It is night.", "stop", 7, 3), "anthropic", "m")
     assert [response["raw"] for response in found()] == ["It is night."]

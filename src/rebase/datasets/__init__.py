@@ -5,13 +5,13 @@ from rebase.datasets.encoder import EncoderDataset as EncoderDataset
 from rebase.datasets.grading_sheets import SheetsDataset as SheetsDataset
 from rebase.datasets.inputs import EvaluationRowsDataset as EvaluationRowsDataset
 from rebase.datasets.inputs import InputsDataset as InputsDataset
-from rebase.datasets.inputs import PromptDataset as PromptDataset
 from rebase.datasets.inputs import RealDataset as RealDataset
 from rebase.datasets.inputs import SourcesDataset as SourcesDataset
 from rebase.datasets.inputs import TaskDataset as TaskDataset
 from rebase.datasets.metrics import MetricsDataset as MetricsDataset
 from rebase.datasets.model_folder import ModelFolderDataset as ModelFolderDataset
 from rebase.datasets.optional_table import OptionalTableDataset as OptionalTableDataset
+from rebase.datasets.prompts import PromptDataset as PromptDataset
 from rebase.datasets.shards import ShardStore as ShardStore
 from rebase.datasets.student import StudentDataset as StudentDataset
 from rebase.datasets.students import StudentsDataset as StudentsDataset

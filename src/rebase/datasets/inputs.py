@@ -8,7 +8,6 @@ import pandas as pd
 import yaml
 from kedro.io import AbstractDataset, DatasetError
 from kedro_datasets._typing import JSONPreview, TablePreview
-from kedro_datasets.yaml import YAMLDataset
 
 from rebase.datastore.sources import FolderSource, Source, find_sources
 from rebase.errors import RebaseError
@@ -83,14 +82,6 @@ class TaskDataset(ReadOnly, AbstractDataset[Any, Task]):
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._folder / f"{self._name}.yml"), "prompts": self._prompts}
-
-
-class PromptDataset(ReadOnly, YAMLDataset):
-    """A file of prompts: templates that people write."""
-
-    def preview(self) -> TextPreview:
-        """The file as kedro-viz shows it: as it stands, with its comments."""
-        return TextPreview(Path(self._filepath).read_text(encoding="utf-8"))
 
 
 class EvaluationRowsDataset(ReadOnly, AbstractDataset[Any, SourceRows]):

@@ -1,16 +1,20 @@
-"""Spans of a passage that a question can ask for: dates, quantities, places, persons and terms.
+"""What a guided teacher writes about: a span of the passage, or the source text of a row.
 
-A weak teacher writes fair questions when it is guided: one sentence, the span in it that is to be the answer, and how
-the question opens (answer-aware question generation, as in Du and Cardie 2018 and Alberti et al. 2019). Only spans
-that the words around them make sure of are taken. The patterns are for English; where they find nothing there is
-no cue.
+A weak teacher writes good questions when it is guided: it gets one sentence, the span that is to be the answer, and how
+the question opens (answer-aware question generation, as in Du and Cardie 2018 and Alberti et al. 2019). Spans are dates,
+quantities, places, persons and terms that the words around them identify reliably. The patterns are for English. Where
+they match nothing, there is no cue.
 """
 
+import json
 import random
 import re
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from rebase.records import Task
 from rebase.text import tokens
 
 _MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
@@ -30,9 +34,9 @@ _FUNCTION_WORDS = frozenset(
 )
 _PLACE_WORDS = frozenset(["in", "at", "near", "between"])
 _AUXILIARIES = ("did", "was", "were", "is", "are", "does", "do", "will", "can")
-#: What a person did: tells a person's name at the head of a clause from other names.
+#: Verbs after which a name at the start of a clause is a person's.
 _VERB = re.compile(r"(?:[a-z]+ed|was|had|who|took|made|wrote|built|found|began|gave|led|won|saw|came)\b")
-#: "British", "Roman", "Japanese": before a noun these are no names.
+#: "British", "Roman", "Japanese": before a noun these are not names.
 _ADJECTIVE = re.compile(r"(?:ish|ese|an|ch|ic|eek)$")
 
 _NUMERAL = rf"\b(?:{_NUMERALS})\b"
@@ -53,26 +57,76 @@ _TERM = re.compile(r"\b(?:called|named|termed|known as) (?P<span>(?:[a-z][a-z-]+
 _SENTENCE = re.compile(r"[^.!?]+(?:[.!?](?!\s|$)[^.!?]+)*[.!?]*")
 
 _MIN_SENTENCE_WORDS = 6
+#: A cell with fewer words is a name or a label, not a text that can be answered.
+_MIN_SOURCE_WORDS = 5
 
-_Found = Iterator[tuple[int, int, tuple[str, ...]]]
+#: Start and end of a span, and the openings of the question.
+_Spans = Iterator[tuple[int, int, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
 class Cue:
-    """What a teacher is guided to ask: for ``answer``, a span of ``sentence``, by a question with one of ``openings``."""
+    """The teacher writes a question with one of the ``openings``; its answer is a span of ``sentence``."""
 
     sentence: str
     answer: str
     openings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class SourceText:
+    """The teacher answers the text in the cell ``column``, in tasks without a passage."""
+
+    column: str
+    text: str
+
+
+Guidance = Cue | SourceText
+
+
+def can_be_guided(task: Task) -> bool:
+    """Whether a teacher can be guided: it writes one field, and for a passage the answer is a span."""
+    return len(task.written_fields) == 1 and (task.passage is None or task.answer.type == "span")
+
+
+def find_cue(task: Task, row: Mapping[str, Any], columns: Mapping[str, str]) -> Guidance | None:
+    """The cue for this row; None if the row offers none.
+
+    ``columns`` names each dataset's column of source texts (``source_text_columns``).
+    """
+    if task.passage:
+        return choose_cue(row["passage"], seed=str(row["row_id"]))
+    column = columns.get(row["dataset"], "")
+    text = str(json.loads(row["row"]).get(column, "")).strip()
+    return SourceText(column, text) if len(text.split()) >= _MIN_SOURCE_WORDS else None
+
+
+def source_text_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """For each dataset the column with texts like the queries of the task.
+
+    Of the columns that matched the queries (``query_column``), this is the one with the longest texts: short cells are
+    names and labels, and a problem is longer than its answer.
+    """
+    rows = list(rows)
+    columns: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if isinstance(row["query_column"], str):
+            columns[row["dataset"]].add(row["query_column"])
+    words: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        cells = json.loads(row["row"])
+        for column in columns.get(row["dataset"], ()):
+            words[row["dataset"], column] += len(str(cells.get(column, "")).split())
+    return {dataset: max(sorted(names), key=lambda name: words[dataset, name]) for dataset, names in columns.items()}
+
+
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, on one line each. A full stop inside a number or a name does not end one."""
+    """The sentences of a text, one line each. A period inside a number or a name does not end a sentence."""
     return [" ".join(match.group().split()) for match in _SENTENCE.finditer(text) if match.group().strip()]
 
 
 def find_cues(passage: str) -> list[Cue]:
-    """Every cue in the passage. Spans do not overlap, and each stands in its sentence once."""
+    """Every cue in the passage. Spans do not overlap, and each occurs once in its sentence."""
     return [
         cue
         for sentence in sentences(passage)
@@ -83,9 +137,9 @@ def find_cues(passage: str) -> list[Cue]:
 
 
 def choose_cue(passage: str, seed: str) -> Cue | None:
-    """One cue of the passage, by chance that ``seed`` fixes; None where there is none."""
+    """One cue of the passage, chosen at random by ``seed``; None if there is none."""
     cues = find_cues(passage)
-    return random.Random(seed).choice(cues) if cues else None  # noqa: S311 - no secret
+    return random.Random(seed).choice(cues) if cues else None  # noqa: S311
 
 
 def _cues_in(sentence: str) -> Iterator[Cue]:
@@ -97,13 +151,13 @@ def _cues_in(sentence: str) -> Iterator[Cue]:
                 yield Cue(sentence, sentence[start:end], openings)
 
 
-def _dates(sentence: str) -> _Found:
+def _dates(sentence: str) -> _Spans:
     for match in _DATE.finditer(sentence):
         opening = "In what year" if match.group().isdigit() else "When"
         yield *match.span(), tuple(f"{opening} {auxiliary}" for auxiliary in _AUXILIARIES)
 
 
-def _quantities(sentence: str) -> _Found:
+def _quantities(sentence: str) -> _Spans:
     for match in _QUANTITY.finditer(sentence):
         unit = match["unit"].strip()
         if unit in ("per cent", "%"):
@@ -114,11 +168,11 @@ def _quantities(sentence: str) -> _Found:
             yield *match.span(), (f"How many {unit}",)
 
 
-def _names(sentence: str) -> _Found:
-    """Places (after "in" and its like) and persons (after "by", or before what a person does)."""
+def _names(sentence: str) -> _Spans:
+    """Places (after "in" and similar words) and persons (after "by", or before a verb of action)."""
     for match in _NAME.finditer(sentence):
         start, end = match.span()
-        # The first word of a sentence is capitalized whatever it is.
+        # The first word of every sentence is capitalized.
         first, _, rest = match.group().partition(" ")
         if start == 0 and first.casefold() in _FUNCTION_WORDS:
             start = end - len(rest.removeprefix("the "))
@@ -137,13 +191,13 @@ def _names(sentence: str) -> _Found:
             yield start, end, ("Who",)
 
 
-def _terms(sentence: str) -> _Found:
+def _terms(sentence: str) -> _Spans:
     for match in _TERM.finditer(sentence):
         if not _FUNCTION_WORDS.intersection(match["span"].split()):
             yield *match.span("span"), ("What is the name of", "What are")
 
 
 def _is_noun(text: str) -> bool:
-    """If the text goes on with a word that may belong to the name before it ("Felling colliery")."""
-    found = re.match(r"[a-z]+", text)
-    return found is not None and found.group() not in _FUNCTION_WORDS and not _VERB.match(text)
+    """Whether the text starts with a word that may belong to the name before it ("Felling colliery")."""
+    word = re.match(r"[a-z]+", text)
+    return word is not None and word.group() not in _FUNCTION_WORDS and not _VERB.match(text)

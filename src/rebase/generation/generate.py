@@ -16,7 +16,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from rebase.errors import RebaseError
-from rebase.generation.prompts import CheckPrompt, Example, Prompt, check_request, prompt_hash, read_check
+from rebase.generation.prompts.parsing import Example, read_check
+from rebase.generation.prompts.requests import check_request
+from rebase.generation.prompts.templates import CheckPrompt, Prompt, prompt_hash
 from rebase.generation.verification import Known, agrees, label_balance, one_sided, reject_example, tidy_answer
 from rebase.parameters import SamplingParameters
 from rebase.records import Task

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, field_validator
 
-from rebase.generation.prompts import Prompt, fence
+from rebase.generation.prompts.requests import fence
+from rebase.generation.prompts.templates import Prompt
 from rebase.parameters import JudgeParameters, SamplingParameters
 from rebase.records import Strict, Task
 from rebase.tasks.metrics import bootstrap_interval
 from rebase.teacher.protocol import Message, Request, Sampling
 
-RUBRIC_FILE, PAIR_FILE = "data/01_raw/prompts/judge_rubric.yml", "data/01_raw/prompts/judge_pair.yml"
 #: The grades of every criterion, worst first.
 SCALE = (1, 2, 3, 4, 5)
 #: Characters of a rationale: enough for a sentence, and a limit for a weak judge that does not stop.

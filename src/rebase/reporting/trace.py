@@ -25,7 +25,7 @@ from rich.text import Text
 
 from rebase.errors import RebaseError
 from rebase.generation.filters import why_excluded
-from rebase.generation.prompts import CotPrompt, cot_request
+from rebase.generation.prompts.requests import cot_request
 from rebase.parameters import CotParameters, ExcludeParameters
 from rebase.records import Adapter
 from rebase.reporting.console import visible
@@ -172,7 +172,7 @@ def read_run(load: Callable[[str], Any], env: str | None = None, task: str | Non
     def find_reasoning(example: Line, row: Line | None) -> list[Line]:
         # The table of examples names no response for it: ask what would be asked now, which the store knows or not.
         try:
-            task, prompt = load("task"), CotPrompt.parse(load("cot_prompt"), "data/01_raw/prompts/cot.yml")
+            task, prompt = load("task"), load("cot_prompt")
             parameters, teacher = CotParameters.model_validate(_settings(load("params:cot"))), load("teacher")
         except RebaseError:
             return []

@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from rebase.errors import RebaseError
 from rebase.generation.generate import REJECTED_COLUMNS, explain_silence
-from rebase.generation.prompts import CotPrompt, cot_request, read_rationale
+from rebase.generation.prompts.parsing import read_rationale
+from rebase.generation.prompts.requests import cot_request
+from rebase.generation.prompts.templates import CotPrompt
 from rebase.generation.self_consistency import Sample, Verdict, read_sample, vote
 from rebase.generation.verification import same_answer
 from rebase.parameters import CotParameters
@@ -31,7 +33,7 @@ def reason_examples(
     examples: pd.DataFrame,
     retrieved: pd.DataFrame,
     teacher: CachedTeacher,
-    cot_prompt: dict[str, Any],
+    cot_prompt: CotPrompt,
     parameters: CotParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Give each example the reasoning that leads to its answer; for a task without ``cot`` pass all on as they are.
@@ -50,13 +52,12 @@ def reason_examples(
     if not task.cot:
         passed = examples.assign(rationale=None, agreement=None).astype({"rationale": "str", "agreement": "float64"})
         return passed, pd.DataFrame(columns=REJECTED_COLUMNS), _summary(passed, {}, 0, Usage())
-    prompt = CotPrompt.parse(cot_prompt, "data/01_raw/prompts/cot.yml")
     sources = {row["row_id"]: row for row in retrieved.to_dict("records")}
     lines = examples.to_dict("records")
 
     kept: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
-    verdicts, usage = run(_ask_examples(task, lines, sources, teacher, prompt, parameters))
+    verdicts, usage = run(_ask_examples(task, lines, sources, teacher, cot_prompt, parameters))
     for line, (samples, verdict) in zip(lines, verdicts, strict=True):
         if verdict.rejected:
             rejected.append(_rejection(line, verdict, samples))

@@ -21,15 +21,9 @@ from rebase.generation.generate import (
     read_response,
     rejected_line,
 )
-from rebase.generation.prompts import (
-    DistilPrompt,
-    Example,
-    check_request,
-    densify_request,
-    read_check,
-    read_denser,
-    read_rationale,
-)
+from rebase.generation.prompts.parsing import Example, read_check, read_denser, read_rationale
+from rebase.generation.prompts.requests import check_request, densify_request, label_requests
+from rebase.generation.prompts.templates import DistilPrompt
 from rebase.generation.self_consistency import read_sample, vote
 from rebase.generation.verification import Known
 from rebase.parameters import DistilParameters
@@ -37,7 +31,7 @@ from rebase.records import Task
 from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
 from rebase.teacher.concurrency import run
-from rebase.teacher.protocol import Failure, Request, Response
+from rebase.teacher.protocol import Failure, Response
 from rebase.text import ngrams, normalize, tokens
 
 #: As ``examples`` after ``cot``; and of ``chain_of_density`` all rounds (JSON list of what was missing and said).
@@ -51,7 +45,7 @@ def distil_inputs(
     unlabeled_inputs: pd.DataFrame,
     evaluation_items: pd.DataFrame,
     teacher: CachedTeacher,
-    distil_prompt: dict[str, Any],
+    distil_prompt: DistilPrompt,
     parameters: DistilParameters,
     contamination_ngram: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
@@ -68,7 +62,6 @@ def distil_inputs(
         RebaseError: The style does not fit the task, no label was left, or the teacher answers nothing.
 
     """
-    prompt = DistilPrompt.parse(distil_prompt, "data/01_raw/prompts/distil.yml")
     _check_style(task, parameters)
     taken = unlabeled_inputs.iloc[
         systematic_positions(len(unlabeled_inputs), parameters.max_inputs or len(unlabeled_inputs))
@@ -76,10 +69,10 @@ def distil_inputs(
     protected = protected_texts(task, evaluation_items["fields"], evaluation_items["answers"])
     clean, rejected = _screen(task, taken.to_dict("records"), protected, contamination_ngram)
     known = Known.of(task, evaluation_items["query"], contamination_ngram)
-    kept, unusable, usage = run(_ask_inputs(task, clean, teacher, prompt, parameters, known))
+    kept, unusable, usage = run(_ask_inputs(task, clean, teacher, distil_prompt, parameters, known))
     rejected += unusable
-    advice = "Look at the inputs and at data/01_raw/prompts/distil.yml, or take a stronger teacher."
-    found = conclude("distil", task, teacher, prompt, (kept, rejected, usage), advice, LABELED_COLUMNS)
+    advice = f"Look at the inputs and at {distil_prompt.path}, or take a stronger teacher."
+    found = conclude("distil", task, teacher, distil_prompt, (kept, rejected, usage), advice, LABELED_COLUMNS)
     summary = found[2]
     summary["style"] = parameters.style
     if over := len(unlabeled_inputs) - len(taken):
@@ -174,18 +167,6 @@ async def label(
         return Asked(item, response, Rejection(verdict.rejected, detail))
     more = {"rationale": verdict.rationale or None, "agreement": verdict.agreement}
     return Asked(item, response, Example(dict(fields), verdict.answer), more=more)
-
-
-def label_requests(
-    task: Task, fields: Mapping[str, str], prompt: DistilPrompt, parameters: DistilParameters
-) -> list[Request]:
-    """One request a sample of the label."""
-    reasoned = parameters.style == "cot"
-    own = prompt.cot if reasoned else prompt
-    return [
-        check_request(task, fields, own, parameters.sampling, reasoned=reasoned, sample=sample)
-        for sample in range(parameters.samples)
-    ]
 
 
 async def densify(

@@ -6,21 +6,17 @@ from typing import Any
 import pandas as pd
 
 from rebase.generation.cost_estimate import Forecast, forecast
-from rebase.generation.prompts import (
-    CotPrompt,
-    DistilPrompt,
-    TransformPrompt,
-    can_be_guided,
+from rebase.generation.cues import can_be_guided, find_cue, source_text_columns
+from rebase.generation.prompts.requests import (
+    answer_requests,
     check_request,
     cot_request,
     densify_request,
-    find_cue,
-    own_text_columns,
+    label_requests,
     transform_request,
 )
+from rebase.generation.prompts.templates import CotPrompt, DistilPrompt, TransformPrompt
 from rebase.parameters import CotParameters, DistilParameters, EvaluateParameters, TransformParameters
-from rebase.pipelines.distil.nodes import label_requests
-from rebase.pipelines.evaluate_teacher.nodes import answer_requests
 from rebase.records import Task
 from rebase.tasks.evaluation_items import select_items
 from rebase.teacher.api import ApiTeacher
@@ -32,8 +28,8 @@ def estimate_cost(
     task: Task,
     retrieved: pd.DataFrame,
     teacher: CachedTeacher,
-    transform_prompt: dict[str, Any],
-    cot_prompt: dict[str, Any],
+    transform_prompt: TransformPrompt,
+    cot_prompt: CotPrompt,
     transform: TransformParameters,
     cot: CotParameters,
 ) -> dict[str, Any]:
@@ -45,21 +41,19 @@ def estimate_cost(
     """
     per_character = teacher.tokens_per_character()
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
-    prompt = TransformPrompt.parse(transform_prompt, "data/01_raw/prompts/transform.yml")
-    requests = _transform_requests(task, rows, prompt, transform)
+    requests = _transform_requests(task, rows, transform_prompt, transform)
     answers = [_dump(example, [*task.written_fields, "answer"]) for example in task.examples]
     stages: dict[str, Forecast] = {"transform": forecast(requests, transform.max_examples, answers, per_character)}
     # What will be written is not there yet: the task's own examples stand for it.
     stand_ins = [task.examples[number % len(task.examples)] for number in range(transform.max_examples)]
     stand_ins = stand_ins[: len(requests)]
     if transform.consistency_filter:
-        checks = [check_request(task, example, prompt.check, transform.sampling) for example in stand_ins]
+        checks = [check_request(task, example, transform_prompt.check, transform.sampling) for example in stand_ins]
         said = [_dump(example, ["answer"]) for example in task.examples]
         stages["consistency_filter"] = forecast(checks, 0, said, per_character)
     if task.cot:
-        reasoned = CotPrompt.parse(cot_prompt, "data/01_raw/prompts/cot.yml")
         asked = [
-            cot_request(task, _as_example(task, example), row, reasoned, cot, sample)
+            cot_request(task, _as_example(task, example), row, cot_prompt, cot, sample)
             for example, row in zip(stand_ins, rows, strict=False)
             for sample in range(cot.samples)
         ]
@@ -81,7 +75,7 @@ def estimate_comparison(
     task: Task,
     evaluation_items: pd.DataFrame,
     teacher: CachedTeacher,
-    distil_prompt: dict[str, Any],
+    distil_prompt: DistilPrompt,
     transform: TransformParameters,
     distil: DistilParameters,
     evaluate: EvaluateParameters,
@@ -92,16 +86,15 @@ def estimate_comparison(
     passage. ``distil`` labels each example that there may be; ``teacher`` answers every item.
     """
     per_character = teacher.tokens_per_character()
-    prompt = DistilPrompt.parse(distil_prompt, "data/01_raw/prompts/distil.yml")
     stages = {name: Forecast.of(said) for name, said in estimate["stages"].items()}
     examples = min(transform.max_examples, estimate["rows"])
     labels = [
         request
         for number in range(examples)
-        for request in _label_requests(task, task.examples[number % len(task.examples)], prompt, distil)
+        for request in _label_requests(task, task.examples[number % len(task.examples)], distil_prompt, distil)
     ]
     items, _ = select_items(task, evaluation_items, evaluate.limit)
-    answers = answer_requests(task, [json.loads(text) for text in items["fields"]], prompt)
+    answers = answer_requests(task, [json.loads(text) for text in items["fields"]], distil_prompt)
     label = ["rationale", "answer"] if distil.style == "cot" else ["answer"]
     answer = ["rationale", "answer"] if task.cot else ["answer"]
     asked = (
@@ -144,7 +137,7 @@ def _transform_requests(
 ) -> list[Request]:
     if not (parameters.guided and can_be_guided(task)):
         return [transform_request(task, row, prompt, parameters) for row in rows]
-    columns = own_text_columns(rows)
+    columns = source_text_columns(rows)
     cues = [(row, find_cue(task, row, columns)) for row in rows]
     return [transform_request(task, row, prompt, parameters, cue) for row, cue in cues if cue is not None]
 

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -10,8 +9,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from rebase.errors import RebaseError
-from rebase.generation.prompts import DistilPrompt, check_request, read_check, read_rationale
-from rebase.parameters import EvaluateParameters, SamplingParameters
+from rebase.generation.prompts.parsing import read_check, read_rationale
+from rebase.generation.prompts.requests import answer_requests
+from rebase.generation.prompts.templates import DistilPrompt
+from rebase.parameters import EvaluateParameters
 from rebase.records import Task
 from rebase.student.answering import as_generations
 from rebase.student.formatting import render_completion
@@ -24,15 +25,12 @@ from rebase.teacher.protocol import Failure, Request, Response, why_unreadable
 
 TEACHER = "teacher"
 
-# What a response needs beside the answer: JSON around it.
-_AROUND = 40
-
 
 def predict_teacher(
     task: Task,
     evaluation_items: pd.DataFrame,
     teacher: CachedTeacher,
-    distil_prompt: dict[str, Any],
+    distil_prompt: DistilPrompt,
     parameters: EvaluateParameters,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Let the teacher answer the items that the student is asked, with the task's examples as turns, greedily.
@@ -47,10 +45,9 @@ def predict_teacher(
         RebaseError: A request failed, which is no answer, right or wrong. What came is stored.
 
     """
-    prompt = DistilPrompt.parse(distil_prompt, "data/01_raw/prompts/distil.yml")
     items, rejected = select_items(task, evaluation_items, parameters.limit)
     fields = [json.loads(text) for text in items["fields"]]
-    requests = answer_requests(task, fields, prompt)
+    requests = answer_requests(task, fields, distil_prompt)
     responses, usage = run(_ask(requests, teacher))
     failures = [response for response in responses if isinstance(response, Failure)]
     if lost := [failure for failure in failures if failure.kind != "budget"]:
@@ -73,13 +70,6 @@ def predict_teacher(
         "usage": usage.summary(),
     }
     return generations, summary
-
-
-def answer_requests(task: Task, items: Sequence[Mapping[str, str]], prompt: DistilPrompt) -> list[Request]:
-    """One request an item, of which these are the query's fields."""
-    sampling = SamplingParameters(temperature=0, max_tokens=task.max_new_tokens + _AROUND)
-    own = prompt.cot if task.cot else prompt
-    return [check_request(task, fields, own, sampling, reasoned=task.cot) for fields in items]
 
 
 def read_answer(task: Task, fields: dict[str, str], response: Response | Failure) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rebase.datastore.sampling import systematic_positions
 from rebase.errors import RebaseError
-from rebase.generation.prompts import prompt_hash
+from rebase.generation.prompts.templates import prompt_hash
 from rebase.judging.human_grading import (
     GRADE_COLUMNS,
     REJECTED_GRADE_COLUMNS,
@@ -27,8 +27,6 @@ from rebase.judging.human_grading import (
     write_sheet,
 )
 from rebase.judging.llm_judge import (
-    PAIR_FILE,
-    RUBRIC_FILE,
     PairPrompt,
     RubricPrompt,
     calibrate,
@@ -144,8 +142,8 @@ def judge_answers(
     evaluation_items: pd.DataFrame,
     predictions: pd.DataFrame,
     judge: CachedTeacher,
-    judge_rubric: dict[str, Any],
-    judge_pair: dict[str, Any],
+    judge_rubric: RubricPrompt,
+    judge_pair: PairPrompt,
     parameters: JudgeParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Have the judge grade each answer by each criterion, and compare each pair of answers in both orders.
@@ -157,32 +155,31 @@ def judge_answers(
         questions with reasons; the stage summary.
 
     Raises:
-        RebaseError: The rubric is wrong, or none of the judge's responses can be read.
+        RebaseError: None of the judge's responses can be read.
 
     """
     started = time.monotonic()
-    rubric, prompt = RubricPrompt.parse(judge_rubric, RUBRIC_FILE), PairPrompt.parse(judge_pair, PAIR_FILE)
     answers = SystemAnswers(evaluation_items, predictions, parameters)
 
     def request(question: Question) -> Request | None:
         query = answers.query(question.item_id)
         if question.system is not None:
             answer = answers.answer(question.system, question.item_id)
-            return rubric_request(task, rubric, query, answer, parameters.sampling)
+            return rubric_request(task, judge_rubric, query, answer, parameters.sampling)
         first, second = (answers.answer(system, question.item_id) for system in (question.first, question.second))
         same = first.strip() == second.strip()
-        return None if same else pair_request(task, prompt, query, first, second, parameters.sampling)
+        return None if same else pair_request(task, judge_pair, query, first, second, parameters.sampling)
 
     questions = [(question, request(question)) for question in answers.questions(answers.items)]
-    results, usage = run(_generate(judge, rubric, questions))
+    results, usage = run(_generate(judge, judge_rubric, questions))
     results += [Judgment(question, reason="over_limit") for question in answers.questions(answers.over_limit)]
     rejected = [result for result in results if result.values is None]
     by_reason = Counter(result.reason for result in rejected)
     if len(rejected) == len(results):
         raise RebaseError(_explain_no_judgment(judge, by_reason, rejected))
     name = f"{judge.provider}/{judge.model}"
-    hashes = {"rubric": prompt_hash(rubric, task), "pair": prompt_hash(prompt, task)}
-    columns = [*_QUESTION, *rubric.names, "verdict", "rationale", "response_key", "judge", "prompt_hash", *_COSTS]
+    hashes = {"rubric": prompt_hash(judge_rubric, task), "pair": prompt_hash(judge_pair, task)}
+    columns = [*_QUESTION, *judge_rubric.names, "verdict", "rationale", "response_key", "judge", "prompt_hash", *_COSTS]
     lines = [
         {**result.line, **result.values, "judge": name, "prompt_hash": hashes[result.question.kind]}
         | {cost: getattr(result.response, cost) for cost in _COSTS}
@@ -190,7 +187,7 @@ def judge_answers(
         if result.values
     ]
     # The types are the same in a table of grades alone, of verdicts alone, or of both.
-    judgments = pd.DataFrame(lines, columns=columns).astype(dict.fromkeys(rubric.names, "float64"))
+    judgments = pd.DataFrame(lines, columns=columns).astype(dict.fromkeys(judge_rubric.names, "float64"))
     rejections = [
         {
             **result.line,
@@ -217,7 +214,7 @@ def score_judgments(
     predictions: pd.DataFrame,
     judgments: pd.DataFrame,
     judge_rejected: pd.DataFrame,
-    judge_rubric: dict[str, Any],
+    judge_rubric: RubricPrompt,
     parameters: JudgeParameters,
 ) -> dict[str, Any]:
     """Aggregate the judgments, and measure how far the judge can be trusted.
@@ -228,7 +225,7 @@ def score_judgments(
         ``calibration`` of each criterion against each metric, for answers with references; ``doubts`` as sentences.
 
     """
-    names = RubricPrompt.parse(judge_rubric, RUBRIC_FILE).names
+    names = judge_rubric.names
     metrics = [metric for metric in task.metrics if metric in predictions]
     has_references = predictions["answers"].map(lambda references: bool(json.loads(references)))
     gold = predictions[has_references].dropna(subset=metrics).set_index(["system", "item_id"])[metrics]
@@ -269,11 +266,10 @@ def write_sheets(
     task: Task,
     evaluation_items: pd.DataFrame,
     predictions: pd.DataFrame,
-    judge_rubric: dict[str, Any],
+    judge_rubric: RubricPrompt,
     parameters: JudgeParameters,
 ) -> tuple[pd.DataFrame, str, pd.DataFrame]:
     """Write a blind sheet of ``sheet_items`` judged items: as a table, as an HTML form, and the key to both."""
-    rubric = RubricPrompt.parse(judge_rubric, RUBRIC_FILE)
     answers = SystemAnswers(evaluation_items, predictions, parameters)
     items = [answers.items[index] for index in systematic_positions(len(answers.items), parameters.sheet_items)]
     lines = [
@@ -283,11 +279,11 @@ def write_sheets(
         for item in [question.item_id]
     ]
     key = make_key(task, lines, parameters.seed)
-    return write_sheet(key, rubric), write_form(task, key, rubric), key
+    return write_sheet(key, judge_rubric), write_form(task, key, judge_rubric), key
 
 
 def read_grades(
-    returned_sheets: dict[str, str], grading_key: pd.DataFrame, judge_rubric: dict[str, Any]
+    returned_sheets: dict[str, str], grading_key: pd.DataFrame, judge_rubric: RubricPrompt
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Read the returned sheets, one for each person, and check every grade.
 
@@ -301,7 +297,7 @@ def read_grades(
 
     """
     started = time.monotonic()
-    names = RubricPrompt.parse(judge_rubric, RUBRIC_FILE).names
+    names = judge_rubric.names
     items = dict(zip(grading_key["answer_id"], grading_key["item_id"], strict=True))
     grades: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
@@ -336,7 +332,7 @@ def compare_graders(
     grades: pd.DataFrame,
     grading_key: pd.DataFrame,
     judgments: pd.DataFrame,
-    judge_rubric: dict[str, Any],
+    judge_rubric: RubricPrompt,
     parameters: JudgeParameters,
 ) -> dict[str, Any]:
     """Measure how far people agree with one another and with the judge, and average their grades.
@@ -346,7 +342,7 @@ def compare_graders(
         mean over people, with the interval over answers. Both are empty without grades.
 
     """
-    names = list(RubricPrompt.parse(judge_rubric, RUBRIC_FILE).names)
+    names = list(judge_rubric.names)
     owners = grading_key[["answer_id", "item_id", "system"]]
     judged = judgments[judgments["kind"] == "rubric"].merge(owners, on=["item_id", "system"])
     by_judge = (

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.generation.cues import choose_cue
+from rebase.generation.cues import can_be_guided, choose_cue
 from rebase.generation.filters import Candidate, Filter, contamination_filter, protected_texts
 from rebase.generation.generate import (
     Asked,
@@ -20,17 +20,9 @@ from rebase.generation.generate import (
     examine,
     read_response,
 )
-from rebase.generation.prompts import (
-    Example,
-    SynthesizePrompt,
-    TransformPrompt,
-    ask_request,
-    can_be_guided,
-    read_example,
-    read_synthesized,
-    synthesize_request,
-    without_passage,
-)
+from rebase.generation.prompts.parsing import Example, read_example, read_synthesized
+from rebase.generation.prompts.requests import ask_request, synthesize_request, without_passage
+from rebase.generation.prompts.templates import SynthesizePrompt, TransformPrompt
 from rebase.generation.verification import Known
 from rebase.parameters import SynthesizeParameters
 from rebase.records import Task
@@ -50,8 +42,8 @@ def synthesize_examples(
     transform_summary: dict[str, Any],
     evaluation_items: pd.DataFrame,
     teacher: CachedTeacher,
-    synthesize_prompt: dict[str, Any],
-    transform_prompt: dict[str, Any],
+    synthesize_prompt: SynthesizePrompt,
+    transform_prompt: TransformPrompt,
     parameters: SynthesizeParameters,
     contamination_ngram: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
@@ -67,12 +59,11 @@ def synthesize_examples(
         RebaseError: Not one example passed, the teacher answers nothing, or nothing was spent that could be matched.
 
     """
-    prompt = SynthesizePrompt.parse(synthesize_prompt, "data/01_raw/prompts/synthesize.yml")
     protected = protected_texts(task, evaluation_items["fields"], evaluation_items["answers"])
     writer = _Writer(
         task,
-        prompt,
-        TransformPrompt.parse(transform_prompt, "data/01_raw/prompts/transform.yml"),
+        synthesize_prompt,
+        transform_prompt,
         parameters,
         parameters.guided and task.passage is not None and can_be_guided(task),
         bool(transform_summary.get("consistency_filter")),
@@ -80,11 +71,8 @@ def synthesize_examples(
         contamination_filter(protected, contamination_ngram),
     )
     kept, rejected, usage = run(_ask_numbers(writer, teacher, transform_summary["usage"]))
-    advice = (
-        "Look at the task's instruction and examples and at data/01_raw/prompts/synthesize.yml, or take a stronger "
-        "teacher."
-    )
-    found = conclude("synthesize", task, teacher, prompt, (kept, rejected, usage), advice)
+    advice = f"Look at the task's instruction and examples and at {synthesize_prompt.path}, or take a stronger teacher."
+    found = conclude("synthesize", task, teacher, synthesize_prompt, (kept, rejected, usage), advice)
     found[2]["spend"] = parameters.spend
     if usage.over_budget:
         logger.warning(

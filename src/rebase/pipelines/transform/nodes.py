@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from rebase.generation.cues import Guidance, can_be_guided, find_cue, source_text_columns
 from rebase.generation.generate import (
     Asked,
     Rejection,
@@ -17,17 +18,9 @@ from rebase.generation.generate import (
     read_response,
     rejected_line,
 )
-from rebase.generation.prompts import (
-    Example,
-    Guidance,
-    TransformPrompt,
-    can_be_guided,
-    cut_columns,
-    find_cue,
-    own_text_columns,
-    read_example,
-    transform_request,
-)
+from rebase.generation.prompts.parsing import Example, read_example
+from rebase.generation.prompts.requests import cut_columns, transform_request
+from rebase.generation.prompts.templates import TransformPrompt
 from rebase.generation.verification import Known, names_label
 from rebase.parameters import TransformParameters
 from rebase.records import Task
@@ -44,7 +37,7 @@ def transform_rows(
     retrieved: pd.DataFrame,
     evaluation_items: pd.DataFrame,
     teacher: CachedTeacher,
-    transform_prompt: dict[str, Any],
+    transform_prompt: TransformPrompt,
     parameters: TransformParameters,
     contamination_ngram: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
@@ -62,16 +55,15 @@ def transform_rows(
         RebaseError: Not one example passed, or the teacher answers nothing.
 
     """
-    prompt = TransformPrompt.parse(transform_prompt, "data/01_raw/prompts/transform.yml")
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
     known = Known.of(task, evaluation_items["query"], contamination_ngram)
-    kept, rejected, usage = run(_ask_rows(task, rows, teacher, prompt, parameters, known))
+    kept, rejected, usage = run(_ask_rows(task, rows, teacher, transform_prompt, parameters, known))
     rejected += [rejected_line(row, Rejection("not_needed")) for row in rows[len(kept) + len(rejected) :]]
     advice = (
-        "Look at the task's instruction and examples and at data/01_raw/prompts/transform.yml, take a stronger "
+        f"Look at the task's instruction and examples and at {transform_prompt.path}, take a stronger "
         "teacher, or retrieve more rows (`retrieve.top_n`)."
     )
-    found = conclude("transform", task, teacher, prompt, (kept, rejected, usage), advice)
+    found = conclude("transform", task, teacher, transform_prompt, (kept, rejected, usage), advice)
     found[2]["consistency_filter"] = parameters.consistency_filter
     if len(kept) < parameters.max_examples:
         logger.warning("transform: %d examples passed, %d were wanted", len(kept), parameters.max_examples)
@@ -88,7 +80,7 @@ async def _ask_rows(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Usage]:
     """The lines of ``examples``, without what all share, and of ``examples_rejected``; and what was asked."""
     guided = parameters.guided and can_be_guided(task)
-    columns = own_text_columns(rows) if guided else {}
+    columns = source_text_columns(rows) if guided else {}
 
     def room(kept: int, rejected: int) -> int:
         wanted = parameters.max_examples - kept

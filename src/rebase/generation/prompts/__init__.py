@@ -1,0 +1,1 @@
+"""Prompts: the typed prompt files, the requests rendered from them, and the reading of responses."""

@@ -1,0 +1,81 @@
+"""Read responses. Each function raises ValueError when a response does not match the schema of its request."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rebase.generation.cues import Cue, Guidance, SourceText
+from rebase.generation.verification import tidy_answer
+from rebase.records import Task
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example in a response: the fields of the query, and the answer."""
+
+    fields: dict[str, str]
+    answer: str
+
+
+def read_example(task: Task, text: str, passage: str | None, cue: Guidance | None = None) -> Example | None:
+    """The example in a response to ``transform_request``; None if the response rejects the row as unsuitable."""
+    response = json.loads(text)
+    written = response["example"] if isinstance(response, dict) and set(response) == {"example"} else response
+    if written is None:
+        return None
+    written_fields = [] if isinstance(cue, SourceText) else task.written_fields
+    check_fields(written, {*written_fields} if isinstance(cue, Cue) else {*written_fields, "answer"})
+    if isinstance(cue, SourceText):
+        return Example({task.query_fields[0]: cue.text}, _as_text(written["answer"]))
+    fields = {name: str(written[name]).strip() for name in task.written_fields}
+    if task.passage:
+        fields[task.passage] = passage or ""
+    answer = cue.answer if cue else _as_text(written["answer"])
+    return Example({name: fields[name] for name in task.query_fields}, answer)
+
+
+def read_synthesized(task: Task, text: str, *, guided: bool = False) -> Example:
+    """The example in a response to ``synthesize_request``; from a ``guided`` teacher the passage, without an answer."""
+    names = [task.passage] if guided and task.passage else [*task.query_fields, "answer"]
+    fields = {name: _as_text(value) for name, value in _read(text, names).items()}
+    answer = fields.pop("answer", "")
+    return Example(fields, answer)
+
+
+def read_rationale(text: str) -> tuple[str, str]:
+    """The rationale and the answer in a response."""
+    response = _read(text, ("rationale", "answer"))
+    return str(response["rationale"]).strip(), _as_text(response["answer"])
+
+
+def read_check(task: Task, fields: Mapping[str, str], text: str) -> str:
+    """The answer in a response, tidied."""
+    return tidy_answer(task, fields, _plain(_read(text, ("answer",))["answer"]))
+
+
+def read_denser(task: Task, fields: Mapping[str, str], text: str) -> tuple[str, str]:
+    """What the last answer lacked, and the denser answer, tidied."""
+    response = _read(text, ("missing", "answer"))
+    return str(response["missing"]).strip(), tidy_answer(task, fields, _plain(response["answer"]))
+
+
+def check_fields(response: Any, names: Iterable[str]) -> None:
+    """Raise ValueError unless the response is an object with exactly these fields."""
+    if not isinstance(response, dict) or set(response) != set(names):
+        raise ValueError(f"a response with the fields {sorted(names)} was asked for")
+
+
+def _read(text: str, names: Iterable[str]) -> dict[str, Any]:
+    response = json.loads(text)
+    check_fields(response, names)
+    return response
+
+
+def _plain(answer: Any) -> str:
+    """The answer as text; a whole number without a decimal point."""
+    return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
+
+
+def _as_text(answer: Any) -> str:
+    return _plain(answer).strip()

@@ -1,0 +1,345 @@
+"""Render requests to the teacher from a task, a source row and a prompt file.
+
+A row is data, never an instruction: it is JSON between ``<data>`` lines, with every ``<`` escaped so that it cannot
+close them, and a JSON schema fixes the shape of the response.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from rebase.generation.cues import Cue, Guidance, SourceText, sentences
+from rebase.generation.prompts.templates import (
+    AskPrompt,
+    CheckPrompt,
+    CotPrompt,
+    DensifyPrompt,
+    DistilPrompt,
+    SolvePrompt,
+    SynthesizePrompt,
+    TransformPrompt,
+)
+from rebase.parameters import CotParameters, DistilParameters, SamplingParameters, TransformParameters
+from rebase.records import Task
+from rebase.teacher.protocol import Message, Request, Sampling
+from rebase.text import approximate_tokens, cut_at_tokens
+
+_TYPE_IN_WORDS = {
+    "span": "a few words copied from the passage",
+    "label": "one of the labels",
+    "number": "a number",
+    "text": "a text",
+    "code": "code",
+}
+_FENCE = re.compile(r"<(?=\s*/?\s*data\b)", re.IGNORECASE)
+#: At most this many cut columns are named in a request: there may be thousands.
+_MAX_NAMED_COLUMNS = 20
+#: Tokens of a response beside its answer: the JSON around it.
+_JSON_TOKENS = 40
+
+
+def transform_request(
+    task: Task,
+    row: Mapping[str, Any],
+    prompt: TransformPrompt,
+    parameters: TransformParameters,
+    cue: Guidance | None = None,
+) -> Request:
+    """Request one new example made from the row, or ``null`` if the row is unsuitable.
+
+    ``row`` is a row of ``retrieved``. The examples of the task are earlier turns. With a ``cue`` the teacher only writes
+    the question for a span, or the answer to the source text of the row.
+    """
+    if isinstance(cue, Cue):
+        return ask_request(task, cue, prompt.ask, parameters.sampling)
+    if isinstance(cue, SourceText):
+        return _solve_request(task, row, cue, prompt.solve, parameters)
+    words = _task_in_words(task)
+    turns = []
+    for example in task.examples:
+        shown = {name: example[name] for name in ([task.passage] if task.passage else [*task.query_fields, "answer"])}
+        written = {name: example[name] for name in task.written_fields} | {"answer": _typed(task, example["answer"])}
+        turns.append((prompt.user.format(data=fence(shown), cut="", **words), {"example": written}))
+    data, cut = _visible_cells(task, row, parameters, cue)
+    user = prompt.user.format(data=fence(data), cut=_describe_cut(cut), **words)
+    return _request(prompt.system.format(**words), turns, user, example_schema(task), parameters.sampling)
+
+
+def ask_request(task: Task, cue: Cue, prompt: AskPrompt, sampling: SamplingParameters) -> Request:
+    """Request the question to a sentence with a gap and the span that fills it, each on one line."""
+    (field,) = task.written_fields
+
+    def cloze(sentence: str, answer: str) -> str:
+        return prompt.user.format(sentence=sentence.replace(answer, "____", 1), answer=answer)
+
+    turns = []
+    for example in task.examples:
+        passage, answer = example[task.passage or ""], example["answer"]
+        sentence = next((one for one in sentences(passage) if answer in one), " ".join(passage.split()))
+        turns.append((cloze(sentence, answer), {field: example[field]}))
+    openings = "|".join(cue.openings)
+    # No quotes, backslashes or brackets: a weak teacher ends a question with them instead of a question mark. The
+    # length is left to `max_tokens`: a bounded repetition takes a grammar compiler a second.
+    schema = _object({field: {"type": "string", "pattern": rf"^({openings}) [^?\"\\\[\]\n]+\?$"}})
+    system = prompt.system.format(instruction=task.instruction)
+    return _request(system, turns, cloze(cue.sentence, cue.answer), schema, sampling)
+
+
+def _solve_request(
+    task: Task, row: Mapping[str, Any], cue: SourceText, prompt: SolvePrompt, parameters: TransformParameters
+) -> Request:
+    """The source text is the query; the other cells are data, because they often contain the answer."""
+    turns = []
+    for example in task.examples:
+        shown = {name: text for name, text in example.items() if name in ("rationale", "answer")}
+        user = prompt.user.format(data=fence(shown), cut="", query=_query(task, example))
+        turns.append((user, {"answer": _typed(task, example["answer"])}))
+    data, cut = _visible_cells(task, row, parameters, cue)
+    query = _query(task, {task.query_fields[0]: cue.text})
+    user = prompt.user.format(data=fence(data), cut=_describe_cut(cut), query=query)
+    system = prompt.system.format(instruction=task.instruction)
+    return _request(system, turns, user, _answer_object(task), parameters.sampling)
+
+
+def synthesize_request(
+    task: Task, number: int, prompt: SynthesizePrompt, sampling: SamplingParameters, *, guided: bool = False
+) -> Request:
+    """Request new example ``number`` (1, 2, ...) from the instruction and the examples of the task alone.
+
+    The examples of the task are earlier turns and are counted before it. A ``guided`` teacher writes only the passage,
+    and the question follows in another request (``ask_request``).
+    """
+    names = [task.passage] if guided and task.passage else [*task.query_fields, "answer"]
+    words = _task_in_words(without_passage(task)) | {"fields": ", ".join(names)}
+    turns = []
+    for position, example in enumerate(task.examples, 1):
+        fields = {name: _typed(task, example[name]) if name == "answer" else example[name] for name in names}
+        turns.append((prompt.user.format(number=position, **words), fields))
+    schema = _object({name: _answer_schema(task) if name == "answer" else {"type": "string"} for name in names})
+    user = prompt.user.format(number=len(task.examples) + number, **words)
+    return _request(prompt.system.format(**words), turns, user, schema, sampling)
+
+
+def without_passage(task: Task) -> Task:
+    """The task for a teacher that writes the passage as well, because there is no source row."""
+    return task.model_copy(update={"passage": None})
+
+
+def cot_request(
+    task: Task,
+    example: Mapping[str, Any],
+    row: Mapping[str, Any] | None,
+    prompt: CotPrompt,
+    parameters: CotParameters,
+    sample: int,
+) -> Request:
+    """Request the rationale that leads to the answer of ``example``, a row of ``examples``.
+
+    ``row`` is its source row, shown as data because it often contains the working. ``sample`` distinguishes repeats.
+    """
+    words = {"instruction": task.instruction}
+    turns = []
+    for shown in task.examples:
+        data = {name: shown[name] for name in ("rationale", "answer")}
+        user = prompt.user.format(data=fence(data), cut="", query=_query(task, shown), **words)
+        turns.append((user, data | {"answer": _typed(task, shown["answer"])}))
+    fields = json.loads(example["fields"])
+    cells = {name: text for name, text in _cells(row).items() if text not in fields.values()} if row else {}
+    data, cut = trim_row(cells, parameters.max_row_tokens)
+    user = prompt.user.format(data=fence(data), cut=_describe_cut(cut), query=_query(task, fields), **words)
+    schema = _answer_object(task, reasoned=True)
+    return _request(prompt.system.format(**words), turns, user, schema, parameters.sampling, sample)
+
+
+def check_request(
+    task: Task,
+    fields: Mapping[str, str],
+    prompt: CheckPrompt,
+    sampling: SamplingParameters,
+    *,
+    reasoned: bool = False,
+    sample: int = 0,
+) -> Request:
+    """Request the answer to the query with these fields, without any hint of it.
+
+    The examples of the task are earlier turns. ``reasoned`` requests the rationale first; ``sample`` distinguishes
+    repeats.
+    """
+    turns = []
+    for example in task.examples:
+        rationale = {"rationale": example["rationale"]} if reasoned else {}
+        response = rationale | {"answer": _typed(task, example["answer"])}
+        turns.append((prompt.user.format(query=_query(task, example)), response))
+    user = prompt.user.format(query=_query(task, fields))
+    system = prompt.system.format(instruction=task.instruction)
+    return _request(system, turns, user, _answer_object(task, reasoned=reasoned), sampling, sample)
+
+
+def label_requests(
+    task: Task, fields: Mapping[str, str], prompt: DistilPrompt, parameters: DistilParameters
+) -> list[Request]:
+    """The requests for the label of one input: one per sample."""
+    reasoned = parameters.style == "cot"
+    section = prompt.cot if reasoned else prompt
+    return [
+        check_request(task, fields, section, parameters.sampling, reasoned=reasoned, sample=sample)
+        for sample in range(parameters.samples)
+    ]
+
+
+def answer_requests(task: Task, items: Iterable[Mapping[str, str]], prompt: DistilPrompt) -> list[Request]:
+    """One greedy request for the answer to each evaluation item, given its fields."""
+    sampling = SamplingParameters(temperature=0, max_tokens=task.max_new_tokens + _JSON_TOKENS)
+    section = prompt.cot if task.cot else prompt
+    return [check_request(task, fields, section, sampling, reasoned=task.cot) for fields in items]
+
+
+def densify_request(
+    task: Task, request: Request, draft: tuple[str, str], number: int, rounds: int, prompt: DensifyPrompt
+) -> Request:
+    """Request a denser answer after ``request`` and its ``draft``: what the draft lacks, and the new answer.
+
+    Adams et al., "From Sparse to Dense" (2023). Each round is a turn, so that its response can be read alone.
+    """
+    missing, answer = draft
+    response = ({"missing": missing} if missing else {}) | {"answer": answer}
+    turns = (Message("assistant", _dump(response)), Message("user", prompt.user.format(round=number, rounds=rounds)))
+    schema = _object({"missing": {"type": "string"}, "answer": _answer_schema(task)})
+    system = prompt.system.format(instruction=task.instruction)
+    return replace(request, system=system, messages=request.messages + turns, schema=schema, sample=0)
+
+
+def example_schema(task: Task) -> dict[str, Any]:
+    """The JSON schema of one example with the fields that the teacher writes, or null for an unsuitable row.
+
+    Only what every provider's structured output supports: objects, strings, numbers, enums and ``anyOf``.
+    """
+    written: dict[str, Any] = {name: {"type": "string"} for name in task.written_fields}
+    example = _object(written | {"answer": _answer_schema(task)})
+    return _object({"example": {"anyOf": [example, {"type": "null"}]}})
+
+
+def cut_columns(
+    task: Task, row: Mapping[str, Any], parameters: TransformParameters, cue: Guidance | None = None
+) -> list[str]:
+    """The columns that ``transform_request`` omits or shows in part."""
+    return _visible_cells(task, row, parameters, cue)[1]
+
+
+def trim_row(cells: Mapping[str, str], max_tokens: int) -> tuple[dict[str, str], list[str]]:
+    """As many whole columns, in order, as fit ``max_tokens``; and the names of the columns that were cut or omitted.
+
+    ``approximate_tokens`` counts, the names as well. Only if not even the first column fits, its beginning is kept.
+    """
+    kept: dict[str, str] = {}
+    cut: list[str] = []
+    remaining = max_tokens
+    for name, text in cells.items():
+        size = approximate_tokens(name) + approximate_tokens(text)
+        if size <= remaining:
+            kept[name] = text
+            remaining -= size
+        else:
+            cut.append(name)
+    first = next(iter(cells), None)
+    if first is not None and not kept:
+        kept[first] = cut_at_tokens(cells[first], max(0, max_tokens - approximate_tokens(first)))
+    return kept, cut
+
+
+def fence(data: Mapping[str, Any]) -> str:
+    """The data as one line of JSON between ``<data>`` and ``</data>``, which nothing in it can close."""
+    return f"<data>\n{_inert(dict(data))}\n</data>"
+
+
+def _request(
+    system: str,
+    turns: Iterable[tuple[str, dict[str, Any]]],
+    user: str,
+    schema: dict[str, Any],
+    sampling: SamplingParameters,
+    sample: int = 0,
+) -> Request:
+    """A request with earlier ``turns``, each a user message and the response to it, and the last ``user`` message."""
+    earlier = [
+        message
+        for text, response in turns
+        for message in (Message("user", text), Message("assistant", _dump(response)))
+    ]
+    messages = (*earlier, Message("user", user))
+    return Request(system, messages, schema, Sampling(sampling.temperature, sampling.max_tokens), sample)
+
+
+def _visible_cells(
+    task: Task, row: Mapping[str, Any], parameters: TransformParameters, cue: Guidance | None
+) -> tuple[dict[str, str], list[str]]:
+    """What the teacher sees of the row, and the columns that it does not see whole.
+
+    A reading task shows the passage alone, because a question must not depend on the other cells. Beside the source
+    text the other cells are shown.
+    """
+    if task.passage:
+        return {task.passage: row["passage"]}, []
+    source = cue.column if isinstance(cue, SourceText) else None
+    return trim_row({name: text for name, text in _cells(row).items() if name != source}, parameters.max_row_tokens)
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """The cells of the row. The columns that matched come first, so that they survive trimming."""
+    cells = {name: str(value) for name, value in json.loads(row["row"]).items()}
+    matched = [name for name in (row.get("query_column"), row.get("answer_column")) if name in cells]
+    return {name: cells[name] for name in dict.fromkeys([*matched, *cells])}
+
+
+def _query(task: Task, fields: Mapping[str, str]) -> str:
+    """The query with everything escaped that looks like a fence."""
+    return _FENCE.sub("\\\\u003c", task.render_query(fields))
+
+
+def _describe_cut(cut: list[str]) -> str:
+    more = f" and {len(cut) - _MAX_NAMED_COLUMNS} more" if len(cut) > _MAX_NAMED_COLUMNS else ""
+    return f"\n(Too long to show whole: {_inert(cut[:_MAX_NAMED_COLUMNS])}{more}.)" if cut else ""
+
+
+def _task_in_words(task: Task) -> dict[str, str]:
+    answer = " ".join(filter(None, (_TYPE_IN_WORDS[task.answer.type], ", ".join(task.answer.labels))))
+    return {"instruction": task.instruction, "fields": ", ".join([*task.written_fields, "answer"]), "answer": answer}
+
+
+def _answer_object(task: Task, *, reasoned: bool = False) -> dict[str, Any]:
+    """The schema of a response with an answer, after a rationale if ``reasoned``."""
+    rationale = {"rationale": {"type": "string"}} if reasoned else {}
+    return _object(rationale | {"answer": _answer_schema(task)})
+
+
+def _answer_schema(task: Task) -> dict[str, Any]:
+    if task.answer.type == "label":
+        return {"type": "string", "enum": list(task.answer.labels)}
+    return {"type": "number" if task.answer.type == "number" else "string"}
+
+
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _typed(task: Task, answer: str) -> Any:
+    """The answer as the schema has it: a number if the answers of the task are numbers."""
+    if task.answer.type != "number":
+        return answer
+    return float(answer) if "." in answer else int(answer)
+
+
+def _inert(value: Any) -> str:
+    """The value as one line of JSON without ``<``."""
+    return _dump(value).replace("<", "\\u003c")
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
