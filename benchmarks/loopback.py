@@ -1,4 +1,4 @@
-"""The loopback provider of the tests, in a process of its own, as the benchmarks of the teacher use it."""
+"""Run the tests' loopback provider in its own process, for the benchmarks of the teacher."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @contextmanager
 def serving(*arguments: str) -> Iterator[str]:
-    """Run the provider with these arguments (``python -m tests.teacher.server --help``); gives its address."""
+    """Run the provider with these arguments (``python -m tests.teacher.server --help``); yield its address."""
     command = [sys.executable, "-m", "tests.teacher.server", "--answers=schema", *arguments]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
@@ -25,6 +25,6 @@ def serving(*arguments: str) -> Iterator[str]:
 
 
 def page(address: str, name: str) -> Any:
-    """One of the provider's own pages: ``_state`` or ``_ledger``."""
+    """Return one of the provider's status pages: ``_state`` or ``_ledger``."""
     with urlopen(f"{address}/{name}") as response:
         return json.load(response)

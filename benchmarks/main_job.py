@@ -1,10 +1,10 @@
-"""What the main job costs and what it gains, for each sample task, from nothing.
+"""Measure the time, memory and scores of the main job for each sample task, from an empty project.
 
     python benchmarks/main_job.py [TASK ...]
 
-Runs ``kedro run --pipelines=rebase`` in a temporary copy of the project, one process a task. The first task also builds
-the datastore and converts the model. Prints a line a task, then JSON. Times depend on the machine and on what else
-it does: compare them with the budget on the same machine only.
+Runs ``kedro run --pipelines=rebase`` in a temporary copy of the project, one process for each task. The first task also
+builds the datastore and converts the model. Prints a line for each task, then JSON. Times depend on the machine and its
+load, so compare them with the budget only on the same machine.
 """
 
 import json
@@ -24,7 +24,7 @@ BUDGET_GIB = 4
 
 
 def run(project: Path, task: str) -> dict:
-    """Run one task; seconds, peak memory so far (GiB) and scores."""
+    """Run one task; return seconds, peak memory so far (GiB) and scores."""
     started = time.monotonic()
     command = [sys.executable, "-m", "kedro", "run", "--pipelines=rebase", f"--params=task={task}"]
     subprocess.run(command, cwd=project, check=True, env={**os.environ, "DO_NOT_TRACK": "1"})
@@ -35,7 +35,7 @@ def run(project: Path, task: str) -> dict:
 
 
 def main(tasks: list[str]) -> None:
-    """Run the tasks one after the other and print what they cost and gain."""
+    """Run the tasks one after the other and print time, memory and scores."""
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
         for name in ("conf", "src"):

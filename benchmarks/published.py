@@ -1,13 +1,14 @@
-"""An upper yardstick: the student trained on the training sets that the published run made (arXiv 2407.05463).
+"""Train the student on the training sets of the published run (arXiv 2407.05463), as an upper bound.
 
     python benchmarks/published.py --examples FILE --task squad --evaluation FILE
         [--count 300] [--limit 200] [--epochs 2] [--target answer] [--seed 3407]
 
-FILE is a parquet with `task`, `input` and `output`; the task's rows are drawn in a fixed order. What names the fields
-of the task's query is put into its template, anything else is the query's one field. `--target answer` trains on what
-our extraction reads of an output, `--target output` on the output as it stands. Rows that share an item, or a run of 13
-words, with the evaluation set are left out and counted, and so are rows without a readable answer. Settings are the
-base configuration's but for the options here. Prints lines, and JSON last: scores before and after in percent.
+FILE is a Parquet file with `task`, `input` and `output`. The task's rows are drawn in a fixed order. An input that
+names the fields of the task's query is put into its template; otherwise the input is the query's only field. `--target
+answer` trains on the answer that rebase extracts from an output, and `--target output` on the full output. Rows that
+share an item, or 13 words in a row, with the evaluation set are left out and counted, and so are rows without a
+readable answer. All other settings are those of conf/base. The last line is JSON, with the scores before and after in
+percent.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def main() -> None:
     for system, metrics in scores["systems"].items():
         for metric, cell in metrics.items():
             print(f"{system} · {metric}: {cell['value']:.1f} [{cell['low']:.1f}, {cell['high']:.1f}]")
-    found = {
+    result = {
         "task": task.name,
         **{
             f"{system}_{metric}": cell["value"]
@@ -85,17 +86,17 @@ def main() -> None:
         "rejected": rejected | counts["rejected"],
         "target": options.target,
         "epochs": options.epochs,
-        "loss": [round(float(log["loss"].iloc[place]), 3) for place in (0, -1)],
+        "loss": [round(float(log["loss"].iloc[index]), 3) for index in (0, -1)],
         "majority": majority(items) if task.answer.labels else None,
         "seed": options.seed,
     }
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 def make_examples(
     task: Task, rows: pd.DataFrame, items: pd.DataFrame, target: str, count: int
 ) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    """Up to ``count`` pairs of query and completion, and how many rows before them are left out, by reason."""
+    """Return up to ``count`` pairs of query and completion, and the number of rejected rows by reason."""
     row_filter = contamination_filter(protected_texts(task, items["fields"], items["answers"]), NGRAM)
     kept: list[tuple[str, str]] = []
     rejected: Counter[str] = Counter()
@@ -114,31 +115,31 @@ def make_examples(
 
 
 def read_fields(task: Task, text: str) -> dict[str, str] | None:
-    """The query's fields, of a text that names them (``Premise: … Hypothesis: …``); all of it where there is one."""
+    """Read the query's fields from a text that names them (``Premise: …``); a single field is the full text."""
     if len(task.query_fields) == 1:
         return {task.query_fields[0]: text}
-    places = {name: re.search(rf"\b{name}:", text, re.IGNORECASE) for name in task.query_fields}
-    if None in places.values():
+    matches = {name: re.search(rf"\b{name}:", text, re.IGNORECASE) for name in task.query_fields}
+    if None in matches.values():
         return None
-    ordered = sorted(places.items(), key=lambda item: item[1].start())
+    ordered = sorted(matches.items(), key=lambda item: item[1].start())
     ends = [match.start() for _, match in ordered[1:]] + [len(text)]
     return {name: text[match.end() : end].strip() for (name, match), end in zip(ordered, ends, strict=True)}
 
 
 def majority(items: pd.DataFrame) -> float:
-    """The accuracy of the label that is most often right, in percent."""
+    """Return the accuracy of always giving the most frequent label, in percent."""
     counts = Counter(json.loads(answers)[0] for answers in items["answers"])
     return round(100 * max(counts.values()) / len(items), 1)
 
 
 def parameters(stage: str, seed: int) -> dict:
-    """The base configuration's parameters of a stage."""
+    """Return the parameters of a stage from conf/base."""
     text = (ROOT / f"conf/base/parameters_{stage}.yml").read_text()
     return yaml.safe_load(text)[stage] | {"seed": seed}
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of a parquet or JSONL file, as JSON has them."""
+    """Read the rows of a Parquet or JSONL file as JSON values."""
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
     return json.loads(frame.to_json(orient="records"))
 

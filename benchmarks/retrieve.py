@@ -1,20 +1,20 @@
-"""How fast the exact search is, against what else one could do, in one run.
+"""Time the exact search against other methods, in one run.
 
     python benchmarks/retrieve.py [--cells 1000000] [--vectors FOLDER] [--top 1000 3000] [--seed 3407]
 
 Synthetic clustered vectors (or, with --vectors, a datastore's folder of vectors, such as
 ``data/03_primary/public/vectors``), a task of three examples, and the rows that score best by
-S = (S_dataset + S_query + S_answer) / 3. Every way starts with its own index ready in memory or in the page cache.
+S = (S_dataset + S_query + S_answer) / 3. Every method starts with its index ready in memory or in the page cache.
 
 - ``exact``: this project's two stages, from its memory-mapped files.
-- ``numpy``: all float32 vectors times the two query vectors, the maximum a row, partition and sort.
-- ``faiss``: faiss-cpu IndexFlatIP, the K cells nearest to each query vector, whose rows are scored exactly.
-- ``annoy``: the same with an Annoy forest. K grows from N until 95 % of the true rows are found.
-- ``published``: a Python dictionary of cells, a torch cosine similarity for each, measured on 20,000 cells and
-multiplied.
+- ``numpy``: all float32 vectors times the two query vectors, the maximum of each row, partition and sort.
+- ``faiss``: faiss-cpu IndexFlatIP finds the K cells nearest to each query vector; their rows are scored exactly.
+- ``annoy``: the same with an Annoy index. K grows from N until 95 % of the true rows are found.
+- ``published``: a Python dictionary of cells and a torch cosine similarity for each cell, measured on 20,000 cells and
+extrapolated.
 
-Times are the least of several rounds, in which the ways take turns. The last line is JSON; its ratios are of the
-largest --top. A ratio of 3 means that ``exact`` took a third of the time.
+Each time is the shortest of several rounds, in which the methods run in turns. The last line is JSON; its ratios are
+for the largest --top. A ratio of 3 means that ``exact`` took a third of the time.
 """
 
 import argparse
@@ -44,13 +44,13 @@ AGGREGATION = "max_of_mean"
 BLOCK = 500_000
 ROWS, COLUMNS = 1000, 8  # of a synthetic dataset
 CENTERS = 2000
-FACTORS = (1, 2, 5, 10, 20, 50, 100)  # K = so many times N
+FACTORS = (1, 2, 5, 10, 20, 50, 100)  # K as a multiple of N
 PUBLISHED_CELLS = 20_000
 
 
 @dataclass(frozen=True)
 class Flat:
-    """All cells as one float32 matrix ``[C, d]``, as the other ways want them; rows are numbered through."""
+    """All cells as one float32 matrix ``[C, d]``, for the other methods; rows have consecutive numbers."""
 
     vectors: np.ndarray
     row_start: np.ndarray
@@ -65,7 +65,7 @@ class Flat:
         return (self.per_dataset.astype(similarities.dtype) + sides[0] + sides[1]) / similarities.dtype.type(3)
 
     def best_of(self, cells: np.ndarray, count: int) -> np.ndarray:
-        """The best rows of those that hold one of the cells."""
+        """Return the best rows among those with one of the cells."""
         rows = np.unique(np.searchsorted(self.row_start, np.unique(cells), side="right") - 1)
         lengths = self.row_start[rows + 1] - self.row_start[rows]
         starts = np.cumsum(lengths) - lengths
@@ -80,11 +80,11 @@ def synthetic(cells: int, dimension: int, seed: int) -> tuple[dict[str, pa.Table
     centers = unit(random.standard_normal((CENTERS, dimension), dtype=np.float32))
     tables = {}
     for number in range(cells // (ROWS * COLUMNS)):
-        # A dataset draws from few clusters, as a real one does.
-        own = centers[random.integers(CENTERS, size=20)]
-        near = own[random.integers(len(own), size=ROWS * COLUMNS)]
+        # A dataset draws from few clusters, like a real one.
+        dataset_centers = centers[random.integers(CENTERS, size=20)]
+        near = dataset_centers[random.integers(len(dataset_centers), size=ROWS * COLUMNS)]
         texts = unit(near + 0.04 * random.standard_normal(near.shape, dtype=np.float32))
-        places = [[(place // COLUMNS, 1 + place % COLUMNS)] for place in range(len(texts))]
+        places = [[(index // COLUMNS, 1 + index % COLUMNS)] for index in range(len(texts))]
         places[0].insert(0, (DESCRIPTION, 0))
         table = pa.table(
             {
@@ -103,7 +103,7 @@ def synthetic(cells: int, dimension: int, seed: int) -> tuple[dict[str, pa.Table
 
 
 def real(vectors: Shards, seed: int) -> TaskVectors:
-    """A task made of cells of the datastore: three rows of a dataset, two cells each, and its description."""
+    """Make a task from the datastore: two cells of each of three rows of a dataset, and its description."""
     random = np.random.default_rng(seed)
     names = [name for name in vectors if metadata_of(vectors[name])["cells"] > 20]
     table = vectors[names[random.integers(len(names))]]
@@ -114,12 +114,12 @@ def real(vectors: Shards, seed: int) -> TaskVectors:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """The vectors at length 1."""
+    """Normalize the vectors to length 1."""
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def flatten(index: Shards, vectors: Shards, task: TaskVectors) -> tuple[Flat, list[str]]:
-    """Every cell's vector, and the datasets in order."""
+    """Return every cell's vector, and the datasets in order."""
     parts, starts, described, names = [], [np.array([0])], [], []
     for name in index:
         segment = Segment.from_table(index[name])
@@ -134,7 +134,7 @@ def flatten(index: Shards, vectors: Shards, task: TaskVectors) -> tuple[Flat, li
 
 
 def truth(flat: Flat, task: TaskVectors) -> np.ndarray:
-    """S of every row in double precision, a block of cells at a time."""
+    """Return S of every row in double precision, computed block by block."""
     sides = [side.astype(np.float64).mean(axis=0) for side in (task.queries, task.answers)]
     blocks = range(0, len(flat.vectors), BLOCK)
     exact = [
@@ -145,14 +145,14 @@ def truth(flat: Flat, task: TaskVectors) -> np.ndarray:
 
 
 def by_numpy(flat: Flat, count: int) -> np.ndarray:
-    """The best rows by one matrix product."""
+    """Return the best rows by one matrix product."""
     score = flat.score((flat.vectors @ flat.queries.T).T)
     rows = np.argpartition(-score, count)[:count]
     return rows[np.argsort(-score[rows], kind="stable")]
 
 
 def by_python(flat: Flat) -> float:
-    """Seconds that the published way takes for all cells: a dictionary, a torch cosine similarity for each cell."""
+    """Return the seconds of the published method for all cells: a torch cosine similarity for each cell."""
     rows = min(len(flat.per_dataset), int(np.searchsorted(flat.row_start, PUBLISHED_CELLS)))
     cells = {
         row: [torch.from_numpy(vector) for vector in flat.vectors[flat.row_start[row] : flat.row_start[row + 1]]]
@@ -162,10 +162,10 @@ def by_python(flat: Flat) -> float:
     started = time.perf_counter()
     scores = {
         row: sum(
-            max((float(torch.cosine_similarity(query, cell, dim=0)) for cell in own), default=NO_CELL)
+            max((float(torch.cosine_similarity(query, cell, dim=0)) for cell in row_cells), default=NO_CELL)
             for query in queries
         )
-        for row, own in cells.items()
+        for row, row_cells in cells.items()
     }
     sorted(scores, key=scores.__getitem__, reverse=True)
     return (time.perf_counter() - started) * len(flat.vectors) / sum(map(len, cells.values()))
@@ -174,7 +174,7 @@ def by_python(flat: Flat) -> float:
 def widened(
     search: Callable[[np.ndarray, int], np.ndarray], flat: Flat, best: set[int], count: int
 ) -> tuple[Callable, float, int]:
-    """The search with the least K that finds 95 % of the best rows (else the largest), its recall, and K."""
+    """Return the search with the smallest K that finds 95 % of the best rows (or the largest K), its recall, and K."""
     for factor in FACTORS:
         wanted = min(factor * count, len(flat.vectors))
 
@@ -196,14 +196,14 @@ def read_codes(index: Shards) -> None:
             list(pool.map(np.add.reduce, np.array_split(words, torch.get_num_threads())))
 
 
-def take_turns(ways: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """The least seconds of each way."""
-    least = dict.fromkeys(ways, float("inf"))
+def take_turns(methods: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """Return the shortest time of each method, in seconds."""
+    least = dict.fromkeys(methods, float("inf"))
     for _ in range(rounds):
-        for name, way in ways.items():
-            time.sleep(0.2)  # the threads of the way before spin for a while
+        for name, method in methods.items():
+            time.sleep(0.2)  # the previous method's threads spin for a while
             started = time.perf_counter()
-            way()
+            method()
             least[name] = min(least[name], time.perf_counter() - started)
     return least
 
@@ -256,8 +256,8 @@ def main() -> None:  # noqa: PLR0915
         first = 0
         for name in index:
             _, (bounds,) = _scan(index[name], [task], 10**9, AGGREGATION, BLOCK)
-            own = exact_scores[first : first + bounds.scanned]
-            violations += int(((own < bounds.lower) | (own > bounds.upper)).sum())
+            segment_scores = exact_scores[first : first + bounds.scanned]
+            violations += int(((segment_scores < bounds.lower) | (segment_scores > bounds.upper)).sum())
             first += bounds.scanned
         for count in options.top:
             best = np.lexsort((np.arange(len(exact_scores)), -exact_scores))[:count]
@@ -268,14 +268,14 @@ def main() -> None:  # noqa: PLR0915
                 lambda query, k: np.array(annoy.get_nns_by_vector(query, k)), flat, set(best.tolist()), count
             )
             exact = lambda count=count: search_exact(index, vectors, [task], count, AGGREGATION, BLOCK)[0]  # noqa: E731
-            ways = {
+            methods = {
                 "exact": exact,
                 "codes_read": lambda: read_codes(index),
                 "numpy": lambda count=count: by_numpy(flat, count),
                 "faiss": near_faiss,
                 "annoy": near_annoy,
             }
-            seconds = take_turns(ways, options.rounds) | {"published": by_python(flat)}
+            seconds = take_turns(methods, options.rounds) | {"published": by_python(flat)}
             ranking = exact()
             rows = [firsts[line.dataset] + line.row for line in ranking.lines.itertuples()]
             recall = float(np.mean(np.array(rows) == best))

@@ -1,11 +1,11 @@
-"""Whether the cost model of docs/scale.md holds, and what it says for a datastore of any size.
+"""Check the cost model of docs/scale.md, and apply it to a datastore of any size.
 
     python benchmarks/scale.py [--sizes 10000 100000 1000000] [--cells 600000000] [--distinct 3.13] ...
 
-Builds synthetic datastores of so many cells, indexes and searches them (three examples, top 3,000, from memory-mapped
-files), and compares bytes and seconds with what the model says, whose rates are measured at the second size. Embedding
-is not in here: its rate comes from `benchmarks/embed.py`, or from a real run, by --tokens-per-second. Then prints the
-model for --cells. The last line is JSON.
+Builds synthetic datastores of these sizes, indexes and searches them (three examples, top 3,000, from memory-mapped
+files), and compares bytes and seconds with the model, whose rates are measured at the second size. It does not embed:
+--tokens-per-second gives the rate of `benchmarks/embed.py` or of a real run. Then it prints the model for --cells. The
+last line is JSON.
 """
 
 import argparse
@@ -31,9 +31,9 @@ SEED = 3407
 
 @dataclass(frozen=True)
 class Cost:
-    """What a datastore of ``cells`` costs: bytes of its vectors and its index, seconds to index and to search it.
+    """The cost of a datastore of ``cells``: bytes of vectors and index, seconds to index and to search it.
 
-    Of ``search_seconds`` the scan takes ``scan_seconds``, and scoring ``rescored`` rows again the rest.
+    ``search_seconds`` is ``scan_seconds`` plus the time to rescore ``rescored`` rows.
     """
 
     cells: int
@@ -46,7 +46,7 @@ class Cost:
 
 
 def measure(cells: int) -> Cost:
-    """Build a synthetic datastore, one text a cell, and search it."""
+    """Build a synthetic datastore with a distinct text in each cell, and search it."""
     with tempfile.TemporaryDirectory() as folder:
         tables, task = synthetic(cells, DIMENSION, SEED)
         store = ShardStore(f"{folder}/vectors", "arrow")
@@ -75,21 +75,21 @@ def measure(cells: int) -> Cost:
 
 
 def size(folder: str, name: str) -> int:
-    """Bytes of a store."""
+    """Return the bytes of a store."""
     return sum(file.stat().st_size for file in Path(folder, name).glob("*.arrow"))
 
 
-def predict(cells: int, known: Cost) -> Cost:
-    """Bytes and scan in proportion to the cells; as many rows are scored again at any size, if there are so many."""
-    times = cells / known.cells
-    rescored = min(known.rescored, cells // COLUMNS)
-    rescoring = (known.search_seconds - known.scan_seconds) * rescored / known.rescored
-    scan = known.scan_seconds * times
+def predict(cells: int, measured: Cost) -> Cost:
+    """Scale bytes and scan time with the cells; the number of rescored rows does not depend on the size."""
+    factor = cells / measured.cells
+    rescored = min(measured.rescored, cells // COLUMNS)
+    rescoring = (measured.search_seconds - measured.scan_seconds) * rescored / measured.rescored
+    scan = measured.scan_seconds * factor
     return Cost(
         cells,
-        round(known.vector_bytes * times),
-        round(known.index_bytes * times),
-        known.index_seconds * times,
+        round(measured.vector_bytes * factor),
+        round(measured.index_bytes * factor),
+        measured.index_seconds * factor,
         scan,
         scan + rescoring,
         rescored,
@@ -100,12 +100,12 @@ def main() -> None:
     """Measure, compare and extrapolate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs=3, default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--cells", type=float, default=600e6, help="of the datastore to foresee")
-    parser.add_argument("--distinct", type=float, default=3.0, help="cells a distinct text")
-    parser.add_argument("--tokens", type=float, default=48, help="a distinct text")
+    parser.add_argument("--cells", type=float, default=600e6, help="of the datastore to estimate")
+    parser.add_argument("--distinct", type=float, default=3.0, help="cells for each distinct text")
+    parser.add_argument("--tokens", type=float, default=48, help="for each distinct text")
     parser.add_argument("--tokens-per-second", type=float, default=6_000, help="of one node's encoder")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 10, 100])
-    parser.add_argument("--dollars", type=float, default=1.0, help="a node and hour")
+    parser.add_argument("--dollars", type=float, default=1.0, help="for each node and hour")
     options = parser.parse_args()
     sizes = [max(round(cells / (ROWS * COLUMNS)), 1) * ROWS * COLUMNS for cells in options.sizes]
     small, middle, large = map(measure, sizes)
@@ -122,12 +122,12 @@ def main() -> None:
               f"{cost.index_seconds:>9.2f} {1000 * cost.search_seconds:>10.1f}   {ratios[cost.cells]}")  # fmt: skip
     texts = options.cells / options.distinct
     stored = predict(round(texts), large)
-    # The cells beyond the distinct texts add their places: 8 bytes to the vectors, 8 to the index.
-    more = 8 * (options.cells - texts)
-    index = (stored.index_bytes + more) / 1e9
+    # Repeated cells only add their positions: 8 bytes to the vectors, 8 to the index.
+    repeated = 8 * (options.cells - texts)
+    index = (stored.index_bytes + repeated) / 1e9
     hours = texts * options.tokens / options.tokens_per_second / 3600
     print(f"\n{options.cells:,.0f} cells, {texts:,.0f} distinct texts of {options.tokens:.0f} tokens:")
-    print(f"  vectors {(stored.vector_bytes + more) / 1e12:.2f} TB, index {(stored.index_bytes + more) / 1e12:.2f} TB")
+    print(f"  vectors {(stored.vector_bytes + repeated) / 1e12:.2f} TB, index {index / 1e3:.2f} TB")
     for nodes in options.nodes:
         print(f"  {nodes:>4} nodes: embed {hours / nodes:,.0f} h, index {stored.index_seconds / 3600 / nodes:,.1f} h, "
               f"exact search {stored.search_seconds / nodes:,.1f} s from memory, {index / nodes:,.0f} "

