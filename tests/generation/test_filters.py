@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from benchmarks.filters import Known, find_leaks
+from benchmarks.filters import ProtectedTexts, find_leaks
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -205,7 +205,7 @@ def test_no_item_is_left_that_a_brute_force_finds(data, n):
     The search (benchmarks/filters.py) shares no code with the filter: characters by Unicode category, runs as strings.
     """
     items = data.draw(st.lists(st.lists(short_texts, min_size=1, max_size=2), min_size=1, max_size=4))
-    row_filter, known = contamination_filter(items, n), Known(items, n)
+    row_filter, known = contamination_filter(items, n), ProtectedTexts(items, n)
     copied = st.sampled_from([text for item in items for text in item])
     mutated = st.builds(lambda mutate, text: mutate(text), st.sampled_from(MUTATIONS), copied | short_texts)
     parts = st.tuples(mutated, st.sampled_from([" ", "; ", "。"]), mutated).map("".join)
