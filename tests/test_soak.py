@@ -26,5 +26,5 @@ def test_every_row_ends_somewhere_and_nothing_is_billed_twice(arguments: list[st
     report = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0, report
     assert report["every_row_accounted_for"]
-    assert report["billed_twice"] <= report["on_their_way_at_kills"]
+    assert report["billed_twice"] <= report["in_transit_at_kills"]
     assert report["attempts"] > report["rows"]
