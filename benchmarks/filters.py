@@ -126,7 +126,7 @@ def make_task(name: str, benchmarks: Path, published: Path, generator: random.Ra
             ],
             "answer": {"type": "label", "labels": LABELS},
             "evaluation": {
-                "fields": {"premise": "premise", "hypothesis": "hypothesis", "answers": "label"},
+                "fields": {"premise": "premise", "hypothesis": "hypothesis", "references": "label"},
                 "label_names": LABELS,
             },
         }
@@ -137,7 +137,7 @@ def make_task(name: str, benchmarks: Path, published: Path, generator: random.Ra
             "query": "{intent}",
             "examples": [{"intent": intent, "answer": code} for intent, code in JAPANESE],
             "answer": {"type": "code"},
-            "evaluation": {"fields": {"intent": "intent", "answers": "snippet"}},
+            "evaluation": {"fields": {"intent": "intent", "references": "snippet"}},
         }
         items = read_items(benchmarks / "mconala/ja/test.parquet")
         # An item has two wordings of its question.
@@ -153,7 +153,7 @@ def make_task(name: str, benchmarks: Path, published: Path, generator: random.Ra
             ],
             "answer": {"type": "text"},
             "cot": True,
-            "evaluation": {"fields": {"question": "input", "answers": "target"}},
+            "evaluation": {"fields": {"question": "input", "references": "target"}},
         }
         items = read_items(benchmarks / name / "test.parquet")
     definition = {"name": name.removeprefix("bbh/"), "version": 1, "metrics": ["exact_match"], **definition}
@@ -178,7 +178,7 @@ def check_leaks(
     items = [list(json.loads(fields).values()) for fields in evaluation_items["fields"]]
     items += [[example[name] for name in task.query_fields] for example in task.examples]
     if task.answer.type in ("code", "text"):
-        items += [[answer] for answers in evaluation_items["answers"] for answer in json.loads(answers)]
+        items += [[answer] for answers in evaluation_items["references"] for answer in json.loads(answers)]
         items += [[example["answer"]] for example in task.examples]
     if task.cot:
         items += [[example["rationale"]] for example in task.examples]

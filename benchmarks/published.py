@@ -97,7 +97,7 @@ def make_examples(
     task: Task, rows: pd.DataFrame, items: pd.DataFrame, target: str, count: int
 ) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """Return up to ``count`` pairs of query and completion, and the number of rejected rows by reason."""
-    row_filter = contamination_filter(protected_texts(task, items["fields"], items["answers"]), NGRAM)
+    row_filter = contamination_filter(protected_texts(task, items["fields"], items["references"]), NGRAM)
     kept: list[tuple[str, str]] = []
     rejected: Counter[str] = Counter()
     for row in rows.itertuples():
@@ -128,7 +128,7 @@ def read_fields(task: Task, text: str) -> dict[str, str] | None:
 
 def majority(items: pd.DataFrame) -> float:
     """Return the accuracy of always giving the most frequent label, in percent."""
-    counts = Counter(json.loads(answers)[0] for answers in items["answers"])
+    counts = Counter(json.loads(answers)[0] for answers in items["references"])
     return round(100 * max(counts.values()) / len(items), 1)
 
 

@@ -97,7 +97,7 @@ def reading_task() -> Task:
             "exclude": ["banned-*"],
             "evaluation": {
                 "source": "unused.jsonl",
-                "fields": {"context": "context", "question": "question", "answers": "answers"},
+                "fields": {"context": "context", "question": "question", "references": "answers"},
             },
         },
         "reading_task",

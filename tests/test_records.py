@@ -11,14 +11,14 @@ GOOD = {
     "examples": [{"text": "The match ended 2:1.", "answer": "sport"}],
     "answer": {"type": "label", "labels": ["sport", "science"]},
     "metrics": ["accuracy"],
-    "evaluation": {"source": "e.jsonl", "fields": {"text": "text", "answers": "label"}},
+    "evaluation": {"source": "e.jsonl", "fields": {"text": "text", "references": "label"}},
 }
 
 
 def test_a_good_task_renders_its_query():
     task = Task.parse(GOOD | {"query": "{text}\n{{{text}}} {mood}", "examples": [
         {"text": "t", "mood": "m", "answer": "sport"}], "evaluation": {
-        "source": "e", "fields": {"text": "text", "mood": "m", "answers": "a"}}}, "topic.yml")  # fmt: skip
+        "source": "e", "fields": {"text": "text", "mood": "m", "references": "a"}}}, "topic.yml")  # fmt: skip
     assert task.query_fields == ("text", "mood")
     assert task.written_fields == ("text", "mood")
     # Braces in a value are text, not fields.
@@ -42,7 +42,8 @@ def test_a_good_task_renders_its_query():
         ({"passage": "context"}, "passage"),
         ({"cot": True}, "rationale"),
         ({"evaluation": {"source": "e", "fields": {"text": "t"}}}, r"evaluation\.fields"),
-        ({"evaluation": {"fields": {"text": "t", "answers": "a"}}}, r"evaluation\.source"),
+        ({"evaluation": {"fields": {"text": "t", "references": "a"}}}, r"evaluation\.source"),
+        ({"evaluation": {"source": "e", "fields": {"text": "t", "answers": "a"}}}, "is now called `references`"),
     ],
 )
 def test_a_wrong_field_is_named(change, named):

@@ -1,7 +1,4 @@
-"""What flows between the stages.
-
-Tables travel as pandas frames whose columns are named here; single things travel as the classes here.
-"""
+"""What the stages pass on: the columns of every table, and typed records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +13,45 @@ from rebase.errors import RebaseError
 AnswerType = Literal["span", "label", "number", "text", "code"]
 Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "rouge_l"]
 
-#: Columns of ``rows``: one line a row kept at ingest. ``row`` is the row as JSON text.
-ROW_COLUMNS = ("row_id", "dataset", "config", "split", "revision", "row_index", "license", "row", "content_hash")
+# Columns of the tables, by catalog entry. A column that holds a list or a mapping holds it as JSON text.
+#: ``rows``: the ingested rows; ``row`` is the row itself.
+ROW_COLUMNS = ["row_id", "dataset", "config", "split", "revision", "row_index", "license", "row", "content_hash"]
+#: ``ingest_rejected``: ``rows`` counts them.
+INGEST_REJECTED_COLUMNS = ["dataset", "config", "reason", "rows", "detail"]
+#: ``evaluation_items``.
+EVALUATION_COLUMNS = ["item_id", "fields", "query", "references"]
+_SCORE_COLUMNS = ["score", "score_dataset", "score_query", "score_answer", "query_column", "answer_column"]
+#: ``retrieved``: rows with their rank, scores and best cells.
+RETRIEVED_COLUMNS = ["rank", *ROW_COLUMNS, *_SCORE_COLUMNS, "query_value", "answer_value", "passage", "duplicates"]
+#: ``retrieval_rejected``.
+RETRIEVAL_REJECTED_COLUMNS = ["rank", "row_id", "dataset", "score", "reason", "detail"]
+#: ``examples`` and ``synthesized_examples``; a synthesized one has no source row.
+EXAMPLE_COLUMNS = [
+    "example_id", "row_id", "dataset", "config", "revision", "row_index", "license", "rank", *_SCORE_COLUMNS,
+    "fields", "query", "answer", "cut", "teacher", "prompt_hash", "response_key", "input_tokens", "output_tokens",
+    "dollars",
+]  # fmt: skip
+#: ``reasoned_examples``.
+REASONED_COLUMNS = [*EXAMPLE_COLUMNS, "rationale", "agreement"]
+#: ``distilled_examples``; ``drafts`` are the rounds of ``chain_of_density``.
+DISTILLED_COLUMNS = [*REASONED_COLUMNS, "drafts"]
+#: ``examples_rejected``, ``reasoning_rejected``, ``synthesized_rejected`` and ``distilled_rejected``.
+REJECTED_COLUMNS = ["row_id", "dataset", "rank", "reason", "detail", "response_key", "text"]
+#: ``training_set``: what the student reads and what it learns to write.
+TRAINING_COLUMNS = ["example_id", "prompt", "completion"]
+#: ``generations`` and ``teacher_generations``: one line per system and item.
+GENERATION_COLUMNS = ["system", "item_id", "prompt", "raw_output", "references"]
+#: ``predictions``; one more column per metric of the task, 0 to 1.
+PREDICTION_COLUMNS = [*GENERATION_COLUMNS, "extracted"]
+#: ``judgments`` begins with these; the grades and costs follow.
+JUDGMENT_COLUMNS = ["kind", "item_id", "system", "first", "second"]
+#: ``judge_rejected``.
+JUDGE_REJECTED_COLUMNS = [*JUDGMENT_COLUMNS, "reason", "detail", "response_key", "text"]
+#: ``grading_key``: which system wrote which answer on the grading sheet.
+KEY_COLUMNS = ["answer_id", "item_id", "system", "query", "answer"]
+#: ``grades`` and ``grades_rejected``.
+GRADE_COLUMNS = ["person", "answer_id", "item_id", "criterion", "grade"]
+REJECTED_GRADE_COLUMNS = ["person", "file", "row", "answer_id", "criterion", "reason", "detail"]
 
 
 class Strict(BaseModel):
@@ -27,7 +61,7 @@ class Strict(BaseModel):
 
 
 class AnswerSpec(Strict):
-    """What an answer of the task looks like; ``labels`` belong to the type ``label`` alone."""
+    """The type of a task's answers; only the type ``label`` has ``labels``."""
 
     type: AnswerType
     labels: tuple[str, ...] = ()
@@ -40,13 +74,13 @@ class AnswerSpec(Strict):
 
 
 class EvaluationSpec(Strict):
-    """Where the evaluation items are and how their columns map to the task's fields.
+    """The source of the evaluation items, and how its columns map to the task's fields.
 
-    ``source`` is a file (JSONL, CSV or Parquet) or a hub id; ``fields`` maps each field of the query, and
-    ``answers``, to a column (``answers.text`` for a nested one). Class labels given as integers are named by
-    ``label_names``. Where a column holds the working as well, the answer is what follows the last ``answer_after``.
-    ``outside_labels`` lets answers pass that are none of the labels: some benchmarks have such items, which nobody can
-    get right, and published scores count them.
+    ``source`` is a file (JSONL, CSV or Parquet) or a hub id. ``fields`` maps each field of the query, and
+    ``references``, to a column (``answers.text`` for a nested one). ``label_names`` names class labels that are
+    integers. Where a column holds the working as well, the answer is what follows the last ``answer_after``.
+    ``outside_labels`` allows answers that are none of the labels: some benchmarks have items that no system can get
+    right, and published scores count them.
     """
 
     source: str
@@ -60,11 +94,11 @@ class EvaluationSpec(Strict):
 
 
 class Task(Strict):
-    r"""A task: what the expert is to do, as one YAML file says it.
+    r"""A task, as its YAML file defines it.
 
     ``query`` is a template such as ``"{context}\n\nQuestion: {question}"``; each example gives its fields and
-    the answer. ``passage`` names the field that is taken word for word from a source row (a reading passage):
-    the teacher writes the other fields and the answer. ``groups`` are those whose mean score the task counts in.
+    the answer. ``passage`` names the field that is copied word for word from a source row (a reading passage):
+    the teacher writes the other fields and the answer. ``groups`` names the groups whose mean score includes the task.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
@@ -92,12 +126,12 @@ class Task(Strict):
         for number, example in enumerate(self.examples):
             if set(example) != needed:
                 raise ValueError(f"examples[{number}] must have exactly the fields {sorted(needed)}")
-        if self.answer.labels:
-            for number, example in enumerate(self.examples):
-                if example["answer"] not in self.answer.labels:
-                    raise ValueError(f"examples[{number}].answer is not one of the labels {list(self.answer.labels)}")
-        if set(self.evaluation.fields) != fields | {"answers"}:
-            raise ValueError(f"`evaluation.fields` must map exactly {sorted(fields | {'answers'})}")
+            if self.answer.labels and example["answer"] not in self.answer.labels:
+                raise ValueError(f"examples[{number}].answer is not one of the labels {list(self.answer.labels)}")
+        if "answers" in self.evaluation.fields:
+            raise ValueError("`evaluation.fields.answers` is now called `references`")
+        if set(self.evaluation.fields) != fields | {"references"}:
+            raise ValueError(f"`evaluation.fields` must map exactly {sorted(fields | {'references'})}")
         return self
 
     @property
@@ -111,12 +145,12 @@ class Task(Strict):
         return tuple(name for name in self.query_fields if name != self.passage)
 
     def render_query(self, fields: Mapping[str, str]) -> str:
-        """Fill the query template: the text that the student is asked."""
+        """Fill the query template."""
         return self.query.format(**{name: fields[name] for name in self.query_fields})
 
     @classmethod
     def parse(cls, data: Any, where: str) -> "Task":
-        """Validate what a task file says; a RebaseError names the file and each wrong field."""
+        """Validate the content of a task file; a RebaseError names the file and each wrong field."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -124,7 +158,7 @@ class Task(Strict):
 
 
 class DatasetCard(Strict):
-    """What a dataset says of itself: from its card's front matter and text, or the hub's dataset info."""
+    """The description of a dataset, from its card's front matter and text, or from the hub's dataset info."""
 
     dataset: str
     description: str = ""
@@ -134,11 +168,11 @@ class DatasetCard(Strict):
 
 
 class StageSummary(TypedDict, total=False):
-    """What a stage took in, kept and rejected, and what it cost; built by ``summarize_stage``, saved as JSON.
+    """The counts, time and costs of a stage; built by ``summarize_stage`` and saved as JSON.
 
-    ``kept`` and the counts of ``rejected``, by reason, add up to ``in``. ``seconds`` is the stage's own time. ``dtype`` is
-    the number format of models that ran here, ``usage`` what the teacher was asked (``Usage.summary``). A stage adds
-    keys of its own.
+    ``kept`` and the counts of ``rejected``, by reason, add up to ``in``. ``seconds`` is the stage's own time, ``dtype``
+    the number format of the models that ran, ``usage`` the teacher's requests and costs (``Usage.summary``). Stages add
+    keys of their own.
     """
 
     stage: str
@@ -152,9 +186,9 @@ class StageSummary(TypedDict, total=False):
 def summarize_stage(
     stage: str, *, kept: int, rejected: Mapping[str, int], seconds: float, **details: Any
 ) -> dict[str, Any]:
-    """The summary of a stage, fit for JSON: a ``StageSummary``, with ``in`` as the sum of kept and rejected.
+    """Build the ``StageSummary`` of a stage, with ``in`` as the sum of kept and rejected.
 
-    ``rejected`` counts by reason and is sorted, the most frequent first; reasons without a count are left out.
+    ``rejected`` is sorted, the most frequent reason first; reasons without a count are left out.
     """
     counts = {reason: count for reason, count in sorted(rejected.items(), key=lambda item: -item[1]) if count}
     return {
@@ -177,13 +211,13 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Untrained:
-    """What stands for an adapter that could not be trained, among others that could: the reason."""
+    """The reason why an adapter could not be trained; saved in its place."""
 
     reason: str
 
 
 def explain_validation(error: ValidationError) -> str:
-    """One line a wrong field: where it is and what is wrong with it."""
+    """Return one line per wrong field: where it is and what is wrong with it."""
     return "\n".join(
         f"  {'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg']}" for item in error.errors(include_url=False)
     )

@@ -22,7 +22,7 @@ TASK = {
     "examples": [{"text": "t", "answer": "sport"}],
     "answer": {"type": "label", "labels": ["sport", "science"]},
     "metrics": ["accuracy"],
-    "evaluation": {"source": "unused", "fields": {"text": "text", "answers": "label"}},
+    "evaluation": {"source": "unused", "fields": {"text": "text", "references": "label"}},
 }
 
 
@@ -122,7 +122,7 @@ def test_published_prompts_that_do_not_fit_say_so(tasks, tmp_path):
     two = {
         "query": "{text} {mood}",
         "examples": [{"text": "t", "mood": "m", "answer": "sport"}],
-        "evaluation": {"source": "e", "fields": {"text": "text", "mood": "mood", "answers": "label"}},
+        "evaluation": {"source": "e", "fields": {"text": "text", "mood": "mood", "references": "label"}},
     }
     said = message(TaskDataset(str(tasks(**two)), "topic", published(tmp_path, PUBLISHED)).load)
     assert "the task's query has text, mood" in said
@@ -205,5 +205,5 @@ def test_real_examples_are_those_of_a_file_or_none(tasks, tmp_path):
     folder, file = str(tasks()), tmp_path / "own.csv"
     file.write_text("text,label\nA match.,sport\n")
     real = RealDataset(folder, "topic", source=str(file)).load()
-    assert (list(real["answers"]), list(real["dataset"])) == (['["sport"]'], ["own.csv"])
+    assert (list(real["references"]), list(real["dataset"])) == (['["sport"]'], ["own.csv"])
     assert RealDataset(folder, "topic").load().empty

@@ -300,7 +300,7 @@ TASK = {
     "name": "topic", "version": 1, "instruction": "Name it.", "query": "{text}",
     "examples": [{"text": "t", "answer": "sport"}], "answer": {"type": "label", "labels": ["sport"]},
     "metrics": ["accuracy"],
-    "evaluation": {"source": "owner/shaky", "split": "train", "fields": {"text": "text", "answers": "label"}},
+    "evaluation": {"source": "owner/shaky", "split": "train", "fields": {"text": "text", "references": "label"}},
 }  # fmt: skip
 
 #: What a user's process does: ingest from the hub twice, the second time with a token; then an evaluation set.
@@ -501,7 +501,7 @@ def test_no_script_runs(hub):
 
 
 def test_evaluation_set_comes_from_the_hub(hub):
-    assert [(item["query"], item["answers"]) for item in hub.items] == [("one", '["sport"]')]
+    assert [(item["query"], item["references"]) for item in hub.items] == [("one", '["sport"]')]
 
 
 def test_inputs_from_the_hub_keep_their_source_and_not_the_evaluation_sets_revision(hub):

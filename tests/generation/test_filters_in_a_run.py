@@ -64,4 +64,4 @@ def test_tasks_of_both_kinds(tmp_path):
     (tmp_path / "bbh_tasks.json").write_text(json.dumps(prompts))
     task, evaluation_items = make_task("bbh/sums", tmp_path, tmp_path, random.Random(1))
     assert (task.name, task.cot, task.examples[0]["answer"]) == ("sums", True, "3")
-    assert evaluation_items["answers"].tolist() == ['["2"]']
+    assert evaluation_items["references"].tolist() == ['["2"]']

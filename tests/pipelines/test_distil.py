@@ -19,7 +19,7 @@ from tests.teacher.server import Answer, serving
 
 PROMPT = shipped_prompt("distil")
 SAMPLING = {"temperature": 0.7, "max_tokens": 100}
-NO_EVALUATION = pd.DataFrame(columns=["item_id", "fields", "query", "answers"])
+NO_EVALUATION = pd.DataFrame(columns=["item_id", "fields", "query", "references"])
 
 
 READING, TOPIC, SUMS, SUMMARIES = map(shipped_task, ("reading_qa", "news_topic", "word_problems", "summaries"))
@@ -93,7 +93,14 @@ def test_bad_labels_are_rejected_with_their_reason(response, reason):
 
 def test_evaluation_items_and_repeated_inputs_are_not_asked_about():
     known = pd.DataFrame(
-        [{"item_id": "1", "fields": json.dumps({"text": NEWS[0]}), "query": f"News item: {NEWS[0]}", "answers": "[]"}]
+        [
+            {
+                "item_id": "1",
+                "fields": json.dumps({"text": NEWS[0]}),
+                "query": f"News item: {NEWS[0]}",
+                "references": "[]",
+            }
+        ]
     )
     examples, rejected, _, teacher = distil(TOPIC, [*NEWS[:2], NEWS[1].upper()], lambda _: SPORT, known)
     assert list(rejected["reason"]) == ["contamination_exact", "duplicate"]

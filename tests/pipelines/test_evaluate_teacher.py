@@ -23,9 +23,9 @@ PARAMETERS = evaluate_parameters()
 
 def items(task: Task, answers: list[str]):
     spec = task.evaluation.fields
-    asked = {name: column for name, column in spec.items() if name != "answers"}
+    asked = {name: column for name, column in spec.items() if name != "references"}
     rows = [
-        dict.fromkeys(asked.values(), f"What is to be said of number {n}?") | {spec["answers"]: answer}
+        dict.fromkeys(asked.values(), f"What is to be said of number {n}?") | {spec["references"]: answer}
         for n, answer in enumerate(answers)
     ]
     return make_evaluation_items(task, SourceRows(rows, "rows"))
@@ -52,7 +52,7 @@ def test_with_chain_of_thought_it_reasons_and_the_same_extraction_reads_it():
     teacher = Scripted(lambda _: '{"rationale": "3 and 4 make 7.", "answer": 7}')
     generations, _ = predict_teacher(SUMS, items(SUMS, ["7"]), cached(teacher), PROMPT, PARAMETERS)
     predictions, _ = score_teacher(SUMS, generations, PARAMETERS)
-    assert predictions["raw"].to_list() == ["3 and 4 make 7. So the answer is 7."]
+    assert predictions["raw_output"].to_list() == ["3 and 4 make 7. So the answer is 7."]
     assert predictions["extracted"].to_list() == ["7"]
 
 
@@ -60,7 +60,7 @@ def test_what_cannot_be_read_is_a_wrong_answer_and_counted():
     said = iter(['{"answer": "sport"}', "I will not.", ('{"answer": "spo', "length")])
     teacher = Scripted(lambda _: next(said), concurrency=1)
     generations, summary = predict_teacher(TOPIC, items(TOPIC, ["sport"] * 3), cached(teacher), PROMPT, PARAMETERS)
-    assert generations["raw"].to_list() == ["sport", "", ""]
+    assert generations["raw_output"].to_list() == ["sport", "", ""]
     assert sum(summary["unreadable"].values()) >= 1
     assert score_teacher(TOPIC, generations, PARAMETERS)[1]["systems"]["teacher"]["accuracy"]["value"] == pytest.approx(
         33.33

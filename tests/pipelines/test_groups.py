@@ -17,7 +17,7 @@ TASK = {
     "examples": [{"question": "Is it?", "answer": "yes"}],
     "answer": {"type": "label", "labels": ["yes", "no"]},
     "metrics": ["accuracy"],
-    "evaluation": {"source": "unused.jsonl", "fields": {"question": "question", "answers": "answers"}},
+    "evaluation": {"source": "unused.jsonl", "fields": {"question": "question", "references": "answers"}},
 }
 
 

@@ -25,7 +25,7 @@ def items(count):
             "item_id": [f"i{n}" for n in range(count)],
             "fields": list(map(json.dumps, fields)),
             "query": ["\n\nQuestion: ".join(one.values()) for one in fields],
-            "answers": [json.dumps([f"barn {n}", "a barn"]) for n in range(count)],
+            "references": [json.dumps([f"barn {n}", "a barn"]) for n in range(count)],
             "dataset": "own.jsonl",
         }
     )

@@ -18,7 +18,7 @@ TASK = Task.parse(
         "examples": [{"text": "The owl sleeps.", "answer": "animals"}],
         "answer": {"type": "label", "labels": ["animals", "trade"]},
         "metrics": ["accuracy"],
-        "evaluation": {"source": "given", "fields": {"text": "text", "answers": "label"}},
+        "evaluation": {"source": "given", "fields": {"text": "text", "references": "label"}},
     },
     "here",
 )

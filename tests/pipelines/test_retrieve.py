@@ -13,7 +13,7 @@ from rebase.errors import RebaseError
 from rebase.parameters import LicensePolicy, RetrieveParameters
 from rebase.pipelines import prepare, retrieve
 from rebase.pipelines.retrieve.nodes import retrieve_rows
-from rebase.tasks.evaluation_items import EVALUATION_COLUMNS
+from rebase.records import EVALUATION_COLUMNS
 from rebase.weights import locate_model
 from tests.pipelines.conftest import EVALUATION
 
@@ -22,7 +22,7 @@ PARAMETERS = RetrieveParameters(
     licenses=LicensePolicy(allow=("*",), deny=("*-nc-*",), unknown="allow"), contamination_ngram=13,
     near_duplicate=0.6, max_dataset_share=1.0, min_passage_words=5, max_passage_words=14,
 )  # fmt: skip
-EVALUATION_SET = pd.DataFrame([["1", json.dumps(EVALUATION), "", "[]"]], columns=list(EVALUATION_COLUMNS))
+EVALUATION_SET = pd.DataFrame([["1", json.dumps(EVALUATION), "", "[]"]], columns=EVALUATION_COLUMNS)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.shipped import shipped_prompt, shipped_task
 from tests.tiny import train_parameters
 
 PROMPT, TRANSFORM_PROMPT = (shipped_prompt(name) for name in ("synthesize", "transform"))
-COLUMNS = ["item_id", "fields", "query", "answers"]
+COLUMNS = ["item_id", "fields", "query", "references"]
 NO_EVALUATION = pd.DataFrame(columns=COLUMNS)
 
 
@@ -32,7 +32,7 @@ READING, TOPIC, SUMS = shipped_task("reading_qa"), shipped_task("news_topic"), s
 
 def evaluation(task, fields, answers):
     line = {"item_id": "1", "fields": json.dumps(fields), "query": task.render_query(fields)}
-    return pd.DataFrame([line | {"answers": json.dumps(answers)}])
+    return pd.DataFrame([line | {"references": json.dumps(answers)}])
 
 
 def summary_of(used, dollars=0.0, consistency_filter=False, repaired=0):

@@ -37,7 +37,7 @@ def evaluation_items(count: int) -> pd.DataFrame:
                 json.dumps({"context": f"The owl sleeps in barn {n}.", "question": "Where?"}) for n in range(count)
             ],
             "query": [f"The owl sleeps in barn {n}.\n\nQuestion: Where?" for n in range(count)],
-            "answers": [json.dumps([f"in barn {n}", f"barn {n}"]) for n in range(count)],
+            "references": [json.dumps([f"in barn {n}", f"barn {n}"]) for n in range(count)],
         }
     )
 
@@ -85,7 +85,7 @@ def generations() -> pd.DataFrame:
         ("expert", "a", "p", "Barn 1.\nIt sleeps.", '["in barn 1", "barn 1"]'),
         ("expert", "b", "p", "In barn 2", '["in barn 2"]'),
     ]
-    return pd.DataFrame(lines, columns=["system", "item_id", "prompt", "raw", "answers"])
+    return pd.DataFrame(lines, columns=["system", "item_id", "prompt", "raw_output", "references"])
 
 
 def test_items_that_the_prompt_shows_are_left_out(student: Student, reading_task: Task) -> None:
@@ -101,7 +101,7 @@ def test_chrf_is_the_corpus_score(generations: pd.DataFrame, reading_task: Task)
     task = reading_task.model_copy(update={"metrics": ("chrf",)})
     predictions, scores = score_predictions(task, generations, evaluate_parameters())
     for system, frame in predictions.groupby("system"):
-        references = [json.loads(answers) for answers in frame["answers"]]
+        references = [json.loads(answers) for answers in frame["references"]]
         width = max(map(len, references))
         padded = [[row[place] if place < len(row) else row[0] for row in references] for place in range(width)]
         published = CHRF(word_order=2).corpus_score(frame["extracted"].to_list(), padded).score

@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from rebase.datastore.encoder import Encoder
 from rebase.pipelines.report.nodes import MAX_POINTS, project, project_embeddings
-from rebase.records import Task
+from rebase.records import EVALUATION_COLUMNS, Task
 from rebase.reporting.plots import KINDS
 from rebase.reporting.report import (
     ALL_PIECES,
@@ -25,7 +25,6 @@ from rebase.reporting.report import (
     won_and_lost,
     write_report,
 )
-from rebase.tasks.evaluation_items import EVALUATION_COLUMNS
 from tests.test_end_to_end import copy_of_project, kedro
 from tests.tiny import reasoned_examples
 
@@ -42,7 +41,7 @@ def predictions() -> pd.DataFrame:
         for item, value in zip("abc", values, strict=True)
         for raw in [f"<b>{system} says {item}</b>"]
     ]
-    columns = ["system", "item_id", "prompt", "raw", "extracted", "answers", "exact_match", "f1"]
+    columns = ["system", "item_id", "prompt", "raw_output", "extracted", "references", "exact_match", "f1"]
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -321,7 +320,7 @@ def test_limits_are_those_of_the_run(pieces: dict[str, Any]) -> None:
 
 def items(*texts: str) -> pd.DataFrame:
     lines = [(str(n), json.dumps({"context": text, "question": "Where?"}), "", "[]") for n, text in enumerate(texts)]
-    return pd.DataFrame(lines, columns=list(EVALUATION_COLUMNS))
+    return pd.DataFrame(lines, columns=EVALUATION_COLUMNS)
 
 
 def test_embedding_map(reading_task: Task, retrieved: pd.DataFrame, encoder: Encoder) -> None:

@@ -71,8 +71,8 @@ def tables() -> dict[str, pd.DataFrame]:
     rejected = {"dataset": "birds", "detail": "why", "response_key": KEY, "text": "{}"}
     predictions = pd.DataFrame(
         [
-            {"system": system, "item_id": "i1", "prompt": "Answer.\nWhere is the fox?", "raw": raw, "extracted": raw,
-             "answers": '["in the den"]', "exact_match": score}
+            {"system": system, "item_id": "i1", "prompt": "Answer.\nWhere is the fox?", "raw_output": raw, "extracted": raw,
+             "references": '["in the den"]', "exact_match": score}
             for system, raw, score in (("student", HOSTILE, 0.0), ("expert", "in the den", 1.0))
         ]
     )  # fmt: skip
@@ -256,7 +256,7 @@ def test_what_other_pipelines_made_is_found_too() -> None:
     ]  # fmt: skip
     assert [answer.get("prompt") for answer in answers] == [None] * 4 + ["Another template."] * 2
     assert ["adapter" in answer for answer in answers] == [False, True] + [False] * 4
-    assert trace("i1", run, "rebase")["systems"][0]["raw"] == "in the den"
+    assert trace("i1", run, "rebase")["systems"][0]["raw_output"] == "in the den"
     assert shown(found)
     assert shown(made_up)
     alone = Run({"comparison_predictions": other_pipelines()["comparison_predictions"]})

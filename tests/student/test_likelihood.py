@@ -30,7 +30,7 @@ TASK = Task.parse(
         "examples": [{"text": "Owls sleep.", "answer": "no"}],
         "answer": {"type": "label", "labels": LABELS},
         "metrics": ["accuracy"],
-        "evaluation": {"source": "given", "fields": {"text": "text", "answers": "label"}},
+        "evaluation": {"source": "given", "fields": {"text": "text", "references": "label"}},
         "max_new_tokens": 6,
     },
     "here",

@@ -14,7 +14,7 @@ def make_task(fields=None, **changes):
             "name": "topic", "version": 1, "instruction": "Name it.", "query": "Text: {text}",
             "examples": [{"text": "t", "answer": "sport"}],
             "answer": {"type": "label", "labels": ["sport", "science"]}, "metrics": ["accuracy"],
-            "evaluation": {"source": "e", "fields": fields or {"text": "text", "answers": "label"}} | changes,
+            "evaluation": {"source": "e", "fields": fields or {"text": "text", "references": "label"}} | changes,
         }, "topic.yml",
     )  # fmt: skip
 
@@ -28,14 +28,14 @@ def test_rows_become_items():
     items = to_items(make_task(), rows, "e.jsonl")
     assert items["item_id"].tolist() == ["q1", "1"]
     assert items["query"].tolist() == ["Text: Goal!", "Text: Atoms"]
-    assert items["answers"].tolist() == ['["sport"]', '["science"]']
+    assert items["references"].tolist() == ['["sport"]', '["science"]']
     assert json.loads(items["fields"][0]) == {"text": "Goal!"}
 
 
 def test_nested_columns_label_names_and_repeated_answers():
-    task = make_task({"text": "doc.text", "answers": "answers.label"}, label_names=["science", "sport"])
+    task = make_task({"text": "doc.text", "references": "answers.label"}, label_names=["science", "sport"])
     rows = [{"doc": {"text": "Goal!"}, "answers": {"label": [1, 1, 0, None]}}]
-    assert to_items(task, rows)["answers"].tolist() == ['["sport", "science"]']
+    assert to_items(task, rows)["references"].tolist() == ['["sport", "science"]']
 
 
 @pytest.mark.parametrize(
@@ -70,17 +70,17 @@ def test_ids_are_the_rows_own():
 
 def test_labels_are_spelled_as_the_task_spells_them():
     rows = [{"text": "t", "label": " Sport."}]
-    assert to_items(make_task(), rows)["answers"].tolist() == ['["sport"]']
+    assert to_items(make_task(), rows)["references"].tolist() == ['["sport"]']
 
 
 def test_some_benchmarks_have_answers_outside_the_labels():
     rows = [{"text": "t", "label": "art"}]
     task = make_task(outside_labels=True)
-    assert to_items(task, rows)["answers"].tolist() == ['["art"]']
+    assert to_items(task, rows)["references"].tolist() == ['["art"]']
 
 
 def plain_task(query, examples, kind="number", **evaluation):
-    fields = {name: name for name in examples[0] if name != "answer"} | {"answers": "answer"}
+    fields = {name: name for name in examples[0] if name != "answer"} | {"references": "answer"}
     return Task.parse(
         {
             "name": "plain", "version": 1, "instruction": "Answer.", "query": query, "examples": examples,
@@ -99,7 +99,7 @@ def test_a_list_is_shown_as_options():
 def test_the_working_before_an_answer_is_left_out():
     task = plain_task("{question}", [{"question": "q", "answer": "1"}], answer_after="####")
     rows = [{"question": "q", "answer": "6 * 3 = 18\n#### 1,018"}, {"question": "r", "answer": "It is 18"}]
-    assert to_items(task, rows[:1])["answers"].tolist() == ['["1,018"]']
+    assert to_items(task, rows[:1])["references"].tolist() == ['["1,018"]']
     with pytest.raises(RebaseError, match=r"e, row 1: there is no '####' in column 'answer'"):
         to_items(task, rows)
 

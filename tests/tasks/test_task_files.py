@@ -74,6 +74,6 @@ def test_the_benchmark_fits_its_task(name):
     kept, removed = remove_shown_items(task, items)
     assert len(kept) == 60
     assert removed.empty
-    for answers in map(json.loads, items["answers"]):
+    for answers in map(json.loads, items["references"]):
         # The right answer is found where it is written at the end of a reasoning.
         assert task.answer.type == "code" or extract(f"So the answer is {answers[0]}.", task.answer) == answers[0]

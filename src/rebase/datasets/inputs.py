@@ -11,9 +11,9 @@ from kedro_datasets._typing import JSONPreview, TablePreview
 
 from rebase.datastore.sources import FolderSource, Source, find_sources
 from rebase.errors import RebaseError
-from rebase.records import Task
+from rebase.records import EVALUATION_COLUMNS, Task
 from rebase.reporting.redaction import public
-from rebase.tasks.evaluation_items import EVALUATION_COLUMNS, make_evaluation_items, make_unlabeled_inputs
+from rebase.tasks.evaluation_items import make_evaluation_items, make_unlabeled_inputs
 from rebase.tasks.source_rows import SourceRows, read_source_rows
 from rebase.tasks.task_files import load_task
 
@@ -170,7 +170,7 @@ class RealDataset(InputsDataset):
 
     def load(self) -> pd.DataFrame:
         if not self._source:
-            return pd.DataFrame(columns=list(EVALUATION_COLUMNS))
+            return pd.DataFrame(columns=EVALUATION_COLUMNS)
         task = load_task(self._folder, self._name)
         source = self._read(task, self._source, "train")
         return make_evaluation_items(task, source).assign(**source.origin)

@@ -58,7 +58,7 @@ PIECES: dict[str, tuple[str, ...]] = {
     "diversity": ("n", "distinct_share", "mean_cosine", "distinct_1", "distinct_2", "labels", "words"),
     "preflight": ("in", "kept", "steps", "epochs", "tokens", "tokens_with_loss", "padding_share", "examples"),
     "training_log": ("step", "loss"),
-    "predictions": ("system", "item_id", "prompt", "raw", "extracted", "answers"),
+    "predictions": ("system", "item_id", "prompt", "raw_output", "extracted", "references"),
     "scores": ("n", "confidence", "systems", "differences"),
     "embedding_map": ("kind", "id", "dataset", "text", "x", "y", "cosine", "nearest_id"),
     "run_record": ("models", "versions", "parameters", "machine"),
@@ -247,7 +247,7 @@ def won_and_lost(predictions: pd.DataFrame, metric: str) -> dict[str, Any] | Non
     student, expert = (
         predictions[predictions["system"] == system].set_index("item_id") for system in ("student", "expert")
     )
-    both = expert.join(student[["raw", metric]], rsuffix="_student", how="inner")
+    both = expert.join(student[["raw_output", metric]], rsuffix="_student", how="inner")
     both = both.dropna(subset=[metric, f"{metric}_student"])
     if both.empty:
         return None
@@ -257,9 +257,9 @@ def won_and_lost(predictions: pd.DataFrame, metric: str) -> dict[str, Any] | Non
         return [
             {
                 "prompt": line["prompt"],
-                "answers": json.loads(line["answers"]),
-                "student": line["raw_student"],
-                "expert": line["raw"],
+                "answers": json.loads(line["references"]),
+                "student": line["raw_output_student"],
+                "expert": line["raw_output"],
             }
             for line in frame.iloc[systematic_positions(len(frame), _SHOWN)].to_dict("records")
         ]

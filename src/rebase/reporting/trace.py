@@ -277,18 +277,18 @@ def trace_prediction(item_id: str, run: Run, system: str | None = None) -> Line:
         raise RebaseError(
             f"trace: there is no prediction of the system {system!r} for the item {item_id!r}; {others} answered it."
         )
-    shared = ("pipeline", "system", "item_id", "prompt", "raw", "extracted", "answers")
+    shared = ("pipeline", "system", "item_id", "prompt", "raw_output", "extracted", "references")
     found: Line = {
         "kind": "prediction",
         "id": item_id,
         "prompt": chosen[0]["prompt"],
-        "gold": json.loads(chosen[0]["answers"]),
+        "gold": json.loads(chosen[0]["references"]),
         "systems": [
             {
                 "system": line["system"],
                 "pipeline": line["pipeline"],
                 **({} if line["prompt"] == chosen[0]["prompt"] else {"prompt": line["prompt"]}),
-                "raw": line["raw"],
+                "raw_output": line["raw_output"],
                 "extracted": line["extracted"],
                 "scores": {name: value for name, value in line.items() if name not in shared},
                 **(

@@ -50,14 +50,14 @@ def answer_items(
 
 
 def as_generations(system: str, items: pd.DataFrame, prompts: Sequence[str], raw: Sequence[str]) -> pd.DataFrame:
-    """One row of ``generations`` per item: ``system``, ``item_id``, ``prompt``, ``raw`` output, ``answers``."""
+    """One row of ``generations`` per item: ``system``, ``item_id``, ``prompt``, ``raw_output``, ``references``."""
     return pd.DataFrame(
         {
             "system": system,
             "item_id": items["item_id"].to_list(),
             "prompt": prompts,
-            "raw": raw,
-            "answers": items["answers"].to_list(),
+            "raw_output": raw,
+            "references": items["references"].to_list(),
         }
     )
 

@@ -9,13 +9,11 @@ import pandas as pd
 
 from rebase.datastore.sampling import systematic_positions
 from rebase.errors import RebaseError
-from rebase.records import Task
+from rebase.records import EVALUATION_COLUMNS, Task
 from rebase.tasks.extraction import as_label
 from rebase.tasks.metrics import same_number
 from rebase.tasks.source_rows import SourceRows
 from rebase.text import comparable, tokens, weight
-
-EVALUATION_COLUMNS = ("item_id", "fields", "query", "answers")
 
 #: A field with fewer words may be the same in two items by chance: a name, a short question.
 MIN_SHOWN_WORDS = 6
@@ -35,7 +33,7 @@ def make_evaluation_items(task: Task, source: SourceRows) -> pd.DataFrame:
     items = [_item(task, number, row, source.location) for number, row in enumerate(source.rows)]
     if not items:
         raise RebaseError(f"The evaluation set of task {task.name!r} is empty: {source.location}.")
-    frame = pd.DataFrame(items, columns=list(EVALUATION_COLUMNS))
+    frame = pd.DataFrame(items, columns=EVALUATION_COLUMNS)
     if (repeated := frame["item_id"].duplicated()).any():
         number = int(repeated.argmax())
         first = int((frame["item_id"] == frame["item_id"][number]).argmax())
@@ -100,13 +98,13 @@ def _told(task: Task, fields: Mapping[str, str]) -> set[tuple[str, str]]:
 
 def _item(task: Task, number: int, row: Mapping[str, Any], where: str) -> dict[str, str]:
     here = f"{where}, row {number}"
-    answers = _answers(task, _lookup(row, task.evaluation.fields["answers"], here), here)
+    answers = _answers(task, _lookup(row, task.evaluation.fields["references"], here), here)
     fields = _query_fields(task, row, here)
     return {
         "item_id": str(number if row.get("id") is None else row["id"]),
         "fields": json.dumps(fields, ensure_ascii=False),
         "query": task.render_query(fields),
-        "answers": json.dumps(answers, ensure_ascii=False),
+        "references": json.dumps(answers, ensure_ascii=False),
     }
 
 
@@ -124,7 +122,7 @@ def _answers(task: Task, value: Any, here: str) -> list[str]:
     spec, labels = task.evaluation, task.answer.labels
     values = [_named(item, spec.label_names) for item in (value if isinstance(value, list) else [value])]
     answers = [str(item) for item in values if item is not None]
-    column = f"column {spec.fields['answers']!r}"
+    column = f"column {spec.fields['references']!r}"
     if not answers:
         raise RebaseError(f"{here}: there is no answer in {column}. Mend the row.")
     if mark := spec.answer_after:

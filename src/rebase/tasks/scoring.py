@@ -16,8 +16,8 @@ from rebase.tasks.metrics import bootstrap_chrf, bootstrap_interval, permutation
 
 def score_answers(task: Task, generations: pd.DataFrame) -> pd.DataFrame:
     """``generations`` with ``extracted`` and one column a metric of the task, 0 .. 1."""
-    predictions = generations.assign(extracted=[extract(raw, task.answer) for raw in generations["raw"]])
-    accepted = [json.loads(answers) for answers in predictions["answers"]]
+    predictions = generations.assign(extracted=[extract(raw, task.answer) for raw in generations["raw_output"]])
+    accepted = [json.loads(answers) for answers in predictions["references"]]
     for metric in task.metrics:
         predictions[metric] = [
             score(metric, extracted, answers)
@@ -48,7 +48,7 @@ def aggregate(
         frame = by_system[system]
         other = None if baseline is None else by_system[baseline].loc[frame.index]
         if metric == "chrf":
-            answers = [json.loads(accepted) for accepted in frame["answers"]]
+            answers = [json.loads(accepted) for accepted in frame["references"]]
             theirs = None if other is None else other["extracted"].to_list()
             return bootstrap_chrf(frame["extracted"].to_list(), answers, *draws, baseline=theirs)
         return bootstrap_interval((frame[metric] - (0 if other is None else other[metric])).to_list(), *draws)

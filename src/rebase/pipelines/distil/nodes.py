@@ -66,7 +66,7 @@ def distil_inputs(
     taken = unlabeled_inputs.iloc[
         systematic_positions(len(unlabeled_inputs), parameters.max_inputs or len(unlabeled_inputs))
     ]
-    protected = protected_texts(task, evaluation_items["fields"], evaluation_items["answers"])
+    protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
     clean, rejected = _screen(task, taken.to_dict("records"), protected, contamination_ngram)
     known = Known.of(task, evaluation_items["query"], contamination_ngram)
     kept, unusable, usage = run(_ask_inputs(task, clean, teacher, distil_prompt, parameters, known))

@@ -21,7 +21,7 @@ def predict(
 
     Items that the task's own examples show are left out first, and counted as ``shown_in_prompt``.
 
-    Returns ``generations`` (``system``, ``item_id``, ``prompt``, ``raw``, ``answers``) and the stage's summary.
+    Returns ``generations`` (``system``, ``item_id``, ``prompt``, ``raw_output``, ``references``) and the stage's summary.
     """
     began = time.monotonic()
     items, rejected = select_items(task, evaluation_items, parameters.limit)

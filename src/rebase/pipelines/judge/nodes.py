@@ -99,7 +99,7 @@ class SystemAnswers:
     """
 
     def __init__(self, evaluation_items: pd.DataFrame, predictions: pd.DataFrame, parameters: JudgeParameters) -> None:
-        self._raw = {(line["system"], line["item_id"]): line["raw"] for line in predictions.to_dict("records")}
+        self._raw = {(line["system"], line["item_id"]): line["raw_output"] for line in predictions.to_dict("records")}
         self._queries = dict(zip(evaluation_items["item_id"], evaluation_items["query"], strict=True))
         self.systems = [str(system) for system in predictions["system"].unique()]
         self.pair = parameters.pair
@@ -227,7 +227,7 @@ def score_judgments(
     """
     names = judge_rubric.names
     metrics = [metric for metric in task.metrics if metric in predictions]
-    has_references = predictions["answers"].map(lambda references: bool(json.loads(references)))
+    has_references = predictions["references"].map(lambda references: bool(json.loads(references)))
     gold = predictions[has_references].dropna(subset=metrics).set_index(["system", "item_id"])[metrics]
     graded = judgments[judgments["kind"] == "rubric"].set_index(["system", "item_id"])
     both = graded.join(gold, how="inner")

@@ -46,7 +46,7 @@ def mix_examples(
     sets = {origin: example_sets[origin]() for origin in parameters.weights if origin in example_sets}
     rejected: Counter[str] = Counter()
     if REAL in parameters.weights:
-        protected = protected_texts(task, evaluation_items["fields"], evaluation_items["answers"])
+        protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
         row_filter = contamination_filter(protected, contamination_ngram)
         is_clean = [
             row_filter(Candidate("", "", "", json.loads(fields), "")) is None for fields in real_items["fields"]
@@ -72,7 +72,7 @@ def as_examples(items: pd.DataFrame) -> pd.DataFrame:
     known = items.assign(
         example_id=items["item_id"],
         row_id=items["item_id"],
-        answer=[json.loads(answers)[0] for answers in items["answers"]],
+        answer=[json.loads(answers)[0] for answers in items["references"]],
         teacher="people",
         cut="[]",
     )

@@ -163,7 +163,7 @@ def _filters(
     """All filters as one, in the order of docs/method.md, and what to call with a row that passed."""
     kept: Counter[str] = Counter()
     limit = max(1, int(parameters.max_dataset_share * parameters.top_n))
-    protected = protected_texts(task, evaluation_items["fields"], evaluation_items["answers"])
+    protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
     filters = [
         exclusion_filter(task),
         license_filter(parameters.licenses),

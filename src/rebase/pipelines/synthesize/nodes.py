@@ -59,7 +59,7 @@ def synthesize_examples(
         RebaseError: Not one example passed, the teacher answers nothing, or nothing was spent that could be matched.
 
     """
-    protected = protected_texts(task, evaluation_items["fields"], evaluation_items["answers"])
+    protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
     writer = _Writer(
         task,
         synthesize_prompt,
