@@ -1,4 +1,4 @@
-"""Typed parameter groups, one a stage: Kedro checks them against the nodes' type hints before any work."""
+"""Typed parameter groups, one for each stage. Kedro checks them against the nodes' type hints before any work."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,16 +8,16 @@ from rebase.records import Strict
 
 
 class IngestParameters(Strict):
-    """``max_rows`` rows of each config are kept, taken by even stride; ``workers`` datasets are read at once."""
+    """Keep a systematic sample of ``max_rows`` rows of each config; read ``workers`` datasets at once."""
 
     max_rows: int = Field(ge=1)
     workers: int = Field(default=4, ge=1)
 
 
 class EmbedParameters(Strict):
-    """``batch_tokens`` go through the encoder at once. ``cells`` that are embedded: those of ``text``, or ``all``.
+    """Embed ``cells`` (``text`` or ``all``) in batches of ``batch_tokens``.
 
-    Text is what ``rebase.datastore.cells.worth_embedding`` says.
+    ``rebase.datastore.cells.worth_embedding`` defines which cells are text.
     """
 
     batch_tokens: int = Field(ge=1)
@@ -25,7 +25,7 @@ class EmbedParameters(Strict):
 
 
 class IndexParameters(Strict):
-    """A segment of the index has about ``segment_datasets``; its Annoy forest has ``trees`` (0: there is none)."""
+    """Datasets in a segment of the index, and trees in its Annoy index (0: no Annoy index)."""
 
     segment_datasets: int = Field(ge=1)
     trees: int = Field(ge=0)
@@ -33,9 +33,9 @@ class IndexParameters(Strict):
 
 
 class LicensePolicy(Strict):
-    """Which licenses may be used: ``deny`` wins, then ``allow`` (``*`` allows all); ``unknown`` decides the rest.
+    """The permitted licenses: ``deny`` comes first, then ``allow``; ``unknown`` decides rows without a license.
 
-    Entries are SPDX ids, compared without regard to case; ``*`` and ``?`` are wildcards.
+    Entries are SPDX ids. Comparison ignores case; ``*`` and ``?`` are wildcards.
     """
 
     allow: tuple[str, ...]
@@ -44,7 +44,7 @@ class LicensePolicy(Strict):
 
 
 class RetrieveParameters(Strict):
-    """How many rows, scored how, kept by which filters."""
+    """The number of rows, how they are scored, and the settings of the filters."""
 
     top_n: int = Field(ge=1)
     aggregation: Literal["max_of_mean", "mean_of_max"]
@@ -60,18 +60,18 @@ class RetrieveParameters(Strict):
 
 
 class SamplingParameters(Strict):
-    """How the teacher draws its responses."""
+    """How the teacher samples its responses."""
 
     temperature: float = Field(ge=0)
     max_tokens: int = Field(ge=1)
 
 
 class TransformParameters(Strict):
-    """One request a row until ``max_examples`` examples have passed; the source row is cut at ``max_row_tokens``.
+    """Send one request for each row until ``max_examples`` examples pass; cut rows at ``max_row_tokens``.
 
-    ``guided`` leads a weak teacher: about a passage it only asks for a given span, elsewhere it only answers
-    the row's own text. ``consistency_filter`` has the teacher answer each new query once more, without the answer: where the
-    two answers do not agree, the example is rejected.
+    ``guided`` helps a weak teacher: the prompt names the span of the passage to ask about, or the source text to answer.
+    With ``consistency_filter`` the teacher answers each new query again without seeing the answer; if the two answers
+    differ, the example is rejected.
     """
 
     max_examples: int = Field(ge=1)
@@ -82,10 +82,9 @@ class TransformParameters(Strict):
 
 
 class SynthesizeParameters(Strict):
-    """Plain synthesis may spend as much as transform used: as many ``requests``, or ``dollars``.
+    """Plain synthesis spends as much as transform: the same number of ``requests``, or of ``dollars``.
 
-    ``guided`` leads a weak teacher as transform does: it writes a passage, and is then asked for a question to a given
-    span of it.
+    ``guided`` helps a weak teacher, as in transform: it writes a passage, then a question about a given span of it.
     """
 
     spend: Literal["requests", "dollars"]
@@ -94,10 +93,10 @@ class SynthesizeParameters(Strict):
 
 
 class DistilParameters(Strict):
-    """The teacher labels the task's own inputs: at most ``max_inputs`` of them, taken by even stride (null: all).
+    """The teacher labels a systematic sample of ``max_inputs`` unlabeled inputs (null: all).
 
-    ``style`` says how it is asked. Of ``samples`` labels more than half must be one, and so must the answers that
-    ``cot`` leads to. ``rounds`` are those of ``chain_of_density``, the first answer included.
+    ``style`` selects the prompt. More than half of the ``samples`` labels of an input must agree. ``rounds`` counts the
+    rounds of ``chain_of_density``, including the first answer.
     """
 
     style: Literal["direct", "cot", "chain_of_density"]
@@ -107,26 +106,26 @@ class DistilParameters(Strict):
     sampling: SamplingParameters
 
 
-def _above_zero(weights: dict[str, float]) -> dict[str, float]:
-    above = {origin: weight for origin, weight in weights.items() if weight}
-    if not above:
-        raise ValueError("at least one must be above 0")
-    return above
+def _positive_weights(weights: dict[str, float]) -> dict[str, float]:
+    positive = {origin: weight for origin, weight in weights.items() if weight}
+    if not positive:
+        raise ValueError("at least one weight must be above 0")
+    return positive
 
 
 class MixParameters(Strict):
-    """A mixture of examples: the origins' ``weights``, how many in all (null: as many as there are), and the draw.
+    """A mixture of examples: a weight for each origin, the total ``size`` (null: as many as possible) and the seed.
 
-    An origin of weight 0 is left out: of those that conf/base names none can be taken away otherwise.
+    Weight 0 leaves an origin out. An environment needs this, because it cannot delete an entry of conf/base.
     """
 
-    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], AfterValidator(_above_zero)]
+    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], AfterValidator(_positive_weights)]
     size: int | None = Field(ge=1)
     seed: int
 
 
 class CotParameters(Strict):
-    """``samples`` rationales an example; a majority must reach its answer. ``on_disagreement`` says what if not."""
+    """Write ``samples`` rationales for each example; ``on_disagreement`` applies if no majority reaches its answer."""
 
     samples: int = Field(ge=1)
     on_disagreement: Literal["reject", "relabel"]
@@ -143,18 +142,18 @@ class LoraParameters(Strict):
 
 
 def _patterns(value: Any) -> Any:
-    """A list, or a text in which ``;`` divides: the command line takes no list, since it divides at commas."""
+    """Split a text at ``;``, since the command line already splits at commas; return a list as it is."""
     return (
         value if isinstance(value, list | tuple) else [part.strip() for part in str(value).split(";") if part.strip()]
     )
 
 
 class ExcludeParameters(Strict):
-    """What is taken out of the examples before training, though they are paid for: datasets and licenses.
+    """Leave examples of these datasets and licenses out of the training set.
 
-    Entries are names compared without regard to case; ``*`` and ``?`` are wildcards. On the command line a text says
-    several, ``--params="train.exclude.datasets=NAME;OTHER-*"``; one that begins with a wildcard stands in quotes of its
-    own, ``--params="train.exclude.licenses='*-nc-*'"``.
+    Comparison ignores case; ``*`` and ``?`` are wildcards. On the command line, separate several entries with ``;``:
+    ``--params="train.exclude.datasets=NAME;OTHER-*"``. Quote an entry that starts with a wildcard:
+    ``--params="train.exclude.licenses='*-nc-*'"``.
     """
 
     datasets: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
@@ -164,9 +163,9 @@ class ExcludeParameters(Strict):
 class TrainParameters(Strict):
     """QLoRA settings (docs/method.md section 7). ``target`` is what the student learns to write.
 
-    A step takes ``batch_size * gradient_accumulation`` examples, ``batch_size`` at once. ``packing`` lays those that
-    go through at once end to end, without padding. ``validation_share`` of the examples is held out: the loss on
-    them is measured after each epoch, and ``keep`` says whether the last adapter or the one best on them is kept.
+    A step uses ``batch_size * gradient_accumulation`` examples, ``batch_size`` at once. ``packing`` places the examples of
+    a batch end to end, without padding. ``validation_share`` of the examples measures the validation loss after each
+    epoch. ``keep`` selects the last adapter, or the one with the best validation loss.
     """
 
     target: Literal["answer", "rationale_then_answer"]
@@ -191,15 +190,15 @@ class TrainParameters(Strict):
     @model_validator(mode="after")
     def _best_needs_evaluation(self) -> "TrainParameters":
         if self.keep == "best" and not self.validation_share:
-            raise ValueError("`keep: best` needs `validation_share` above 0: the examples that decide what is best")
+            raise ValueError("`keep: best` needs `validation_share` above 0, to measure which adapter is best")
         return self
 
 
 class EvaluateParameters(Strict):
-    """``limit`` items of the evaluation set (null: all), taken by even stride; bootstrap of the intervals.
+    """Evaluate a systematic sample of ``limit`` items (null: all), with bootstrap intervals.
 
-    ``labels_by`` says how tasks with labels are answered: by what is written, or by the likeliest label. ``server`` is
-    the address of a server that holds the student and its adapters (vLLM); null loads them here.
+    For tasks with labels, ``labels_by`` selects the generated text or the most likely label. ``server`` is the address of
+    a vLLM server with the student and its adapters; null loads them in this process.
     """
 
     limit: int | None = Field(ge=1)
@@ -213,14 +212,14 @@ class EvaluateParameters(Strict):
     @model_validator(mode="after")
     def _servers_write(self) -> "EvaluateParameters":
         if self.server and self.labels_by == "likelihood":
-            raise ValueError("`labels_by: likelihood` needs the weights here: set `server` to null")
+            raise ValueError("`labels_by: likelihood` needs the weights in this process: set `server` to null")
         return self
 
 
 class CompareParameters(Strict):
-    """Learning curves: each training set is cut to each of ``sizes``, and trained on with each of ``seeds``.
+    """Learning curves: train on each training set cut to each of ``sizes``, with each of ``seeds``.
 
-    ``targets`` says what the student learns to write from which training set.
+    ``targets`` sets what the student learns to write from each training set.
     """
 
     sizes: tuple[Annotated[int, Field(ge=1)], ...]
@@ -229,9 +228,9 @@ class CompareParameters(Strict):
 
 
 class JudgeParameters(Strict):
-    """``limit`` items (null: all) are judged, ``sheet_items`` of them put on the grading sheet, by even stride.
+    """Judge a systematic sample of ``limit`` items (null: all), and put ``sheet_items`` of them on the grading sheet.
 
-    ``pair`` names the two systems whose answers are compared (null: none are).
+    ``pair`` names the two systems to compare (null: no comparison).
     """
 
     limit: int | None = Field(ge=1)
@@ -245,5 +244,5 @@ class JudgeParameters(Strict):
     @model_validator(mode="after")
     def _pair_differs(self) -> "JudgeParameters":
         if self.pair and self.pair[0] == self.pair[1]:
-            raise ValueError("`pair` names one system twice")
+            raise ValueError("`pair` names the same system twice")
         return self
