@@ -69,9 +69,9 @@ class SamplingParameters(Strict):
 class TransformParameters(Strict):
     """Send one request for each row until ``max_examples`` examples pass; cut rows at ``max_row_tokens``.
 
-    ``guided`` helps a weak teacher: the prompt names the span of the passage to ask about, or the source text to answer.
-    With ``consistency_filter`` the teacher answers each new query again without seeing the answer; if the two answers
-    differ, the example is rejected.
+    ``guided`` helps a weak teacher: the prompt names the span of the passage to ask about, or the source text to
+    answer. With ``consistency_filter`` the teacher answers each new query again without seeing the answer; if the two
+    answers differ, the example is rejected.
     """
 
     max_examples: int = Field(ge=1)
@@ -163,9 +163,9 @@ class ExcludeParameters(Strict):
 class TrainParameters(Strict):
     """QLoRA settings (docs/method.md section 7). ``target`` is what the student learns to write.
 
-    A step uses ``batch_size * gradient_accumulation`` examples, ``batch_size`` at once. ``packing`` places the examples of
-    a batch end to end, without padding. ``validation_share`` of the examples measures the validation loss after each
-    epoch. ``keep`` selects the last adapter, or the one with the best validation loss.
+    A step uses ``batch_size * gradient_accumulation`` examples, ``batch_size`` at once. ``packing`` places the
+    examples of a batch end to end, without padding. ``validation_share`` of the examples measures the validation loss
+    after each epoch. ``keep`` selects the last adapter, or the one with the best validation loss.
     """
 
     target: Literal["answer", "rationale_then_answer"]
@@ -197,8 +197,8 @@ class TrainParameters(Strict):
 class EvaluateParameters(Strict):
     """Evaluate a systematic sample of ``limit`` items (null: all), with bootstrap intervals.
 
-    For tasks with labels, ``labels_by`` selects the generated text or the most likely label. ``server`` is the address of
-    a vLLM server with the student and its adapters; null loads them in this process.
+    For tasks with labels, ``labels_by`` selects the generated text or the most likely label. ``server`` is the address
+    of a vLLM server with the student and its adapters; null loads them in this process.
     """
 
     limit: int | None = Field(ge=1)
