@@ -22,7 +22,7 @@ import yaml
 
 from rebase.datastore.sampling import systematic_positions
 from rebase.records import Adapter, Task
-from rebase.student.formatting import encode_prompt, render_prompt
+from rebase.student.formatting import tokenize_prompt, render_prompt
 from rebase.student.generation import generate
 from rebase.student.handle import Student
 from rebase.tasks.evaluation_items import make_evaluation_items
@@ -65,8 +65,8 @@ def main() -> None:
                 texts[name] = method()
                 best[name] = min(best[name], time.perf_counter() - began)
                 cpu[name] = min(cpu[name], time.process_time() - cpu_began)
-        read = sum(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
-        written = sum(len(encode_prompt(tokenizer, text)) + 1 for text in texts["one by one"])
+        read = sum(len(tokenize_prompt(tokenizer, prompt)) for prompt in prompts)
+        written = sum(len(tokenize_prompt(tokenizer, text)) + 1 for text in texts["one by one"])
     for name, seconds in best.items():
         print(
             f"{name}: {seconds:.1f} s, {len(prompts) / seconds:.2f} items/s, {written / seconds:.0f} written tokens/s"
@@ -104,7 +104,7 @@ def read_items(task: Task, path: Path, count: int) -> pd.DataFrame:
 
 def alone(model: torch.nn.Module, tokenizer: object, prompt: str, max_new_tokens: int) -> str:
     """Generate greedily for one prompt with the library's own method."""
-    ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)
+    ids = torch.tensor([tokenize_prompt(tokenizer, prompt)], device=model.device)
     with torch.inference_mode():
         written = model.generate(
             input_ids=ids,

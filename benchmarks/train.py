@@ -32,10 +32,10 @@ import yaml
 from torch.nn.functional import cross_entropy
 
 from rebase.parameters import TrainParameters
-from rebase.student.formatting import IGNORED, encode_example
+from rebase.student.formatting import IGNORED, tokenize_example
 from rebase.student.handle import Student, quiet_libraries
-from rebase.student.preflight import Shape, matrix_rate, measure_shape, shape_of, target_count
-from rebase.student.tokenization import Encoded, Example
+from rebase.student.preflight import Shape, matrix_rate, measure_shape, shape_of
+from rebase.student.tokenization import TokenizedExample, TokenizedExamples
 from rebase.student.trainer import make_trainer
 from rebase.weights import resolve_dtype
 
@@ -61,12 +61,12 @@ def main() -> None:
     parameters = settings(options)
     size = parameters.batch_size * parameters.gradient_accumulation
     examples = read_examples(options, parameters, size * (WARM_UP + options.steps) + VALIDATION)
-    encoded, validation = Encoded(examples[VALIDATION:], [], 0), examples[:VALIDATION]
+    tokenized, validation = TokenizedExamples(examples[VALIDATION:], [], 0), examples[:VALIDATION]
 
     best: dict[str, dict[str, float]] = {}
     for number in range(options.rounds):
         for name in ("ours", "plain") if number % 2 == 0 else ("plain", "ours"):
-            result = train(name, encoded, validation, parameters, options)
+            result = train(name, tokenized, validation, parameters, options)
             print(f"round {number + 1}, {name}: " + ", ".join(f"{k} {v:,.4g}" for k, v in result.items()), flush=True)
             if result["tokens_per_second"] > best.get(name, result)["tokens_per_second"] or name not in best:
                 best[name] = result
@@ -76,9 +76,9 @@ def main() -> None:
         "loss_difference": round(ours["loss"] - plain["loss"], 5),
         "ours": ours,
         "plain": plain,
-        "examples": len(encoded.train),
-        "tokens": sum(len(example.input_ids) for example in encoded.train),
-        "tokens_with_loss": sum(map(target_count, encoded.train)),
+        "examples": len(tokenized.train),
+        "tokens": sum(len(example) for example in tokenized.train),
+        "tokens_with_loss": sum(example.target_count for example in tokenized.train),
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"{torch.get_num_threads()} CPU threads",
@@ -100,7 +100,7 @@ def settings(options: argparse.Namespace) -> TrainParameters:
     return TrainParameters.model_validate(values)
 
 
-def read_examples(options: argparse.Namespace, parameters: TrainParameters, count: int) -> list[Example]:
+def read_examples(options: argparse.Namespace, parameters: TrainParameters, count: int) -> list[TokenizedExample]:
     """Return ``count`` examples within the length limit, drawn with the seed."""
     tokenizer = STUDENT.tokenizer()
     frame = pd.read_parquet(options.examples)
@@ -112,8 +112,8 @@ def read_examples(options: argparse.Namespace, parameters: TrainParameters, coun
         frame = frame.assign(prompt=prompts, completion=frame["output"])
     pairs = list(zip(frame["prompt"], frame["completion"], strict=True))
     random.Random(options.seed).shuffle(pairs)
-    examples = [Example(*encode_example(tokenizer, prompt, completion)) for prompt, completion in pairs]
-    fitting = [example for example in examples if len(example.input_ids) <= parameters.max_length][:count]
+    examples = [TokenizedExample(*tokenize_example(tokenizer, prompt, completion)) for prompt, completion in pairs]
+    fitting = [example for example in examples if len(example) <= parameters.max_length][:count]
     if len(fitting) < count:
         raise SystemExit(
             f"{options.examples} has {len(fitting)} short enough examples, {count} are needed. Lower --steps."
@@ -122,7 +122,8 @@ def read_examples(options: argparse.Namespace, parameters: TrainParameters, coun
 
 
 def train(
-    name: str, encoded: Encoded, validation: list[Example], parameters: TrainParameters, options: argparse.Namespace
+    name: str, tokenized: TokenizedExamples, validation: list[TokenizedExample], parameters: TrainParameters,
+    options: argparse.Namespace,
 ) -> dict[str, float]:
     """Train on all examples; return tokens per second, the final loss and the peak GPU memory."""
     torch.manual_seed(options.seed)
@@ -131,9 +132,9 @@ def train(
     with quiet_libraries(), tempfile.TemporaryDirectory() as run, open_model(options) as (model, tokenizer):
         if name == "ours":
             four_bit = parameters.model_copy(update={"four_bit": parameters.four_bit and not options.tiny})
-            trainer = make_trainer(model, tokenizer, encoded, four_bit, shape(options), Path(run), lambda best: None)
+            trainer = make_trainer(model, tokenizer, tokenized, four_bit, shape(options), Path(run), lambda best: None)
         else:
-            trainer = plain_trainer(model, tokenizer, encoded, parameters, Path(run), options.gpu)
+            trainer = plain_trainer(model, tokenizer, tokenized, parameters, Path(run), options.gpu)
         rate = timed(trainer)
         result = {"tokens_per_second": round(rate, 1), "loss": loss_of(trainer.model, validation)}
         if torch.cuda.is_available():
@@ -154,7 +155,7 @@ def timed(trainer: Any) -> float:
         started.append((trainer.state.global_step, time.perf_counter()))
         masks = inputs.get("attention_mask")
         tokens.append(
-            sum(len(example.input_ids) for example in inputs["step"].examples) if masks is None else int(masks.sum())
+            sum(len(example) for example in inputs["step"].examples) if masks is None else int(masks.sum())
         )
         return plain(model, inputs, *rest, **named)
 
@@ -168,7 +169,7 @@ def timed(trainer: Any) -> float:
 
 
 def plain_trainer(
-    model: Any, tokenizer: Any, encoded: Encoded, parameters: TrainParameters, run: Path, defaults: bool
+    model: Any, tokenizer: Any, tokenized: TokenizedExamples, parameters: TrainParameters, run: Path, defaults: bool
 ) -> Any:
     """Return TRL's trainer as documented, with the same settings; on a GPU with the published batch of 2 x 4."""
     from datasets import Dataset
@@ -177,7 +178,7 @@ def plain_trainer(
     from trl.trainer.sft_trainer import SFTTrainer
 
     cuda = torch.cuda.is_available()
-    rows = [{"input_ids": example.input_ids, "labels": example.labels} for example in encoded.train]
+    rows = [{"input_ids": example.input_ids, "labels": example.labels} for example in tokenized.train]
     batch, accumulation = (2, 4) if defaults else (parameters.batch_size, parameters.gradient_accumulation)
     config = SFTConfig(
         output_dir=str(run),
@@ -216,7 +217,7 @@ def plain_trainer(
 
 
 @torch.no_grad()
-def loss_of(model: Any, examples: list[Example]) -> float:
+def loss_of(model: Any, examples: list[TokenizedExample]) -> float:
     """Return the mean loss over the examples' targets, one example at a time."""
     model.eval()
     total = 0.0
@@ -226,7 +227,7 @@ def loss_of(model: Any, examples: list[Example]) -> float:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
             logits = model(input_ids=ids).logits[0, :-1].float()
         total += cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum").item()
-    return total / sum(map(target_count, examples))
+    return total / sum(example.target_count for example in examples)
 
 
 def open_model(options: argparse.Namespace) -> Any:

@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from rebase.errors import RebaseError
-from rebase.generation.filters import why_excluded
+from rebase.generation.filters import remove_excluded, why_excluded
 from rebase.parameters import ExcludeParameters
-from rebase.pipelines.train.nodes import format_training_set, remove_excluded, train_student
+from rebase.pipelines.train.nodes import format_training_set, train_student
 from rebase.records import Task
 from rebase.student.adapters import CARD, ORIGIN
 from rebase.student.handle import Student
@@ -82,7 +82,7 @@ def test_a_training_set_of_before_is_not_trained_on(student: Student, reading_ta
 
 def test_nothing_left_is_an_error(student: Student, reading_task: Task) -> None:
     parameters = train_parameters(exclude={"datasets": ["*"]})
-    with pytest.raises(RebaseError, match=r"takes out every example.*excluded_dataset': 3"):
+    with pytest.raises(RebaseError, match=r"removes every example.*excluded_dataset': 3"):
         format_training_set(reading_task, reasoned_examples(3), student, parameters, "answer")
 
 

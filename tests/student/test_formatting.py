@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.records import Task
-from rebase.student.formatting import IGNORED, encode_example, encode_prompt, render_completion, render_prompt
+from rebase.student.formatting import IGNORED, render_completion, render_prompt, tokenize_example, tokenize_prompt
 from rebase.student.handle import Student
 
 QUERY = "Herons nest in trees.\n\nQuestion: Where do herons nest?"
@@ -20,8 +20,8 @@ def test_training_sees_the_prompt_ids_of_generation(
 ) -> None:
     tokenizer = student.tokenizer()
     prompt = render_prompt(tokenizer, reading_task, query)
-    ids, labels = encode_example(tokenizer, prompt, completion)
-    asked = encode_prompt(tokenizer, prompt)
+    ids, labels = tokenize_example(tokenizer, prompt, completion)
+    asked = tokenize_prompt(tokenizer, prompt)
     assert ids[: len(asked)] == asked
     assert labels[: len(asked)] == [IGNORED] * len(asked)
     assert labels[len(asked) :] == ids[len(asked) :]
@@ -29,7 +29,7 @@ def test_training_sees_the_prompt_ids_of_generation(
 
 def test_one_bos_and_one_end_of_turn(tokenizer, reading_task: Task) -> None:
     prompt = render_prompt(tokenizer, reading_task, QUERY)
-    ids, labels = encode_example(tokenizer, prompt, "in trees")
+    ids, labels = tokenize_example(tokenizer, prompt, "in trees")
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids[0] == tokenizer.bos_token_id
     assert ids[-1] == labels[-1] == tokenizer.eos_token_id

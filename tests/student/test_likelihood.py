@@ -6,7 +6,7 @@ import pytest
 from rebase.errors import RebaseError
 from rebase.records import Task
 from rebase.student.answering import open_student
-from rebase.student.formatting import IGNORED, encode_example
+from rebase.student.formatting import IGNORED, tokenize_example
 from rebase.student.handle import Student, float32_logits
 from rebase.student.likelihood import choose_labels
 from tests.tiny import evaluate_parameters, tolerances
@@ -41,7 +41,7 @@ def from_scratch(model, tokenizer, prompt: str, label: str) -> float:
     """The log-likelihood by the training loss's own labels, one text at a time."""
     import torch
 
-    ids, labels = encode_example(tokenizer, prompt, label)
+    ids, labels = tokenize_example(tokenizer, prompt, label)
     with float32_logits(model):
         found = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     return float(sum(found[place - 1, token] for place, token in enumerate(labels) if token != IGNORED))

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.student.handle import Student
-from rebase.student.prefill import Batch, group_prompts, read_prompts
+from rebase.student.prefill import PrefilledBatch, group_prompts, prefill
 from tests.tiny import tolerances
 
 PASSAGES = [
@@ -22,7 +22,7 @@ def test_what_comes_next_is_as_if_each_prompt_was_read_alone(any_student: Studen
     with any_student.open() as (model, tokenizer), torch.inference_mode():
         for batch_size in (1, 2, 3, 7):
             seen = []
-            for numbers, _, logits in read_prompts(model, tokenizer, PROMPTS, batch_size, "read"):
+            for numbers, _, logits in prefill(model, tokenizer, PROMPTS, batch_size, "read"):
                 for number, found in zip(numbers, logits, strict=True):
                     ids = tokenizer(PROMPTS[number], add_special_tokens=False, return_tensors="pt")["input_ids"]
                     torch.testing.assert_close(found, model(ids).logits[0, -1], **tolerances(any_student.dtype))
@@ -36,7 +36,7 @@ def test_shared_passages_are_read_once(student: Student) -> None:
     with student.open() as (model, tokenizer), torch.inference_mode():
         read: list[int] = []
         hook = model.model.embed_tokens.register_forward_hook(lambda *at: read.append(at[1][0].numel()))
-        list(read_prompts(model, tokenizer, PROMPTS, len(PROMPTS), "read"))
+        list(prefill(model, tokenizer, PROMPTS, len(PROMPTS), "read"))
         hook.remove()
     assert sum(read) < 0.9 * sum(map(len, PROMPTS))  # though it is padded
 
@@ -45,11 +45,11 @@ def test_selecting_leaves_the_batch_as_it_is(student: Student) -> None:
     import torch
 
     with student.open() as (model, _), torch.inference_mode():
-        batch = Batch(model)
-        batch.read([[5, 6, 7]])
-        first = batch.select([0, 0]).read([[8], [9, 10]])
-        again = batch.select([0, 0]).read([[8], [9, 10]])
-        alone = batch.select([0]).read([[9, 10]])
+        batch = PrefilledBatch(model)
+        batch.extend([[5, 6, 7]])
+        first = batch.select([0, 0]).extend([[8], [9, 10]])
+        again = batch.select([0, 0]).extend([[8], [9, 10]])
+        alone = batch.select([0]).extend([[9, 10]])
     assert torch.equal(first, again)
     torch.testing.assert_close(first[1:], alone)
 

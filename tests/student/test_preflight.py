@@ -8,11 +8,11 @@ import pytest
 
 from rebase.errors import RebaseError
 from rebase.parameters import TrainParameters
-from rebase.pipelines.train.nodes import inspect_training
+from rebase.student.experts import inspect_training
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import Student
 from rebase.student.preflight import Shape, describe, inspect, measure_shape
-from rebase.student.tokenization import Encoded, Example, encode
+from rebase.student.tokenization import TokenizedExample, TokenizedExamples, tokenize
 from tests.student.test_training import training_set
 from tests.tiny import train_parameters
 
@@ -20,8 +20,7 @@ SHAPE = Shape(linear=1000, head=500, widths=100, vocabulary=50, weights=6000, ac
 
 
 def look(student: Student, data: pd.DataFrame, parameters: TrainParameters) -> dict:
-    encoded = encode(student, data, parameters)
-    return inspect(encoded, student.tokenizer(), parameters, SHAPE, rate=1e3)
+    return inspect(tokenize(student, data, parameters), student.tokenizer(), parameters, SHAPE, rate=1e3)
 
 
 def test_record(student: Student) -> None:
@@ -58,14 +57,14 @@ def test_everything_cut(student: Student) -> None:
 
 
 def test_nothing_carries_loss(student: Student) -> None:
-    silent = Encoded([Example([1, 2], [IGNORED, IGNORED])] * 4, [], 0)
-    with pytest.raises(RebaseError, match="4 of 4 examples have no token that carries loss"):
+    silent = TokenizedExamples([TokenizedExample([1, 2], [IGNORED, IGNORED])] * 4, [], 0)
+    with pytest.raises(RebaseError, match="4 of 4 examples have no token with loss"):
         inspect(silent, student.tokenizer(), train_parameters(), SHAPE, 1.0)
 
 
 def test_end_of_turn_missing(student: Student) -> None:
-    endless = Encoded([Example([1, 5], [IGNORED, 5])] * 4, [], 0)
-    with pytest.raises(RebaseError, match=r"4 of 4 targets do not end on .*im_end"):
+    endless = TokenizedExamples([TokenizedExample([1, 5], [IGNORED, 5])] * 4, [], 0)
+    with pytest.raises(RebaseError, match=r"4 of 4 targets do not end with .*im_end"):
         inspect(endless, student.tokenizer(), train_parameters(), SHAPE, 1.0)
     tokenizer = student.tokenizer()
     tokenizer.eos_token = None

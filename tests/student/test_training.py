@@ -18,7 +18,7 @@ from rebase.errors import RebaseError
 from rebase.parameters import LoraParameters
 from rebase.records import Adapter
 from rebase.student.handle import Student, float32_logits
-from rebase.student.tokenization import TRUNCATED, VALIDATION, encode, order_examples
+from rebase.student.tokenization import TRUNCATED, VALIDATION, order_examples, tokenize
 from rebase.student.training import train_adapter
 from tests.tiny import tolerances, train_parameters
 
@@ -66,14 +66,14 @@ def test_only_the_completion_is_learned(fresh: Student) -> None:
     """The loss of the first step is that of the completion's tokens, computed by hand."""
     import torch
 
-    from rebase.student.formatting import encode_example
+    from rebase.student.formatting import tokenize_example
 
     data = training_set(4)
     _, log, _ = train_adapter(fresh, data, train_parameters())
     with fresh.open() as (model, tokenizer):
         total, count = 0.0, 0
         for prompt, completion in zip(data["prompt"], data["completion"], strict=True):
-            ids, labels = encode_example(tokenizer, prompt, completion)
+            ids, labels = tokenize_example(tokenizer, prompt, completion)
             with torch.no_grad():
                 logits = model(torch.tensor([ids])).logits[0, :-1]
             loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), reduction="sum")
@@ -95,12 +95,10 @@ def test_less_than_a_batch(fresh: Student) -> None:
 
 def test_loss_that_is_no_number_stops(fresh: Student) -> None:
     parameters = train_parameters(learning_rate=1e30, warmup_steps=0)
-    with pytest.raises(
-        RebaseError, match=r"loss at step \d+ is .*last good checkpoint is kept.*learning_rate"
-    ) as raised:
+    with pytest.raises(RebaseError, match=r"loss at step \d+ is .*last good checkpoint is .*learning_rate") as raised:
         train_adapter(fresh, training_set(40), parameters)
     (run,) = fresh.workdir.iterdir()
-    kept = sorted(folder.name for folder in run.glob("checkpoint-*") if (folder / "whole").exists())
+    kept = sorted(folder.name for folder in run.glob("checkpoint-*") if (folder / "complete").exists())
     assert kept
     assert str(run / kept[-1]) in str(raised.value)
     assert (run / kept[-1] / "adapter_model.safetensors").exists()
@@ -161,7 +159,7 @@ def test_less_at_once_where_memory_is_short(
     monkeypatch.setattr(LlamaModel, "forward", forward)
     other = replace(fresh, workdir=tmp_path / "short")
     _, short, _ = train_adapter(other, training_set(16), train_parameters(**settings))
-    assert "from now on 2 examples at a time, and as many a step as before" in caplog.text
+    assert "from now on 2 examples at a time, and as many per step as before" in caplog.text
     np.testing.assert_allclose(short["loss"], roomy["loss"], rtol=1e-5)
     np.testing.assert_allclose(short["token_accuracy"], roomy["token_accuracy"])
 
@@ -185,14 +183,14 @@ def test_four_bit_weights_are_held_decoded(fresh: Student, dtype: str) -> None:
     fresh = replace(fresh, dtype=dtype)
 
     from rebase.student.preflight import measure_shape
-    from rebase.student.trainer import hold_decoded
+    from rebase.student.quantization import dequantize_if_it_fits
 
     shape = measure_shape(fresh, train_parameters(four_bit=True))
     with fresh.open(four_bit=True) as (model, tokenizer):
         ids = torch.tensor([tokenizer("Herons nest in trees.")["input_ids"]])
         with torch.no_grad():
             quantized = model(ids).logits
-            decoded = hold_decoded(model, shape)(ids).logits
+            decoded = dequantize_if_it_fits(model, shape)(ids).logits
         assert model.model.layers[0].self_attn.q_proj.weight.dtype == getattr(torch, dtype)
     torch.testing.assert_close(decoded, quantized, **tolerances(dtype))
 
@@ -205,7 +203,7 @@ def test_weights_that_stay_in_four_bits_are_trained_through(
     settings = {"four_bit": True, "packing": True, "lora": LoraParameters(rank=2, alpha=4, dropout=0.0), "epochs": 3}
     fresh = replace(fresh, dtype=dtype)
     _, decoded, _ = train_adapter(fresh, training_set(8), train_parameters(**settings))
-    monkeypatch.setattr("rebase.student.trainer.hold_decoded", lambda model, shape: model)
+    monkeypatch.setattr("rebase.student.trainer.dequantize_if_it_fits", lambda model, shape: model)
     other = replace(fresh, workdir=tmp_path / "packed")
     _, packed, _ = train_adapter(other, training_set(8), train_parameters(**settings))
     np.testing.assert_allclose(packed["loss"], decoded["loss"], rtol=1e-3 if dtype == "float32" else 2**-7)
@@ -218,17 +216,19 @@ def test_held_out_examples_are_not_trained_on(fresh: Student, keep: str, dtype: 
     fresh = replace(fresh, dtype=dtype)
     data = pd.concat([training_set(10), training_set(10)], ignore_index=True)  # every prompt twice
     parameters = train_parameters(validation_share=0.2, epochs=3, keep=keep, learning_rate=0.1)
-    encoded = encode(fresh, data, parameters)
-    apart = {tuple(example.input_ids) for example in encoded.validation}
+    tokenized = tokenize(fresh, data, parameters)
+    apart = {tuple(example.input_ids) for example in tokenized.validation}
     assert len(apart) == 2
-    assert not apart & {tuple(example.input_ids) for example in encoded.train}
+    assert not apart & {tuple(example.input_ids) for example in tokenized.train}
 
     adapter, log, counts = train_adapter(fresh, data, parameters)
     assert (counts["in"], counts["kept"], counts["rejected"]) == (20, 16, {VALIDATION: 4})
     measured = log.dropna(subset="validation_loss")
     assert list(measured["step"]) == [4, 8, 12]
     kept = measured["validation_loss"].min() if keep == "best" else measured["validation_loss"].iloc[-1]
-    assert loss_of(fresh, adapter, encoded.validation) == pytest.approx(kept, rel=1e-4 if dtype == "float32" else 2**-8)
+    assert loss_of(fresh, adapter, tokenized.validation) == pytest.approx(
+        kept, rel=1e-4 if dtype == "float32" else 2**-8
+    )
 
 
 def loss_of(student: Student, adapter: Adapter, examples: list) -> float:
@@ -247,7 +247,7 @@ def loss_of(student: Student, adapter: Adapter, examples: list) -> float:
 def test_finished_run_is_not_trained_again(fresh: Student, monkeypatch: pytest.MonkeyPatch) -> None:
     first, log, counts = train_adapter(fresh, training_set(8), train_parameters())
     expected = weights(first)
-    monkeypatch.setattr("rebase.student.training.make_trainer", None)  # would fail if it were called
+    monkeypatch.setattr("rebase.student.trainer.make_trainer", None)  # would fail if it were called
     again, same_log, same_counts = train_adapter(fresh, training_set(8), train_parameters(checkpoint_steps=7))
     assert same_counts == counts
     pd.testing.assert_frame_equal(same_log, log)
@@ -313,7 +313,7 @@ def test_killed_run_goes_on_and_ends_the_same(fresh: Student, tmp_path: Path) ->
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     deadline = time.monotonic() + 300
-    while not list(fresh.workdir.rglob("checkpoint-3/whole")):
+    while not list(fresh.workdir.rglob("checkpoint-3/complete")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from rebase.datastore.cells import worth_embedding
 from rebase.parameters import ExcludeParameters, LicensePolicy, RetrieveParameters
@@ -93,6 +94,15 @@ def why_excluded(dataset: object, license: object, exclude: ExcludeParameters) -
         return "excluded_dataset"
     policy = LicensePolicy(allow=("*",), deny=exclude.licenses, unknown="allow")
     return None if license_allowed(license if isinstance(license, str) else "unknown", policy) else "excluded_license"
+
+
+def remove_excluded(examples: pd.DataFrame, exclude: ExcludeParameters) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The examples without those of excluded datasets and licenses, and counts of the excluded ones by reason."""
+    reasons = [
+        why_excluded(dataset, license, exclude)
+        for dataset, license in zip(examples["dataset"], examples["license"], strict=True)
+    ]
+    return examples[[reason is None for reason in reasons]], dict(Counter(filter(None, reasons)))
 
 
 def license_allowed(license: str, policy: LicensePolicy) -> bool:

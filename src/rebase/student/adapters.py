@@ -1,4 +1,4 @@
-"""The adapter's model card: what it was made from, so that it can be handed on."""
+"""Files beside an adapter's weights: its model card, and the sources of its training data."""
 
 import json
 from pathlib import Path
@@ -12,80 +12,74 @@ from rebase.student.handle import Student
 from rebase.student.tokenization import TRUNCATED, VALIDATION
 
 CARD = "README.md"
-#: What an adapter was trained on, for programs: the card says it to people.
+#: The sources of the training data as JSON; the card shows them to people.
 ORIGIN = "training_data.json"
+_SOURCE_COLUMNS = ["dataset", "revision", "license", "teacher", "prompt_hash"]
 
 
 def render_card(
     task: Task, student: Student, examples: pd.DataFrame, parameters: TrainParameters, counts: dict[str, Any]
 ) -> str:
-    """A model card in the hub's form: YAML front matter and Markdown.
+    """The hub's model card of an adapter: YAML front matter and Markdown.
 
-    ``examples`` are those of the training set, with ``dataset`` (null: none), ``license`` and ``teacher``; ``counts``
-    are those of ``train_adapter``. JSON strings are valid YAML, whatever a name holds.
+    ``examples`` is what the training set was made of, with ``dataset`` (null: none), ``license`` and ``teacher``;
+    ``counts`` comes from ``train_adapter``.
     """
+    from huggingface_hub import ModelCard, ModelCardData
+
     sources = examples.groupby(["dataset", "license", "teacher"], sort=True, dropna=False).size()
-    rows = [f"| {' | '.join(map(_cell, source))} | {count} |" for source, count in sources.items()]
-    settings = parameters.model_dump(mode="json")
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {json.dumps(student.name)}",
-            "library_name: peft",
-            "pipeline_tag: text-generation",
-            f"tags: [lora, rebase, {json.dumps(task.name)}]",
-            "---",
-            f"# An expert for the task `{task.name}`",
-            "",
-            f"A LoRA adapter for `{student.name}` (revision {student.revision or 'default'}), trained with the "
-            "software ReBase (after arXiv 2407.05463).",
-            "",
-            f"> {task.instruction}",
-            "",
-            "## Training data",
-            f"{counts['kept']} examples; {counts['rejected'].get(TRUNCATED, 0)} more were too long, "
-            f"{counts['rejected'].get(VALIDATION, 0)} held out to measure the loss. The table says which dataset they "
-            "go back to (none: the teacher wrote them from the instruction), and who gave the answers: a teacher, or "
-            "people. What may be done with the adapter can depend on the licenses of base model, teachers "
-            "and sources.",
-            "",
-            "| dataset | license | answers by | examples |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-            "## Training",
-            f"{counts['steps']} steps, loss on completions alone: {counts['first_loss']:.3f} at the first step, "
-            f"{counts['last_loss']:.3f} at the last. Settings:",
-            "",
-            "```json",
-            json.dumps(settings, indent=2),
-            "```",
-            "",
-            "## Limits",
-            "It answers queries in the form of its task's and was trained on nothing else. What a teacher wrote was "
-            "checked by programs, not by people: what it got wrong, the adapter may have learned. The "
-            "scores stand in the report of the run that made it.",
-            "",
-        ]
+    rows = "\n".join(f"| {' | '.join(map(_cell, source))} | {count} |" for source, count in sources.items())
+    metadata = ModelCardData(
+        base_model=student.name, library_name="peft", pipeline_tag="text-generation", tags=["lora", "rebase", task.name]
     )
+    body = f"""# An expert for the task `{task.name}`
+
+A LoRA adapter for `{student.name}` (revision {student.revision or "default"}), trained with the software ReBase \
+(after arXiv 2407.05463).
+
+> {task.instruction}
+
+## Training data
+{counts["kept"]} examples; {counts["rejected"].get(TRUNCATED, 0)} others were too long, and \
+{counts["rejected"].get(VALIDATION, 0)} were used to measure the validation loss. The table lists the source datasets \
+of the examples (none: the teacher wrote the example from the instruction) and who gave the answers: a teacher, or \
+people. The licenses of the base model, the teachers and the sources can restrict how the adapter may be used.
+
+| dataset | license | answers by | examples |
+|---|---|---|---|
+{rows}
+
+## Training
+{counts["steps"]} steps, loss on completions alone: {counts["first_loss"]:.3f} at the first step, \
+{counts["last_loss"]:.3f} at the last. Settings:
+
+```json
+{json.dumps(parameters.model_dump(mode="json"), indent=2)}
+```
+
+## Limits
+The adapter answers queries in the form of its task and was trained on nothing else. Programs checked what the teacher \
+wrote, people did not: the adapter may have learned the teacher's errors. The report of the training run has the scores.
+"""
+    return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n{body}"))
 
 
 def write_card(adapter: Adapter, card: str) -> None:
-    """Put the card in the adapter's folder, in place of the one peft writes."""
-    (Path(adapter.folder) / CARD).write_text(card, encoding="utf-8")
+    """Write the card into the adapter's folder; it replaces the one that peft writes."""
+    (adapter.folder / CARD).write_text(card, encoding="utf-8")
 
 
 def write_origin(adapter: Adapter, task: Task, examples: pd.DataFrame) -> None:
-    """Put into the adapter's folder what it was trained on: the task, and how many examples of which source.
+    """Write the task and the sources of the training data into the adapter's folder.
 
-    A copy of the adapter so keeps what decides whether it may be handed on.
+    Each copy of the adapter then has what decides whether it may be published.
     """
     origin = {"task": task.name, "sources": sources_of(examples)}
-    (Path(adapter.folder) / ORIGIN).write_text(json.dumps(origin, indent=2, ensure_ascii=False), encoding="utf-8")
+    (adapter.folder / ORIGIN).write_text(json.dumps(origin, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def read_origin(folder: Path) -> list[dict[str, Any]] | None:
-    """The sources that ``write_origin`` wrote into an adapter's folder; None where that is not there or damaged."""
+    """The sources that ``write_origin`` wrote; None if the file is missing or damaged."""
     try:
         return list(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["sources"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -93,12 +87,11 @@ def read_origin(folder: Path) -> list[dict[str, Any]] | None:
 
 
 def sources_of(examples: pd.DataFrame) -> list[dict[str, Any]]:
-    """How many examples come from which dataset, revision, license, teacher and prompt, in that order."""
-    columns = ["dataset", "revision", "license", "teacher", "prompt_hash"]
-    known = examples.reindex(columns=columns).astype(object)
-    counts = known.where(known.notna(), None).groupby(columns, sort=True, dropna=False).size()
-    lines = counts.reset_index(name="examples").astype(object)
-    return lines.where(lines.notna(), None).to_dict("records")
+    """Count ``examples`` by dataset, revision, license, teacher and prompt."""
+    sources = examples.reindex(columns=_SOURCE_COLUMNS).astype(object)
+    counts = sources.where(sources.notna(), None).groupby(_SOURCE_COLUMNS, sort=True, dropna=False).size()
+    rows = counts.reset_index(name="examples").astype(object)
+    return rows.where(rows.notna(), None).to_dict("records")
 
 
 def _cell(text: str) -> str:

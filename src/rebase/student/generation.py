@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rebase.student.answer_cache import SaveAnswers
-from rebase.student.prefill import Batch, read_prompts
+from rebase.student.prefill import PrefilledBatch, prefill
 
 if TYPE_CHECKING:
     import torch
@@ -20,44 +20,45 @@ def generate(
     description: str,
     save: SaveAnswers | None = None,
 ) -> list[str]:
-    """What the model writes after each rendered prompt, greedily, in the order of the prompts.
+    """Generate the greedy completion of each rendered prompt, in the order of the prompts.
 
-    Each text stops at the end of its turn or after ``max_new_tokens``. The likeliest token is taken as it is: a
-    repetition penalty that a model's ``generation_config`` asks for is left out. ``save`` is called with
-    each finished batch.
+    A completion stops at the end of its turn or after ``max_new_tokens``. A repetition penalty in the model's
+    ``generation_config`` is not applied. ``save`` is called with each finished batch.
     """
     import torch
 
-    ends = _end_ids(model, tokenizer)
+    end_ids = _end_ids(model, tokenizer)
     texts = [""] * len(prompts)
     with torch.inference_mode():
-        for numbers, batch, logits in read_prompts(model, tokenizer, prompts, batch_size, description):
-            written = _write(batch, logits, max_new_tokens, ends)
-            answers = [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
-            for number, text in zip(numbers, answers, strict=True):
-                texts[number] = text
+        for positions, batch, logits in prefill(model, tokenizer, prompts, batch_size, description):
+            token_ids = _decode(batch, logits, max_new_tokens, end_ids)
+            answers = [text.strip() for text in tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
+            for position, answer in zip(positions, answers, strict=True):
+                texts[position] = answer
             if save:
-                save(numbers, answers)
+                save(positions, answers)
     return texts
 
 
-def _write(batch: Batch, logits: "torch.Tensor", max_new_tokens: int, ends: Collection[int]) -> list[list[int]]:
-    """The tokens that follow in each row, from the logits ``[rows, vocabulary]`` on. Rows that end leave the batch."""
-    written: list[list[int]] = [[] for _ in range(len(logits))]
-    active = written
+def _decode(
+    batch: PrefilledBatch, logits: "torch.Tensor", max_new_tokens: int, end_ids: Collection[int]
+) -> list[list[int]]:
+    """The next tokens of each row, from the logits ``[rows, vocabulary]`` on. Rows that end leave the batch."""
+    rows: list[list[int]] = [[] for _ in range(len(logits))]
+    active = rows
     while True:
-        for tokens, token in zip(active, logits.argmax(dim=-1).tolist(), strict=True):
-            tokens.append(token)
-        going = [row for row, tokens in enumerate(active) if tokens[-1] not in ends]
-        if not going or len(active[0]) == max_new_tokens:
-            return written
-        if len(going) < len(active):
-            batch, active = batch.select(going), [active[row] for row in going]
-        logits = batch.read([tokens[-1:] for tokens in active])[:, -1]
+        for row, token in zip(active, logits.argmax(dim=-1).tolist(), strict=True):
+            row.append(token)
+        unfinished = [index for index, row in enumerate(active) if row[-1] not in end_ids]
+        if not unfinished or len(active[0]) == max_new_tokens:
+            return rows
+        if len(unfinished) < len(active):
+            batch, active = batch.select(unfinished), [active[index] for index in unfinished]
+        logits = batch.extend([row[-1:] for row in active])[:, -1]
 
 
 def _end_ids(model: Any, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Tokens that end a turn: the one trained on, and those the model names itself."""
-    named = model.generation_config.eos_token_id
-    own = named if isinstance(named, list) else [] if named is None else [named]
-    return {tokenizer.eos_token_id, *own}
+    """Tokens that end a turn: the tokenizer's, which training uses, and those of the model's configuration."""
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    return {tokenizer.eos_token_id, *ids}

@@ -1,4 +1,4 @@
-"""The student as a cheap handle: which model, and how to open it."""
+"""The student as a cheap handle: which model it is, and how to open it."""
 
 import ctypes
 import gc
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rebase.errors import RebaseError
 from rebase.records import Adapter
+from rebase.student.quantization import keep_differentiable
 from rebase.weights import check_dtype, locate_model, resolve_dtype
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 class Student:
     """A cheap handle. ``model`` is a package, a folder or a hub id.
 
-    Packaged weights are converted under ``folder``; training keeps its checkpoints under ``workdir``. ``dtype`` is the
-    number format of computing (``rebase.weights.Dtype``).
+    ``folder`` has the converted weights of packaged models, ``workdir`` the checkpoints of training and cached answers.
+    ``dtype`` is the number format of computing (``rebase.weights.Dtype``).
     """
 
     model: str
@@ -37,12 +38,12 @@ class Student:
 
     @property
     def name(self) -> str:
-        """What an adapter says it was made for: the model's id, or the name of a local folder, never its path."""
+        """The base model's name in adapters: the model's id, or the name of a local folder, never its path."""
         path = Path(self.model)
         return path.resolve().name if path.is_dir() else self.model
 
     def identity(self) -> list[Any]:
-        """What the weights are known by, as plain data: model, revision, number format, and of a folder its files."""
+        """What identifies the weights, as plain data: model, revision, number format, and the files of a folder."""
         folder = Path(self.model)
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         return [
@@ -61,22 +62,26 @@ class Student:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
-    def published_dtype(self) -> str:
-        """The number format of the published weights: ``bfloat16`` for those of 16 bits, else ``float32``."""
+    def config(self) -> Any:
+        """Load the model's configuration; no weights are read."""
         from transformers import AutoConfig
 
-        dtype = self._load(AutoConfig).dtype
+        return self._load(AutoConfig)
+
+    def published_dtype(self) -> str:
+        """The number format of the published weights: ``bfloat16`` for 16-bit weights, else ``float32``."""
+        dtype = self.config().dtype
         return "bfloat16" if dtype is not None and dtype.itemsize == 2 else "float32"
 
     @contextmanager
     def open(
         self, adapters: Mapping[str, Adapter] | None = None, four_bit: bool = False
     ) -> Iterator[tuple[Any, "PreTrainedTokenizerBase"]]:
-        """Load the weights once, with ``adapters`` beside them by name, and the tokenizer; freed at the end.
+        """Load the weights once, with ``adapters`` by name, and the tokenizer; memory is freed at the end.
 
-        ``four_bit`` holds them as NF4 with double quantization (QLoRA, docs/method.md section 7). The model is
-        a ``PreTrainedModel``, with adapters a ``PeftModel``: ``use_adapter`` says which of them counts.
-        Raises RebaseError where the model cannot be had, or an adapter was made for another one.
+        ``four_bit`` quantizes to NF4 with double quantization (QLoRA, docs/method.md section 7). The model is a
+        ``PreTrainedModel``, with adapters a ``PeftModel``: ``use_adapter`` activates one of them.
+        Raises RebaseError if the model cannot be loaded, or an adapter belongs to another model.
         """
         for adapter in (adapters or {}).values():
             if adapter.base_model != self.name:
@@ -101,25 +106,22 @@ class Student:
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
         dtype = getattr(torch, resolve_dtype(self.dtype))
-        quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = self._load(
-            AutoModelForCausalLM,
-            dtype=dtype,
-            device_map={"": device},
-            **({"quantization_config": quantization} if four_bit else {}),
-        )
+        options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+        if four_bit:
+            options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        model = self._load(AutoModelForCausalLM, **options)
         if four_bit and device == "cpu":
-            _keep_differentiable(model)
+            keep_differentiable(model)
         return model
 
     def _load(self, loader: Any, **options: Any) -> Any:
-        """``loader.from_pretrained``, with a word on what to do where it fails."""
+        """``loader.from_pretrained``, with advice in the error."""
         try:
             return loader.from_pretrained(
                 locate_model(self.model, self.folder), revision=self.revision or "main", **options
@@ -134,7 +136,7 @@ class Student:
 
 @contextmanager
 def use_adapter(model: Any, name: str | None) -> Iterator[None]:
-    """Let the adapter of this name count, among those that the model was opened with; None is the student alone."""
+    """Activate the adapter of this name, of those that the model was opened with; None is the student alone."""
     if name is not None:
         model.set_adapter(name, inference_mode=True)
         yield
@@ -145,24 +147,11 @@ def use_adapter(model: Any, name: str | None) -> Iterator[None]:
         yield
 
 
-def _keep_differentiable(model: Any) -> None:
-    """Have bitsandbytes leave the layout of 4-bit weights alone on a CPU with AVX512-BF16.
-
-    There its first pass without gradients lays the weights out for inference: from then on no gradient goes through
-    them, products are rounded to bfloat16, and layers narrower than a block of 64 fail.
-    """
-    from bitsandbytes.nn.modules import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-
-
 @contextmanager
 def float32_logits(model: Any) -> Iterator[None]:
-    """Compute the output layer in float32, whatever the format of its weights.
+    """Compute the output layer in float32, in any number format of its weights.
 
-    A logit in bfloat16 is rounded to 8 bits: near 20 to a multiple of 1/8, so that labels of unlike likelihood tie.
+    bfloat16 rounds a logit to 8 bits: near 20 to a multiple of 1/8, so that labels of different likelihood tie.
     """
     import torch
 
@@ -191,20 +180,18 @@ def _add_adapters(model: Any, adapters: Mapping[str, Adapter]) -> Any:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Leave out one warning that peft and TRL cause inside transformers: nothing that a user could act on."""
+    """Suppress a warning of transformers that peft and TRL cause and a user cannot act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
 def _free_memory() -> None:
-    """Give freed memory back: to the GPU, and to the system, which glibc otherwise does not do after training."""
+    """Return freed memory to the GPU, and to the system, which glibc does not do after training by itself."""
     import torch
 
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from other C libraries
-        if trim:
-            trim(0)
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc only
+        trim(0)

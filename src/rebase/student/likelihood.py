@@ -1,13 +1,13 @@
-"""Answers of a fixed set, by their likelihood."""
+"""Answers from a fixed set of labels, by likelihood."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rebase.student.formatting import encode_example
+from rebase.student.formatting import tokenize_example
 from rebase.student.handle import float32_logits
-from rebase.student.prefill import Batch, read_prompts
+from rebase.student.prefill import PrefilledBatch, prefill
 
 if TYPE_CHECKING:
     import torch
@@ -22,35 +22,35 @@ def choose_labels(
     batch_size: int,
     description: str,
 ) -> tuple[list[str], np.ndarray]:
-    """The likeliest label after each rendered prompt, and the log-likelihoods ``[prompts, labels]`` (natural).
+    """The most likely label of each rendered prompt, and the log-likelihoods ``[prompts, labels]`` (natural).
 
-    That of a label is the sum over its tokens and the end of the turn, as the student was trained to write them: no
-    correction for length, which the end makes needless. Logits, log-likelihoods and sums are float32 in every number
-    format of the model. Of equal labels the first counts.
+    A label's log-likelihood is the sum over its tokens and the end of the turn, as the student was trained to write
+    them. There is no correction for length: the end of the turn makes it unnecessary. All of it is computed in float32
+    in any number format of the model. The first of equally likely labels wins.
     """
     import torch
 
-    targets = [encode_example(tokenizer, "", label)[0] for label in labels]
+    targets = [tokenize_example(tokenizer, "", label)[0] for label in labels]
     scores = np.zeros((len(prompts), len(labels)))
-    # The labels of so many prompts go through the model together that they are no more rows than a batch has.
-    at_once = max(1, batch_size // len(labels))
+    # The labels of so many prompts are scored together that they make no more rows than a batch has.
+    prompts_at_once = max(1, batch_size // len(labels))
     with torch.inference_mode(), float32_logits(model):
-        for numbers, batch, logits in read_prompts(model, tokenizer, prompts, batch_size, description):
-            scores[numbers] = logits.log_softmax(dim=-1)[:, [target[0] for target in targets]].cpu()
-            for start in range(0, len(numbers), at_once):
-                rows = range(start, min(start + at_once, len(numbers)))
-                scores[numbers[start : start + at_once]] += _score_rest(batch, rows, targets).cpu().numpy()
-    return [labels[place] for place in scores.argmax(axis=1)], scores
+        for positions, batch, logits in prefill(model, tokenizer, prompts, batch_size, description):
+            scores[positions] = logits.log_softmax(dim=-1)[:, [target[0] for target in targets]].cpu()
+            for start in range(0, len(positions), prompts_at_once):
+                rows = range(start, min(start + prompts_at_once, len(positions)))
+                scores[positions[start : rows.stop]] += _score_rest(batch, rows, targets).cpu().numpy()
+    return [labels[index] for index in scores.argmax(axis=1)], scores
 
 
-def _score_rest(batch: Batch, rows: Sequence[int], targets: list[list[int]]) -> "torch.Tensor":
+def _score_rest(batch: PrefilledBatch, rows: Sequence[int], targets: list[list[int]]) -> "torch.Tensor":
     """Log-likelihoods ``[rows, targets]`` of all but the first token of each target, given the first."""
     import torch
 
     batch = batch.select([row for row in rows for _ in targets])
     width = max(map(len, targets)) - 1
-    logits = batch.read([target[:-1] for target in targets] * len(rows), logits=width)
-    said = torch.tensor([[-1] * (width - len(target) + 1) + target[1:] for target in targets], device=logits.device)
-    said = said.repeat(len(rows), 1)
-    found = logits.log_softmax(dim=-1).gather(-1, said.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return torch.where(said >= 0, found, 0.0).sum(dim=-1).view(len(rows), len(targets))
+    logits = batch.extend([target[:-1] for target in targets] * len(rows), logits=width)
+    padded = [[-1] * (width - len(target) + 1) + target[1:] for target in targets]
+    token_ids = torch.tensor(padded, device=logits.device).repeat(len(rows), 1)
+    likelihoods = logits.log_softmax(dim=-1).gather(-1, token_ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(token_ids >= 0, likelihoods, 0.0).sum(dim=-1).view(len(rows), len(targets))

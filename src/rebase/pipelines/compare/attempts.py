@@ -1,4 +1,4 @@
-"""What cannot be made for one training set stops that set, not the comparison."""
+"""A failure in one training set ends that set, not the comparison."""
 
 import logging
 from collections.abc import Callable
@@ -6,75 +6,76 @@ from functools import wraps
 from typing import Any
 
 import pandas as pd
-from kedro.pipeline import Pipeline
+from kedro.pipeline import Node, Pipeline
 
 from rebase.errors import RebaseError
-from rebase.records import Untrained
+from rebase.records import Untrained, summarize_stage
 
 logger = logging.getLogger(__name__)
 
-#: Why a set is left out, in the records that stand for what could not be made.
+#: The reason of the failure, in records that replace outputs.
 LEFT_OUT = "left_out"
 
-_NO_LOG = pd.DataFrame(columns=["step", "epoch", "loss", "validation_loss"], dtype="float64")
+_EXAMPLES = pd.DataFrame(columns=["example_id", "query", "answer", "dataset", "license", "teacher"])
+_NO_COUNTS: dict[str, Any] = {"kept": 0, "rejected": {}, "seconds": 0}
 
 
-def tolerate(pipeline: Pipeline, stands_for: dict[str, Callable[[str], Any]]) -> Pipeline:
-    """The pipeline, whose nodes give ``stands_for`` of the error's words where they raise a RebaseError.
+def tolerate(pipeline: Pipeline, replacements: dict[str, Callable[[str], Any]]) -> Pipeline:
+    """The pipeline with nodes that return a replacement, made from the error's message, if they raise a RebaseError.
 
-    ``stands_for`` is by node; a node without one raises as before.
+    ``replacements`` has a function for each node name; other nodes stay as they are.
     """
     return Pipeline(
-        [
-            node._copy(func=_attempt(node.func, stands_for[node.name])) if node.name in stands_for else node
-            for node in pipeline.nodes
-        ]
+        [_tolerant(node, replacements[node.name]) if node.name in replacements else node for node in pipeline.nodes]
     )
 
 
 def no_examples(stage: str) -> Callable[[str], Any]:
-    """What stands for a stage's examples, what it rejected, and its summary. What it asked is not known."""
+    """Replacement for a stage's examples, rejected rows and summary. The requests it made are not known."""
+    usage = {"used": None, "used_dollars": None}
     return lambda reason: (
-        pd.DataFrame(columns=["example_id", "query", "answer", "dataset", "license", "teacher"]),
+        _EXAMPLES,
         pd.DataFrame(columns=["row_id", "reason"]),
-        {
-            "stage": stage, "in": 0, "kept": 0, "rejected": {}, "usage": {"used": None, "used_dollars": None},
-            LEFT_OUT: reason,
-        },
-    )  # fmt: skip
+        summarize_stage(stage, **_NO_COUNTS, usage=usage, left_out=reason),
+    )
 
 
 def no_training_set(reason: str) -> pd.DataFrame:
-    """What stands for a training set."""
+    """Replacement for a training set."""
     return pd.DataFrame(columns=["example_id", "prompt", "completion"], dtype="object")
 
 
 def no_preflight(reason: str) -> dict[str, Any]:
-    """What stands for the look before the first step."""
+    """Replacement for the preflight record."""
     return {LEFT_OUT: reason}
 
 
 def no_adapter(reason: str) -> tuple[Untrained, pd.DataFrame, dict[str, Any]]:
-    """What stands for the adapter, its log and the summary of its training."""
-    return Untrained(reason), _NO_LOG, {"stage": "train", "in": 0, "kept": 0, "rejected": {}, LEFT_OUT: reason}
+    """Replacement for an adapter, its training log and the summary of its training."""
+    log = pd.DataFrame(columns=["step", "epoch", "loss", "validation_loss"], dtype="float64")
+    return Untrained(reason), log, summarize_stage("train", **_NO_COUNTS, left_out=reason)
 
 
 def no_curve(reason: str) -> pd.DataFrame:
-    """What stands for the runs of a learning curve."""
+    """Replacement for the runs of a learning curve."""
     return pd.DataFrame(columns=["examples", "seed", "folder", "base_model"])
 
 
-def _attempt(function: Callable[..., Any], stands_for: Callable[[str], Any]) -> Callable[..., Any]:
-    @wraps(function)
-    def attempt(*given: Any) -> Any:
-        # What could not be looked at before is not trained either, and for the same reason.
-        reasons = [known[LEFT_OUT] for known in given if isinstance(known, dict) and LEFT_OUT in known]
-        if reasons:
-            return stands_for(reasons[0])
-        try:
-            return function(*given)
-        except RebaseError as error:
-            logger.warning("compare goes on without this: %s", error)
-            return stands_for(str(error))
+def _tolerant(node: Node, replace: Callable[[str], Any]) -> Node:
+    """The node with a function that does not raise RebaseError; its inputs must be positional."""
+    function = node.func
 
-    return attempt
+    @wraps(function)
+    def attempt(*inputs: Any) -> Any:
+        # An input that was left out leaves this out too, for the same reason.
+        reasons = [value[LEFT_OUT] for value in inputs if isinstance(value, dict) and LEFT_OUT in value]
+        if reasons:
+            return replace(reasons[0])
+        try:
+            return function(*inputs)
+        except RebaseError as error:
+            logger.warning("compare continues without this training set: %s", error)
+            return replace(str(error))
+
+    outputs = node.outputs if len(node.outputs) > 1 else node.outputs[0]
+    return Node(attempt, node.inputs, outputs, name=node.name, tags=node.tags)

@@ -1,6 +1,6 @@
-"""Compare: every baseline and ReBase, trained and evaluated alike, in one table (docs/method.md section 9)."""
+"""Compare: train and evaluate every baseline and ReBase in the same way, in one table (docs/method.md section 9)."""
 
-from collections.abc import Sequence
+import time
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -9,39 +9,49 @@ import numpy as np
 import pandas as pd
 
 from rebase.parameters import CompareParameters, EvaluateParameters, TrainParameters
-from rebase.records import Adapter, Task, Untrained
+from rebase.records import Adapter, Task, Untrained, summarize_stage
 from rebase.student.answering import STUDENT, answer_items
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
 from rebase.tasks.evaluation_items import select_items
 from rebase.tasks.scoring import aggregate, score_answers
+from rebase.weights import resolve_dtype
 
 FEW_SHOT = "student_few_shot"
-#: The training set that is ``rebase``'s where the task has no chain of thought: it is left out there.
+#: This training set equals ``rebase``'s if the task has no chain of thought, and is left out then.
 WITH_COT = "rebase_cot"
+
+#: The stages whose requests made the examples of a system.
+_REQUESTING_STAGES = {
+    "synthesized": ("synthesize",),
+    "distilled": ("transform", "distil"),
+    "rebase": ("transform",),
+    "rebase_cot": ("transform", "cot"),
+    "teacher": ("teacher",),
+}
 
 
 def learn_curve(
     training_set: pd.DataFrame, student: Student, train: TrainParameters, compare: CompareParameters
 ) -> pd.DataFrame:
-    """Train on each size of the training set with each seed; what ``train_student`` trains is not among them.
+    """Train on each size of the training set with each seed, except the run that ``train_student`` does.
 
-    A seed draws the examples as well as their order and the adapter's start: of one seed a smaller set is part of a
+    A seed draws the examples, their order and the adapter's initial weights: with one seed a smaller set is part of a
     larger one. Finished runs are not trained again.
 
-    Returns a line a run: ``examples`` that it was given, ``seed``, ``folder`` and ``base_model`` of the adapter.
+    Returns one row per run: the number of ``examples``, ``seed``, ``folder`` and ``base_model`` of the adapter.
     """
-    points = []
+    runs = []
     for seed in dict.fromkeys((train.seed, *compare.seeds)):
         order = np.random.default_rng(seed).permutation(len(training_set))
         for size in dict.fromkeys((*(size for size in compare.sizes if size < len(order)), len(order))):
             if (size, seed) == (len(order), train.seed):
                 continue
-            # All of them stay in the order in which they stand: there the seed alone makes the difference.
+            # The full set keeps its order, so that only the seed differs.
             chosen = training_set.iloc[order[:size]] if size < len(order) else training_set
             adapter, _, _ = train_adapter(student, chosen, train.model_copy(update={"seed": seed}))
-            points.append((size, seed, str(adapter.folder), adapter.base_model))
-    return pd.DataFrame(points, columns=["examples", "seed", "folder", "base_model"])
+            runs.append((size, seed, str(adapter.folder), adapter.base_model))
+    return pd.DataFrame(runs, columns=["examples", "seed", "folder", "base_model"])
 
 
 def predict_systems(
@@ -51,11 +61,12 @@ def predict_systems(
     parameters: EvaluateParameters,
     **adapters: Adapter | Untrained,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Let the student answer the items, with none of the task's examples and with them; and so each of its adapters.
+    """Let the student answer the items without and with the task's examples, and with each adapter.
 
-    Returns ``generations`` as ``evaluate`` has them, and the stage's summary, which says of each system that could not
-    be trained why (``left_out``).
+    Returns ``generations`` as in the evaluate pipeline, and the stage's summary with the reason for each system that
+    could not be trained (``left_out``).
     """
+    started = time.monotonic()
     items, rejected = select_items(task, evaluation_items, parameters.limit)
     trained = {
         name: adapter
@@ -64,27 +75,26 @@ def predict_systems(
     }
     systems = {STUDENT: None, FEW_SHOT: None, **trained}
     generations = answer_items(task, items, student, systems, parameters, few_shot={FEW_SHOT})
-    left_out = {name: adapter.reason for name, adapter in adapters.items() if isinstance(adapter, Untrained)}
-    summary = {
-        "stage": "compare",
-        "in": len(evaluation_items),
-        "kept": len(items),
-        "rejected": rejected,
-        "left_out": left_out,
-    }
+    summary = summarize_stage(
+        "compare",
+        kept=len(items),
+        rejected=rejected,
+        seconds=time.monotonic() - started,
+        dtype=resolve_dtype(student.dtype),
+        left_out={name: adapter.reason for name, adapter in adapters.items() if isinstance(adapter, Untrained)},
+    )
     return generations, summary
 
 
 def score_systems(
     task: Task, parameters: EvaluateParameters, compare_summary: dict[str, Any], *generations: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Predictions and scores of all systems, with the paired difference of every two of them, the later less.
+    """Predictions and scores of all systems, with the paired difference of any two, the later minus the earlier.
 
-    The scores say what is ``left_out``, and why.
+    The scores have the reasons of ``left_out``.
     """
     predictions = score_answers(task, pd.concat(generations, ignore_index=True))
-    systems = list(predictions["system"].unique())
-    pairs = [(later, earlier) for earlier, later in combinations(systems, 2)]
+    pairs = [(later, earlier) for earlier, later in combinations(predictions["system"].unique(), 2)]
     scores = aggregate(task, predictions, pairs, parameters)
     return predictions, {**scores, "left_out": compare_summary["left_out"]}
 
@@ -100,76 +110,71 @@ def score_curves(
 ) -> pd.DataFrame:
     """The learning curves: ``training_set``, ``examples``, ``seed``, ``metric``, ``value``, ``low``, ``high``.
 
-    ``trained`` has for each training set ``NAME`` the ``NAME_curve`` of ``learn_curve``, and the ``NAME_summary`` of
-    the run on all of it. ``examples`` is what a run was given, long ones included; none is the student as it came.
+    For each training set ``NAME``, ``trained`` has the ``NAME_curve`` of ``learn_curve`` and the ``NAME_summary`` of
+    the run on the full set. ``examples`` counts what a run was given, rejected ones included; 0 is the student before
+    training.
     """
     items, _ = select_items(task, evaluation_items, parameters.limit)
     names = [name.removesuffix("_curve") for name in trained if name.endswith("_curve")]
     names = [name for name in names if name in scores["systems"]]
-    points = {
-        f"{name}-{point.Index}": (name, point) for name in names for point in trained[f"{name}_curve"].itertuples()
-    }
-    lines = []
+    runs = {f"{name}-{run.Index}": (name, run) for name in names for run in trained[f"{name}_curve"].itertuples()}
+    rows = []
     for name in names:
-        sizes = {STUDENT: 0, name: trained[f"{name}_summary"]["in"]}
-        for system, size in sizes.items():
-            lines += _curve_lines(name, size, train.seed, scores["systems"][system])
-    if points:
-        adapters = {key: Adapter(Path(point.folder), point.base_model) for key, (_, point) in points.items()}
+        for system, size in {STUDENT: 0, name: trained[f"{name}_summary"]["in"]}.items():
+            rows += _curve_rows(name, size, train.seed, scores["systems"][system])
+    if runs:
+        adapters = {key: Adapter(Path(run.folder), run.base_model) for key, (_, run) in runs.items()}
         predictions = score_answers(task, answer_items(task, items, student, adapters, parameters))
-        for key, values in aggregate(task, predictions, [], parameters)["systems"].items():
-            name, point = points[key]
-            lines += _curve_lines(name, point.examples, point.seed, values)
+        for key, metrics in aggregate(task, predictions, [], parameters)["systems"].items():
+            name, run = runs[key]
+            rows += _curve_rows(name, run.examples, run.seed, metrics)
     order = ["training_set", "metric", "seed", "examples"]
-    return pd.DataFrame(lines).sort_values(order, kind="stable", ignore_index=True)
+    return pd.DataFrame(rows).sort_values(order, kind="stable", ignore_index=True)
 
 
 def tabulate(scores: dict[str, Any], task: Task, curves: pd.DataFrame, **summaries: dict[str, Any]) -> pd.DataFrame:
-    """One line a system and metric, with what the system took to make and how its score varies with the seed.
+    """One row per system and metric, with the cost of the system and the variance of its score over seeds.
 
     Columns: ``system``, ``metric``, ``value``, ``low``, ``high`` (percent), ``items``; ``examples`` trained on or
-    shown, ``requests`` and ``dollars`` for the teacher (stored responses count as on the day they were bought),
-    ``minutes`` of training; ``seeds`` and ``seed_mean``, ``seed_deviation`` (of a sample) over all runs on the whole
-    training set. ``summaries`` are those of the stages that asked the teacher, and of training as ``train_SYSTEM``.
+    shown, ``requests`` and ``dollars`` of the teacher (cached responses count with their original price), ``minutes``
+    of training; ``seeds``, ``seed_mean`` and ``seed_deviation`` (of a sample) over all runs on the full training set.
+    ``summaries`` are those of the stages that use the teacher, and of training as ``train_SYSTEM``.
     """
-    spent = {
-        "synthesized": ("synthesize",),
-        "distilled": ("transform", "distil"),
-        "rebase": ("transform",),
-        "rebase_cot": ("transform", "cot"),
-        "teacher": ("teacher",),
-    }
-    lines = []
+    rows = []
     for system, metrics in scores["systems"].items():
         trained = summaries.get(f"train_{system}")
-        usage = [summaries[stage]["usage"] for stage in spent.get(system, ()) if stage in summaries]
-        requests, dollars = ([used[name] for used in usage] for name in ("used", "used_dollars"))
-        made = {
+        stages = _REQUESTING_STAGES.get(system, ())
+        usage = [summaries[stage]["usage"] for stage in stages if stage in summaries]
+        cost = {
             "items": scores["n"],
             "examples": trained["kept"] if trained else 0 if system == STUDENT else len(task.examples),
-            "requests": None if None in requests else sum(requests),
-            "dollars": None if None in dollars else sum(dollars),
+            "requests": _sum_if_known([used["used"] for used in usage]),
+            "dollars": _sum_if_known([used["used_dollars"] for used in usage]),
             "minutes": round(trained["seconds"] / 60, 2) if trained else 0.0,
         }
         for metric, cell in metrics.items():
-            runs = _whole_runs(curves, system, metric)
+            values = _full_runs(curves, system, metric)
             seeds = {
-                "seeds": len(runs),
-                "seed_mean": np.mean(runs) if runs else None,
-                "seed_deviation": np.std(runs, ddof=1) if len(runs) > 1 else None,
+                "seeds": len(values),
+                "seed_mean": np.mean(values) if values else None,
+                "seed_deviation": np.std(values, ddof=1) if len(values) > 1 else None,
             }
-            lines.append({"system": system, "metric": metric, **cell, **made, **seeds})
-    return pd.DataFrame(lines)
+            rows.append({"system": system, "metric": metric, **cell, **cost, **seeds})
+    return pd.DataFrame(rows)
 
 
-def _curve_lines(name: str, examples: int, seed: int, values: dict[str, Any]) -> list[dict[str, Any]]:
+def _sum_if_known(values: list[Any]) -> Any:
+    return None if None in values else sum(values)
+
+
+def _curve_rows(name: str, examples: int, seed: int, metrics: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {"training_set": name, "examples": examples, "seed": seed, "metric": metric, **cell}
-        for metric, cell in values.items()
+        for metric, cell in metrics.items()
     ]
 
 
-def _whole_runs(curves: pd.DataFrame, system: str, metric: str) -> Sequence[float]:
-    """The values of the runs on all of a training set, one a seed."""
-    own = curves[(curves["training_set"] == system) & (curves["metric"] == metric)]
-    return own.loc[own["examples"] == own["examples"].max(), "value"].to_list()
+def _full_runs(curves: pd.DataFrame, system: str, metric: str) -> list[float]:
+    """The values of the runs on the full training set, one per seed."""
+    runs = curves[(curves["training_set"] == system) & (curves["metric"] == metric)]
+    return runs.loc[runs["examples"] == runs["examples"].max(), "value"].to_list()

@@ -1,4 +1,4 @@
-"""Compare: the same training under a namespace for each training set, and one table over all systems."""
+"""Compare: train and evaluate every baseline and ReBase in the same way, in one table."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -22,12 +22,12 @@ from rebase.pipelines.compare.attempts import (
     no_preflight,
     no_training_set,
     tolerate,
-)
+)  # fmt: skip
 from rebase.pipelines.compare.nodes import learn_curve, predict_systems, score_curves, score_systems, tabulate
 from rebase.pipelines.estimate.nodes import estimate_comparison
 from rebase.reporting.plots import plot_curves, plot_scores
 
-#: The training sets that are compared, and the examples that each is made of.
+#: The training sets that are compared, and the examples of each.
 TRAINING_SETS = {
     "synthesized": "synthesized_examples",
     "distilled": "distilled_examples",
@@ -39,25 +39,22 @@ TRAINING_SETS = {
 def create_pipeline() -> Pipeline:
     """From ``sources`` and ``task`` to ``comparison``, ``comparison_scores`` and ``curves``."""
     stages = (ingest, embed, index, retrieve, estimate, transform)
-    made = sum((stage.create_pipeline() for stage in stages), Pipeline([_estimate()]))
-    baselines = synthesize.create_pipeline() + Pipeline(
-        distil.create_pipeline(), inputs={"unlabeled_inputs": "examples"}
-    )
-    made += tolerate(
-        baselines + cot.create_pipeline(),
+    pipeline = sum((stage.create_pipeline() for stage in stages), Pipeline([_estimate()]))
+    distilled = Pipeline(distil.create_pipeline(), inputs={"unlabeled_inputs": "examples"})
+    pipeline += tolerate(
+        synthesize.create_pipeline() + distilled + cot.create_pipeline(),
         {
             "synthesize_examples": no_examples("synthesize"),
             "distil_inputs": no_examples("distil"),
             "reason_examples": no_examples("cot"),
         },
     )
-    made += evaluate_teacher.create_pipeline().only_nodes("predict_teacher")
-    trained = sum((_train(name, examples) for name, examples in TRAINING_SETS.items()), Pipeline([]))
-    return made + trained + _compare()
+    pipeline += evaluate_teacher.create_pipeline().only_nodes("predict_teacher")
+    return sum((_train(name, examples) for name, examples in TRAINING_SETS.items()), pipeline + _compare())
 
 
 def _estimate() -> Node:
-    """What all systems will ask the teacher, told before anything is sent."""
+    """The cost of all systems' requests, before anything is sent."""
     parameters = ["params:transform", "params:distil", "params:evaluate"]
     return Node(
         estimate_comparison,
@@ -84,8 +81,8 @@ def _train(name: str, examples: str) -> Pipeline:
             },
         ),
         namespace=name,
-        # What leaves the namespace has a name without a dot.
-        outputs={own: f"{name}_{own}" for own in ("adapter", "curve", "train_summary")},
+        # Outputs that leave the namespace have names without a dot.
+        outputs={output: f"{name}_{output}" for output in ("adapter", "curve", "train_summary")},
         inputs={"task": "task", "student": "student", "reasoned_examples": examples},
         parameters={
             "params:train": "params:train",
@@ -96,19 +93,21 @@ def _train(name: str, examples: str) -> Pipeline:
 
 
 def _compare() -> Pipeline:
-    asked = {
+    inputs = {
         "task": "task",
         "evaluation_items": "evaluation_items",
         "student": "student",
         "parameters": "params:evaluate",
     }
-    each = {name: f"{name}_train_summary" for name in TRAINING_SETS}
+    adapters = {name: f"{name}_adapter" for name in TRAINING_SETS}
+    curves = {f"{name}_curve": f"{name}_curve" for name in TRAINING_SETS}
+    train_summaries = {name: f"{name}_train_summary" for name in TRAINING_SETS}
     stages = ("transform", "cot", "synthesize", "distil", "teacher")
     return Pipeline(
         [
             Node(
                 predict_systems,
-                asked | {name: f"{name}_adapter" for name in TRAINING_SETS},
+                inputs | adapters,
                 ["comparison_generations", "compare_summary"],
                 name="predict_systems",
                 tags="gpu",
@@ -121,10 +120,10 @@ def _compare() -> Pipeline:
             ),
             Node(
                 score_curves,
-                asked
+                inputs
                 | {"scores": "comparison_scores", "train": "params:train"}
-                | {f"{name}_curve": f"{name}_curve" for name in TRAINING_SETS}
-                | {f"{name}_summary": summary for name, summary in each.items()},
+                | curves
+                | {f"{name}_summary": summary for name, summary in train_summaries.items()},
                 "curves",
                 name="score_curves",
                 tags="gpu",
@@ -133,7 +132,7 @@ def _compare() -> Pipeline:
                 tabulate,
                 {"scores": "comparison_scores", "task": "task", "curves": "curves"}
                 | {stage: f"{stage}_summary" for stage in stages}
-                | {f"train_{name}": summary for name, summary in each.items()},
+                | {f"train_{name}": summary for name, summary in train_summaries.items()},
                 "comparison",
                 name="tabulate",
             ),

@@ -1,4 +1,4 @@
-"""Export: the expert as one model."""
+"""Export: merge the adapter into the student."""
 
 from kedro.pipeline import Node, Pipeline
 

@@ -1,3 +1,3 @@
-"""Students: any number of them, trained on one set of examples that was bought once."""
+"""Students: train and evaluate several students on one set of examples."""
 
 from rebase.pipelines.students.pipeline import create_pipeline as create_pipeline

@@ -1,4 +1,4 @@
-"""Students: any number of them, trained on one set of examples that was bought once."""
+"""Students: train and evaluate several students on one set of examples."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -14,7 +14,7 @@ def create_pipeline() -> Pipeline:
             Node(
                 train_students,
                 ["task", "students_examples", "students", "params:train", "params:train.target"],
-                ["students_adapters", "students_train_summary"],
+                ["students_adapters", "students_training_log", "students_train_summary"],
                 name="train_students",
                 tags="gpu",
             ),

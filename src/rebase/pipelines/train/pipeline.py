@@ -1,9 +1,10 @@
-"""Train: the student becomes the expert."""
+"""Train: fine-tune the student on the examples."""
 
 from kedro.pipeline import Node, Pipeline
 
-from rebase.pipelines.train.nodes import format_training_set, inspect_training, train_student
+from rebase.pipelines.train.nodes import format_training_set, train_student
 from rebase.reporting.plots import plot_loss
+from rebase.student.experts import inspect_training
 
 
 def create_pipeline() -> Pipeline:
@@ -26,15 +27,7 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 train_student,
-                [
-                    "task",
-                    "training_set",
-                    "reasoned_examples",
-                    "student",
-                    "preflight",
-                    "params:train",
-                    "params:train.target",
-                ],
+                ["task", "training_set", "reasoned_examples", "student", "preflight", *settings],
                 ["adapter", "training_log", "train_summary"],
                 name="train_student",
                 tags="gpu",
