@@ -22,7 +22,7 @@ import yaml
 
 from rebase.datastore.sampling import systematic_positions
 from rebase.records import Adapter, Task
-from rebase.student.formatting import tokenize_prompt, render_prompt
+from rebase.student.formatting import render_prompt, tokenize_prompt
 from rebase.student.generation import generate
 from rebase.student.handle import Student
 from rebase.tasks.evaluation_items import make_evaluation_items

@@ -122,7 +122,10 @@ def read_examples(options: argparse.Namespace, parameters: TrainParameters, coun
 
 
 def train(
-    name: str, tokenized: TokenizedExamples, validation: list[TokenizedExample], parameters: TrainParameters,
+    name: str,
+    tokenized: TokenizedExamples,
+    validation: list[TokenizedExample],
+    parameters: TrainParameters,
     options: argparse.Namespace,
 ) -> dict[str, float]:
     """Train on all examples; return tokens per second, the final loss and the peak GPU memory."""
@@ -154,9 +157,7 @@ def timed(trainer: Any) -> float:
             torch.cuda.synchronize()
         started.append((trainer.state.global_step, time.perf_counter()))
         masks = inputs.get("attention_mask")
-        tokens.append(
-            sum(len(example) for example in inputs["step"].examples) if masks is None else int(masks.sum())
-        )
+        tokens.append(sum(len(example) for example in inputs["step"].examples) if masks is None else int(masks.sum()))
         return plain(model, inputs, *rest, **named)
 
     trainer.training_step = training_step
