@@ -38,7 +38,7 @@ from rebase.datasets import ShardStore
 from rebase.datastore.encoder import Encoder
 from rebase.datastore.search import search_exact
 from rebase.datastore.shards import Shards
-from rebase.parameters import RetrieveParameters
+from rebase.parameters import ContaminationParameters, RetrieveParameters
 from rebase.pipelines.retrieve.nodes import embed_task, retrieve_rows
 from rebase.records import Task
 from rebase.tasks.evaluation_items import make_evaluation_items
@@ -46,6 +46,7 @@ from rebase.tasks.source_rows import SourceRows
 
 ROOT = Path(__file__).parent.parent
 TASKS = ["squad", "mnli", "mconala", "bbh/boolean_expressions", "bbh/navigate", "bbh/object_counting"]
+CONTAMINATION = ContaminationParameters(ngram=13)
 LABELS = ("entailment", "neutral", "contradiction")
 #: Written for this benchmark, because MCoNaLa has no training items.
 JAPANESE = [
@@ -77,13 +78,13 @@ def main() -> None:
         before = ranked_rows(task, encoder, index, vectors, rows, parameters)
         start = time.perf_counter()
         retrieved, rejected, summary = retrieve_rows(
-            task, encoder, index, Shards({}, rows.read), vectors, rows, evaluation_items, parameters
+            task, encoder, index, Shards({}, rows.read), vectors, rows, evaluation_items, parameters, CONTAMINATION
         )
         seconds = time.perf_counter() - start
         report[name] = {
             "seconds": round(seconds, 1),
             **{name: summary[name] for name in ("in", "kept", "rejected")},
-            **check_leaks(task, evaluation_items, retrieved, rejected, rows, parameters.contamination_ngram),
+            **check_leaks(task, evaluation_items, retrieved, rejected, rows, CONTAMINATION.ngram),
             "mix": mix(retrieved, "dataset", ["query_value", "answer_value"]),
             "mix_before": mix(before, "dataset", ["query_value", "answer_value"]),
             "mix_published": published.get(name),

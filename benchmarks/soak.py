@@ -118,7 +118,7 @@ def audit(options: argparse.Namespace, folder: Path, ledger: list[dict[str, Any]
 def transform(options: argparse.Namespace, address: str, folder: str) -> None:
     """Run the stage on synthetic rows (the client process)."""
     from rebase.datasets import PromptDataset, TeacherDataset
-    from rebase.parameters import TransformParameters
+    from rebase.parameters import ContaminationParameters, TransformParameters
     from rebase.pipelines.transform.nodes import transform_rows
     from rebase.records import Task
 
@@ -137,7 +137,13 @@ def transform(options: argparse.Namespace, address: str, folder: str) -> None:
     )
     teacher = teacher_at(TeacherDataset, address, options, Path(folder) / "responses.sqlite")
     examples, rejected, summary = transform_rows(
-        task, pd.DataFrame(rows(options.rows)), pd.DataFrame({"query": []}), teacher, prompt, parameters, 13
+        task,
+        pd.DataFrame(rows(options.rows)),
+        pd.DataFrame({"query": []}),
+        teacher,
+        prompt,
+        parameters,
+        ContaminationParameters(ngram=13),
     )
     examples.to_parquet(Path(folder) / "examples.parquet")
     rejected.to_parquet(Path(folder) / "rejected.parquet")

@@ -35,9 +35,6 @@ def check(names: str, **params: str) -> None:
 @pytest.mark.parametrize(
     ("names", "params", "words"),
     [
-        ("synthesize,mix", {}, "mix_examples reads the files of synthesized_examples"),
-        ("transform,cot,mix", {}, "mix_examples reads the files of reasoned_examples"),
-        ("transform,distil", {}, "distil_inputs reads the files of examples"),
         ("evaluate,groups", {}, "average_groups reads the files of predictions"),
         ("distil,students", {"students_examples": "distilled_examples"}, "train_students reads .* distilled_examples"),
         ("mix,students", {"students_examples": "mixed_examples"}, "train_students reads .* mixed_examples"),
@@ -51,8 +48,6 @@ def test_a_run_does_not_read_by_path_what_it_makes(names: str, params: dict[str,
 @pytest.mark.parametrize(
     ("names", "params"),
     [
-        ("transform,distil", {"inputs_source": "own.jsonl"}),
-        ("distil,mix", {}),
         ("distil,students", {}),
         ("groups", {}),
         ("mix,train", {}),

@@ -18,7 +18,6 @@ from kedro.pipeline import Pipeline
 from rich.console import Console
 
 from rebase.errors import RebaseError
-from rebase.parameters import MixParameters
 from rebase.reporting.console import STAGES, comparison_table, estimate_line, estimate_table, final_table, stage_line
 from rebase.tasks.evaluation_items import make_evaluation_items
 
@@ -147,11 +146,7 @@ def _check_order(name: str, pipeline: Pipeline, catalog: CatalogProtocol) -> Non
     Kedro does not see that the one needs the other, and may well run it first, on the files of an earlier run.
     """
     found: Iterable[str] = ()
-    if name == "unlabeled_inputs" and getattr(catalog[name], "are_examples", False):
-        found = ["examples"]
-    elif name == "example_sets":
-        found = MixParameters.model_validate(catalog.load("params:mix")).weights
-    elif name == "students_examples":
+    if name == "students_examples":
         found = [Path(catalog[name]._describe().get("filepath", "")).stem]
     elif name == "all_predictions":
         found = ["predictions"]

@@ -43,6 +43,12 @@ class LicensePolicy(Strict):
     unknown: Literal["allow", "deny"]
 
 
+class ContaminationParameters(Strict):
+    """A text is contaminated if it shares a run of ``ngram`` words with an evaluation item or an example of the task."""
+
+    ngram: int = Field(ge=1)
+
+
 class RetrieveParameters(Strict):
     """The number of rows, how they are scored, and the settings of the filters."""
 
@@ -52,7 +58,6 @@ class RetrieveParameters(Strict):
     annoy_candidates: int = Field(ge=1)
     block_texts: int = Field(ge=1)
     licenses: LicensePolicy
-    contamination_ngram: int = Field(ge=1)
     near_duplicate: float = Field(gt=0, le=1)
     max_dataset_share: float = Field(gt=0, le=1)
     min_passage_words: int = Field(ge=1)
@@ -82,12 +87,11 @@ class TransformParameters(Strict):
 
 
 class SynthesizeParameters(Strict):
-    """Plain synthesis spends as much as transform: the same number of ``requests``, or of ``dollars``.
+    """Plain synthesis sends as many requests as transform used.
 
     ``guided`` helps a weak teacher, as in transform: it writes a passage, then a question about a given span of it.
     """
 
-    spend: Literal["requests", "dollars"]
     guided: bool
     sampling: SamplingParameters
 
@@ -106,11 +110,14 @@ class DistilParameters(Strict):
     sampling: SamplingParameters
 
 
-def _positive_weights(weights: dict[str, float]) -> dict[str, float]:
+def _positive_weights(weights: dict[Any, float]) -> dict[Any, float]:
     positive = {origin: weight for origin, weight in weights.items() if weight}
     if not positive:
         raise ValueError("at least one weight must be above 0")
     return positive
+
+
+Origin = Literal["reasoned_examples", "synthesized_examples", "distilled_examples", "real_examples"]
 
 
 class MixParameters(Strict):
@@ -119,7 +126,7 @@ class MixParameters(Strict):
     Weight 0 leaves an origin out. An environment needs this, because it cannot delete an entry of conf/base.
     """
 
-    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], AfterValidator(_positive_weights)]
+    weights: Annotated[dict[Origin, Annotated[float, Field(ge=0)]], AfterValidator(_positive_weights)]
     size: int | None = Field(ge=1)
     seed: int
 

@@ -186,19 +186,15 @@ def test_inputs_are_read_only(tasks):
         TaskDataset(str(tasks()), "topic").save("x")
 
 
-def test_inputs_are_read_without_answers_or_are_those_of_the_examples(tasks, tmp_path):
-    folder, file, examples = str(tasks()), tmp_path / "own.csv", tmp_path / "examples.parquet"
+def test_inputs_are_read_without_answers_and_are_none_without_a_source(tasks, tmp_path):
+    folder, file = str(tasks()), tmp_path / "own.csv"
     file.write_text("text,other\nA match.,x\nA star.,y\n")
-    own = InputsDataset(folder, "topic", str(examples), source=str(file)).load()
+    own = InputsDataset(folder, "topic", source=str(file)).load()
     assert list(own["query"]) == ["A match.", "A star."]
     assert list(own["row_id"]) == ["own.csv/0", "own.csv/1"]
     assert str(tmp_path) not in own.to_csv(), "the path is this machine's business"
-    assert "Run transform" in message(InputsDataset(folder, "topic", str(examples)).load)
-    assert "inputs of task 'topic' is missing" in message(
-        InputsDataset(str(tasks()), "topic", str(examples), source="gone.csv").load
-    )
-    own.to_parquet(examples)
-    pd.testing.assert_frame_equal(InputsDataset(str(tasks()), "topic", str(examples)).load(), own)
+    assert InputsDataset(folder, "topic").load().empty
+    assert "inputs of task 'topic' is missing" in message(InputsDataset(folder, "topic", source="gone.csv").load)
 
 
 def test_real_examples_are_those_of_a_file_or_none(tasks, tmp_path):

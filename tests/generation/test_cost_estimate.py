@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.generation.cost_estimate import Forecast, Range, forecast, input_tokens
+from rebase.generation.cost_estimate import CostEstimate, Range, estimate_requests, input_tokens
 from rebase.teacher.api import Limits
 from rebase.teacher.budget import Price
 from rebase.teacher.protocol import Message, Request, Sampling
@@ -16,7 +16,7 @@ def request(text: str, max_tokens: int = 100) -> Request:
 
 def test_the_least_are_the_first_requests_and_the_most_are_all():
     requests = [request("one two three"), request("one " * 50), request("one " * 100)]
-    found = forecast(requests, 1, ["yes", "no, never at all"], None)
+    found = estimate_requests(requests, 1, ["yes", "no, never at all"], None)
     assert found.requests == Range(1, 3)
     assert found.input_tokens == Range(
         input_tokens(requests[0], None), sum(input_tokens(one, None) for one in requests)
@@ -29,11 +29,11 @@ def test_what_the_provider_counted_before_is_taken_for_the_count():
 
 
 def test_a_response_is_no_longer_than_it_may_be():
-    assert forecast([request("a", max_tokens=3)], 1, ["word " * 50], None).output_tokens == Range(3, 3)
+    assert estimate_requests([request("a", max_tokens=3)], 1, ["word " * 50], None).output_tokens == Range(3, 3)
 
 
 def test_dollars_and_hours():
-    found = Forecast(Range(600, 1200), Range(1e6, 2e6), Range(1e5, 4e5))
+    found = CostEstimate(Range(600, 1200), Range(1e6, 2e6), Range(1e5, 4e5))
     price = Price(input=1.0, output=5.0)
     assert found.dollars(price) == [1.5, 4.0]
     assert found.dollars(price, batch=True) == [0.75, 2.0]
@@ -45,6 +45,6 @@ def test_dollars_and_hours():
 
 @given(st.lists(st.text(max_size=50), max_size=10), st.integers(0, 12), st.lists(st.text(max_size=30), min_size=1))
 def test_low_is_never_above_high(texts, least, responses):
-    found = forecast([request(text) for text in texts], least, responses, None)
+    found = estimate_requests([request(text) for text in texts], least, responses, None)
     for quantity in (found.requests, found.input_tokens, found.output_tokens):
         assert 0 <= quantity.low <= quantity.high

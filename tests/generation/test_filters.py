@@ -15,20 +15,19 @@ from rebase.generation.filters import (
     contamination_filter,
     duplicate_filter,
     exclusion_filter,
-    jaccard,
+    find_passage,
     license_allowed,
     license_filter,
     passage_filter,
-    passage_of,
     protected_texts,
     share_filter,
-    shingles,
 )
+from rebase.generation.filters.duplicates import jaccard, shingles
 from rebase.parameters import LicensePolicy, RetrieveParameters
 
 PARAMETERS = RetrieveParameters(
     top_n=5, aggregation="max_of_mean", search="exact", annoy_candidates=10, block_texts=100,
-    licenses=LicensePolicy(allow=("*",), deny=("*-nc-*", "*-nc"), unknown="allow"), contamination_ngram=13,
+    licenses=LicensePolicy(allow=("*",), deny=("*-nc-*", "*-nc"), unknown="allow"),
     near_duplicate=0.8, max_dataset_share=0.5, min_passage_words=4, max_passage_words=8,
 )  # fmt: skip
 
@@ -240,7 +239,7 @@ def test_free_answers_and_reasoning_are_protected(reading_task):
 
 def test_passage_is_the_longest_cell_cut_at_a_sentence():
     cells = {"title": "Short.", "body": "One two three. Four five six. Seven eight nine ten eleven."}
-    assert passage_of(row(cells), PARAMETERS) == "One two three. Four five six."
+    assert find_passage(row(cells), PARAMETERS) == "One two three. Four five six."
     assert passage_filter(PARAMETERS)(row(cells)) is None
     assert passage_filter(PARAMETERS)(row("too few words")).reason == "no_passage"
     assert passage_filter(PARAMETERS)(row({})).reason == "no_passage"
@@ -248,10 +247,10 @@ def test_passage_is_the_longest_cell_cut_at_a_sentence():
 
 def test_a_japanese_passage_is_measured_in_letters():
     body = "鯨は海に住む。春には子を連れて北へ帰る。"  # seven, and thirteen letters and signs
-    assert passage_of(row(body), PARAMETERS) is None
-    assert passage_of(row(body * 2), PARAMETERS) is None
-    assert passage_of(row("鯨は海に住む動物だ。春には北へ帰る。"), PARAMETERS) == "鯨は海に住む動物だ。"
-    assert passage_of(row("鯨は海に住む"), PARAMETERS) is None
+    assert find_passage(row(body), PARAMETERS) is None
+    assert find_passage(row(body * 2), PARAMETERS) is None
+    assert find_passage(row("鯨は海に住む動物だ。春には北へ帰る。"), PARAMETERS) == "鯨は海に住む動物だ。"
+    assert find_passage(row("鯨は海に住む"), PARAMETERS) is None
 
 
 def test_share_of_one_dataset_is_capped():
@@ -322,7 +321,8 @@ def test_rows_without_words_are_twins_only_when_they_are_equal():
 def test_a_row_is_sketched_once(monkeypatch):
     sketched = Counter()
     monkeypatch.setattr(
-        "rebase.generation.filters.shingles", lambda cells: sketched.update(cells.values()) or shingles(cells)
+        "rebase.generation.filters.duplicates.shingles",
+        lambda cells: sketched.update(cells.values()) or shingles(cells),
     )
     duplicates = Duplicates(0.8)
     for number in range(5):

@@ -1,44 +1,55 @@
 import asyncio
-from pathlib import Path
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rebase.generation.filters import Rejection
 from rebase.generation.generate import (
     EXAMPLE_COLUMNS,
-    Asked,
-    Rejection,
-    collect,
+    ExampleStage,
+    GenerationResult,
     explain_silence,
+    generate_all,
     read_response,
     rejected_line,
 )
 from rebase.generation.prompts.parsing import Example
-from rebase.records import Task
 from rebase.teacher.budget import Usage
 from rebase.teacher.protocol import Failure, Response
+from tests.shipped import shipped_prompt, shipped_task
 
-TASKS = Path(__file__).parents[2] / "data" / "01_raw" / "tasks"
-TOPIC = Task.parse(yaml.safe_load((TASKS / "news_topic.yml").read_text()), "news_topic")
+TOPIC, PROMPT = shipped_task("news_topic"), shipped_prompt("transform")
 
 
-def gather(outcomes, wanted, room):
-    """What ``collect`` keeps and rejects of items with these outcomes, and how many were worked on at once at most."""
-    at_once, most = 0, 0
+class NoTeacher:
+    """A teacher that opens and has a limit."""
 
-    async def ask(number):
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
+    provider, model, concurrency, compute_dtype = "no", "teacher", 4, None
+
+    @asynccontextmanager
+    async def open(self):
+        yield SimpleNamespace(usage=Usage())
+
+
+def run_stage(outcomes, wanted, concurrency):
+    """The kept and rejected lines of items with these outcomes, and the largest number in progress at once."""
+    in_progress, most = 0, 0
+
+    async def generate(session, number):
+        nonlocal in_progress, most
+        in_progress += 1
+        most = max(most, in_progress)
         for _ in range(number % 3):
             await asyncio.sleep(0)
-        at_once -= 1
-        return Asked({"row_id": number}, Response(f"key {number}", "said", "stop", 2, 1), outcomes[number])
+        in_progress -= 1
+        return GenerationResult({"row_id": number}, Response(f"key {number}", "text", "stop", 2, 1), outcomes[number])
 
-    kept, rejected = asyncio.run(collect(TOPIC, range(len(outcomes)), ask, room, wanted, Usage(), "test"))
-    return kept, rejected, most
+    stage = ExampleStage("test", TOPIC, NoTeacher(), PROMPT)
+    stage.generate(range(len(outcomes)), generate, wanted, lambda kept, rejected, usage: concurrency(kept, rejected))
+    return stage.kept, stage.rejected, most
 
 
 OUTCOMES = st.one_of(
@@ -49,7 +60,7 @@ OUTCOMES = st.one_of(
 
 @given(st.lists(OUTCOMES, max_size=30), st.integers(1, 12), st.integers(1, 9))
 def test_each_item_is_kept_or_rejected_in_order_until_there_are_enough(outcomes, wanted, ahead):
-    kept, rejected, most = gather(outcomes, wanted, lambda kept, rejected: min(ahead, wanted - kept))
+    kept, rejected, most = run_stage(outcomes, wanted, lambda kept, rejected: min(ahead, wanted - kept))
     assert most <= min(ahead, wanted)
     seen, expected = set(), []
     for number, outcome in enumerate(outcomes):
@@ -64,20 +75,41 @@ def test_each_item_is_kept_or_rejected_in_order_until_there_are_enough(outcomes,
 
 @given(st.lists(OUTCOMES, max_size=30), st.integers(0, 20), st.integers(1, 9))
 def test_it_ends_when_there_is_no_more_room(outcomes, allowed, ahead):
-    kept, rejected, _ = gather(outcomes, 99, lambda kept, rejected: min(ahead, allowed - kept - rejected))
+    kept, rejected, _ = run_stage(outcomes, 99, lambda kept, rejected: min(ahead, allowed - kept - rejected))
     assert len(kept) + len(rejected) == min(allowed, len(outcomes))
 
 
-def test_an_item_without_a_row_has_no_provenance_and_may_have_more():
-    async def ask(number):
-        response = Response("key", "said", "stop", 2, 1, dollars=0.5)
-        return Asked({"row_id": "new"}, response, Example({"text": "News."}, "sport"), more={"rationale": "So it is."})
+def test_an_item_without_a_row_has_no_provenance_and_may_have_details():
+    async def generate(session, number):
+        response = Response("key", "text", "stop", 2, 1, dollars=0.5)
+        example = Example({"text": "News."}, "sport")
+        return GenerationResult({"row_id": "new"}, response, example, details={"rationale": "So it is."})
 
-    kept, _ = asyncio.run(collect(TOPIC, [1], ask, lambda *_: 1, 1, Usage(), "test"))
-    (line,) = kept
+    stage = ExampleStage("test", TOPIC, NoTeacher(), PROMPT)
+    stage.generate([1], generate, 1, lambda *_: 1)
+    (line,) = stage.kept
     assert set(line) == {*EXAMPLE_COLUMNS, "rationale"} - {"teacher", "prompt_hash"}
     assert (line["example_id"], line["dataset"], line["query"]) == ("new", None, "News item: News.")
     assert (line["response_key"], line["input_tokens"], line["dollars"]) == ("key", 2, 0.5)
+    examples, rejected, summary = stage.conclude("", not_listed={"over_limit": 2}, style="x")
+    assert (len(examples), len(rejected)) == (1, 0)
+    assert (summary["in"], summary["rejected"], summary["style"]) == (3, {"over_limit": 2}, "x")
+    assert summary["seconds"] >= 0
+
+
+def test_the_loop_keeps_to_the_limit_of_the_teacher_by_default():
+    in_progress, most = 0, 0
+
+    async def generate(session, number):
+        nonlocal in_progress, most
+        in_progress += 1
+        most = max(most, in_progress)
+        await asyncio.sleep(0)
+        in_progress -= 1
+        return number
+
+    results, usage = generate_all(NoTeacher(), range(9), generate, lambda number: number % 2 == 0, stage="x", total=9)
+    assert (results, most, usage.responses) == (list(range(9)), 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +134,7 @@ def test_a_teacher_that_never_answers_is_quoted_by_its_commonest_words():
     lines = [
         rejected_line({"row_id": n}, Rejection("teacher_failed", words)) for n, words in enumerate(["a", "b", "b"])
     ]
-    assert "answered none of 3 requests. It says: b\n" in explain_silence("transform", "x/y", lines)
+    assert "answered none of 3 requests. The most frequent failure: b\n" in explain_silence("transform", "x/y", lines)
     answered = rejected_line({"row_id": 4}, Rejection("unfit_row"), Response("k", "null", "stop", 1, 1))
     assert explain_silence("transform", "x/y", [*lines, answered]) is None
     assert explain_silence("transform", "x/y", []) is None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
 from rebase.generation.generate import REJECTED_COLUMNS
-from rebase.parameters import DistilParameters
+from rebase.parameters import ContaminationParameters, DistilParameters
 from rebase.pipelines.distil.nodes import LABELED_COLUMNS, distil_inputs
 from rebase.tasks.evaluation_items import make_unlabeled_inputs
 from rebase.tasks.source_rows import SourceRows
@@ -19,6 +19,8 @@ from tests.teacher.server import Answer, serving
 
 PROMPT = shipped_prompt("distil")
 SAMPLING = {"temperature": 0.7, "max_tokens": 100}
+CONTAMINATION = ContaminationParameters(ngram=13)
+NO_EXAMPLES = pd.DataFrame()
 NO_EVALUATION = pd.DataFrame(columns=["item_id", "fields", "query", "references"])
 
 
@@ -38,7 +40,12 @@ def distil(task, texts, say, evaluation_items=NO_EVALUATION, concurrency=16, **g
         {"style": "direct", "samples": 1, "rounds": 3, "max_inputs": None} | {"sampling": SAMPLING} | given
     )
     unlabeled = texts if isinstance(texts, pd.DataFrame) else inputs(task, texts)
-    return (*distil_inputs(task, unlabeled, evaluation_items, cached(teacher), PROMPT, parameters, 13), teacher)
+    return (
+        *distil_inputs(
+            task, unlabeled, NO_EXAMPLES, evaluation_items, cached(teacher), PROMPT, parameters, CONTAMINATION
+        ),
+        teacher,
+    )
 
 
 NEWS = [f"The rovers won match {n} of the season at home." for n in range(6)]
@@ -193,8 +200,10 @@ def test_a_budget_that_others_have_used_up_is_named():
     teacher = cached(Scripted(lambda _: SPORT), max_requests=1)
     teacher.budget.requests = 1
     parameters = DistilParameters(style="direct", samples=1, rounds=3, max_inputs=None, sampling=SAMPLING)
-    with pytest.raises(RebaseError, match=r"distil: .*nothing left.*teacher\.max_requests 1"):
-        distil_inputs(TOPIC, inputs(TOPIC, NEWS), NO_EVALUATION, teacher, PROMPT, parameters, 13)
+    with pytest.raises(RebaseError, match=r"distil: .*left no request.*teacher\.max_requests 1"):
+        distil_inputs(
+            TOPIC, inputs(TOPIC, NEWS), NO_EXAMPLES, NO_EVALUATION, teacher, PROMPT, parameters, CONTAMINATION
+        )
 
 
 RESPONSES = st.sampled_from([SPORT, '{"answer": "travel"}', "x", ("{", "length"), ConnectionError("no line")])
@@ -240,7 +249,7 @@ def test_a_teacher_behind_an_api_labels_by_direct_and_by_reasoning(tmp_path, kin
             {"style": style, "samples": 1, "rounds": 2, "max_inputs": None} | {"sampling": SAMPLING}
         )
         teacher = cached(hosted(kind, provider.address), tmp_path / "responses.sqlite", price)
-        return distil_inputs(mnli, unlabeled, NO_EVALUATION, teacher, PROMPT, parameters, 13)
+        return distil_inputs(mnli, unlabeled, NO_EXAMPLES, NO_EVALUATION, teacher, PROMPT, parameters, CONTAMINATION)
 
     with serving(default=answer) as provider:
         direct, _, summary = label(provider, "direct")
@@ -254,3 +263,17 @@ def test_a_teacher_behind_an_api_labels_by_direct_and_by_reasoning(tmp_path, kin
         reasoned, _, _ = label(provider, "cot")
         assert set(reasoned["rationale"]) == {"Boats lie there, so one does."}
         assert len(provider.billed()) == 5
+
+
+def test_without_inputs_those_of_the_examples_are_labeled():
+    teacher, parameters = (
+        cached(Scripted(lambda _: SPORT)),
+        DistilParameters(style="direct", samples=1, rounds=3, max_inputs=None, sampling=SAMPLING),
+    )
+    examples = inputs(TOPIC, NEWS).assign(answer="business")
+    labeled, _, _ = distil_inputs(
+        TOPIC, NO_EXAMPLES, examples, NO_EVALUATION, teacher, PROMPT, parameters, CONTAMINATION
+    )
+    assert set(labeled["answer"]) == {"sport"}
+    with pytest.raises(RebaseError, match="no inputs of task 'news_topic'.*Run transform.*inputs_source"):
+        distil_inputs(TOPIC, NO_EXAMPLES, NO_EXAMPLES, NO_EVALUATION, teacher, PROMPT, parameters, CONTAMINATION)

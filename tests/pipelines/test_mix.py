@@ -9,8 +9,13 @@ from pydantic import ValidationError
 from rebase.errors import RebaseError
 from rebase.generation.generate import EXAMPLE_COLUMNS
 from rebase.generation.mixing import mix, share_out
-from rebase.parameters import MixParameters
+from rebase.parameters import ContaminationParameters, MixParameters
+from rebase.pipelines.cot import create_pipeline as cot
+from rebase.pipelines.distil import create_pipeline as distil
+from rebase.pipelines.mix import create_pipeline as mix_pipeline
 from rebase.pipelines.mix.nodes import mix_examples
+from rebase.pipelines.synthesize import create_pipeline as synthesize
+from rebase.pipelines.transform import create_pipeline as transform
 
 
 def examples(name, count, **more):
@@ -33,14 +38,8 @@ def items(count):
 
 def mixed(task, sets, weights, real=0, known=0, size=None):
     parameters = MixParameters.model_validate({"weights": weights, "size": size, "seed": 1})
-    return mix_examples(
-        task,
-        {name: lambda frame=frame: frame for name, frame in sets.items()},
-        items(real),
-        items(known),
-        parameters,
-        13,
-    )
+    tables = [sets.get(f"{name}_examples", pd.DataFrame()) for name in ("reasoned", "synthesized", "distilled")]
+    return mix_examples(task, *tables, items(real), items(known), parameters, ContaminationParameters(ngram=13))
 
 
 def test_origins_are_drawn_by_weight_and_kept_as_provenance(reading_task):
@@ -70,15 +69,6 @@ def test_real_examples_are_screened_and_answered_by_people(reading_task):
     assert frame["agreement"].isna().all()
 
 
-def test_only_sets_with_a_weight_are_read(reading_task):
-    def never():
-        raise AssertionError
-
-    parameters = MixParameters.model_validate({"weights": {"examples": 1}, "size": None, "seed": 1})
-    sets = {"examples": lambda: examples("rebase", 2), "training_set": never}
-    assert len(mix_examples(reading_task, sets, items(0), items(0), parameters, 13)[0]) == 2
-
-
 def test_of_one_query_the_first_origin_counts():
     frame, rejected = mix({"a": examples("x", 3), "b": examples("x", 5)}, {"a": 3, "b": 2}, 5, 1)
     assert frame["origin"].value_counts().to_dict() == {"a": 3, "b": 2}
@@ -90,7 +80,7 @@ def test_of_one_query_the_first_origin_counts():
     ("weights", "size", "words"),
     [
         ({"a": 1, "b": 1}, 20, r"a has 3 of 10; b has 5 of 10"),
-        ({"b": 1, "empty": 1}, None, "nothing can be mixed"),
+        ({"b": 1, "empty": 1}, None, "an origin has no examples"),
     ],
 )
 def test_what_cannot_be_mixed_is_said(weights, size, words):
@@ -101,13 +91,25 @@ def test_what_cannot_be_mixed_is_said(weights, size, words):
         mix(sets, weights, size, 1)
 
 
-@pytest.mark.parametrize("name", ["gone", "real_examples", "evaluation_items", "training_set", "examples_rejected"])
-def test_what_is_no_set_of_examples_is_said_with_those_there_are(reading_task, name):
-    sets = {"examples": examples("x", 1), "distilled_examples": examples("y", 1)}
-    others = dict.fromkeys(["evaluation_items", "training_set", "examples_rejected", "mixed_examples"], pd.DataFrame())
-    words = f"no examples called {name}; there are distilled_examples, examples\\."
-    with pytest.raises(RebaseError, match=words):
-        mixed(reading_task, sets | others, {"examples": 1, name: 1})
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("reasoned_examples", "transform and cot"),
+        ("synthesized_examples", "pipeline synthesize"),
+        ("distilled_examples", "pipeline distil"),
+        ("real_examples", "real_source=FILE"),
+    ],
+)
+def test_an_origin_without_examples_names_what_makes_them(reading_task, name, remedy):
+    weights = {"reasoned_examples": 1, "synthesized_examples": 1, name: 1}
+    sets = {origin: examples("x", 1) for origin in weights if origin != name}
+    with pytest.raises(RebaseError, match=f"there are no {name} of task .*(?s:.)*{remedy}"):
+        mixed(reading_task, sets, weights)
+
+
+def test_an_unknown_origin_is_an_invalid_parameter():
+    with pytest.raises(ValidationError, match="training_set"):
+        MixParameters.model_validate({"weights": {"training_set": 1}, "size": None, "seed": 1})
 
 
 def test_a_weight_of_zero_leaves_an_origin_out(reading_task):
@@ -131,3 +133,10 @@ def test_as_many_as_the_scarcest_origin_allows(given_sets):
     size, total = sum(counts.values()), sum(weights.values())
     assert all(counts[name] <= there[name] for name in there)
     assert all(abs(counts[name] - size * weights[name] / total) < 1 + 1e-6 for name in there)
+
+
+def test_what_a_run_makes_is_made_before_it_is_mixed():
+    order = [node.name for node in (mix_pipeline() + synthesize() + distil() + transform() + cot()).nodes]
+    made = {"synthesize_examples", "distil_inputs", "reason_examples"}
+    assert made < set(order[: order.index("mix_examples")])
+    assert order.index("transform_rows") < order.index("distil_inputs")

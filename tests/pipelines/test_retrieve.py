@@ -10,7 +10,7 @@ from kedro_datasets.pandas import ParquetDataset
 from rebase.datastore.encoder import Encoder
 from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError
-from rebase.parameters import LicensePolicy, RetrieveParameters
+from rebase.parameters import ContaminationParameters, LicensePolicy, RetrieveParameters
 from rebase.pipelines import prepare, retrieve
 from rebase.pipelines.retrieve.nodes import retrieve_rows
 from rebase.records import EVALUATION_COLUMNS
@@ -19,9 +19,10 @@ from tests.pipelines.conftest import EVALUATION
 
 PARAMETERS = RetrieveParameters(
     top_n=100, aggregation="max_of_mean", search="exact", annoy_candidates=1000, block_texts=7,
-    licenses=LicensePolicy(allow=("*",), deny=("*-nc-*",), unknown="allow"), contamination_ngram=13,
+    licenses=LicensePolicy(allow=("*",), deny=("*-nc-*",), unknown="allow"),
     near_duplicate=0.6, max_dataset_share=1.0, min_passage_words=5, max_passage_words=14,
 )  # fmt: skip
+CONTAMINATION = ContaminationParameters(ngram=13)
 EVALUATION_SET = pd.DataFrame([["1", json.dumps(EVALUATION), "", "[]"]], columns=EVALUATION_COLUMNS)
 
 
@@ -37,6 +38,7 @@ def run(datastore, encoder, reading_task):
             datastore.load("rows"),
             EVALUATION_SET,
             PARAMETERS.model_copy(update=changes),
+            CONTAMINATION,
         )
 
     return run
@@ -54,6 +56,7 @@ def whole(datastore, encoder, reading_task, tmp_path_factory):
             "encoder": MemoryDataset(encoder),
             "evaluation_items": MemoryDataset(EVALUATION_SET),
             "params:retrieve": MemoryDataset(PARAMETERS),
+            "params:contamination": MemoryDataset(CONTAMINATION),
             **{name: ParquetDataset(filepath=str(work / f"{name}.parquet")) for name in outputs},
             **{name: MemoryDataset() for name in ("retrieve_summary", "sources_plot")},
         }

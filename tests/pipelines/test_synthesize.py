@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
 from rebase.generation.generate import EXAMPLE_COLUMNS, REJECTED_COLUMNS
-from rebase.parameters import SynthesizeParameters
+from rebase.parameters import ContaminationParameters, SynthesizeParameters
 from rebase.pipelines.report.nodes import measure_diversity
 from rebase.pipelines.synthesize.nodes import synthesize_examples
 from rebase.student.adapters import render_card
@@ -21,6 +21,7 @@ from tests.tiny import train_parameters
 
 PROMPT, TRANSFORM_PROMPT = (shipped_prompt(name) for name in ("synthesize", "transform"))
 COLUMNS = ["item_id", "fields", "query", "references"]
+CONTAMINATION = ContaminationParameters(ngram=13)
 NO_EVALUATION = pd.DataFrame(columns=COLUMNS)
 
 
@@ -47,16 +48,22 @@ def synthesize(
     say,
     before,
     evaluation_items=NO_EVALUATION,
-    spend="requests",
     price=FREE,
     concurrency=16,
     guided=False,
     **budget,
 ):
     teacher = Scripted(say, concurrency)
-    parameters = SynthesizeParameters.model_validate({"spend": spend, "guided": guided, "sampling": SAMPLING})
+    parameters = SynthesizeParameters.model_validate({"guided": guided, "sampling": SAMPLING})
     made = synthesize_examples(
-        task, before, evaluation_items, cached(teacher, price=price, **budget), PROMPT, TRANSFORM_PROMPT, parameters, 13
+        task,
+        before,
+        evaluation_items,
+        cached(teacher, price=price, **budget),
+        PROMPT,
+        TRANSFORM_PROMPT,
+        parameters,
+        CONTAMINATION,
     )
     return (*made, teacher)
 
@@ -221,20 +228,6 @@ def test_counts_add_up_and_the_budget_is_kept(script, allowed, consistency_filte
     assert len(teacher.asked) <= allowed + summary["usage"]["failed"]
 
 
-def test_as_many_dollars_as_transform_paid():
-    price = Price(input=1.0, output=2.0)  # a scripted response costs 13 millionths
-    _, _, summary, _ = synthesize(
-        READING, about_bells, summary_of(10, 65e-6), spend="dollars", price=price, concurrency=4
-    )
-    assert summary["usage"]["used_dollars"] == pytest.approx(65e-6)
-    assert summary["kept"] == 5
-
-
-def test_dollars_that_were_not_paid_cannot_be_matched():
-    with pytest.raises(RebaseError, match=r"synthesize\.spend: requests"):
-        synthesize(READING, about_bells, summary_of(3), spend="dollars")
-
-
 def test_the_budget_of_the_run_holds_as_well(caplog):
     examples, _, summary, _ = synthesize(READING, about_bells, summary_of(9), max_requests=4)
     assert len(examples) == 4
@@ -247,10 +240,10 @@ def test_the_budget_of_the_run_holds_as_well(caplog):
 def test_a_budget_that_transform_has_used_up_is_named(budget):
     teacher = cached(Scripted(about_bells), price=Price(input=1, output=1), **budget)
     teacher.budget.requests = 9
-    parameters = SynthesizeParameters.model_validate({"spend": "requests", "guided": False, "sampling": SAMPLING})
-    with pytest.raises(RebaseError, match=rf"synthesize: .*nothing left.*teacher\.{next(iter(budget))}"):
+    parameters = SynthesizeParameters.model_validate({"guided": False, "sampling": SAMPLING})
+    with pytest.raises(RebaseError, match=rf"synthesize: .*left no request.*teacher\.{next(iter(budget))}"):
         synthesize_examples(
-            READING, summary_of(9), NO_EVALUATION, teacher, PROMPT, TRANSFORM_PROMPT, parameters, 13
+            READING, summary_of(9), NO_EVALUATION, teacher, PROMPT, TRANSFORM_PROMPT, parameters, CONTAMINATION
         )  # fmt: skip
 
 

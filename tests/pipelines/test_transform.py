@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rebase.errors import RebaseError
 from rebase.generation.generate import EXAMPLE_COLUMNS, REJECTED_COLUMNS
 from rebase.generation.prompts.templates import SolvePrompt
-from rebase.parameters import TransformParameters
+from rebase.parameters import ContaminationParameters, TransformParameters
 from rebase.pipelines.transform.nodes import transform_rows
 from rebase.teacher.budget import Price
 from rebase.teacher.local import LocalTeacher
@@ -17,6 +17,7 @@ from tests.shipped import shipped_prompt, shipped_task
 from tests.tiny import make_student
 
 PROMPT = shipped_prompt("transform")
+CONTAMINATION = ContaminationParameters(ngram=13)
 NO_EVALUATION = pd.DataFrame({"query": []})
 
 
@@ -40,7 +41,7 @@ def parameters(max_examples=100, guided=False, max_tokens=200, consistency_filte
 
 
 def transform(task, rows, evaluation, teacher, prompt, given):
-    return transform_rows(task, rows, evaluation, teacher, prompt, given, 13)
+    return transform_rows(task, rows, evaluation, teacher, prompt, given, CONTAMINATION)
 
 
 def retrieved(cells=None, passages=None, query_column=None, dataset="bells"):

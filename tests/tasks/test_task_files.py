@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rebase.datastore.sources import read_files, read_rows
-from rebase.generation.verification import Known, reject_example, reject_rationale, tidy_answer
+from rebase.generation.verification import ProtectedTexts, reject_example, reject_rationale, tidy_answer
 from rebase.student.formatting import render_completion
 from rebase.tasks.evaluation_items import make_evaluation_items, remove_shown_items
 from rebase.tasks.extraction import extract
@@ -34,7 +34,7 @@ every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 
 @every_task
 def test_examples_pass_the_checks_that_those_of_teachers_must_pass(task):
-    nothing_known = Known.of(task.model_copy(update={"examples": ()}), [], 13)
+    nothing_known = ProtectedTexts.of(task.model_copy(update={"examples": ()}), [], 13)
     for example in task.examples:
         answer = example["answer"]
         fields = {name: example[name] for name in task.query_fields}

@@ -10,7 +10,6 @@ from kedro.io import AbstractDataset, DatasetError
 from kedro_datasets._typing import JSONPreview, TablePreview
 
 from rebase.datastore.sources import FolderSource, Source, find_sources
-from rebase.errors import RebaseError
 from rebase.records import EVALUATION_COLUMNS, Task
 from rebase.reporting.redaction import public
 from rebase.tasks.evaluation_items import make_evaluation_items, make_unlabeled_inputs
@@ -122,35 +121,19 @@ class EvaluationRowsDataset(ReadOnly, AbstractDataset[Any, SourceRows]):
 
 
 class InputsDataset(EvaluationRowsDataset):
-    """Inputs of a task without answers, as ``examples`` are: ``row_id``, ``dataset``, ``fields``, ``query``.
+    """Inputs of a task without answers: ``row_id``, ``dataset``, ``fields``, ``query``; none without a ``source``.
 
-    Read from ``source``, a file or a hub id (its train split, with the columns of the task's evaluation set, and its
-    config if there is one of that name), with what is known of where they come from; where that is None, the file of
-    ReBase's own ``examples``, whose inputs will do.
+    ``source`` is a file or a hub id, whose train split is read, with the columns of the task's evaluation set and its
+    config if there is one of that name.
     """
 
     _content, _parameter = "inputs", "inputs_source"
 
-    def __init__(self, folder: str, name: str, examples: str, **given: Any) -> None:
-        super().__init__(folder, name, **given)
-        self._examples = Path(examples)
-
-    @property
-    def are_examples(self) -> bool:
-        """Whether the inputs are read from the file of ``examples``."""
-        return not self._source
-
     def load(self) -> pd.DataFrame:
+        if not self._source:
+            return pd.DataFrame()
         task = load_task(self._folder, self._name)
-        if self._source:
-            source = self._read(task, self._source, "train")
-            return make_unlabeled_inputs(task, source)
-        if not self._examples.exists():
-            raise RebaseError(
-                f"The inputs of task {task.name!r} are missing: there are no examples in {self._examples}. "
-                "Run transform, or give a file or a hub id: --params=inputs_source=FILE."
-            )
-        return pd.read_parquet(self._examples)
+        return make_unlabeled_inputs(task, self._read(task, self._source, "train"))
 
     def preview(self, nrows: int = 20) -> TablePreview:
         """The first inputs as kedro-viz shows them."""
@@ -158,15 +141,9 @@ class InputsDataset(EvaluationRowsDataset):
 
 
 class RealDataset(InputsDataset):
-    """Examples that people wrote, as evaluation items with ``dataset`` and ``license``; none without a ``source``.
-
-    ``source`` is a file or a hub id, whose train split is read.
-    """
+    """Examples that people wrote, as evaluation items with ``dataset`` and ``license``; none without a ``source``."""
 
     _content, _parameter = "real examples", "real_source"
-
-    def __init__(self, folder: str, name: str, **given: Any) -> None:
-        super().__init__(folder, name, "", **given)
 
     def load(self) -> pd.DataFrame:
         if not self._source:

@@ -1,11 +1,12 @@
-"""Collecting examples: ask the teacher about one item after another and keep what stands every check.
+"""Send many requests to the teacher in one loop, and turn the responses into tables of examples and rejections.
 
-Shared by ``transform``, whose items are retrieved rows, ``synthesize``, whose items are but numbers, and ``distil``,
-whose items are inputs without answers.
+Shared by ``transform``, whose items are retrieved rows, ``synthesize``, whose items are numbers, and ``distil``, whose
+items are inputs without answers. ``cot``, ``evaluate_teacher`` and ``judge`` use the loop alone.
 """
 
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing
@@ -16,27 +17,37 @@ import pandas as pd
 from tqdm import tqdm
 
 from rebase.errors import RebaseError
+from rebase.generation.filters import Rejection
 from rebase.generation.prompts.parsing import Example, read_check
 from rebase.generation.prompts.requests import check_request
 from rebase.generation.prompts.templates import CheckPrompt, Prompt, prompt_hash
-from rebase.generation.verification import Known, agrees, label_balance, one_sided, reject_example, tidy_answer
+from rebase.generation.verification import (
+    ProtectedTexts,
+    agrees,
+    label_balance,
+    one_sided,
+    reject_example,
+    tidy_answer,
+)
 from rebase.parameters import SamplingParameters
-from rebase.records import Task
+from rebase.records import Task, summarize_stage
 from rebase.teacher.budget import Usage, progress
 from rebase.teacher.cached import CachedSession, CachedTeacher
-from rebase.teacher.concurrency import in_order
+from rebase.teacher.concurrency import in_order, run
 from rebase.teacher.protocol import Failure, Response, why_unreadable
 from rebase.text import normalize
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+R = TypeVar("R")
+Line = dict[str, Any]
 
 _PROVENANCE = [
     "row_id", "dataset", "config", "revision", "row_index", "license", "rank", "score", "score_dataset", "score_query",
     "score_answer", "query_column", "answer_column",
 ]  # fmt: skip
-#: Columns of ``examples``: one line an example, with where it came from. What was synthesized came from no row.
+#: Columns of ``examples``: one line per example, with its provenance. Synthesized examples have no source row.
 EXAMPLE_COLUMNS = [
     "example_id", *_PROVENANCE, "fields", "query", "answer", "cut", "teacher", "prompt_hash", "response_key",
     "input_tokens", "output_tokens", "dollars",
@@ -44,107 +55,157 @@ EXAMPLE_COLUMNS = [
 REJECTED_COLUMNS = ["row_id", "dataset", "rank", "reason", "detail", "response_key", "text"]
 
 
-@dataclass(frozen=True)
-class Rejection:
-    """Why an item becomes no example."""
+def generate_all(
+    teacher: CachedTeacher,
+    items: Iterable[T],
+    generate: Callable[[CachedSession, T], Coroutine[Any, Any, R]],
+    is_kept: Callable[[R], bool],
+    *,
+    stage: str,
+    total: int,
+    stop_at: int | None = None,
+    concurrency: Callable[[int, int, Usage], int] | None = None,
+) -> tuple[list[R], Usage]:
+    """Results of ``generate`` in the order of the items, under a progress bar; and what the teacher used.
 
-    reason: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """An item, the teacher's response (None where it was not asked), and what came of it.
-
-    ``item`` is a row of ``retrieved``, an input with its provenance, or has a ``row_id`` alone. ``cut`` names the row's
-    columns that the teacher was not shown whole. ``more`` is what the example's line has besides ``EXAMPLE_COLUMNS``.
+    ``concurrency(kept, rejected, usage)`` is the number of items in progress, at most; the teacher's own limit by
+    default. The loop ends at the end of the items, when it returns 0, or when ``stop_at`` results are kept. The bar
+    counts results up to ``total``, or kept results with ``stop_at``. ``is_kept`` sees each result once, in order.
     """
 
-    item: dict[str, Any]
+    async def loop() -> tuple[list[R], Usage]:
+        results: list[R] = []
+        kept = 0
+        async with teacher.open() as session:
+
+            def limit() -> int:
+                return concurrency(kept, len(results) - kept, session.usage) if concurrency else teacher.concurrency
+
+            in_progress = in_order(lambda item: generate(session, item), items, limit)
+            with tqdm(total=total, desc=stage, unit="item") as bar:
+                async with aclosing(in_progress) as completed:
+                    async for result in completed:
+                        was_kept = is_kept(result)
+                        results.append(result)
+                        kept += was_kept
+                        bar.update(was_kept if stop_at else 1)
+                        bar.set_postfix_str(progress(kept, len(results) - kept, total / max(1, bar.n), session.usage))
+                        if kept == stop_at:
+                            break
+        return results, session.usage
+
+    return run(loop())
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """An item, the teacher's response (None if no request was sent), and the outcome.
+
+    ``item`` is a row of ``retrieved``, an input with its provenance, or has only a ``row_id``. ``cut`` names the columns
+    of the row that were not shown whole. ``details`` are columns of the example beside ``EXAMPLE_COLUMNS``.
+    """
+
+    item: Line
     response: Response | Failure | None
     outcome: Example | Rejection
     cut: tuple[str, ...] = ()
-    more: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
-async def collect(
-    task: Task,
-    items: Iterable[T],
-    ask: Callable[[T], Coroutine[Any, Any, Asked]],
-    room: Callable[[int, int], int],
-    wanted: int,
-    usage: Usage,
-    stage: str,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The lines of ``examples``, without what all share, and the lines of what was rejected, in the items' order.
+@dataclass
+class ExampleStage:
+    """A stage that makes examples: its kept and rejected lines, and the tables and summary made of them."""
 
-    Ends when ``wanted`` examples have passed, when the items end, or when ``room(kept, rejected)``, which says how many
-    items may be asked about at once, is 0. An example whose query another one has is rejected as ``duplicate``.
-    """
-    seen: set[str] = set()
-    kept: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    with tqdm(total=wanted, desc=stage, unit="example") as bar:
-        async with aclosing(in_order(ask, items, lambda: room(len(kept), len(rejected)))) as answers:
-            async for asked in answers:
-                outcome = asked.outcome
-                if isinstance(outcome, Example) and (query := normalize(task.render_query(outcome.fields))) in seen:
-                    outcome = Rejection("duplicate", outcome.answer)
-                if isinstance(outcome, Example):
-                    seen.add(query)
-                    kept.append(_example_line(task, asked, outcome))
-                    bar.update()
-                else:
-                    rejected.append(rejected_line(asked.item, outcome, asked.response))
-                bar.set_postfix_str(progress(len(kept), len(rejected), wanted / max(1, len(kept)), usage))
-                if len(kept) == wanted:
-                    break
-    return kept, rejected
+    name: str
+    task: Task
+    teacher: CachedTeacher
+    prompt: Prompt
+    kept: list[Line] = field(default_factory=list)
+    rejected: list[Line] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    started: float = field(default_factory=time.monotonic)
 
+    def generate(
+        self,
+        items: Iterable[T],
+        generate: Callable[[CachedSession, T], Coroutine[Any, Any, GenerationResult]],
+        stop_at: int,
+        concurrency: Callable[[int, int, Usage], int],
+    ) -> None:
+        """Run ``generate_all`` on the items and record each result.
 
-def conclude(
-    stage: str,
-    task: Task,
-    teacher: CachedTeacher,
-    prompt: Prompt,
-    found: tuple[list[dict[str, Any]], list[dict[str, Any]], Usage],
-    advice: str,
-    columns: list[str] = EXAMPLE_COLUMNS,
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Tables of what was kept and what was rejected, and the stage's summary; ``found`` are their lines, and usage.
+        An example whose query another example has is rejected as ``duplicate``.
+        """
+        queries: set[str] = set()
 
-    Raises RebaseError where nothing was kept; it ends with ``advice`` if the teacher did answer.
-    """
-    kept, rejected, usage = found
-    name = f"{teacher.provider}/{teacher.model}"
-    by_reason = dict(Counter(line["reason"] for line in rejected).most_common())
-    if not kept:
-        raise RebaseError(
-            explain_silence(stage, name, rejected)
-            or f"{stage}: the teacher {name} wrote nothing usable for task {task.name!r}: {by_reason}. {advice}"
-        )
-    made = {"teacher": name, "prompt_hash": prompt_hash(prompt, task)}
-    examples = pd.DataFrame([line | made for line in kept], columns=columns)
-    summary = {
-        "stage": stage,
-        "in": len(kept) + len(rejected),
-        "kept": len(kept),
-        "rejected": by_reason,
-        **made,
-        "dtype": teacher.compute_dtype,
-        "usage": usage.summary(),
-    }
-    if task.answer.labels:
-        summary["labels"] = balance = label_balance(task.answer.labels, examples["answer"])
-        if balance["missing"]:
-            logger.warning("%s: no example has the label %s", stage, ", ".join(balance["missing"]))
-        if doubt := one_sided(balance["counts"]):
-            logger.warning("%s: %s", stage, doubt)
-    return examples, pd.DataFrame(rejected, columns=REJECTED_COLUMNS), summary
+        def is_kept(result: GenerationResult) -> bool:
+            outcome = result.outcome
+            if isinstance(outcome, Example):
+                query = normalize(self.task.render_query(outcome.fields))
+                if query not in queries:
+                    queries.add(query)
+                    self.kept.append(self._line(result, outcome))
+                    return True
+                outcome = Rejection("duplicate", outcome.answer)
+            self.rejected.append(rejected_line(result.item, outcome, result.response))
+            return False
+
+        _, self.usage = generate_all(
+            self.teacher, items, generate, is_kept,
+            stage=self.name, total=stop_at, stop_at=stop_at, concurrency=concurrency,
+        )  # fmt: skip
+
+    def conclude(
+        self,
+        advice: str,
+        columns: list[str] = EXAMPLE_COLUMNS,
+        not_listed: Mapping[str, int] | None = None,
+        **details: Any,
+    ) -> tuple[pd.DataFrame, pd.DataFrame, Line]:
+        """The table of examples, the table of rejected items, and the summary with ``details``.
+
+        ``not_listed`` counts rejected items without a line, by reason. Raises RebaseError if there is no example; the
+        message ends with ``advice`` if the teacher did respond.
+        """
+        teacher_name = f"{self.teacher.provider}/{self.teacher.model}"
+        reasons = Counter(line["reason"] for line in self.rejected)
+        if not self.kept:
+            raise RebaseError(
+                explain_silence(self.name, teacher_name, self.rejected)
+                or f"{self.name}: the teacher {teacher_name} wrote nothing usable for task {self.task.name!r}: "
+                f"{dict(reasons.most_common())}. {advice}"
+            )
+        shared = {"teacher": teacher_name, "prompt_hash": prompt_hash(self.prompt, self.task)}
+        examples = pd.DataFrame([line | shared for line in self.kept], columns=columns)
+        if self.task.answer.labels:
+            details["labels"] = balance = label_balance(self.task.answer.labels, examples["answer"])
+            if balance["missing"]:
+                logger.warning("%s: no example has the label %s", self.name, ", ".join(balance["missing"]))
+            if warning := one_sided(balance["counts"]):
+                logger.warning("%s: %s", self.name, warning)
+        summary = summarize_stage(
+            self.name, kept=len(self.kept), rejected=reasons + Counter(not_listed), seconds=time.monotonic() - self.started,
+            **shared, dtype=self.teacher.compute_dtype, usage=self.usage.summary(), **details,
+        )  # fmt: skip
+        return examples, pd.DataFrame(self.rejected, columns=REJECTED_COLUMNS), summary
+
+    def _line(self, result: GenerationResult, example: Example) -> Line:
+        """A line of ``examples``, without the columns that all examples share."""
+        return {
+            "example_id": result.item["row_id"],
+            **{name: result.item.get(name) for name in _PROVENANCE},
+            "fields": json.dumps(example.fields, ensure_ascii=False),
+            "query": self.task.render_query(example.fields),
+            "answer": example.answer,
+            "cut": json.dumps(result.cut, ensure_ascii=False),
+            "response_key": result.response.key if result.response else None,
+            **{name: getattr(result.response, name) for name in ("input_tokens", "output_tokens", "dollars")},
+            **result.details,
+        }
 
 
 def read_response(response: Response | Failure, read: Callable[[str], T]) -> T | Rejection:
-    """What ``read`` makes of a response's text, or why there is nothing to be had: ``read`` may raise ValueError."""
+    """The result of ``read``, which may raise ValueError, on the text of a response; or why there is none."""
     if isinstance(response, Failure) or response.finish != "stop":
         return Rejection(why_unreadable(response), response.reason if isinstance(response, Failure) else "")
     try:
@@ -153,36 +214,34 @@ def read_response(response: Response | Failure, read: Callable[[str], T]) -> T |
         return Rejection("not_as_asked", str(error))
 
 
-def examine(task: Task, example: Example, known: Known) -> Example | Rejection:
+def verify(task: Task, example: Example, protected: ProtectedTexts) -> Example | Rejection:
     """The example with its answer tidied, or why it is rejected."""
     answer = tidy_answer(task, example.fields, example.answer)
-    reason = reject_example(task, example.fields, answer, known)
+    reason = reject_example(task, example.fields, answer, protected)
     return Rejection(reason, answer) if reason else Example(example.fields, answer)
 
 
 async def apply_consistency_filter(
-    session: CachedSession, task: Task, asked: Asked, prompt: CheckPrompt, sampling: SamplingParameters
-) -> Asked:
-    """Have the teacher answer the new query without the answer: where it does not agree with itself, reject.
+    session: CachedSession, task: Task, result: GenerationResult, prompt: CheckPrompt, sampling: SamplingParameters
+) -> GenerationResult:
+    """Request the answer to the new query again, without showing it; reject the example if the answers disagree.
 
-    What was rejected before stays as it is.
+    A result that is already rejected is returned unchanged.
     """
-    example = asked.outcome
+    example = result.outcome
     if isinstance(example, Rejection):
-        return asked
+        return result
     response = await session.generate(check_request(task, example.fields, prompt, sampling))
     answer = read_response(response, lambda text: read_check(task, example.fields, text))
     if isinstance(answer, Rejection):
-        return replace(asked, outcome=answer)
+        return replace(result, outcome=answer)
     if agrees(task, example.fields, example.answer, answer):
-        return asked
-    return replace(asked, outcome=Rejection("inconsistent", f"{answer} for {example.answer}"))
+        return result
+    return replace(result, outcome=Rejection("inconsistent", f"{answer} for {example.answer}"))
 
 
-def rejected_line(
-    item: dict[str, Any], rejection: Rejection, response: Response | Failure | None = None
-) -> dict[str, Any]:
-    """A line of what was rejected."""
+def rejected_line(item: Line, rejection: Rejection, response: Response | Failure | None = None) -> Line:
+    """A line of a table of rejected items."""
     return {
         **{name: item.get(name) for name in ("row_id", "dataset", "rank")},
         "reason": rejection.reason,
@@ -192,36 +251,27 @@ def rejected_line(
     }
 
 
-def explain_silence(stage: str, teacher: str, rejected: list[dict[str, Any]]) -> str | None:
-    """What to tell a user whose teacher answered not one request; None where it answered some."""
+def require_examples(stage: str, examples: pd.DataFrame) -> None:
+    """Raise RebaseError if a run has not written the table of examples yet, or left it empty."""
+    if examples.empty:
+        raise RebaseError(f"{stage}: there are no examples. Run the pipelines transform and cot first.")
+
+
+def explain_silence(stage: str, teacher: str, rejected: list[Line]) -> str | None:
+    """The message if the teacher responded to no request; None if it responded to some."""
     if any(line["text"] for line in rejected):
         return None
-    failed = [line["detail"] for line in rejected if line["reason"] == "teacher_failed"]
+    failures = [line["detail"] for line in rejected if line["reason"] == "teacher_failed"]
     unsent = [line["detail"] for line in rejected if line["reason"] == "budget_reached"]
-    if unsent and not failed:
+    if unsent and not failures:
         return (
-            f"{stage}: there was nothing left to ask the teacher {teacher} with: {unsent[0]}. "
-            "Raise that bound in globals.yml and run again: nothing is paid twice."
+            f"{stage}: the budget left no request for the teacher {teacher}: {unsent[0]}. Raise that limit in "
+            "globals.yml and run again: cached responses are not paid for twice."
         )
-    if not failed:
+    if not failures:
         return None
     return (
-        f"{stage}: the teacher {teacher} answered none of {len(failed)} requests. It says: "
-        f"{max(failed, key=failed.count)}\n"
-        "Look at `teacher` in globals.yml and at the credentials, then run again: nothing is paid twice."
+        f"{stage}: the teacher {teacher} answered none of {len(failures)} requests. The most frequent failure: "
+        f"{max(failures, key=failures.count)}\n"
+        "Check `teacher` in globals.yml and the credentials, then run again: cached responses are not paid for twice."
     )
-
-
-def _example_line(task: Task, asked: Asked, example: Example) -> dict[str, Any]:
-    """A line of ``examples``, without what all of them share."""
-    return {
-        "example_id": asked.item["row_id"],
-        **{name: asked.item.get(name) for name in _PROVENANCE},
-        "fields": json.dumps(example.fields, ensure_ascii=False),
-        "query": task.render_query(example.fields),
-        "answer": example.answer,
-        "cut": json.dumps(asked.cut, ensure_ascii=False),
-        "response_key": asked.response.key if asked.response else None,
-        **{name: getattr(asked.response, name) for name in ("input_tokens", "output_tokens", "dollars")},
-        **asked.more,
-    }

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 import pandas as pd
 
@@ -11,54 +12,57 @@ from rebase.text import normalize
 
 
 def mix(
-    sets: Mapping[str, pd.DataFrame], weights: Mapping[str, float], size: int | None, seed: int
+    tables: Mapping[str, pd.DataFrame], weights: Mapping[Any, float], size: int | None, seed: int
 ) -> tuple[pd.DataFrame, Counter[str]]:
-    """Draw examples of each origin, in proportion to its weight, ``size`` in all; None: as many as there are for that.
+    """Draw ``size`` examples in proportion to the weights of their origins; None: as many as the proportions allow.
 
-    ``sets`` are frames of examples by origin, one for each weight. An origin's part is drawn at random, and stays in
-    the set's own order. Of examples with one query the first one counts, by the order of ``weights``. The column
-    ``origin`` says where each comes from, and is part of its ``example_id``.
+    ``tables`` are examples by origin. The examples of an origin are drawn at random and keep their order. Of examples
+    with one query the first is used, in the order of ``weights``. The column ``origin`` is the start of ``example_id``.
 
-    Returns the mixture, and how many examples are not in it, by reason. Raises RebaseError where an origin has too few
-    examples.
+    Returns the mixture, and the counts of examples outside it, by reason. Raises RebaseError if an origin has too few.
     """
     rejected: Counter[str] = Counter()
-    seen: set[str] = set()
+    queries: set[str] = set()
     distinct: dict[str, pd.DataFrame] = {}
     for origin in weights:
-        frame = sets[origin]
-        queries = frame["query"].map(normalize)
-        is_new = ~(queries.isin(seen) | queries.duplicated())
-        seen |= set(queries)
+        examples = tables[origin]
+        normalized = examples["query"].map(normalize)
+        is_new = ~(normalized.isin(queries) | normalized.duplicated())
+        queries |= set(normalized)
         rejected["duplicate"] += int((~is_new).sum())
-        distinct[origin] = frame[is_new]
-    counts = share_out({origin: len(frame) for origin, frame in distinct.items()}, weights, size)
+        distinct[origin] = examples[is_new]
+    counts = share_out({origin: len(examples) for origin, examples in distinct.items()}, weights, size)
     parts = []
-    for origin, frame in distinct.items():
-        drawn = frame.sample(counts[origin], random_state=seed).sort_index()
+    for origin, examples in distinct.items():
+        drawn = examples.sample(counts[origin], random_state=seed).sort_index()
         parts.append(drawn.assign(origin=origin, example_id=f"{origin}/" + drawn["example_id"].astype(str)))
-        rejected["not_drawn"] += len(frame) - len(drawn)
-    # A column that one origin does not have, such as `rationale`, is null there.
+        rejected["not_drawn"] += len(examples) - len(drawn)
+    # A column that an origin lacks, such as `rationale`, is null there.
     columns = list(dict.fromkeys(name for part in parts for name in part))
     lines = [line for part in parts for line in part.to_dict("records")]
     return pd.DataFrame(lines, columns=columns), +rejected
 
 
-def share_out(there: Mapping[str, int], weights: Mapping[str, float], size: int | None) -> dict[str, int]:
-    """How many examples each origin gives, by largest remainders; RebaseError where one has too few.
+def share_out(available: Mapping[str, int], weights: Mapping[Any, float], size: int | None) -> dict[str, int]:
+    """The number of examples of each origin, by largest remainders, given how many are available.
 
-    ``there`` is how many each origin has; None for ``size`` takes as many as the scarcest allows.
+    None for ``size`` uses as many as the scarcest origin allows. Raises RebaseError if an origin has too few.
     """
     total = sum(map(Fraction, weights.values()))
     shares = {origin: Fraction(weight) / total for origin, weight in weights.items()}
     if size is None:
-        size = int(min(there[origin] / share for origin, share in shares.items()))
+        size = int(min(available[origin] / share for origin, share in shares.items()))
     counts = {origin: int(size * share) for origin, share in shares.items()}
     by_remainder = sorted(shares, key=lambda origin: counts[origin] - size * shares[origin])
     for origin in by_remainder[: size - sum(counts.values())]:
         counts[origin] += 1
-    if few := [f"{origin} has {there[origin]} of {count}" for origin, count in counts.items() if there[origin] < count]:
-        raise RebaseError(f"mix.size {size} is too much: {'; '.join(few)}. Ask for less, or make more of them.")
+    scarce = [
+        f"{origin} has {available[origin]} of {count}" for origin, count in counts.items() if available[origin] < count
+    ]
+    if scarce:
+        raise RebaseError(f"mix.size {size} is too large: {'; '.join(scarce)}. Lower it, or make more examples.")
     if not size:
-        raise RebaseError("mix: nothing can be mixed: an origin has no examples, or fewer than its weight asks for.")
+        raise RebaseError(
+            "mix: an origin has no examples, or fewer than its weight needs. Make more, or change weights."
+        )
     return counts

@@ -1,17 +1,20 @@
-"""Self-consistency: what several samples of one reasoning come to (docs/method.md section 6)."""
+"""Self-consistency: the majority of several samples of one answer (docs/method.md section 6)."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rebase.generation.filters import Rejection
 from rebase.generation.verification import reject_rationale, same_answer, tidy_answer
 from rebase.records import Task
-from rebase.teacher.protocol import Failure, Response, why_unreadable
+from rebase.teacher.cached import CachedSession
+from rebase.teacher.protocol import Failure, Request, Response, why_unreadable
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What one response came to: a rationale and the answer it leads to, or why it counts for nothing."""
+class AnswerSample:
+    """The rationale and the answer in one response, or the ``fault`` because of which they do not count."""
 
     response: Response | Failure
     rationale: str = ""
@@ -20,53 +23,64 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What all samples come to: answer, rationale, the response that gave it, and agreement; or why there is none."""
+class Majority:
+    """The answer of the majority, a rationale for it with its response, and the share of samples that agree."""
 
-    answer: str = ""
-    rationale: str = ""
-    response: Response | Failure | None = None
-    agreement: float = 0.0
-    rejected: str | None = None
-    detail: str = ""
+    answer: str
+    rationale: str
+    response: Response | Failure
+    agreement: float
 
 
-def read_sample(
-    task: Task, fields: Mapping[str, str], response: Response | Failure, read: Callable[[str], tuple[str | None, str]]
-) -> Sample:
-    """What a response says, checked: a rationale with a wrong sum in it, say, has a fault.
+async def sample_answers(
+    session: CachedSession,
+    requests: Iterable[Request],
+    task: Task,
+    fields: Mapping[str, str],
+    read: Callable[[str], tuple[str | None, str]],
+) -> list[AnswerSample]:
+    """Generate the responses to all requests about one query, and check them.
 
-    ``read`` parts its text into rationale (None where none was asked for) and answer; ``fields`` are the query's.
+    ``read`` splits the text of a response into rationale (None if none was requested) and answer; ``fields`` are those
+    of the query.
     """
+    responses = await asyncio.gather(*map(session.generate, requests))
+    return [_read_sample(task, fields, response, read) for response in responses]
+
+
+def _read_sample(
+    task: Task, fields: Mapping[str, str], response: Response | Failure, read: Callable[[str], tuple[str | None, str]]
+) -> AnswerSample:
     if isinstance(response, Failure) or response.finish != "stop":
-        return Sample(response, fault=why_unreadable(response))
+        return AnswerSample(response, fault=why_unreadable(response))
     try:
         rationale, answer = read(response.text)
     except ValueError:
-        return Sample(response, fault="not_as_asked")
+        return AnswerSample(response, fault="not_as_asked")
     answer = tidy_answer(task, fields, answer)
     fault = None if rationale is None else reject_rationale(task, rationale, answer)
-    return Sample(response, rationale or "", answer, fault)
+    return AnswerSample(response, rationale or "", answer, fault)
 
 
-def vote(samples: Sequence[Sample]) -> Verdict:
-    """The answer that more than half of the samples reach, with the shortest rationale that leads to it.
+def vote(samples: Sequence[AnswerSample]) -> Majority | Rejection:
+    """The answer of more than half of the samples, with the shortest rationale for it; or why there is none.
 
     Faulty samples count against a majority.
     """
     sound = [sample for sample in samples if sample.fault is None]
     if not sound:
-        fault = Counter(sample.fault for sample in samples).most_common(1)[0][0]
-        return Verdict(rejected=fault)
-    groups: list[list[Sample]] = []
+        ((fault, _),) = Counter(sample.fault for sample in samples).most_common(1)
+        first = samples[0].response
+        return Rejection(str(fault), first.reason if isinstance(first, Failure) else "")
+    groups: list[list[AnswerSample]] = []
     for sample in sound:
         group = next((group for group in groups if same_answer(group[0].answer, sample.answer)), None)
         if group is None:
             groups.append([sample])
         else:
             group.append(sample)
-    majority = max(groups, key=len)
-    if 2 * len(majority) <= len(samples):
-        return Verdict(rejected="no_majority", detail=", ".join(sample.answer for sample in sound))
-    shortest = min(majority, key=lambda sample: len(sample.rationale))
-    return Verdict(majority[0].answer, shortest.rationale, shortest.response, len(majority) / len(samples))
+    largest = max(groups, key=len)
+    if 2 * len(largest) <= len(samples):
+        return Rejection("no_majority", ", ".join(sample.answer for sample in sound))
+    shortest = min(largest, key=lambda sample: len(sample.rationale))
+    return Majority(largest[0].answer, shortest.rationale, shortest.response, len(largest) / len(samples))

@@ -1,7 +1,7 @@
-"""Which examples a teacher's response may become: cheap checks that need no model, a reason for each rejection.
+"""Cheap checks of the examples that a teacher writes. They need no model and give a reason for each rejection.
 
-They meet a weak teacher's faults without another teacher: an answer that is not in the passage, a question that
-gives its answer away or asks about something else, a sum that does not add up, copies, and evaluation items.
+They detect the faults of a weak teacher: an answer that is not in the passage, a question that gives its answer away
+or is about something else, a wrong equation, copies, and evaluation items.
 """
 
 import ast
@@ -17,7 +17,7 @@ from rebase.records import Task
 from rebase.text import comparable, ngrams, normalize, runs, tokens
 
 MAX_SPAN_WORDS = 12
-#: From this share on nearly all examples have one label.
+#: From this share of one label a student may learn no other.
 ONE_SIDED = 0.9
 
 _STOPWORDS = frozenset(
@@ -39,40 +39,40 @@ _OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
 
 
 @dataclass(frozen=True)
-class Known:
-    """What an example must not repeat: queries of the evaluation set, and the prompt's own examples.
+class ProtectedTexts:
+    """What an example must not repeat: the queries of the evaluation set, and the examples in the prompt.
 
-    ``evaluation`` and ``copied`` are texts as ``comparable`` has them; ``copied`` holds the examples' queries and each
-    of the fields that the teacher writes. The runs are hashes of all runs of ``ngram`` words: in the evaluation set's
-    queries, and in the prompt's examples.
+    ``evaluation`` and ``shown`` are ``comparable`` texts; ``shown`` has the queries of the task's examples and each
+    field that the teacher writes. The runs are hashes of all runs of ``ngram`` words in the evaluation queries and in
+    the task's examples.
     """
 
     evaluation: frozenset[str]
-    copied: frozenset[str]
+    shown: frozenset[str]
     ngram: int
     evaluation_runs: frozenset[int]
     example_runs: frozenset[int]
 
     @classmethod
-    def of(cls, task: Task, evaluation_queries: Iterable[str], ngram: int) -> "Known":
-        """Gather what the task's examples and its evaluation set say."""
+    def of(cls, task: Task, evaluation_queries: Iterable[str], ngram: int) -> "ProtectedTexts":
+        """Collect the texts of the task's examples and of its evaluation set."""
         queries = list(evaluation_queries)
-        copied = {comparable(task.render_query(example)) for example in task.examples}
-        copied |= {comparable(example[name]) for example in task.examples for name in task.written_fields}
-        told = [text for example in task.examples for text in example.values()]
+        shown = {comparable(task.render_query(example)) for example in task.examples}
+        shown |= {comparable(example[name]) for example in task.examples for name in task.written_fields}
+        texts = [text for example in task.examples for text in example.values()]
         return cls(
-            frozenset(map(comparable, queries)), frozenset(copied), ngram, _runs(queries, ngram), _runs(told, ngram)
+            frozenset(map(comparable, queries)), frozenset(shown), ngram, _runs(queries, ngram), _runs(texts, ngram)
         )
 
 
 def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
-    """The answer as it is kept: a span in the passage's own spelling, a label as the task spells it, a bare number."""
+    """Normalize an answer: a span as the passage spells it, a label as the task spells it, a bare number."""
     answer = answer.strip("\n") if task.answer.type == "code" else answer.strip()
     match task.answer.type:
         case "span":
             answer = answer.strip("\"'“”").rstrip(".").strip()
-            found = re.search(re.escape(answer), _passage(task, fields), re.IGNORECASE) if answer else None
-            return found.group() if found else answer
+            span = re.search(re.escape(answer), _passage(task, fields), re.IGNORECASE) if answer else None
+            return span.group() if span else answer
         case "label":
             return next((label for label in task.answer.labels if label.casefold() == answer.casefold()), answer)
         case "number":
@@ -80,16 +80,16 @@ def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
     return answer
 
 
-def reject_example(task: Task, fields: Mapping[str, str], answer: str, known: Known) -> str | None:
-    """Why the example is rejected; None where it may be kept. ``answer`` is tidied."""
+def reject_example(task: Task, fields: Mapping[str, str], answer: str, protected: ProtectedTexts) -> str | None:
+    """Why the example is rejected; None if it is kept. ``answer`` is tidied."""
     if not answer.strip() or not all(fields[name].strip() for name in task.query_fields):
         return "empty"
     query = comparable(task.render_query(fields))
-    if query in known.evaluation:
+    if query in protected.evaluation:
         return "equals_evaluation_item"
-    if query in known.copied or any(comparable(fields[name]) in known.copied for name in task.written_fields):
+    if query in protected.shown or any(comparable(fields[name]) in protected.shown for name in task.written_fields):
         return "copies_prompt_example"
-    if _overlaps(task, fields, answer, known):
+    if _overlaps(task, fields, answer, protected):
         return "overlaps_evaluation"
     match task.answer.type:
         case "span":
@@ -105,15 +105,15 @@ def reject_example(task: Task, fields: Mapping[str, str], answer: str, known: Kn
 
 
 def names_label(label: str, texts: Iterable[str]) -> bool:
-    """If one of the texts names the label: by a word that begins as the label does ("Sports" for ``sport``)."""
+    """Whether one of the texts has a word that begins like the label ("Sports" for ``sport``)."""
     stem = normalize(label)
     return any(f" {stem}" in f" {normalize(text)}" for text in texts)
 
 
 def label_balance(labels: Sequence[str], answers: Iterable[str]) -> dict[str, Any]:
-    """How often each label is an answer, the share of the most frequent one, and the labels that never are."""
-    counted = Counter(answers)
-    counts = {label: counted[label] for label in labels}
+    """The count of each label, the share of the most frequent one, and the labels that are never an answer."""
+    answer_counts = Counter(answers)
+    counts = {label: answer_counts[label] for label in labels}
     return {
         "counts": counts,
         "largest_share": max(counts.values()) / max(1, sum(counts.values())),
@@ -122,53 +122,53 @@ def label_balance(labels: Sequence[str], answers: Iterable[str]) -> dict[str, An
 
 
 def one_sided(counts: Mapping[str, int]) -> str:
-    """What is to be said where nearly all examples have one label, by the counts of each; nothing elsewhere."""
-    label, whole = max(counts, key=lambda name: counts[name]), sum(counts.values())
-    if not whole or counts[label] < ONE_SIDED * whole:
+    """A warning if nearly all examples have one label, by the count of each; else an empty text."""
+    label, total = max(counts, key=lambda name: counts[name]), sum(counts.values())
+    if not total or counts[label] < ONE_SIDED * total:
         return ""
-    return f"{counts[label]} of {whole} examples have the label {label}: a student may learn no other."
+    return f"{counts[label]} of {total} examples have the label {label}: a student may learn no other."
 
 
 def reject_rationale(task: Task, rationale: str, answer: str) -> str | None:
-    """Why a rationale for this answer is rejected: empty, a wrong sum in it, or an answer that it does not reach.
+    """Why a rationale for this answer is rejected: it is empty, has a wrong equation, or reaches another answer.
 
-    The answer of a calculation must be the result of one of the rationale's equations.
+    The answer of a calculation must be the result of one of the equations.
     """
     if not rationale.strip():
         return "empty_rationale"
-    found = equations(rationale)
-    if not all(equation.is_true for equation in found):
+    calculations = equations(rationale)
+    if not all(equation.is_true for equation in calculations):
         return "wrong_equation"
     stated = stated_answer(rationale)
     if stated is not None and not same_answer(stated, answer):
         return "states_another_answer"
-    if task.answer.type == "number" and not any(same_answer(equation.result, answer) for equation in found):
+    if task.answer.type == "number" and not any(same_answer(equation.result, answer) for equation in calculations):
         return "answer_not_derived"
     return None
 
 
 @dataclass(frozen=True)
 class Equation:
-    """An equation between plain numbers, such as ``6 * 8 = 48``: its result and if it is true."""
+    """The result of an equation between plain numbers, such as ``6 * 8 = 48``, and whether it is true."""
 
     result: str
     is_true: bool
 
 
 def equations(text: str) -> list[Equation]:
-    """The equations between plain numbers in the text, in order. Signs of currency are passed over."""
+    """The equations between plain numbers in the text, in order. Currency signs are ignored."""
     bare = re.sub(r"[$£€]\s?", "", text)
     return [Equation(match["right"], not _is_false(match)) for match in _EQUATION.finditer(bare)]
 
 
 def stated_answer(rationale: str) -> str | None:
-    """The answer that the rationale states at its end: "So the answer is X."; None where it states none."""
-    found = re.findall(r"\banswer is:?\s+((?:[^.?!]|\.(?=\d))+)[.!]?\s*$", rationale, re.IGNORECASE)
-    return found[-1].strip() if found else None
+    """The answer that the rationale states at its end ("So the answer is X."); None if it states none."""
+    stated = re.findall(r"\banswer is:?\s+((?:[^.?!]|\.(?=\d))+)[.!]?\s*$", rationale, re.IGNORECASE)
+    return stated[-1].strip() if stated else None
 
 
 def same_answer(one: str, other: str) -> bool:
-    """If two answers agree: as numbers where both are numbers, else as texts, whatever their case and spacing."""
+    """Whether two answers agree: as numbers if both are numbers, else as texts without regard to case and spacing."""
     left, right = _as_number(one), _as_number(other)
     if left is not None and right is not None:
         return left == right
@@ -176,10 +176,10 @@ def same_answer(one: str, other: str) -> bool:
 
 
 def agrees(task: Task, fields: Mapping[str, str], one: str, other: str) -> bool:
-    """If two answers to the query with these fields come to the same.
+    """Whether two answers to the query with these fields agree.
 
-    Numbers by value, labels and texts normalized, code but for its spacing. Of two spans one may contain the other:
-    "the purser" and "purser", but not "3" and "3.5".
+    Numbers are compared by value, labels and texts normalized, code without spacing. One of two spans may contain the
+    other: "the purser" and "purser", but not "3" and "3.5".
     """
     one, other = (tidy_answer(task, fields, answer) for answer in (one, other))
     if one == other or task.answer.type == "code":
@@ -189,12 +189,12 @@ def agrees(task: Task, fields: Mapping[str, str], one: str, other: str) -> bool:
         return bool(short) and same_answer(one, other)
     if len(long.split()) > MAX_SPAN_WORDS or f" {short} " not in f" {long} ":
         return False
-    less, more = sorted((_numbers(one), _numbers(other)), key=len)
-    return less <= more
+    fewer, more = sorted((_numbers(one), _numbers(other)), key=len)
+    return fewer <= more
 
 
 def _numbers(text: str) -> set[str]:
-    """The numbers in the text, without their signs: "1990-95" holds no -95."""
+    """The numbers in the text, without signs: "1990-95" does not contain -95."""
     return {number.lstrip("+-") for number in _NUMBER.findall(text)}
 
 
@@ -203,15 +203,16 @@ def _runs(texts: Iterable[str], n: int) -> frozenset[int]:
     return frozenset(hash(run) for text in texts for run in runs(tokens(text), n))
 
 
-def _overlaps(task: Task, fields: Mapping[str, str], answer: str, known: Known) -> bool:
-    """If one of the fields, or the answer, shares a run of words with the evaluation set or with the prompt's examples.
+def _overlaps(task: Task, fields: Mapping[str, str], answer: str, protected: ProtectedTexts) -> bool:
+    """Whether a field or the answer shares a run of words with the evaluation set or with the task's examples.
 
-    Each is compared by itself: the words of the query's template stand in every item. A passage of the row may share
-    its words with the examples', for it is not written.
+    Each is compared alone, because every item has the words of the query template. A passage is not written by the
+    teacher and may share words with the examples.
     """
-    written = _runs([answer, *(fields[name] for name in task.written_fields)], known.ngram)
-    given = _runs([fields[task.passage]] if task.passage else [], known.ngram)
-    return not known.evaluation_runs.isdisjoint(written | given) or not known.example_runs.isdisjoint(written)
+    written = _runs([answer, *(fields[name] for name in task.written_fields)], protected.ngram)
+    passage = _runs([fields[task.passage]] if task.passage else [], protected.ngram)
+    is_disjoint = protected.evaluation_runs.isdisjoint(written | passage)
+    return not is_disjoint or not protected.example_runs.isdisjoint(written)
 
 
 def _reject_span(task: Task, fields: Mapping[str, str], answer: str) -> str | None:
@@ -220,14 +221,14 @@ def _reject_span(task: Task, fields: Mapping[str, str], answer: str) -> str | No
     passage = _passage(task, fields)
     if f" {normalize(answer)} " not in f" {normalize(passage)} ":
         return "answer_not_in_passage"
-    asked = " ".join(fields[name] for name in task.written_fields)
-    if task.passage is None or not asked:
+    question = " ".join(fields[name] for name in task.written_fields)
+    if task.passage is None or not question:
         return None
-    if f" {normalize(answer)} " in f" {normalize(asked)} ":
+    if f" {normalize(answer)} " in f" {normalize(question)} ":
         return "answer_given_away"
-    if not asked.rstrip().endswith(("?", "？")):
+    if not question.rstrip().endswith(("?", "？")):
         return "not_a_question"
-    return _reject_question(asked, answer, passage)
+    return _reject_question(question, answer, passage)
 
 
 def _reject_question(question: str, answer: str, passage: str) -> str | None:
@@ -235,10 +236,10 @@ def _reject_question(question: str, answer: str, passage: str) -> str | None:
     words = tokens(question)
     if len(set(ngrams(words, 3))) < max(0, len(words) - 2):
         return "question_repeats_itself"
-    asked = _stems(question)
-    if asked and not asked & _stems(passage):
+    stems = _stems(question)
+    if stems and not stems & _stems(passage):
         return "question_off_passage"
-    if asked and asked <= _stems(answer):
+    if stems and stems <= _stems(answer):
         return "answer_given_away"
     has_digit = any(letter.isdigit() for letter in answer)
     if has_digit and re.match(r"(?:who|why)\b", question, re.IGNORECASE):
@@ -247,12 +248,12 @@ def _reject_question(question: str, answer: str, passage: str) -> str | None:
 
 
 def _passage(task: Task, fields: Mapping[str, str]) -> str:
-    """The text that a span is taken from: the passage field, or all fields where the task names none."""
+    """The text that a span is taken from: the passage field, or all fields if the task has no passage."""
     return fields[task.passage] if task.passage else " ".join(fields[name] for name in task.query_fields)
 
 
 def _stems(text: str) -> set[str]:
-    """The beginnings of the words that carry meaning: enough to match ``measure`` with ``measured``."""
+    """The beginnings of the content words, so that ``measure`` matches ``measured``."""
     return {token[:5] for token in tokens(text) if token not in _STOPWORDS}
 
 
@@ -280,7 +281,7 @@ def _is_false(equation: re.Match[str]) -> bool:
 
 
 def _evaluate(expression: str) -> Fraction | None:
-    """The value of a sum of plain numbers, exactly; None where it is malformed or divides by zero."""
+    """The exact value of an expression of plain numbers; None if it is malformed or divides by zero."""
     try:
         return _value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError, KeyError):
@@ -295,4 +296,4 @@ def _value(node: ast.expr) -> Fraction:
             return -_value(operand)
         case ast.BinOp(left=left, op=op, right=right):
             return _OPERATORS[type(op)](_value(left), _value(right))
-    raise ValueError("not a sum of plain numbers")
+    raise ValueError("not an expression of plain numbers")

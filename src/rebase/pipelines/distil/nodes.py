@@ -1,6 +1,5 @@
 """Distil: the task's own inputs, labeled by the teacher (arXiv 2410.18588; docs/method.md section 9)."""
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -10,174 +9,144 @@ import pandas as pd
 
 from rebase.datastore.sampling import systematic_positions
 from rebase.errors import RebaseError
-from rebase.generation.filters import Candidate, contamination_filter, protected_texts
+from rebase.generation.filters import Candidate, Rejection, contamination_filter, protected_texts
 from rebase.generation.generate import (
     EXAMPLE_COLUMNS,
-    Asked,
-    Rejection,
-    collect,
-    conclude,
-    examine,
+    ExampleStage,
+    GenerationResult,
     read_response,
     rejected_line,
+    verify,
 )
 from rebase.generation.prompts.parsing import Example, read_check, read_denser, read_rationale
 from rebase.generation.prompts.requests import check_request, densify_request, label_requests
 from rebase.generation.prompts.templates import DistilPrompt
-from rebase.generation.self_consistency import read_sample, vote
-from rebase.generation.verification import Known
-from rebase.parameters import DistilParameters
+from rebase.generation.self_consistency import sample_answers, vote
+from rebase.generation.verification import ProtectedTexts
+from rebase.parameters import ContaminationParameters, DistilParameters
 from rebase.records import Task
-from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
-from rebase.teacher.concurrency import run
 from rebase.teacher.protocol import Failure, Response
 from rebase.text import ngrams, normalize, tokens
 
-#: As ``examples`` after ``cot``; and of ``chain_of_density`` all rounds (JSON list of what was missing and said).
+#: As ``reasoned_examples``; ``drafts`` are all rounds of ``chain_of_density`` (JSON list of ``missing``, ``answer``).
 LABELED_COLUMNS = [*EXAMPLE_COLUMNS, "rationale", "agreement", "drafts"]
-#: So many words that a draft has in common with what it was asked for are no chance.
+#: A draft that shares this many consecutive words with the prompt repeats it.
 _REPEATED_WORDS = 8
+
+Line = dict[str, Any]
 
 
 def distil_inputs(
     task: Task,
     unlabeled_inputs: pd.DataFrame,
+    examples: pd.DataFrame,
     evaluation_items: pd.DataFrame,
     teacher: CachedTeacher,
     distil_prompt: DistilPrompt,
     parameters: DistilParameters,
-    contamination_ngram: int,
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Have the teacher label inputs of the task, by the style that ``parameters`` name.
+    contamination: ContaminationParameters,
+) -> tuple[pd.DataFrame, pd.DataFrame, Line]:
+    """Label inputs of the task by the teacher, in the style that ``parameters`` name.
 
-    ``unlabeled_inputs`` has ``row_id`` and ``fields`` (JSON), and a row's provenance where there is one; ``examples`` will
-    do, whose answers are not looked at. Inputs that hold a part of the evaluation set, or that another one repeats, are
-    rejected before anything is paid for; labels must stand the checks that all examples stand.
+    ``unlabeled_inputs`` has ``row_id`` and ``fields`` (JSON), and its provenance if there is one. If it is empty, the
+    inputs of ``examples`` are labeled, and their answers are ignored. Inputs that contain a part of the evaluation set
+    and duplicates are rejected before any request; labels must pass the checks that all examples pass.
 
     Returns:
-        The labeled examples in the form of ``reasoned_examples``; what was rejected, with reasons; the summary.
+        The labeled examples in the form of ``reasoned_examples``; the rejected inputs with reasons; the summary.
 
     Raises:
-        RebaseError: The style does not fit the task, no label was left, or the teacher answers nothing.
+        RebaseError: There are no inputs, the style does not suit the task, no label is left, or the teacher answers no
+            request.
 
     """
     _check_style(task, parameters)
-    taken = unlabeled_inputs.iloc[
-        systematic_positions(len(unlabeled_inputs), parameters.max_inputs or len(unlabeled_inputs))
-    ]
+    inputs = examples if unlabeled_inputs.empty else unlabeled_inputs
+    if inputs.empty:
+        raise RebaseError(
+            f"distil: there are no inputs of task {task.name!r}. Run transform first, or name a file or a hub id: "
+            "--params=inputs_source=FILE."
+        )
+    stage = ExampleStage("distil", task, teacher, distil_prompt)
+    selected = inputs.iloc[systematic_positions(len(inputs), parameters.max_inputs or len(inputs))].to_dict("records")
     protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
-    clean, rejected = _screen(task, taken.to_dict("records"), protected, contamination_ngram)
-    known = Known.of(task, evaluation_items["query"], contamination_ngram)
-    kept, unusable, usage = run(_ask_inputs(task, clean, teacher, distil_prompt, parameters, known))
-    rejected += unusable
-    advice = f"Look at the inputs and at {distil_prompt.path}, or take a stronger teacher."
-    found = conclude("distil", task, teacher, distil_prompt, (kept, rejected, usage), advice, LABELED_COLUMNS)
-    summary = found[2]
-    summary["style"] = parameters.style
-    if over := len(unlabeled_inputs) - len(taken):
-        summary["in"] += over
-        summary["rejected"]["over_limit"] = over
-    return found
+    clean, stage.rejected = _filter_inputs(task, selected, protected, contamination.ngram)
+    labels = ProtectedTexts.of(task, evaluation_items["query"], contamination.ngram)
+    request_label = densify if parameters.style == "chain_of_density" else label
+
+    async def generate(session: CachedSession, item: Line) -> GenerationResult:
+        outcome, response, details = await request_label(
+            session, task, json.loads(item["fields"]), distil_prompt, parameters
+        )
+        verified = verify(task, outcome, labels) if isinstance(outcome, Example) else outcome
+        return GenerationResult(item, response, verified, details=details)
+
+    concurrency = max(1, teacher.concurrency // parameters.samples)
+    stage.generate(clean, generate, max(1, len(clean)), lambda *_: concurrency)
+    advice = f"Check the inputs and {distil_prompt.path}, or use a stronger teacher."
+    not_listed = {"over_limit": len(inputs) - len(selected)}
+    return stage.conclude(advice, LABELED_COLUMNS, not_listed, style=parameters.style)
 
 
 def _check_style(task: Task, parameters: DistilParameters) -> None:
-    """Raise RebaseError where the style, or so many samples, cannot work for the task."""
-    is_free = task.answer.type in ("text", "code")
+    """Raise RebaseError if the style, or the number of samples, cannot work for the task."""
     if parameters.style == "cot" and not task.cot:
         raise RebaseError(f"distil.style: cot needs examples with a rationale. Set `cot: true` in task {task.name!r}.")
     if parameters.style == "chain_of_density" and task.answer.type != "text":
         raise RebaseError(f"distil.style: chain_of_density is for texts; answers of {task.name!r} are of another type.")
+    is_free = task.answer.type in ("text", "code")
     if parameters.samples > 1 and (is_free or parameters.style == "chain_of_density"):
         raise RebaseError("distil.samples: free texts reach no majority. Set it to 1.")
 
 
-def _screen(
-    task: Task, inputs: list[dict[str, Any]], protected: list[tuple[str, ...]], ngram: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The inputs that may be asked about, and lines of those rejected: by the filter that rows pass, or as duplicates."""
+def _filter_inputs(
+    task: Task, inputs: list[Line], protected: list[tuple[str, ...]], ngram: int
+) -> tuple[list[Line], list[Line]]:
+    """The inputs to be labeled, and lines of the rejected ones: contaminated, or duplicates."""
     row_filter = contamination_filter(protected, ngram)
-    seen: set[str] = set()
-    clean: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
+    queries: set[str] = set()
+    clean: list[Line] = []
+    rejected: list[Line] = []
     for item in inputs:
         fields = json.loads(item["fields"])
         query = normalize(task.render_query(fields))
-        if query in seen:
-            rejected.append(rejected_line(item, Rejection("duplicate")))
-        elif rejection := row_filter(Candidate(item["row_id"], "", "", fields, "")):
-            rejected.append(rejected_line(item, Rejection(rejection.reason, rejection.detail)))
+        rejection = Rejection("duplicate") if query in queries else row_filter(Candidate.of(fields))
+        if rejection:
+            rejected.append(rejected_line(item, rejection))
         else:
-            seen.add(query)
+            queries.add(query)
             clean.append(item)
     return clean, rejected
 
 
-async def _ask_inputs(
-    task: Task,
-    inputs: list[dict[str, Any]],
-    teacher: CachedTeacher,
-    prompt: DistilPrompt,
-    parameters: DistilParameters,
-    known: Known,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Usage]:
-    """The lines of ``distilled_examples``, without what all share, and of what was rejected; and what was asked."""
-    room = max(1, teacher.concurrency // parameters.samples)
-    async with teacher.open() as session:
-
-        async def ask(item: dict[str, Any]) -> Asked:
-            fields = json.loads(item["fields"])
-            if parameters.style == "chain_of_density":
-                asked = await densify(session, task, item, fields, prompt, parameters)
-            else:
-                asked = await label(session, task, item, fields, prompt, parameters)
-            if isinstance(asked.outcome, Rejection):
-                return asked
-            return Asked(item, asked.response, examine(task, asked.outcome, known), more=asked.more)
-
-        found = await collect(task, inputs, ask, lambda *_: room, max(1, len(inputs)), session.usage, "distil")
-    return (*found, session.usage)
+_Labeled = tuple[Example | Rejection, Response | Failure, Line]
 
 
 async def label(
-    session: CachedSession,
-    task: Task,
-    item: dict[str, Any],
-    fields: Mapping[str, str],
-    prompt: DistilPrompt,
-    parameters: DistilParameters,
-) -> Asked:
-    """The label that most samples agree on, with the shortest rationale that leads to it, if they reason."""
-    reasoned = parameters.style == "cot"
-    asks = label_requests(task, fields, prompt, parameters)
+    session: CachedSession, task: Task, fields: Mapping[str, str], prompt: DistilPrompt, parameters: DistilParameters
+) -> _Labeled:
+    """The label of the majority of the samples, with the shortest rationale for it in the style ``cot``."""
 
     def read(text: str) -> tuple[str | None, str]:
-        return read_rationale(text) if reasoned else (None, read_check(task, fields, text))
+        return read_rationale(text) if parameters.style == "cot" else (None, read_check(task, fields, text))
 
-    samples = [
-        read_sample(task, fields, response, read) for response in await asyncio.gather(*map(session.generate, asks))
-    ]
-    verdict = vote(samples)
-    # The one that counts comes last.
-    response = _with_costs(
-        sorted((sample.response for sample in samples), key=lambda response: response is verdict.response)
-    )
-    if verdict.rejected:
-        detail = verdict.detail or (response.reason if isinstance(response, Failure) else "")
-        return Asked(item, response, Rejection(verdict.rejected, detail))
-    more = {"rationale": verdict.rationale or None, "agreement": verdict.agreement}
-    return Asked(item, response, Example(dict(fields), verdict.answer), more=more)
+    requests = label_requests(task, fields, prompt, parameters)
+    samples = await sample_answers(session, requests, task, fields, read)
+    responses = [sample.response for sample in samples]
+    majority = vote(samples)
+    if isinstance(majority, Rejection):
+        return majority, _with_costs(responses), {}
+    # The response with the chosen rationale comes last.
+    responses.sort(key=lambda response: response is majority.response)
+    details = {"rationale": majority.rationale or None, "agreement": majority.agreement}
+    return Example(dict(fields), majority.answer), _with_costs(responses), details
 
 
 async def densify(
-    session: CachedSession,
-    task: Task,
-    item: dict[str, Any],
-    fields: Mapping[str, str],
-    prompt: DistilPrompt,
-    parameters: DistilParameters,
-) -> Asked:
-    """A first answer and denser ones, of which the last counts; ``drafts`` holds all."""
+    session: CachedSession, task: Task, fields: Mapping[str, str], prompt: DistilPrompt, parameters: DistilParameters
+) -> _Labeled:
+    """A first answer and denser ones, of which the last counts; ``drafts`` has all."""
 
     def read(text: str) -> tuple[str, str]:
         return read_denser(task, fields, text) if drafts else ("", read_check(task, fields, text))
@@ -185,24 +154,23 @@ async def densify(
     request = check_request(task, fields, prompt, parameters.sampling)
     responses: list[Response | Failure] = []
     drafts: list[tuple[str, str]] = []
-    told = set(ngrams(tokens(prompt.densify.user), _REPEATED_WORDS))
+    prompt_runs = set(ngrams(tokens(prompt.densify.user), _REPEATED_WORDS))
     for number in range(1, parameters.rounds + 1):
-        response = await session.generate(request)
-        responses.append(response)
-        draft = read_response(response, read)
-        if not isinstance(draft, Rejection) and not told.isdisjoint(ngrams(tokens(draft[1]), _REPEATED_WORDS)):
-            # A weak teacher loses sight of the item after some turns.
+        responses.append(await session.generate(request))
+        draft = read_response(responses[-1], read)
+        if not isinstance(draft, Rejection) and not prompt_runs.isdisjoint(ngrams(tokens(draft[1]), _REPEATED_WORDS)):
+            # A weak teacher forgets the item after some turns.
             draft = Rejection("repeats_prompt", draft[1])
         if isinstance(draft, Rejection):
-            return Asked(item, _with_costs(responses), draft)
+            return draft, _with_costs(responses), {}
         drafts.append(draft)
         request = densify_request(task, request, draft, number + 1, parameters.rounds, prompt.densify)
     rounds = [{"missing": missing, "answer": answer} for missing, answer in drafts]
-    more = {"drafts": json.dumps(rounds, ensure_ascii=False)}
-    return Asked(item, _with_costs(responses), Example(dict(fields), drafts[-1][1]), more=more)
+    details = {"drafts": json.dumps(rounds, ensure_ascii=False)}
+    return Example(dict(fields), drafts[-1][1]), _with_costs(responses), details
 
 
 def _with_costs(responses: Sequence[Response | Failure]) -> Response | Failure:
-    """The last response, with what all of them cost; a failure where there is none."""
-    given = [response for response in responses if isinstance(response, Response)]
-    return reduce(lambda earlier, later: later.with_cost_of(earlier), given) if given else responses[0]
+    """The last response with the costs of all of them; a failure if there is no response."""
+    received = [response for response in responses if isinstance(response, Response)]
+    return reduce(lambda earlier, later: later.with_cost_of(earlier), received) if received else responses[0]

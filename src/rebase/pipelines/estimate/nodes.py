@@ -1,11 +1,13 @@
-"""Estimate: render every request as the stages that ask will, count, and send nothing."""
+"""Estimate: render every request of the stages that use the teacher, count, and send nothing."""
 
 import json
+from collections.abc import Mapping
+from itertools import cycle, islice
 from typing import Any
 
 import pandas as pd
 
-from rebase.generation.cost_estimate import Forecast, forecast
+from rebase.generation.cost_estimate import CostEstimate, estimate_requests
 from rebase.generation.cues import can_be_guided, find_cue, source_text_columns
 from rebase.generation.prompts.requests import (
     answer_requests,
@@ -33,41 +35,38 @@ def estimate_cost(
     transform: TransformParameters,
     cot: CotParameters,
 ) -> dict[str, Any]:
-    """Requests, tokens, dollars and hours by stage and in all, each as ``[low, high]``.
+    """Estimate requests, tokens, dollars and hours by stage and in total, each as ``[low, high]``.
 
-    The low end: every response passes, and responses are as short as the shortest of the task's examples. The high end: all
-    rows are asked about, and responses are as long as the longest. What is stored already is counted as well. A model's
-    thoughts are not counted: they cannot be foreseen.
+    Low: every response passes and is as short as the shortest of the task's examples. High: all rows are requested and
+    responses are as long as the longest. Cached responses are counted as well. Thinking tokens are not, because they
+    cannot be predicted.
     """
     per_character = teacher.tokens_per_character()
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
     requests = _transform_requests(task, rows, transform_prompt, transform)
-    answers = [_dump(example, [*task.written_fields, "answer"]) for example in task.examples]
-    stages: dict[str, Forecast] = {"transform": forecast(requests, transform.max_examples, answers, per_character)}
-    # What will be written is not there yet: the task's own examples stand for it.
-    stand_ins = [task.examples[number % len(task.examples)] for number in range(transform.max_examples)]
-    stand_ins = stand_ins[: len(requests)]
+    responses = _responses(task, *task.written_fields, "answer")
+    stages = {"transform": estimate_requests(requests, transform.max_examples, responses, per_character)}
+    # The task's examples stand for those that will be generated.
+    examples = list(islice(cycle(task.examples), min(transform.max_examples, len(requests))))
     if transform.consistency_filter:
-        checks = [check_request(task, example, transform_prompt.check, transform.sampling) for example in stand_ins]
-        said = [_dump(example, ["answer"]) for example in task.examples]
-        stages["consistency_filter"] = forecast(checks, 0, said, per_character)
+        requests = [check_request(task, example, transform_prompt.check, transform.sampling) for example in examples]
+        stages["consistency_filter"] = estimate_requests(requests, 0, _responses(task, "answer"), per_character)
     if task.cot:
-        asked = [
-            cot_request(task, _as_example(task, example), row, cot_prompt, cot, sample)
-            for example, row in zip(stand_ins, rows, strict=False)
+        requests = [
+            cot_request(task, _as_line(task, example), row, cot_prompt, cot, sample)
+            for example, row in zip(examples, rows, strict=False)
             for sample in range(cot.samples)
         ]
-        said = [_dump(example, ["rationale", "answer"]) for example in task.examples]
-        stages["cot"] = forecast(asked, 0, said, per_character)
-    counted = {
+        stages["cot"] = estimate_requests(requests, 0, _responses(task, "rationale", "answer"), per_character)
+    estimate = {
         "stage": "estimate",
         "task": task.name,
         "teacher": f"{teacher.provider}/{teacher.model}",
         "price": teacher.price_in_words,
-        "tokens": "by the rule of approximate_tokens" if per_character is None else "as counted in stored responses",
+        "tokens": "by the rule of approximate_tokens" if per_character is None else "as counted in cached responses",
         "rows": len(rows),
     }
-    return counted | _summarize(stages, teacher)
+    return estimate | _summarize(stages, teacher)
 
 
 def estimate_comparison(
@@ -80,38 +79,32 @@ def estimate_comparison(
     distil: DistilParameters,
     evaluate: EvaluateParameters,
 ) -> dict[str, Any]:
-    """``estimate``, and what the baselines of ``compare`` ask for beside it.
+    """Add to ``estimate`` the requests of the baselines of ``compare``.
 
-    ``synthesize`` spends as often as ``transform``, here with its tokens: its prompts hold no row, its responses a
-    passage. ``distil`` labels each example that there may be; ``teacher`` answers every item.
+    ``synthesize`` sends as many requests as ``transform`` and is estimated with its tokens: its prompts have no row, its
+    responses a passage. ``distil`` labels each possible example; ``teacher`` answers every item.
     """
     per_character = teacher.tokens_per_character()
-    stages = {name: Forecast.of(said) for name, said in estimate["stages"].items()}
-    examples = min(transform.max_examples, estimate["rows"])
-    labels = [
-        request
-        for number in range(examples)
-        for request in _label_requests(task, task.examples[number % len(task.examples)], distil_prompt, distil)
-    ]
+    stages = {name: CostEstimate.of(summary) for name, summary in estimate["stages"].items()}
+    examples = islice(cycle(task.examples), min(transform.max_examples, estimate["rows"]))
+    labels = [request for example in examples for request in _label_requests(task, example, distil_prompt, distil)]
+    label = ("rationale", "answer") if distil.style == "cot" else ("answer",)
     items, _ = select_items(task, evaluation_items, evaluate.limit)
-    answers = answer_requests(task, [json.loads(text) for text in items["fields"]], distil_prompt)
-    label = ["rationale", "answer"] if distil.style == "cot" else ["answer"]
-    answer = ["rationale", "answer"] if task.cot else ["answer"]
-    asked = (
-        stages["transform"] + stages["consistency_filter"] if "consistency_filter" in stages else stages["transform"]
-    )
+    answers = answer_requests(task, map(json.loads, items["fields"]), distil_prompt)
+    answer = ("rationale", "answer") if task.cot else ("answer",)
+    synthesize = stages["transform"]
+    if "consistency_filter" in stages:
+        synthesize += stages["consistency_filter"]
     stages |= {
-        "synthesize": asked,
-        "distil": forecast(labels, 0, [_dump(example, label) for example in task.examples], per_character),
-        "teacher": forecast(
-            answers, len(answers), [_dump(example, answer) for example in task.examples], per_character
-        ),
+        "synthesize": synthesize,
+        "distil": estimate_requests(labels, 0, _responses(task, *label), per_character),
+        "teacher": estimate_requests(answers, len(answers), _responses(task, *answer), per_character),
     }
     return estimate | {"stage": "comparison estimate"} | _summarize(stages, teacher)
 
 
-def _summarize(stages: dict[str, Forecast], teacher: CachedTeacher) -> dict[str, Any]:
-    """The stages and their total, as JSON has them."""
+def _summarize(stages: dict[str, CostEstimate], teacher: CachedTeacher) -> dict[str, Any]:
+    """The stages and their total, for JSON."""
     first, *others = stages.values()
     limits = teacher.teacher.limits if isinstance(teacher.teacher, ApiTeacher) else None
     return {
@@ -120,10 +113,20 @@ def _summarize(stages: dict[str, Forecast], teacher: CachedTeacher) -> dict[str,
     }
 
 
-def _label_requests(
-    task: Task, example: dict[str, str], prompt: DistilPrompt, parameters: DistilParameters
+def _transform_requests(
+    task: Task, rows: list[dict[str, Any]], prompt: TransformPrompt, parameters: TransformParameters
 ) -> list[Request]:
-    """What ``distil`` asks about an input, for which the task's own example stands, in whatever style."""
+    if not (parameters.guided and can_be_guided(task)):
+        return [transform_request(task, row, prompt, parameters) for row in rows]
+    columns = source_text_columns(rows)
+    cues = ((row, find_cue(task, row, columns)) for row in rows)
+    return [transform_request(task, row, prompt, parameters, cue) for row, cue in cues if cue is not None]
+
+
+def _label_requests(
+    task: Task, example: Mapping[str, str], prompt: DistilPrompt, parameters: DistilParameters
+) -> list[Request]:
+    """The requests of ``distil`` for one input, in any style; the task's example stands for the input."""
     requests = label_requests(task, example, prompt, parameters)
     if parameters.style == "chain_of_density":
         for number in range(2, parameters.rounds + 1):
@@ -132,22 +135,15 @@ def _label_requests(
     return requests
 
 
-def _transform_requests(
-    task: Task, rows: list[dict[str, Any]], prompt: TransformPrompt, parameters: TransformParameters
-) -> list[Request]:
-    if not (parameters.guided and can_be_guided(task)):
-        return [transform_request(task, row, prompt, parameters) for row in rows]
-    columns = source_text_columns(rows)
-    cues = [(row, find_cue(task, row, columns)) for row in rows]
-    return [transform_request(task, row, prompt, parameters, cue) for row, cue in cues if cue is not None]
-
-
-def _as_example(task: Task, example: dict[str, str]) -> dict[str, Any]:
-    """One of the task's examples as a line of the table ``examples``."""
+def _as_line(task: Task, example: Mapping[str, str]) -> dict[str, Any]:
+    """An example of the task as a line of the table ``examples``."""
     fields = {name: example[name] for name in task.query_fields}
     return {"fields": json.dumps(fields), "query": task.render_query(fields), "answer": example["answer"]}
 
 
-def _dump(example: dict[str, str], names: list[str]) -> str:
-    """What a response with these fields looks like."""
-    return json.dumps({"example": {name: example[name] for name in names}}, ensure_ascii=False)
+def _responses(task: Task, *names: str) -> list[str]:
+    """Responses with these fields, rendered from the examples of the task."""
+    return [
+        json.dumps({"example": {name: example[name] for name in names}}, ensure_ascii=False)
+        for example in task.examples
+    ]

@@ -1,4 +1,4 @@
-"""Estimate: what the teacher will cost, before anything is sent."""
+"""Estimate: what the teacher will cost, before any request is sent."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -7,7 +7,7 @@ from rebase.pipelines.estimate.nodes import estimate_cost
 
 
 def create_pipeline() -> Pipeline:
-    """From ``sources`` to ``estimate``: rows must be retrieved to know what will be asked."""
-    given = ["task", "retrieved", "teacher", "transform_prompt", "cot_prompt", "params:transform", "params:cot"]
-    estimate = Pipeline([Node(estimate_cost, given, "estimate", name="estimate_cost")])
+    """Run ingest, embed, index and retrieve, because the requests depend on the rows, and make ``estimate``."""
+    inputs = ["task", "retrieved", "teacher", "transform_prompt", "cot_prompt", "params:transform", "params:cot"]
+    estimate = Pipeline([Node(estimate_cost, inputs, "estimate", name="estimate_cost")])
     return sum((stage.create_pipeline() for stage in (ingest, embed, index, retrieve)), estimate)

@@ -2,13 +2,12 @@
 
 import json
 from collections import Counter
-from contextlib import aclosing
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from rebase.errors import RebaseError
+from rebase.generation.generate import generate_all
 from rebase.generation.prompts.parsing import read_check, read_rationale
 from rebase.generation.prompts.requests import answer_requests
 from rebase.generation.prompts.templates import DistilPrompt
@@ -18,10 +17,8 @@ from rebase.student.answering import as_generations
 from rebase.student.formatting import render_completion
 from rebase.tasks.evaluation_items import select_items
 from rebase.tasks.scoring import aggregate, score_answers
-from rebase.teacher.budget import Usage
-from rebase.teacher.cached import CachedTeacher
-from rebase.teacher.concurrency import in_order, run
-from rebase.teacher.protocol import Failure, Request, Response, why_unreadable
+from rebase.teacher.cached import CachedSession, CachedTeacher
+from rebase.teacher.protocol import Failure, Response, why_unreadable
 
 TEACHER = "teacher"
 
@@ -48,7 +45,9 @@ def predict_teacher(
     items, rejected = select_items(task, evaluation_items, parameters.limit)
     fields = [json.loads(text) for text in items["fields"]]
     requests = answer_requests(task, fields, distil_prompt)
-    responses, usage = run(_ask(requests, teacher))
+    responses, usage = generate_all(
+        teacher, requests, CachedSession.generate, _is_whole, stage="teacher answers", total=len(requests)
+    )
     failures = [response for response in responses if isinstance(response, Failure)]
     if lost := [failure for failure in failures if failure.kind != "budget"]:
         raise RebaseError(
@@ -97,14 +96,3 @@ def score_teacher(
 
 def _is_whole(response: Response | Failure) -> bool:
     return isinstance(response, Response) and response.finish == "stop"
-
-
-async def _ask(requests: list[Request], teacher: CachedTeacher) -> tuple[list[Response | Failure], Usage]:
-    async with teacher.open() as session:
-        responses = []
-        with tqdm(total=len(requests), desc="teacher answers", unit="item") as bar:
-            async with aclosing(in_order(session.generate, requests, lambda: teacher.concurrency)) as answers:
-                async for response in answers:
-                    responses.append(response)
-                    bar.update()
-    return responses, session.usage

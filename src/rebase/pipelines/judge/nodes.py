@@ -5,16 +5,15 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from rebase.datastore.sampling import systematic_positions
 from rebase.errors import RebaseError
+from rebase.generation.generate import generate_all
 from rebase.generation.prompts.templates import prompt_hash
 from rebase.judging.human_grading import (
     GRADE_COLUMNS,
@@ -43,9 +42,7 @@ from rebase.judging.llm_judge import (
 )
 from rebase.parameters import JudgeParameters
 from rebase.records import Task, summarize_stage
-from rebase.teacher.budget import Usage, progress
-from rebase.teacher.cached import CachedTeacher
-from rebase.teacher.concurrency import in_order, run
+from rebase.teacher.cached import CachedSession, CachedTeacher
 from rebase.teacher.protocol import Failure, Request, Response, why_unreadable
 
 logger = logging.getLogger(__name__)
@@ -171,7 +168,17 @@ def judge_answers(
         return None if same else pair_request(task, judge_pair, query, first, second, parameters.sampling)
 
     questions = [(question, request(question)) for question in answers.questions(answers.items)]
-    results, usage = run(_generate(judge, judge_rubric, questions))
+
+    async def generate(session: CachedSession, pair: tuple[Question, Request | None]) -> Judgment:
+        question, request = pair
+        if request is None:
+            return Judgment(question, reason=SAME_ANSWERS)
+        return _parse(judge_rubric, question, await session.generate(request))
+
+    results, usage = generate_all(
+        judge, questions, generate, lambda judgment: judgment.values is not None,
+        stage="judge", total=len(questions),
+    )  # fmt: skip
     results += [Judgment(question, reason="over_limit") for question in answers.questions(answers.over_limit)]
     rejected = [result for result in results if result.values is None]
     by_reason = Counter(result.reason for result in rejected)
@@ -360,30 +367,6 @@ def compare_graders(
         "agreement": {} if grades.empty else measure_agreement(grades, by_judge, names),
         "grades": {} if grades.empty else mean_grades(by_system, names, parameters),
     }
-
-
-async def _generate(
-    judge: CachedTeacher, rubric: RubricPrompt, questions: list[tuple[Question, Request | None]]
-) -> tuple[list[Judgment], Usage]:
-    async with judge.open() as session:
-
-        async def generate(pair: tuple[Question, Request | None]) -> Judgment:
-            question, request = pair
-            if request is None:
-                return Judgment(question, reason=SAME_ANSWERS)
-            return _parse(rubric, question, await session.generate(request))
-
-        results: list[Judgment] = []
-        rejected = 0
-        with tqdm(total=len(questions), desc="judge", unit="question") as bar:
-            async with aclosing(in_order(generate, questions, lambda: judge.concurrency)) as judgments:
-                async for judgment in judgments:
-                    results.append(judgment)
-                    rejected += judgment.values is None
-                    share = len(questions) / len(results)
-                    bar.set_postfix_str(progress(len(results) - rejected, rejected, share, session.usage))
-                    bar.update()
-    return results, session.usage
 
 
 def _parse(rubric: RubricPrompt, question: Question, response: Response | Failure) -> Judgment:

@@ -1,9 +1,8 @@
-"""Mix: examples of ReBase, of plain synthesis, labeled inputs and real ones, by weights."""
+"""Mix: retrieved, synthesized, labeled and real examples in one training set, by weights."""
 
 import json
-import re
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -12,68 +11,75 @@ from rebase.errors import RebaseError
 from rebase.generation.filters import Candidate, contamination_filter, protected_texts
 from rebase.generation.generate import EXAMPLE_COLUMNS
 from rebase.generation.mixing import mix
-from rebase.parameters import MixParameters
-from rebase.records import Task
+from rebase.parameters import ContaminationParameters, MixParameters
+from rebase.records import Task, summarize_stage
 
-#: The origin of examples that people wrote.
-REAL = "real_examples"
-#: How files of examples are called, beside which others lie: what was rejected, training sets, the mixture itself.
-_IS_EXAMPLES = re.compile(r"(?!mixed_)(.*_)?examples")
+#: How to make each origin that has no examples.
+_REMEDIES = {
+    "reasoned_examples": "run the pipelines transform and cot",
+    "synthesized_examples": "run the pipeline synthesize",
+    "distilled_examples": "run the pipeline distil",
+    "real_examples": "name their file or hub id: --params=real_source=FILE",
+}
 
 
 def mix_examples(
     task: Task,
-    example_sets: Mapping[str, Callable[[], pd.DataFrame]],
+    reasoned_examples: pd.DataFrame,
+    synthesized_examples: pd.DataFrame,
+    distilled_examples: pd.DataFrame,
     real_items: pd.DataFrame,
     evaluation_items: pd.DataFrame,
     parameters: MixParameters,
-    contamination_ngram: int,
+    contamination: ContaminationParameters,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Draw the mixture that the weights name; only sets with a weight are read.
+    """Draw the mixture by ``weights``. Tables of origins without a weight may be empty.
 
-    ``real_items`` have queries and answers; those that hold a part of the evaluation set are left out, as rows are.
+    ``real_items`` have queries and references; contaminated ones are left out.
 
-    Returns ``mixed_examples``, in the form of ``reasoned_examples`` with ``origin``, and the stage's summary. Raises
-    RebaseError where a weight names no set of examples, or one that is too small.
+    Returns ``mixed_examples``, in the form of ``reasoned_examples`` with ``origin``, and the summary. Raises RebaseError
+    if an origin with a weight has no examples, or too few.
     """
-    there = {name for name in example_sets if _IS_EXAMPLES.fullmatch(name)} | ({REAL} if len(real_items) else set())
-    if missing := [origin for origin in parameters.weights if origin not in there]:
-        known = ", ".join(sorted(there)) or "none"
-        raise RebaseError(
-            f"mix.weights: there are no examples called {', '.join(missing)}; there are {known}. "
-            "A weight of 0 leaves an origin out; real_examples need --params=real_source=FILE."
-        )
-    sets = {origin: example_sets[origin]() for origin in parameters.weights if origin in example_sets}
-    rejected: Counter[str] = Counter()
-    if REAL in parameters.weights:
-        protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
-        row_filter = contamination_filter(protected, contamination_ngram)
-        is_clean = [
-            row_filter(Candidate("", "", "", json.loads(fields), "")) is None for fields in real_items["fields"]
-        ]
-        rejected["contamination"] = len(is_clean) - sum(is_clean)
-        sets[REAL] = as_examples(real_items[is_clean])
-    mixed, left_out = mix(sets, parameters.weights, parameters.size, parameters.seed)
-    rejected += left_out
-    # Not all sets have been reasoned about; train looks at both columns.
-    mixed = mixed.reindex(columns=list(dict.fromkeys([*mixed, "rationale", "agreement"])))
-    summary = {
-        "stage": "mix",
-        "in": len(mixed) + rejected.total(),
-        "kept": len(mixed),
-        "rejected": dict(rejected.most_common()),
-        "origins": mixed["origin"].value_counts().to_dict(),
+    started = time.monotonic()
+    tables: dict[str, pd.DataFrame] = {
+        "reasoned_examples": reasoned_examples,
+        "synthesized_examples": synthesized_examples,
+        "distilled_examples": distilled_examples,
+        "real_examples": real_items,
     }
+    if missing := [origin for origin in parameters.weights if tables[origin].empty]:
+        remedies = "\n".join(f"  {origin}: {_REMEDIES[origin]}" for origin in missing)
+        raise RebaseError(
+            f"mix.weights: there are no {' and no '.join(missing)} of task {task.name!r}. Set the weight to 0, or\n"
+            f"{remedies}"
+        )
+    contaminated = 0
+    if "real_examples" in parameters.weights:
+        protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
+        row_filter = contamination_filter(protected, contamination.ngram)
+        is_clean = [row_filter(Candidate.of(json.loads(fields))) is None for fields in real_items["fields"]]
+        contaminated = len(is_clean) - sum(is_clean)
+        tables["real_examples"] = as_examples(real_items[is_clean])
+    mixed, rejected = mix(tables, parameters.weights, parameters.size, parameters.seed)
+    # Not all examples have a rationale; train reads both columns.
+    mixed = mixed.reindex(columns=list(dict.fromkeys([*mixed, "rationale", "agreement"])))
+    summary = summarize_stage(
+        "mix",
+        kept=len(mixed),
+        rejected=Counter(contamination=contaminated) + rejected,
+        seconds=time.monotonic() - started,
+        origins=mixed["origin"].value_counts().to_dict(),
+    )
     return mixed, summary
 
 
 def as_examples(items: pd.DataFrame) -> pd.DataFrame:
-    """Items with accepted answers in the columns of ``examples``: the first answer counts, people are the teacher."""
-    known = items.assign(
+    """Items with references in the columns of ``examples``: the answer is the first reference, the teacher is people."""
+    examples = items.assign(
         example_id=items["item_id"],
         row_id=items["item_id"],
-        answer=[json.loads(answers)[0] for answers in items["references"]],
+        answer=[json.loads(references)[0] for references in items["references"]],
         teacher="people",
         cut="[]",
     )
-    return known.reindex(columns=EXAMPLE_COLUMNS)
+    return examples.reindex(columns=EXAMPLE_COLUMNS)

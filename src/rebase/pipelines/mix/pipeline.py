@@ -7,8 +7,8 @@ from rebase.pipelines.mix.nodes import mix_examples
 
 
 def create_pipeline() -> Pipeline:
-    """The task's sets of examples, those that were made before, to ``mixed_examples``."""
-    given = ["task", "example_sets", "real_items", "evaluation_items"]
-    parameters = ["params:mix", "params:retrieve.contamination_ngram"]
-    made = ["mixed_examples", "mix_summary"]
-    return prepare.create_pipeline() + Pipeline([Node(mix_examples, [*given, *parameters], made, name="mix_examples")])
+    """Map the tables of examples to ``mixed_examples``."""
+    tables = ["reasoned_examples", "synthesized_examples", "distilled_examples", "real_items", "evaluation_items"]
+    inputs = ["task", *tables, "params:mix", "params:contamination"]
+    mix = Node(mix_examples, inputs, ["mixed_examples", "mix_summary"], name="mix_examples")
+    return prepare.create_pipeline() + Pipeline([mix])

@@ -22,13 +22,13 @@ from rebase.generation.filters import (
     contamination_filter,
     duplicate_filter,
     exclusion_filter,
+    find_passage,
     license_filter,
     passage_filter,
-    passage_of,
     protected_texts,
     share_filter,
 )
-from rebase.parameters import RetrieveParameters
+from rebase.parameters import ContaminationParameters, RetrieveParameters
 from rebase.records import Task
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _WIDENING = 4
 _REJECTED_COLUMNS = ["rank", "row_id", "dataset", "score", "reason", "detail"]
 
 
-def retrieve_rows(
+def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
     task: Task,
     encoder: Encoder,
     index: Shards,
@@ -51,6 +51,7 @@ def retrieve_rows(
     rows: Shards,
     evaluation_items: pd.DataFrame,
     parameters: RetrieveParameters,
+    contamination: ContaminationParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Keep the ``top_n`` best rows that pass every filter.
 
@@ -82,7 +83,7 @@ def retrieve_rows(
     near = nearly(count) if forest or parameters.search == "annoy" else None
     ranked = _ranked(nearly, near, count) if near and parameters.search == "annoy" else _ranked(exactly, exact, count)
     duplicates = Duplicates(parameters.near_duplicate)
-    row_filter, passed = _filters(task, duplicates, evaluation_items, parameters)
+    row_filter, passed = _filters(task, duplicates, evaluation_items, parameters, contamination)
     kept: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     bar = tqdm(total=parameters.top_n, desc="retrieve", unit="row")
@@ -96,7 +97,7 @@ def retrieve_rows(
                             "score": found["score"], "reason": rejection.reason, "detail": rejection.detail})  # fmt: skip
             continue
         passed(candidate)
-        passage = passage_of(candidate, parameters) if task.passage else None
+        passage = find_passage(candidate, parameters) if task.passage else None
         kept.append({"rank": rank, **line, **_explain(found, candidate), "passage": passage})
         bar.update()
         if len(kept) == parameters.top_n:
@@ -158,7 +159,11 @@ def _recall(first: Ranking, top_n: int, near: Ranking) -> float:
 
 
 def _filters(
-    task: Task, duplicates: Duplicates, evaluation_items: pd.DataFrame, parameters: RetrieveParameters
+    task: Task,
+    duplicates: Duplicates,
+    evaluation_items: pd.DataFrame,
+    parameters: RetrieveParameters,
+    contamination: ContaminationParameters,
 ) -> tuple[Filter, Callable[[Candidate], None]]:
     """All filters as one, in the order of docs/method.md, and what to call with a row that passed."""
     kept: Counter[str] = Counter()
@@ -167,7 +172,7 @@ def _filters(
     filters = [
         exclusion_filter(task),
         license_filter(parameters.licenses),
-        contamination_filter(protected, parameters.contamination_ngram),
+        contamination_filter(protected, contamination.ngram),
         *([passage_filter(parameters)] if task.passage else []),
         duplicate_filter(duplicates),
         share_filter(kept, limit),

@@ -9,11 +9,12 @@ from rebase.reporting.plots import plot_sources
 
 def create_pipeline() -> Pipeline:
     """``index`` and ``task`` to ``retrieved`` and what was rejected."""
+    inputs = ["task", "encoder", "index", "forest", "vectors", "rows", "evaluation_items"]
     return prepare.create_pipeline() + Pipeline(
         [
             Node(
                 retrieve_rows,
-                ["task", "encoder", "index", "forest", "vectors", "rows", "evaluation_items", "params:retrieve"],
+                [*inputs, "params:retrieve", "params:contamination"],
                 ["retrieved", "retrieval_rejected", "retrieve_summary"],
                 name="retrieve_rows",
             ),

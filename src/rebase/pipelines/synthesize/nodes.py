@@ -1,7 +1,6 @@
-"""Synthesize: examples without a source row, for as much as transform used (docs/method.md section 9)."""
+"""Synthesize: examples without a source row, for as many requests as transform used (docs/method.md section 9)."""
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,31 +9,25 @@ import pandas as pd
 
 from rebase.errors import RebaseError
 from rebase.generation.cues import can_be_guided, choose_cue
-from rebase.generation.filters import Candidate, Filter, contamination_filter, protected_texts
+from rebase.generation.filters import Candidate, Filter, Rejection, contamination_filter, protected_texts
 from rebase.generation.generate import (
-    Asked,
-    Rejection,
+    ExampleStage,
+    GenerationResult,
     apply_consistency_filter,
-    collect,
-    conclude,
-    examine,
     read_response,
+    verify,
 )
 from rebase.generation.prompts.parsing import Example, read_example, read_synthesized
 from rebase.generation.prompts.requests import ask_request, synthesize_request, without_passage
 from rebase.generation.prompts.templates import SynthesizePrompt, TransformPrompt
-from rebase.generation.verification import Known
-from rebase.parameters import SynthesizeParameters
+from rebase.generation.verification import ProtectedTexts
+from rebase.parameters import ContaminationParameters, SynthesizeParameters
 from rebase.records import Task
 from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
-from rebase.teacher.concurrency import run
 from rebase.teacher.protocol import Response
 
 logger = logging.getLogger(__name__)
-
-#: For the same dollars no more examples are asked for than so many times the requests of transform.
-_MOST_FOR_DOLLARS = 10
 
 
 def synthesize_examples(
@@ -45,20 +38,21 @@ def synthesize_examples(
     synthesize_prompt: SynthesizePrompt,
     transform_prompt: TransformPrompt,
     parameters: SynthesizeParameters,
-    contamination_ngram: int,
+    contamination: ContaminationParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Have the teacher write examples from the instruction and the task's examples, for transform's budget.
+    """Generate examples from the instruction and the examples of the task, with as many requests as transform used.
 
-    They must stand the checks that transform's stood, its round trip as well; where the teacher writes the passage, it
-    is screened as a row's is. ``row_id`` is a running number, and there is no dataset.
+    They must pass the checks of transform, its consistency filter as well. A passage that the teacher writes must pass
+    the contamination filter. ``row_id`` is a running number; there is no dataset.
 
     Returns:
-        The examples, as transform's; what was rejected, each with its reason; the stage's summary.
+        The examples, in the form of transform's; the rejected ones with their reasons; the summary.
 
     Raises:
-        RebaseError: Not one example passed, the teacher answers nothing, or nothing was spent that could be matched.
+        RebaseError: No example passed, the teacher answers no request, or transform used no requests.
 
     """
+    stage = ExampleStage("synthesize", task, teacher, synthesize_prompt)
     protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
     writer = _Writer(
         task,
@@ -67,24 +61,32 @@ def synthesize_examples(
         parameters,
         parameters.guided and task.passage is not None and can_be_guided(task),
         bool(transform_summary.get("consistency_filter")),
-        Known.of(without_passage(task), evaluation_items["query"], contamination_ngram),
-        contamination_filter(protected, contamination_ngram),
+        ProtectedTexts.of(without_passage(task), evaluation_items["query"], contamination.ngram),
+        contamination_filter(protected, contamination.ngram),
     )
-    kept, rejected, usage = run(_ask_numbers(writer, teacher, transform_summary["usage"]))
-    advice = f"Look at the task's instruction and examples and at {synthesize_prompt.path}, or take a stronger teacher."
-    found = conclude("synthesize", task, teacher, synthesize_prompt, (kept, rejected, usage), advice)
-    found[2]["spend"] = parameters.spend
-    if usage.over_budget:
+    used = transform_summary["usage"]
+    budget, affordable = match_requests(used, writer.requests_per_example)
+    stage.generate(
+        range(1, budget + 1),
+        writer.generate,
+        budget,
+        lambda kept, rejected, usage: min(teacher.concurrency, affordable(usage)),
+    )
+    advice = (
+        f"Check the instruction and the examples of the task and {synthesize_prompt.path}, or use a stronger teacher."
+    )
+    tables = stage.conclude(advice)
+    if stage.usage.over_budget:
         logger.warning(
             "synthesize: %s. It has used %d responses, transform %d: its share is smaller",
-            teacher.budget.explain(), usage.responses + usage.cached, transform_summary["usage"]["used"],
+            teacher.budget.explain(), stage.usage.responses + stage.usage.cached, used["used"],
         )  # fmt: skip
-    return found
+    return tables
 
 
 @dataclass(frozen=True)
 class _Writer:
-    """How one example is asked for and examined. A ``guided`` teacher writes a passage and then a question to a span."""
+    """Generates and checks one example. A ``guided`` teacher writes a passage first, then a question for a span."""
 
     task: Task
     prompt: SynthesizePrompt
@@ -92,95 +94,61 @@ class _Writer:
     parameters: SynthesizeParameters
     guided: bool
     consistency_filter: bool
-    known: Known
+    protected: ProtectedTexts
     filter: Filter
 
     @property
-    def questions(self) -> int:
-        """How many questions to the teacher an example takes at most."""
+    def requests_per_example(self) -> int:
+        """The largest number of requests that an example needs."""
         return 1 + self.guided + self.consistency_filter
 
-    async def ask(self, session: CachedSession, number: int) -> Asked:
-        """Ask for new example ``number``, and examine what the teacher says."""
+    async def generate(self, session: CachedSession, number: int) -> GenerationResult:
+        """Generate new example ``number`` and check it."""
         sampling = self.parameters.sampling
-        item = {"row_id": f"synthesized-{number:05d}"}
-        response = await session.generate(
-            synthesize_request(self.task, number, self.prompt, sampling, guided=self.guided)
-        )
+        request = synthesize_request(self.task, number, self.prompt, sampling, guided=self.guided)
+        response = await session.generate(request)
         example = read_response(response, lambda text: read_synthesized(self.task, text, guided=self.guided))
-        asked = Asked(item, response, example)
+        result = GenerationResult({"row_id": f"synthesized-{number:05d}"}, response, example)
         if self.guided and isinstance(example, Example):
-            asked = await self._ask_about(session, asked, example.fields[str(self.task.passage)])
-        if isinstance(asked.outcome, Example):
-            asked = replace(asked, outcome=self._examine(asked.outcome))
+            result = await self._add_question(session, result, example.fields[str(self.task.passage)])
+        if isinstance(result.outcome, Example):
+            result = replace(result, outcome=self._verify(result.outcome))
         if self.consistency_filter:
-            return await apply_consistency_filter(session, self.task, asked, self.transform_prompt.check, sampling)
-        return asked
+            return await apply_consistency_filter(session, self.task, result, self.transform_prompt.check, sampling)
+        return result
 
-    async def _ask_about(self, session: CachedSession, asked: Asked, passage: str) -> Asked:
-        """Ask for the question to a span of the passage that the teacher wrote."""
-        cue = choose_cue(passage, seed=asked.item["row_id"])
+    async def _add_question(self, session: CachedSession, result: GenerationResult, passage: str) -> GenerationResult:
+        """Request the question for a span of the passage that the teacher wrote."""
+        cue = choose_cue(passage, seed=result.item["row_id"])
         if cue is None:
-            return replace(asked, outcome=Rejection("nothing_to_ask_about"))
-        question = ask_request(self.task, cue, self.transform_prompt.ask, self.parameters.sampling)
-        response = await session.generate(question)
+            return replace(result, outcome=Rejection("nothing_to_ask_about"))
+        request = ask_request(self.task, cue, self.transform_prompt.ask, self.parameters.sampling)
+        response = await session.generate(request)
         example = read_response(response, lambda text: read_example(self.task, text, passage, cue))
-        if isinstance(response, Response) and isinstance(asked.response, Response):
-            response = response.with_cost_of(asked.response)
-        return Asked(asked.item, response, example or Rejection("not_as_asked"))
+        if isinstance(response, Response) and isinstance(result.response, Response):
+            response = response.with_cost_of(result.response)
+        return GenerationResult(result.item, response, example or Rejection("not_as_asked"))
 
-    def _examine(self, example: Example) -> Example | Rejection:
-        """The example as it is kept, or why it is rejected."""
-        outcome = examine(self.task, example, self.known)
+    def _verify(self, example: Example) -> Example | Rejection:
+        outcome = verify(self.task, example, self.protected)
         if self.task.passage is None or isinstance(outcome, Rejection):
             return outcome
-        # A passage that was written must copy no example's, and pass what a row's passes before it is sent.
-        outcome = examine(without_passage(self.task), outcome, self.known)
+        # A written passage must not copy an example's, and must pass the filter that rows pass.
+        outcome = verify(without_passage(self.task), outcome, self.protected)
         if isinstance(outcome, Example):
-            passage = {self.task.passage: outcome.fields[self.task.passage]}
-            if rejection := self.filter(Candidate("", "", "", passage, "")):
-                return Rejection(rejection.reason, rejection.detail)
+            rejection = self.filter(Candidate.of({self.task.passage: outcome.fields[self.task.passage]}))
+            return rejection or outcome
         return outcome
 
 
-def affordable(spend: str, before: dict[str, Any], usage: Usage, questions: int) -> tuple[int, Callable[[int], int]]:
-    """How many items may be asked about at most, and a function of those done: how many more may be on their way.
+def match_requests(transform_usage: dict[str, Any], requests_per_example: int) -> tuple[int, Callable[[Usage], int]]:
+    """The number of requests that transform used, and a function of the usage: how many more examples they allow.
 
-    ``before`` is what transform used, ``questions`` how many of them an item takes. The repair of a response belongs to
-    its question. In dollars an item is taken to cost what transform's cost, or what these cost so far if that is more.
+    The repair of a response belongs to its request. Raises RebaseError if transform used none.
     """
-    asked = before["used"] - before["repaired"]
-    if not asked:
-        raise RebaseError("synthesize: transform has used no responses, so that there is no budget to match.")
-    if spend == "requests":
-        return asked, lambda _: (asked - (usage.responses + usage.cached - usage.repaired)) // questions
-    dollars = before["used_dollars"]
-    if not dollars:
+    budget = transform_usage["used"] - transform_usage["repaired"]
+    if not budget:
         raise RebaseError(
-            "synthesize: transform paid no dollars, or its teacher has no price. Set `synthesize.spend: requests`."
+            "synthesize: transform used no requests, so there is no budget to match. Run transform first."
         )
-    price = questions * dollars / asked
-
-    def more(done: int) -> int:
-        left = (dollars - usage.used_dollars) / max(price, usage.used_dollars / max(1, done))
-        return math.floor(left + 1e-6)  # what rounding takes away
-
-    return _MOST_FOR_DOLLARS * asked, more
-
-
-async def _ask_numbers(
-    writer: _Writer, teacher: CachedTeacher, before: dict[str, Any]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Usage]:
-    """The lines of ``synthesized_examples``, without what all share, and of what was rejected; and what was asked."""
-    async with teacher.open() as session:
-        most, more = affordable(writer.parameters.spend, before, session.usage, writer.questions)
-        kept, rejected = await collect(
-            writer.task,
-            range(1, most + 1),
-            lambda number: writer.ask(session, number),
-            lambda kept, rejected: min(teacher.concurrency, more(kept + rejected)),
-            most,
-            session.usage,
-            "synthesize",
-        )
-    return kept, rejected, session.usage
+    return budget, lambda usage: (budget - (usage.responses + usage.cached - usage.repaired)) // requests_per_example

@@ -9,7 +9,7 @@ from rebase.pipelines.synthesize.nodes import synthesize_examples
 def create_pipeline() -> Pipeline:
     """As many examples as ``transform``'s budget buys: ``synthesized_examples`` and what was rejected."""
     given = ["task", "transform_summary", "evaluation_items", "teacher", "synthesize_prompt", "transform_prompt"]
-    parameters = ["params:synthesize", "params:retrieve.contamination_ngram"]
+    parameters = ["params:synthesize", "params:contamination"]
     return prepare.create_pipeline() + Pipeline(
         [
             Node(

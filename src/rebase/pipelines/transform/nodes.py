@@ -1,4 +1,4 @@
-"""Transform: ask the teacher for one example a row, keep those that stand every check (docs/method.md section 5)."""
+"""Transform: request one example for each retrieved row, and keep those that pass all checks (docs/method.md section 5)."""
 
 import json
 import logging
@@ -8,25 +8,23 @@ from typing import Any
 import pandas as pd
 
 from rebase.generation.cues import Guidance, can_be_guided, find_cue, source_text_columns
+from rebase.generation.filters import Rejection
 from rebase.generation.generate import (
-    Asked,
-    Rejection,
+    ExampleStage,
+    GenerationResult,
     apply_consistency_filter,
-    collect,
-    conclude,
-    examine,
     read_response,
     rejected_line,
+    verify,
 )
 from rebase.generation.prompts.parsing import Example, read_example
 from rebase.generation.prompts.requests import cut_columns, transform_request
 from rebase.generation.prompts.templates import TransformPrompt
-from rebase.generation.verification import Known, names_label
-from rebase.parameters import TransformParameters
+from rebase.generation.verification import ProtectedTexts, names_label
+from rebase.parameters import ContaminationParameters, TransformParameters
 from rebase.records import Task
 from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
-from rebase.teacher.concurrency import run
 from rebase.teacher.protocol import Failure, Response
 
 logger = logging.getLogger(__name__)
@@ -39,95 +37,66 @@ def transform_rows(
     teacher: CachedTeacher,
     transform_prompt: TransformPrompt,
     parameters: TransformParameters,
-    contamination_ngram: int,
+    contamination: ContaminationParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Turn retrieved rows into examples, best rows first, until ``max_examples`` have passed or the rows end.
 
-    So many rows are asked about at once as the teacher can take, but no more than the examples that are wanting need
-    by the share that has passed so far.
+    Concurrency is limited by the teacher, and by the rows that the missing examples need at the rate of those that have
+    passed.
 
     Returns:
-        The examples with their provenance; the rows that became none, each with its reason (``not_needed`` for
-        those left when there were enough); the stage's summary, with what the teacher was asked and was paid, and
-        with the balance of labels where there are some.
+        The examples with their provenance; the rows without an example, each with its reason (``not_needed`` for the
+        rows after the last example); the summary with the teacher's usage and the balance of labels.
 
     Raises:
-        RebaseError: Not one example passed, or the teacher answers nothing.
+        RebaseError: No example passed, or the teacher answers no request.
 
     """
+    stage = ExampleStage("transform", task, teacher, transform_prompt)
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
-    known = Known.of(task, evaluation_items["query"], contamination_ngram)
-    kept, rejected, usage = run(_ask_rows(task, rows, teacher, transform_prompt, parameters, known))
-    rejected += [rejected_line(row, Rejection("not_needed")) for row in rows[len(kept) + len(rejected) :]]
-    advice = (
-        f"Look at the task's instruction and examples and at {transform_prompt.path}, take a stronger "
-        "teacher, or retrieve more rows (`retrieve.top_n`)."
-    )
-    found = conclude("transform", task, teacher, transform_prompt, (kept, rejected, usage), advice)
-    found[2]["consistency_filter"] = parameters.consistency_filter
-    if len(kept) < parameters.max_examples:
-        logger.warning("transform: %d examples passed, %d were wanted", len(kept), parameters.max_examples)
-    return found
-
-
-async def _ask_rows(
-    task: Task,
-    rows: list[dict[str, Any]],
-    teacher: CachedTeacher,
-    prompt: TransformPrompt,
-    parameters: TransformParameters,
-    known: Known,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Usage]:
-    """The lines of ``examples``, without what all share, and of ``examples_rejected``; and what was asked."""
+    protected = ProtectedTexts.of(task, evaluation_items["query"], contamination.ngram)
     guided = parameters.guided and can_be_guided(task)
     columns = source_text_columns(rows) if guided else {}
 
-    def room(kept: int, rejected: int) -> int:
-        wanted = parameters.max_examples - kept
+    async def generate(session: CachedSession, row: dict[str, Any]) -> GenerationResult:
+        cue = find_cue(task, row, columns) if guided else None
+        if guided and cue is None:
+            return GenerationResult(row, None, Rejection("nothing_to_ask_about"))
+        response = await session.generate(transform_request(task, row, transform_prompt, parameters, cue))
+        outcome = _read_outcome(task, row, response, cue, protected)
+        result = GenerationResult(row, response, outcome, tuple(cut_columns(task, row, parameters, cue)))
+        if parameters.consistency_filter:
+            return await apply_consistency_filter(session, task, result, transform_prompt.check, parameters.sampling)
+        return result
+
+    def concurrency(kept: int, rejected: int, _: Usage) -> int:
         passing = (kept + 1) / (kept + rejected + 1)
-        return min(teacher.concurrency, math.ceil(wanted / passing))
+        return min(teacher.concurrency, math.ceil((parameters.max_examples - kept) / passing))
 
-    async with teacher.open() as session:
-
-        async def ask(row: dict[str, Any]) -> Asked:
-            cue = find_cue(task, row, columns) if guided else None
-            if guided and cue is None:
-                return Asked(row, None, Rejection("nothing_to_ask_about"))
-            asked = await ask_row(session, task, row, prompt, parameters, cue, known)
-            if parameters.consistency_filter:
-                return await apply_consistency_filter(session, task, asked, prompt.check, parameters.sampling)
-            return asked
-
-        kept, rejected = await collect(task, rows, ask, room, parameters.max_examples, session.usage, "transform")
-    return kept, rejected, session.usage
+    stage.generate(rows, generate, parameters.max_examples, concurrency)
+    unused = rows[len(stage.kept) + len(stage.rejected) :]
+    stage.rejected += [rejected_line(row, Rejection("not_needed")) for row in unused]
+    advice = (
+        f"Check the instruction and the examples of the task and {transform_prompt.path}, use a stronger teacher, or "
+        "retrieve more rows (`retrieve.top_n`)."
+    )
+    tables = stage.conclude(advice, consistency_filter=parameters.consistency_filter)
+    if len(stage.kept) < parameters.max_examples:
+        logger.warning("transform: %d examples passed, %d were wanted", len(stage.kept), parameters.max_examples)
+    return tables
 
 
-async def ask_row(
-    session: CachedSession,
-    task: Task,
-    row: dict[str, Any],
-    prompt: TransformPrompt,
-    parameters: TransformParameters,
-    cue: Guidance | None,
-    known: Known,
-) -> Asked:
-    """Ask the teacher for an example made from the row, and examine what it says."""
-    response = await session.generate(transform_request(task, row, prompt, parameters, cue))
-    cut = cut_columns(task, row, parameters, cue)
-    return Asked(row, response, examine_response(task, row, response, cue, known), tuple(cut))
-
-
-def examine_response(
-    task: Task, row: dict[str, Any], response: Response | Failure, cue: Guidance | None, known: Known
+def _read_outcome(
+    task: Task, row: dict[str, Any], response: Response | Failure, cue: Guidance | None, protected: ProtectedTexts
 ) -> Example | Rejection:
-    """The example that a row's response gives, or why it gives none."""
+    """The example in the response about a row, or why there is none."""
     example = read_response(response, lambda text: read_example(task, text, row["passage"], cue))
     if example is None:
         return Rejection("unfit_row")
-    outcome = examine(task, example, known) if isinstance(example, Example) else example
+    outcome = verify(task, example, protected) if isinstance(example, Example) else example
     if isinstance(outcome, Example) and task.answer.labels and cue:
         cells = map(str, json.loads(row["row"]).values())
         if not names_label(outcome.answer, cells):
-            # A weak teacher guesses where the row does not tell.
+            # A weak teacher guesses if the row does not contain the label.
             return Rejection("label_not_in_row", outcome.answer)
     return outcome

@@ -13,7 +13,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 transform_rows,
-                [*given, "params:retrieve.contamination_ngram"],
+                [*given, "params:contamination"],
                 ["examples", "examples_rejected", "transform_summary"],
                 name="transform_rows",
             )

@@ -1,0 +1,38 @@
+"""What all filters share."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A ranked row to be filtered; ``cells`` are its flat ``{column: text}``."""
+
+    row_id: str
+    dataset: str
+    license: str
+    cells: Mapping[str, str]
+    content_hash: str
+
+    @classmethod
+    def of(cls, cells: Mapping[str, str]) -> "Candidate":
+        """A candidate without provenance, for filters that look at the text alone."""
+        return cls("", "", "", cells, "")
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a row, or any other item, does not become an example."""
+
+    reason: str
+    detail: str = ""
+
+
+#: The rejection of a row, or None if it passes.
+Filter = Callable[[Candidate], Rejection | None]
+
+
+def find_pattern(name: str, patterns: Iterable[str]) -> str | None:
+    """The first pattern that matches the name; ``*`` and ``?`` are wildcards, case is ignored."""
+    return next((pattern for pattern in patterns if fnmatchcase(name.casefold(), pattern.casefold())), None)

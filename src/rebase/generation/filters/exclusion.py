@@ -1,0 +1,45 @@
+"""Exclude datasets by name."""
+
+from collections import Counter
+
+import pandas as pd
+
+from rebase.generation.filters.base import Candidate, Filter, Rejection, find_pattern
+from rebase.generation.filters.licenses import license_allowed
+from rebase.parameters import ExcludeParameters, LicensePolicy
+from rebase.records import Task
+
+
+def exclusion_filter(task: Task) -> Filter:
+    """Reject datasets that the task excludes, and those whose id contains the name of the task (arXiv 2407.05463)."""
+    # The name as it is written, as in the published code: "school-word-problems" does not match "word_problems". The
+    # contamination filter finds copies under any name.
+    patterns = [*task.exclude, f"*{task.name}*"]
+
+    def row_filter(row: Candidate) -> Rejection | None:
+        pattern = find_pattern(row.dataset, patterns)
+        return Rejection("excluded_dataset", pattern) if pattern else None
+
+    return row_filter
+
+
+def why_excluded(dataset: object, license: object, exclude: ExcludeParameters) -> str | None:
+    """Why an example from the dataset, under the license, is excluded from training; None if it is not.
+
+    An example without a source has neither and is never excluded.
+    """
+    if not isinstance(dataset, str):
+        return None
+    if find_pattern(dataset, exclude.datasets):
+        return "excluded_dataset"
+    policy = LicensePolicy(allow=("*",), deny=exclude.licenses, unknown="allow")
+    return None if license_allowed(license if isinstance(license, str) else "unknown", policy) else "excluded_license"
+
+
+def remove_excluded(examples: pd.DataFrame, exclude: ExcludeParameters) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The examples without those of excluded datasets and licenses, and counts of the excluded ones by reason."""
+    reasons = [
+        why_excluded(dataset, license, exclude)
+        for dataset, license in zip(examples["dataset"], examples["license"], strict=True)
+    ]
+    return examples[[reason is None for reason in reasons]], dict(Counter(filter(None, reasons)))

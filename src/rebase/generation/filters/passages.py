@@ -1,0 +1,21 @@
+"""Reject rows without a reading passage."""
+
+from rebase.generation.filters.base import Candidate, Filter, Rejection
+from rebase.parameters import RetrieveParameters
+from rebase.text import count_words, cut_at_sentence
+
+
+def find_passage(row: Candidate, parameters: RetrieveParameters) -> str | None:
+    """The reading passage of a row: its longest cell, cut at a sentence; None if it has too few words."""
+    longest = max(row.cells.values(), key=len, default="")
+    passage = cut_at_sentence(longest, parameters.max_passage_words)
+    return passage if count_words(passage) >= parameters.min_passage_words else None
+
+
+def passage_filter(parameters: RetrieveParameters) -> Filter:
+    """Reject rows without a passage, for tasks that take one from the row."""
+
+    def row_filter(row: Candidate) -> Rejection | None:
+        return Rejection("no_passage") if find_passage(row, parameters) is None else None
+
+    return row_filter
