@@ -1,5 +1,5 @@
-"""The one error that a user is meant to read."""
+"""The error type for users."""
 
 
 class RebaseError(Exception):
-    """Something that the user can mend: says what is wrong, where, and what to do."""
+    """An error that the user can fix. The message says what is wrong, where, and what to do."""

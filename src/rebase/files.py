@@ -1,4 +1,4 @@
-"""Writes that are whole or not there: to a temporary name beside the target, then renamed."""
+"""Atomic writes: write to a temporary name beside the target, then rename."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path; when the block ends well, it becomes ``target``."""
+    """Yield a temporary path, which becomes ``target`` if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
     os.close(handle)
@@ -25,14 +25,14 @@ def replacing_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder; when the block ends well, it takes the place of ``target``."""
+    """Yield a temporary folder, which replaces ``target`` if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
         if target.exists():
-            # A folder cannot be renamed over a full one: the old one steps aside first.
+            # A folder cannot be renamed over a non-empty one, so the old folder is renamed first.
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
             target.replace(old)
             temporary.replace(target)

@@ -4,7 +4,7 @@ import warnings
 
 from rebase.hooks import RunReporter
 
-# Kedro's own call of omegaconf, and Kedro-Viz's of FastAPI: nothing that a user could mend.
+# Warnings about calls in Kedro and Kedro-Viz, which a user cannot fix.
 warnings.filterwarnings("ignore", r"register_new_resolver\(\) is deprecated", UserWarning)
 warnings.filterwarnings("ignore", r"\s*ORJSONResponse is deprecated")
 
@@ -13,6 +13,6 @@ HOOKS = (RunReporter(),)
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
-    # An environment, or --params, changes single parameters; the others stay as in base.
+    # An environment or --params changes single parameters; the others keep their values of base.
     "merge_strategy": {"parameters": "soft", "globals": "soft", "credentials": "soft"},
 }

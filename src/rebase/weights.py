@@ -1,4 +1,4 @@
-"""Where a model's weights are, and the number format it computes in."""
+"""Model weights: their location, and the number format of computing."""
 
 import hashlib
 import importlib.util
@@ -13,16 +13,16 @@ from rebase.errors import RebaseError
 
 PACKAGE = "package:"
 
-#: The number format of computing, as ``compute.dtype`` names it. Any is computed on any processor, if slowly.
+#: The number format of computing, as ``compute.dtype`` names it. Every processor supports all, some of them slowly.
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 def locate_model(model: str, folder: Path) -> str:
-    """What to hand to ``from_pretrained`` for a model's name.
+    """Return the argument of ``from_pretrained`` for a model's name.
 
-    ``package:NAME`` is a model inside an installed Python package: its folder if it ships one, else its GGUF file,
-    converted to safetensors under ``folder`` the first time. Anything else is a local folder or a hub id.
-    Raises RebaseError where the package or the folder is missing.
+    ``package:NAME`` is a model in an installed Python package: its folder if the package has one, else its GGUF file,
+    converted once to safetensors under ``folder``. Any other name is a local folder or a hub id. Raises RebaseError if
+    the package or the folder is missing.
     """
     if model.startswith(PACKAGE):
         return _locate_packaged(model.removeprefix(PACKAGE), folder)
@@ -34,7 +34,7 @@ def locate_model(model: str, folder: Path) -> str:
 
 
 def resolve_dtype(dtype: str) -> str:
-    """The number format that ``compute.dtype`` means on this machine: ``float32`` or ``bfloat16``."""
+    """Return the number format of ``compute.dtype`` on this machine: ``float32`` or ``bfloat16``."""
     return preferred_dtype() if dtype == "auto" else dtype
 
 
@@ -48,7 +48,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def preferred_dtype() -> str:
-    """The fastest number format here: bfloat16 if the GPU or the processor multiplies it, else float32."""
+    """Return the fastest number format: bfloat16 if the GPU or the processor multiplies it, else float32."""
     import torch
 
     if torch.cuda.is_available():
@@ -60,7 +60,7 @@ def preferred_dtype() -> str:
 
 
 def machine_name() -> str:
-    """The GPU, or the processor and its architecture."""
+    """Return the name of the GPU, or the processor's name and architecture."""
     import torch
 
     if torch.cuda.is_available():
@@ -72,7 +72,7 @@ def machine_name() -> str:
 
 
 def _locate_packaged(package: str, folder: Path) -> str:
-    """The folder with a packaged model's weights. The package is found, not imported: it may need more to run."""
+    """Return the folder of a packaged model's weights, without importing the package and its dependencies."""
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         raise RebaseError(
@@ -85,15 +85,15 @@ def _locate_packaged(package: str, folder: Path) -> str:
         return str(configs[0].parent)
     ggufs = sorted(root.rglob("*.gguf"))
     if len(ggufs) != 1:
-        raise RebaseError(f"The package {package!r} holds {len(ggufs)} GGUF files and no config.json: one is needed.")
+        raise RebaseError(f"The package {package!r} has no config.json and {len(ggufs)} GGUF files instead of one. Set another model in globals.yml.")
     return str(convert_gguf(ggufs[0], folder))
 
 
 def convert_gguf(gguf: Path, folder: Path) -> Path:
     """Dequantize a GGUF file to float32 safetensors (with tokenizer and chat template) in a folder under ``folder``.
 
-    The folder's name carries the file's fingerprint. It is written beside its place and renamed, so that it exists
-    only when it is whole; of two processes that convert at once one wins and the other uses its result.
+    The folder's name includes the file's fingerprint. The folder is written under a temporary name and then renamed, so
+    it exists only if it is complete. If two processes convert at once, the second uses the first one's result.
     """
     with gguf.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:12]
@@ -104,7 +104,7 @@ def convert_gguf(gguf: Path, folder: Path) -> Path:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         _write_safetensors(gguf, temporary)
-        # mkdtemp makes it private; a model folder is as readable as its neighbors.
+        # mkdtemp creates a private folder; other users must be able to read a model folder.
         temporary.chmod(0o755)
         try:
             temporary.rename(target)
@@ -122,7 +122,7 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are plain float32 now; without these two, saving takes them for GGUF and rejects.
+    # The weights are plain float32 now. Without these two lines, saving fails as for GGUF weights.
     model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
     model.config.name_or_path = gguf.stem
