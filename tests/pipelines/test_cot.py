@@ -94,6 +94,7 @@ def test_reasoning_that_leads_to_the_answer_is_kept():
     kept, _, summary = run([RIGHT])
     assert (kept.iloc[0]["rationale"], kept.iloc[0]["answer"], kept.iloc[0]["agreement"]) == ("3 + 3 = 6.", "6", 1.0)
     assert summary.pop("usage")["responses"] == 1
+    assert summary.pop("seconds") >= 0
     assert summary == {"stage": "cot", "in": 1, "kept": 1, "rejected": {}, "relabeled": 0}
 
 

@@ -275,5 +275,5 @@ def test_without_inputs_those_of_the_examples_are_labeled():
         TOPIC, NO_EXAMPLES, examples, NO_EVALUATION, teacher, PROMPT, parameters, CONTAMINATION
     )
     assert set(labeled["answer"]) == {"sport"}
-    with pytest.raises(RebaseError, match="no inputs of task 'news_topic'.*Run transform.*inputs_source"):
+    with pytest.raises(RebaseError, match=r"no inputs of task 'news_topic'.*Run transform.*inputs_source"):
         distil_inputs(TOPIC, NO_EXAMPLES, NO_EXAMPLES, NO_EVALUATION, teacher, PROMPT, parameters, CONTAMINATION)

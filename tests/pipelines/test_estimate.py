@@ -129,7 +129,7 @@ def test_tokens_are_those_that_the_provider_counted_before():
     assert first["tokens"] == "by the rule of approximate_tokens"
     transform(READING, rows, NO_EVALUATION, teacher, PROMPT, parameters())
     second = estimate(READING, rows, teacher)
-    assert second["tokens"] == "as counted in stored responses"
+    assert second["tokens"] == "as counted in cached responses"
     # The scripted teacher counts 7 tokens for every prompt.
     assert second["total"]["input_tokens"][1] == pytest.approx(7 * len(PASSAGES), abs=1)
 
