@@ -85,7 +85,10 @@ def _locate_packaged(package: str, folder: Path) -> str:
         return str(configs[0].parent)
     ggufs = sorted(root.rglob("*.gguf"))
     if len(ggufs) != 1:
-        raise RebaseError(f"The package {package!r} has no config.json and {len(ggufs)} GGUF files instead of one. Set another model in globals.yml.")
+        raise RebaseError(
+            f"The package {package!r} holds {len(ggufs)} GGUF files and no config.json: exactly one model is needed. "
+            "Set another model in globals.yml."
+        )
     return str(convert_gguf(ggufs[0], folder))
 
 
