@@ -39,7 +39,7 @@ def test_export_and_import_carry_responses_to_another_store(path: Path, tmp_path
     assert "1 responses written" in call("export", str(file))
     assert "0 of 1 responses were new" in call("import", str(file))
     assert "1 responses deleted" in call("prune", "--model", "m", "--yes")
-    assert "No responses are stored" in call("list")
+    assert "No responses are cached" in call("list")
     assert "1 of 1 responses were new" in call("import", str(file))
     with closing(ResponseCache(path)) as store:
         assert store.get(REQUEST.key("anthropic", "m")).text == "{}"
@@ -63,11 +63,11 @@ def test_a_wrong_line_is_named_and_nothing_is_added(path: Path, tmp_path: Path, 
     said = call("import", str(file), code=1)
     assert words in said
     assert "ine 2" in said
-    assert "No responses are stored" in call("list")
+    assert "No responses are cached" in call("list")
 
 
 def test_prune_asks_first_and_wants_to_know_which(path: Path) -> None:
-    assert "Say which" in call("prune", code=2)
+    assert "Select responses" in call("prune", code=2)
     call("prune", "--model", "m", code=1)  # nobody answers: aborted
     assert "0 responses deleted" in call("prune", "--before", "2020-01-01", "--yes")
     assert "anthropic/m: 1" in call("list")

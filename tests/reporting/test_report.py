@@ -157,8 +157,9 @@ def test_the_page_shows_everything(reading_task: Task, pieces: dict[str, Any]) -
     assert set(pieces) == set(ALL_PIECES)
     page = Page(write_report(reading_task, **pieces))
     for words in (
-        "33.3 → 33.3", "before → after", "Of the 3 items the expert answers 1 better", "few 1", "$0.0123", "7 responses",
-        "expert - student", "matches the queries 0.61", "because", "cosine of 0.91", "cosine 0.91", "cc0-1.0",
+        "33.3 → 33.3", "before → after", "Of the 3 items the expert answers 1 better", "few 1", "$0.0123",
+        "7 responses", "expert - student",
+        "matches the queries 0.61", "because", "cosine of 0.91", "cosine 0.91", "cc0-1.0",
         "The sets did not cost the same", "4,321", "$0.0456", "Left out: distilled", "Do not trust this judge: every",
         "Mean grades from 1 to 5", "33.3 % of the verdicts change",
         "1,700", "3 evaluation items are few", "Everything that a run makes is on this page.",

@@ -5,9 +5,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from kedro.io import DataCatalog
+from kedro_datasets.partitions import PartitionedDataset
 from rich.console import Console
 
-from rebase.reporting.runs import git_commit, read_runs, record_run, runs_table
+from rebase.datasets.versions import load_all_versions
+from rebase.reporting.runs import RunScores, find_runs, git_commit, record_run, runs_table, summaries_of
 from tests.tiny import train_parameters
 
 CELL = {"value": 40.0, "low": 30.0, "high": 50.0}
@@ -71,8 +74,21 @@ def test_the_commit_is_that_of_the_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def put(folder: Path, name: str, version: str, content: object) -> None:
-    (folder / name / version).mkdir(parents=True)
-    (folder / name / version / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    (folder / "t" / name / version).mkdir(parents=True)
+    (folder / "t" / name / version / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def read_runs(folder: Path) -> list[RunScores]:
+    """The runs of the only task, from files as Kedro writes them."""
+    catalog = DataCatalog(
+        {
+            name: PartitionedDataset(path=str(folder), dataset="json.JSONDataset", filename_suffix=f"/{file}.json")
+            for name, file in (("all_scores", "scores"), ("all_run_records", "run_record"))
+        }
+    )
+    scores, records = (load_all_versions(catalog, name, "t") for name in ("all_scores", "all_run_records"))
+    assert load_all_versions(catalog, "all_scores", "another") == {}
+    return find_runs(scores.get("t", {}), records.get("t", {}))
 
 
 def say(folder: Path) -> str:
@@ -90,7 +106,7 @@ def test_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
     said = say(tmp_path)
     assert said.index("train.learning_rate = 0.0003") < said.index("train.learning_rate = 0.001")
     assert "train.epochs" not in said
-    assert "2026-01-02 10:00" in said
+    assert "2026-01-02T10.00.00.000Z" in said
     assert "expert · f1 40.0 [30.0, 50.0]" in said
     assert "$0.2500" in said
     assert "student smol" in said
@@ -107,8 +123,8 @@ def test_a_killed_run_takes_the_record_that_was_made_later(tmp_path: Path) -> No
     assert not adopted.keys() & {"parameters", "versions", "machine"}, "they are of the later session"
     assert by_version["2026-01-02"].record is None
     said = say(tmp_path)
-    assert "no record: made without the pipeline report" in said
-    assert "parameters not known: its report was made later" in said
+    assert "no record: made without the report pipeline" in said
+    assert "parameters unknown: the report was made later" in said
     assert "train." not in said
 
 
@@ -121,3 +137,12 @@ def test_half_written_files_and_empty_folders_are_no_runs(tmp_path: Path) -> Non
     [run] = read_runs(tmp_path)
     assert run.version == "2026-01-03"
     assert "2026-01-03" in say(tmp_path)
+
+
+def test_a_record_gives_the_summaries_of_an_older_run() -> None:
+    summaries = summaries_of(record())
+    assert summaries["transform_summary"] == {
+        "stage": "transform", "in": 5, "kept": 4, "rejected": {"x": 1}, "seconds": 2.5
+    }  # fmt: skip
+    assert summaries["train_summary"]["base_model"] == "smol"
+    assert summaries_of({}) == {}

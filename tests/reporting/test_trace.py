@@ -24,7 +24,9 @@ from rebase.generation.prompts.templates import CotPrompt
 from rebase.parameters import CotParameters, ExcludeParameters
 from rebase.records import Adapter, Task
 from rebase.reporting.console import visible
-from rebase.reporting.trace import _TABLES, Run, read_run, render_trace, trace
+from rebase.reporting.run_tables import TABLES, RunTables, read_run
+from rebase.reporting.trace import trace
+from rebase.reporting.trace_view import render_trace
 from rebase.student.adapters import ORIGIN
 from rebase.teacher.budget import PriceTable
 from rebase.teacher.protocol import Message, Request, Response, Sampling
@@ -83,7 +85,7 @@ def tables() -> dict[str, pd.DataFrame]:
               "detail": "birds/a/train/0"}]
         ),
         "examples": examples,
-        "examples_rejected": pd.DataFrame([{"row_id": "birds/a/train/1", "rank": 3, "reason": "unfit_row", **rejected}]),
+        "examples_rejected": pd.DataFrame([{"row_id": "birds/a/train/1", "rank": 3, "reason": "unfit_row"} | rejected]),
         "reasoned_examples": examples.assign(rationale=["It is night.", None], agreement=[1.0, float("nan")]),
         "reasoning_rejected": pd.DataFrame(columns=["row_id", "dataset", "rank", "reason", "detail", "response_key"]),
         "training_set": pd.DataFrame(
@@ -106,7 +108,7 @@ def shown(found: dict[str, Any]) -> str:
 
 
 def test_an_example_leads_to_its_row_and_its_response() -> None:
-    found = trace("birds/a/train/0", Run(tables(), find_response={KEY: {"raw": "{}", "dollars": 0.25}}.get))
+    found = trace("birds/a/train/0", RunTables(tables(), find_response={KEY: {"raw": "{}", "dollars": 0.25}}.get))
     assert found["kind"] == "example"
     assert found["source"] | {"row": None} == {
         "row_id": "birds/a/train/0", "dataset": "birds", "config": "a", "split": "train", "revision": "r1",
@@ -118,7 +120,7 @@ def test_an_example_leads_to_its_row_and_its_response() -> None:
     [example] = found["examples"]
     assert example["rationale"] == "It is night."
     assert example["dollars"] == 0.25
-    assert example["asked"] == {"raw": "{}", "dollars": 0.25}
+    assert example["response"] == {"raw": "{}", "dollars": 0.25}
     assert example["training"]["completion"] == "asleep"
     assert "missing" not in found
     json.dumps(found, allow_nan=False)
@@ -128,11 +130,11 @@ def test_an_example_leads_to_its_row_and_its_response() -> None:
     ("row_id", "stage", "words"),
     [
         ("birds/a/train/5", "retrieval", {"state": "rejected", "reason": "duplicate", "detail": "birds/a/train/0"}),
-        ("birds/a/train/1", "transform", {"rejected": "unfit_row", "detail": "why", "asked": {"raw": "no"}}),
+        ("birds/a/train/1", "transform", {"rejected": "unfit_row", "detail": "why", "response": {"raw": "no"}}),
     ],
 )
 def test_a_row_that_became_nothing_says_where_it_was_lost(row_id: str, stage: str, words: dict[str, Any]) -> None:
-    found = trace(row_id, Run(tables(), find_response=lambda _: {"raw": "no"}))
+    found = trace(row_id, RunTables(tables(), find_response=lambda _: {"raw": "no"}))
     assert found["kind"] == "row"
     assert found["examples"] == []
     assert found[stage].items() >= words.items()
@@ -140,15 +142,15 @@ def test_a_row_that_became_nothing_says_where_it_was_lost(row_id: str, stage: st
 
 def test_a_row_of_the_datastore_that_nothing_reached() -> None:
     stored = rows().iloc[0].to_dict() | {"row_id": "birds/a/train/77"}
-    found = trace("birds/a/train/77", Run(tables(), find_row={"birds/a/train/77": stored}.get))
+    found = trace("birds/a/train/77", RunTables(tables(), find_row={"birds/a/train/77": stored}.get))
     assert found["source"]["row"] == {"text": "The owl sleeps."}
     assert "not reached" in found["retrieval"]["state"]
 
 
 def test_a_prediction_leads_to_gold_adapter_and_nearest_examples() -> None:
-    run = Run(tables(), encode=encode, evaluated={"version": "v1"})
+    run = RunTables(tables(), encode=encode, evaluated={"version": "v1"})
     found = trace("i1", run)
-    assert found["gold"] == ["in the den"]
+    assert found["references"] == ["in the den"]
     student, expert = found["systems"]
     assert student["scores"] == {"exact_match": 0.0}
     assert "adapter" not in student
@@ -159,21 +161,21 @@ def test_a_prediction_leads_to_gold_adapter_and_nearest_examples() -> None:
     assert near["prompt"] == "Where is the owl?", "what all prompts begin with says nothing"
     assert 0.5 < near["similarity"] < 1
     assert [line["system"] for line in trace("i1", run, "expert")["systems"]] == ["expert"]
-    with pytest.raises(RebaseError, match=r"no prediction of the system 'teacher'.*student, expert answered"):
+    with pytest.raises(RebaseError, match=r"no prediction of the system 'teacher'.*systems with one: student, expert"):
         trace("i1", run, "teacher")
 
 
 def test_a_dataset_leads_to_all_that_was_made_of_it() -> None:
-    found = trace("birds", Run(tables(), env="test", task="owls"))
-    assert found["what_became_of_its_rows"] == {
+    found = trace("birds", RunTables(tables(), env="test", task="owls"))
+    assert found["outcomes"] == {
         "retrieve: duplicate": 1, "transform: unfit_row": 1, "example; in the training set": 1,
     }  # fmt: skip
     assert {line["row_id"] for line in found["rows"]} == {f"birds/a/train/{number}" for number in (0, 1, 5)}
-    assert shlex.split(found["to_train_without_it"]) == [
+    assert shlex.split(found["train_without_it"]) == [
         "kedro", "run", "--pipelines=train,evaluate", "--env=test", "--params=task=owls,train.exclude.datasets='birds'",
     ]  # fmt: skip
-    taken_out = Run(tables(), exclude=ExcludeParameters(licenses=("CC-BY*",)))
-    fates = trace("owner/foxes", taken_out)["what_became_of_its_rows"]
+    taken_out = RunTables(tables(), exclude=ExcludeParameters(licenses=("CC-BY*",)))
+    fates = trace("owner/foxes", taken_out)["outcomes"]
     assert fates == {"example; not in the training set: excluded_license": 1}
 
 
@@ -183,7 +185,7 @@ def test_a_dataset_leads_to_all_that_was_made_of_it() -> None:
 def test_the_command_that_excludes_a_dataset_means_that_dataset(name: str) -> None:
     changed = tables() | {"examples": tables()["examples"].assign(dataset=name)}
     del changed["reasoned_examples"]
-    command = shlex.split(trace(name, Run(changed))["to_train_without_it"])
+    command = shlex.split(trace(name, RunTables(changed))["train_without_it"])
     [said] = [part.removeprefix("--params=") for part in command if part.startswith("--params=")]
     exclude = ExcludeParameters.model_validate(_split_params(None, None, said)["train"]["exclude"])
     assert why_excluded(name, "cc0-1.0", exclude) == "excluded_dataset"
@@ -199,19 +201,19 @@ def with_a_twin() -> dict[str, pd.DataFrame]:
 
 
 def test_a_duplicate_leads_to_the_row_that_was_kept_for_it() -> None:
-    run = Run(with_a_twin())
+    run = RunTables(with_a_twin())
     same = {"row_id": "copies/a/train/3", "kept": "birds/a/train/0", "dataset": "birds",
-            "fate": "example; in the training set"}  # fmt: skip
+            "outcome": "example; in the training set"}  # fmt: skip
     assert trace("copies/a/train/3", run)["retrieval"]["kept_instead"] == same
     found = trace("copies", run)
-    assert found["what_became_of_its_rows"] == {"retrieve: duplicate": 1}
-    assert found["the_same_in_rows_of_other_datasets"] == [same]
-    assert "to_train_without_it" not in found, "there is nothing of it"
-    command = shlex.split(found["to_train_without_these_datasets_too"])
+    assert found["outcomes"] == {"retrieve: duplicate": 1}
+    assert found["duplicates_in_other_datasets"] == [same]
+    assert "train_without_it" not in found, "there is nothing of it"
+    command = shlex.split(found["train_without_it_and_its_duplicates"])
     said = _split_params(None, None, command[-1].removeprefix("--params="))["train"]["exclude"]
     assert ExcludeParameters.model_validate(said).datasets == ("copies", "birds")
     assert "birds/a/train/0" in shown(found)
-    assert "the_same_in_rows_of_other_datasets" not in trace("birds", run), "what is its own is no other dataset's"
+    assert "duplicates_in_other_datasets" not in trace("birds", run), "what is its own is no other dataset's"
 
 
 def other_pipelines() -> dict[str, pd.DataFrame]:
@@ -235,7 +237,7 @@ def other_pipelines() -> dict[str, pd.DataFrame]:
 
 
 def test_what_other_pipelines_made_is_found_too() -> None:
-    run = Run(other_pipelines(), encode=encode, evaluated={"version": "v1"})
+    run = RunTables(other_pipelines(), encode=encode, evaluated={"version": "v1"})
     found = trace("birds/a/train/0", run)
     assert [(example["table"], example["answer"]) for example in found["examples"]] == [
         ("reasoned_examples", "asleep"), ("distilled_examples", "on a branch"), ("mixed_examples", "on a branch"),
@@ -245,7 +247,7 @@ def test_what_other_pipelines_made_is_found_too() -> None:
     [mixed] = trace("distilled_examples/birds/a/train/0", run)["examples"]
     assert mixed["origin"] == "distilled_examples"
     assert trace("birds/a/train/1", run)["distil"]["rejected"] == "not_as_asked"
-    assert "example; in the training set" in trace("birds", run)["what_became_of_its_rows"]
+    assert "example; in the training set" in trace("birds", run)["outcomes"]
     made_up = trace("synthesized-00001", run)
     assert made_up["retrieval"] == {"state": "none: made without a retrieved row"}
     assert made_up["examples"][0]["training"] == {"state": "no training set yet"}
@@ -259,15 +261,15 @@ def test_what_other_pipelines_made_is_found_too() -> None:
     assert trace("i1", run, "rebase")["systems"][0]["raw_output"] == "in the den"
     assert shown(found)
     assert shown(made_up)
-    alone = Run({"comparison_predictions": other_pipelines()["comparison_predictions"]})
+    alone = RunTables({"comparison_predictions": other_pipelines()["comparison_predictions"]})
     assert [answer["system"] for answer in trace("i1", alone)["systems"]] == ["student", "rebase"]
 
 
-@pytest.mark.parametrize("absent", [*_TABLES, "all but retrieved"])
+@pytest.mark.parametrize("absent", [*TABLES, "all but retrieved"])
 def test_half_a_run_says_what_is_missing(absent: str) -> None:
-    gone = [name for name in _TABLES if name != "retrieved"] if absent == "all but retrieved" else [absent]
+    gone = [name for name in TABLES if name != "retrieved"] if absent == "all but retrieved" else [absent]
     half = {name: table for name, table in tables().items() if name not in gone}
-    run = Run(half, dict.fromkeys(gone, "not there yet"), encode=encode)
+    run = RunTables(half, dict.fromkeys(gone, "not there yet"), encode=encode)
     for identifier in ("birds/a/train/0", "birds", "owner/foxes/b/train/7", "owner/foxes"):
         found = trace(identifier, run)
         assert set(found.get("missing", ())) == set(gone) - {"predictions"}
@@ -280,13 +282,13 @@ def test_half_a_run_says_what_is_missing(absent: str) -> None:
 
 
 def test_an_unknown_name_is_an_error_with_a_guess() -> None:
-    with pytest.raises(RebaseError, match=r"nothing is called 'owner/fox'.*owner/foxes.*\nscores is missing: run it"):
-        trace("owner/fox", Run(tables(), {"scores": "run it"}))
+    with pytest.raises(RebaseError, match=r"is called 'owner/fox'.*owner/foxes.*\nscores is missing: run it"):
+        trace("owner/fox", RunTables(tables(), {"scores": "run it"}))
 
 
 @pytest.mark.parametrize("identifier", ["owner/foxes/b/train/7", "i1", "owner/foxes"])
 def test_hostile_text_is_shown_as_text(identifier: str) -> None:
-    said = shown(trace(identifier, Run(tables(), encode=encode)))
+    said = shown(trace(identifier, RunTables(tables(), encode=encode)))
     assert not set(said) & set("\x1b\x07\x9b\u202e")
     if identifier != "owner/foxes":
         assert r"\x1b[31mred\x1b[0m [bold]not bold[/bold] \u202eback\x07 \x9b2J" in said
@@ -325,10 +327,10 @@ def loader(folder: Path) -> Callable[[str], Any]:
         '{"sources": [{"dataset": "birds", "license": "mit", "examples": 3}]}'
     )
 
-    def load(name: str) -> Any:
-        if name not in entries:
+    def load(name: str, version: str | None = None) -> Any:
+        if name not in entries or version == "v0":
             raise RebaseError("not there yet")
-        return entries[name]
+        return Adapter(folder / version / "adapter", "tiny") if version else entries[name]
 
     load.entries = entries  # type: ignore[attr-defined]
     return load
@@ -336,21 +338,26 @@ def loader(folder: Path) -> Callable[[str], Any]:
 
 def test_a_run_is_read_from_its_catalog(tmp_path: Path) -> None:
     load = loader(tmp_path)
-    assert trace("birds/a/train/0", read_run(load))["examples"][0]["asked"] is None, "no store yet, and none is made"
+    assert trace("birds/a/train/0", read_run(load))["examples"][0]["response"] is None, "no store yet, and none is made"
     assert not (tmp_path / "responses.sqlite").exists()
     with closing(ResponseCache(tmp_path / "responses.sqlite")) as store:
         store.put(REQUEST, Response(KEY, '{"a": 1}', "stop", 1_000_000, 500_000, batch=True), "anthropic", "m")
-    asked = trace("birds/a/train/0", read_run(load))["examples"][0]["asked"]
-    assert asked["prompt"] == [{"system": "Write."}, {"user": "An example?"}, {"assistant": "{}"}, {"user": "The row."}]
-    assert asked["raw"] == '{"a": 1}'
-    assert asked["dollars"] == 1.0
+    response = trace("birds/a/train/0", read_run(load))["examples"][0]["response"]
+    assert response["prompt"] == [
+        {"system": "Write."},
+        {"user": "An example?"},
+        {"assistant": "{}"},
+        {"user": "The row."},
+    ]
+    assert response["raw_output"] == '{"a": 1}'
+    assert response["dollars"] == 1.0
     assert trace("birds/a/train/5", read_run(load))["source"]["row"] == {"a": "b"}
     assert trace("unused", read_run(load))["dataset"]["rows_kept"] == 2
     expert = trace("i1", read_run(load))["systems"][1]
     assert expert["adapter"]["version"] == "v1"
     assert expert["adapter"]["trained_on"] == {"birds (mit)": 3}
     load.entries["evaluate_summary"] = {"adapter": "v0"}  # type: ignore[attr-defined]
-    assert "not there any more" in trace("i1", read_run(load))["systems"][1]["adapter"]["folder"]
+    assert "not there anymore" in trace("i1", read_run(load))["systems"][1]["adapter"]["folder"]
 
 
 def test_an_empty_catalog_is_told_in_one_message() -> None:
@@ -375,14 +382,14 @@ def test_the_responses_behind_a_rationale_are_found(tmp_path: Path, reading_task
     entries["teacher"].provider, entries["teacher"].model = "anthropic", "m"
 
     def found() -> Any:
-        return trace("birds/a/train/0", read_run(load))["examples"][0]["asked_for_reasoning"]
+        return trace("birds/a/train/0", read_run(load))["examples"][0]["reasoning_responses"]
 
-    assert "not stored" in found()
+    assert "not cached" in found()
     example, row = entries["examples"].iloc[0].to_dict(), rows().iloc[0].to_dict()
     request = cot_request(task, example, row, prompt, CotParameters.model_validate(cot), 1)
     with closing(ResponseCache(tmp_path / "responses.sqlite")) as store:
         store.put(request, Response(request.key("anthropic", "m"), "It is night.", "stop", 7, 3), "anthropic", "m")
-    assert [response["raw"] for response in found()] == ["It is night."]
+    assert [response["raw_output"] for response in found()] == ["It is night."]
 
 
 @pytest.mark.slow
@@ -399,5 +406,5 @@ def test_the_command_on_half_a_run(tmp_path: Path) -> None:
     assert "\x1b" not in said
     assert "examples" in said
     found = json.loads(kedro(project, "trace", "birds", "--env=test", "--json").stdout)
-    assert found["what_became_of_its_rows"] == {"retrieved": 2}
+    assert found["outcomes"] == {"retrieved": 2}
     assert not (outputs(project) / "cache").exists(), "looking makes no store of responses"

@@ -1,4 +1,4 @@
-"""The history of runs: what each was made with, what it scored and cost, by Kedro's versions of two files."""
+"""The history of runs: how each run was made, what it scored and what it cost."""
 
 import json
 import platform
@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from shutil import which
 from typing import Any
 
@@ -16,9 +15,10 @@ from rich.table import Table
 from rebase.reporting.redaction import public
 from rebase.weights import machine_name
 
+Line = dict[str, Any]
+
 _PACKAGES = ("rebase", "kedro", "torch", "transformers", "trl", "peft")
-_SCORES, _RECORD = "scores.json", "run_record.json"
-# What a record says of the session that made it, not of the files that it found.
+#: Keys of a record that describe the session that wrote it, not the files that it summarizes.
 _OF_THE_SESSION = ("parameters", "versions", "machine")
 
 
@@ -67,92 +67,95 @@ def record_run(
     }
 
 
-def read_runs(folder: Path) -> list[RunScores]:
-    """The runs whose scores lie in a task's reporting folder, the newest first.
+def find_runs(scores: Mapping[str, Line], records: Mapping[str, Line]) -> list[RunScores]:
+    """The runs of a task, the newest first, from its scores and records by version.
 
-    A record of the same version is the run's; a run that was killed before it has the first later record of the same
-    scores, which belong to no other run, without the parameters, versions and machine: those are of the session that
-    made it. Files that cannot be read count as missing.
+    A record belongs to the run of its version. A run that was killed before its record was written gets the first
+    later record of equal scores that belongs to no other run, without the parameters, versions and machine: those
+    describe the session that wrote the record.
     """
-    scores, records = _read_versions(folder / _SCORES), _read_versions(folder / _RECORD)
-    later = {made: record for made, record in records.items() if made not in scores}
+    later = {written: record for written, record in sorted(records.items()) if written not in scores}
 
-    def record_of(made: str, said: dict[str, Any]) -> dict[str, Any] | None:
-        if made in records:
-            return records[made]
-        of_the_same = (later[key] for key in sorted(later) if key > made and later[key].get("scores") == said)
-        found = next(of_the_same, None)
-        return found and {name: value for name, value in found.items() if name not in _OF_THE_SESSION}
+    def find_record(run_version: str, run_scores: Line) -> Line | None:
+        if run_version in records:
+            return records[run_version]
+        for written, record in later.items():
+            if written > run_version and record.get("scores") == run_scores:
+                return {name: value for name, value in record.items() if name not in _OF_THE_SESSION}
+        return None
 
-    return [RunScores(made, said, record_of(made, said)) for made, said in sorted(scores.items(), reverse=True)]
+    return [
+        RunScores(run_version, run_scores, find_record(run_version, run_scores))
+        for run_version, run_scores in sorted(scores.items(), reverse=True)
+    ]
+
+
+def summaries_of(record: Mapping[str, Any]) -> dict[str, Line]:
+    """The stage summaries, by catalog name, as far as a run's record holds them."""
+    counts, seconds = record.get("counts", {}), record.get("seconds", {})
+    base_model = record.get("models", {}).get("student")
+    return {
+        f"{stage}_summary": {"stage": stage, **values, "seconds": seconds.get(stage)}
+        | ({"base_model": base_model} if stage == "train" else {})
+        for stage, values in counts.items()
+    }
 
 
 def runs_table(task: str, runs: Sequence[RunScores]) -> Table:
-    """The runs in one table: scores, dollars, and of parameters, models and versions what is not the same in all.
+    """The runs in one table: scores, dollars, and the parameters, models and versions in which they differ.
 
-    Not a difference is what only one of them has.
+    A setting that only some runs have (they are of another version of rebase) is no difference.
     """
     settings = [_settings(run.record) for run in runs]
-    names = sorted({name for own in settings for name in own})
-    # What only some runs know of, because they are of another version, is no difference in how they were made.
-    differing = [name for name in names if len({json.dumps(own[name]) for own in settings if name in own}) > 1]
+    names = sorted({name for run_settings in settings for name in run_settings})
+    values = {name: [run_settings[name] for run_settings in settings if name in run_settings] for name in names}
+    differing = [name for name in names if len(set(map(json.dumps, values[name]))) > 1]
     table = Table(title=f"rebase · runs of task {task}", title_justify="left", show_lines=True)
-    for column in ("run", "score, interval", "items", "examples", "paid", "what differs"):
+    for column in ("run", "score, interval", "items", "examples", "paid", "differences"):
         table.add_column(column, justify="right" if column in {"items", "examples", "paid"} else "left")
-    for run, own in zip(runs, settings, strict=True):
+    for run, run_settings in zip(runs, settings, strict=True):
         record = run.record or {}
         table.add_row(
-            run.version[:16].replace("T", " ").replace(".", ":"),
+            run.version,
             "\n".join(_score_lines(run.scores)),
             f"{run.scores.get('n', '–')}",
             f"{record.get('counts', {}).get('train', {}).get('kept', '–')}",
             _dollars(record.get("dollars"), record.get("used_dollars")),
-            "\n".join([f"{name} = {_short(own[name])}" for name in differing if name in own] + _gaps(run)),
+            "\n".join(
+                [f"{name} = {_short(run_settings[name])}" for name in differing if name in run_settings] + _gaps(run)
+            ),
         )
-    known = [own for own in settings if own]
-    shared = [name for name in names if name not in differing and "." not in name and all(name in own for own in known)]
+    recorded = sum(bool(run_settings) for run_settings in settings)
+    shared = [n for n in names if n not in differing and "." not in n and len(values[n]) == recorded]
     if shared:
-        table.caption = "The same in all: " + ", ".join(f"{name} {_short(known[0][name])}" for name in shared)
+        table.caption = "The same in all runs: " + ", ".join(f"{name} {_short(values[name][0])}" for name in shared)
     return table
 
 
 def git_commit() -> str | None:
-    """The commit of the folder that the run is in, ``-dirty`` where files were changed; None where there is none."""
+    """The commit of the working folder, with ``-dirty`` after changes; None outside a repository."""
     git = which("git")
     if git is None:
         return None
-    said = subprocess.run(  # noqa: S603
+    result = subprocess.run(  # noqa: S603
         [git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    return said.stdout.strip() or None if said.returncode == 0 else None
+    return result.stdout.strip() or None if result.returncode == 0 else None
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            versions[package] = None
+    return versions
 
 
-def _read_versions(path: Path) -> dict[str, dict[str, Any]]:
-    """Kedro keeps a versioned file as ``path/VERSION/name``: each version that can be read."""
-    found = {}
-    for file in path.glob(f"*/{path.name}"):
-        try:
-            said = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(said, dict):
-            found[file.parent.name] = said
-    return found
-
-
-def _settings(record: dict[str, Any] | None) -> dict[str, Any]:
-    """What a run was made with, by one name each: models and versions by theirs, parameters with their group."""
+def _settings(record: Line | None) -> Line:
+    """How a run was made, flat: models and versions by their names, parameters as ``group.name``."""
     if record is None:
         return {}
     machine = {"machine": record["machine"]} if "machine" in record else {}
@@ -160,16 +163,16 @@ def _settings(record: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _gaps(run: RunScores) -> list[str]:
-    """What is not known of how a run was made, in words."""
+    """The parts of a run's record that are missing, as sentences."""
     if not run.record:
-        return ["no record: made without the pipeline report"]
-    return [] if "parameters" in run.record else ["parameters not known: its report was made later"]
+        return ["no record: made without the report pipeline"]
+    return [] if "parameters" in run.record else ["parameters unknown: the report was made later"]
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Line:
+    flat: Line = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
 
 
@@ -182,7 +185,7 @@ def _score_lines(scores: Mapping[str, Any]) -> list[str]:
 
 
 def _dollars(paid: float | None, used: float | None) -> str:
-    """What was paid now; what the stored responses would have cost beside it."""
+    """The dollars paid, and below them the price of all used responses, if some were cached."""
     if paid is None:
         return "–"
     return f"${paid:,.4f}" + (f"\nof ${used:,.4f} used" if used is not None and used > paid else "")
