@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._send(401, {"error": "Invalid credentials"})
         if hub.rejection:
-            return self._send(hub.rejection[0], {"error": hub.refusal[1]})
+            return self._send(hub.rejection[0], {"error": hub.rejection[1]})
         if path == "/api/validate-yaml":
             return self._send(200, {"errors": [], "warnings": []})
         if path == "/api/repos/create":

@@ -73,7 +73,8 @@ def tables() -> dict[str, pd.DataFrame]:
     rejected = {"dataset": "birds", "detail": "why", "response_key": KEY, "text": "{}"}
     predictions = pd.DataFrame(
         [
-            {"system": system, "item_id": "i1", "prompt": "Answer.\nWhere is the fox?", "raw_output": raw, "extracted": raw,
+            {"system": system, "item_id": "i1", "prompt": "Answer.\nWhere is the fox?", "raw_output": raw,
+             "extracted": raw,
              "references": '["in the den"]', "exact_match": score}
             for system, raw, score in (("student", HOSTILE, 0.0), ("expert", "in the den", 1.0))
         ]
