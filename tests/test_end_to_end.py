@@ -82,7 +82,7 @@ def test_counts_add_up_from_stage_to_stage(project):
 
 def test_every_example_leads_back_to_its_row(project):
     examples = pd.read_parquet(outputs(project) / "05_model_input" / "reading_qa" / "examples.parquet")
-    retrieved = pd.read_parquet(outputs(project) / "04_feature" / "reading_qa" / "retrieved.parquet")
+    retrieved = pd.read_parquet(latest(outputs(project) / "04_feature" / "reading_qa" / "retrieved.parquet"))
     joined = examples.merge(retrieved, on="row_id", suffixes=("", "_row"))
     assert len(joined) == len(examples) > 0
     for example in joined.itertuples():

@@ -35,7 +35,6 @@ def check(names: str, **params: str) -> None:
 @pytest.mark.parametrize(
     ("names", "params", "words"),
     [
-        ("evaluate,groups", {}, "average_groups reads the files of predictions"),
         ("distil,students", {"students_examples": "distilled_examples"}, "train_students reads .* distilled_examples"),
         ("mix,students", {"students_examples": "mixed_examples"}, "train_students reads .* mixed_examples"),
     ],

@@ -148,8 +148,6 @@ def _check_order(name: str, pipeline: Pipeline, catalog: CatalogProtocol) -> Non
     found: Iterable[str] = ()
     if name == "students_examples":
         found = [Path(catalog[name]._describe().get("filepath", "")).stem]
-    elif name == "all_predictions":
-        found = ["predictions"]
     if made := sorted(pipeline.all_outputs().intersection(found)):
         readers = ", ".join(node.name for node in pipeline.only_nodes_with_inputs(name).nodes)
         raise RebaseError(

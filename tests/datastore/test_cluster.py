@@ -27,7 +27,7 @@ from rebase.pipelines.retrieve.nodes import embed_task
 from tests.datastore.test_search import many
 from tests.pipelines.conftest import write_datasets
 from tests.s3 import Bucket, serve_bucket
-from tests.test_end_to_end import ROOT, copy_of_project, kedro
+from tests.test_end_to_end import ROOT, copy_of_project, kedro, latest
 
 RAY = {"kind": "ray", "workers": 2}
 INDEX = IndexParameters(segment_datasets=3, trees=3, seed=1)
@@ -148,7 +148,7 @@ def test_a_run_on_the_cluster_retrieves_what_a_laptop_retrieves(bucket, tmp_path
         done = kedro(project, "run", "--pipelines=ingest,embed,index,retrieve", f"--env={environment}", params)
         assert "hush-hush" not in done.stdout + done.stderr
         summary = json.loads((data / "08_reporting" / "reading_qa" / "retrieve_summary.json").read_text())
-        found[environment] = pd.read_parquet(data / "04_feature" / "reading_qa" / "retrieved.parquet"), summary
+        found[environment] = pd.read_parquet(latest(data / "04_feature" / "reading_qa" / "retrieved.parquet")), summary
     (here, summary), (there, summary_there) = found["local"], found["cluster"]
     assert here["row_id"].tolist() == there["row_id"].tolist()
     assert here["rank"].tolist() == there["rank"].tolist()

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from rebase.errors import RebaseError
-from rebase.pipelines.evaluate_teacher.nodes import predict_teacher, score_teacher
+from rebase.pipelines.evaluate.teacher import predict_teacher, score_teacher
 from rebase.records import Task
 from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.tasks.source_rows import SourceRows
@@ -82,5 +82,5 @@ def test_a_budget_that_does_not_last_gives_no_score():
 def test_a_request_that_failed_is_no_wrong_answer():
     said = iter(['{"answer": "sport"}', *[RuntimeError("no route to host")] * 9])
     teacher = cached(Scripted(lambda _: next(said), concurrency=1))
-    with pytest.raises(RebaseError, match=r"1 of 2 requests to scripted/test failed\. It says: no route to host"):
+    with pytest.raises(RebaseError, match=r"1 of 2 requests to scripted/test failed: no route to host"):
         predict_teacher(TOPIC, items(TOPIC, ["sport"] * 2), teacher, PROMPT, PARAMETERS)

@@ -48,7 +48,7 @@ def test_each_task_counts_alike_and_missing_ones_are_named():
 
 
 def test_nothing_was_run():
-    with pytest.raises(RebaseError, match="no task that belongs to a group was run"):
+    with pytest.raises(RebaseError, match="no task of a group has been evaluated"):
         average_groups(tasks(one=["bbh"], alone=[]), {"alone": lambda: predictions([1], None)}, evaluate_parameters())
 
 

@@ -400,8 +400,9 @@ def test_the_command_on_half_a_run(tmp_path: Path) -> None:
     assert nothing.returncode == 1
     assert "retrieved is missing: not there yet; kedro run --pipelines=retrieve makes it." in nothing.stderr
     assert "Traceback" not in nothing.stderr
-    (outputs(project) / "04_feature" / "reading_qa").mkdir(parents=True)
-    rows().to_parquet(outputs(project) / "04_feature" / "reading_qa" / "retrieved.parquet")
+    version = outputs(project) / "04_feature" / "reading_qa" / "retrieved.parquet" / "2026-01-01T00.00.00.000Z"
+    version.mkdir(parents=True)
+    rows().to_parquet(version / "retrieved.parquet")
     said = kedro(project, "trace", "owner/foxes/b/train/7", "--env=test").stdout
     assert r"\x1b[31mred" in said
     assert "\x1b" not in said

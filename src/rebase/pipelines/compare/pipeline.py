@@ -7,7 +7,7 @@ from rebase.pipelines import (
     distil,
     embed,
     estimate,
-    evaluate_teacher,
+    evaluate,
     index,
     ingest,
     retrieve,
@@ -49,7 +49,7 @@ def create_pipeline() -> Pipeline:
             "reason_examples": no_examples("cot"),
         },
     )
-    pipeline += evaluate_teacher.create_pipeline().only_nodes("predict_teacher")
+    pipeline += evaluate.create_teacher_pipeline().only_nodes("predict_teacher")
     return sum((_train(name, examples) for name, examples in TRAINING_SETS.items()), pipeline + _compare())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from rebase.parameters import EvaluateParameters
-from rebase.records import Adapter, Task
+from rebase.records import Adapter, Task, summarize_stage
 from rebase.student.answering import EXPERT, STUDENT, answer_items
 from rebase.student.handle import Student
 from rebase.tasks.evaluation_items import select_items
@@ -17,24 +17,21 @@ from rebase.weights import resolve_dtype
 def predict(
     task: Task, evaluation_items: pd.DataFrame, student: Student, adapter: Adapter, parameters: EvaluateParameters
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Let both systems answer the items, ``limit`` of them by even stride; the weights are loaded once.
+    """Generate both systems' answers to the selected items (``select_items``); the weights are loaded once.
 
-    Items that the task's own examples show are left out first, and counted as ``shown_in_prompt``.
-
-    Returns ``generations`` (``system``, ``item_id``, ``prompt``, ``raw_output``, ``references``) and the stage's summary.
+    Returns ``generations`` and the summary, with the version of the adapter, by which ``kedro trace`` finds it.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     items, rejected = select_items(task, evaluation_items, parameters.limit)
     generations = answer_items(task, items, student, {STUDENT: None, EXPERT: adapter}, parameters)
-    summary = {
-        "stage": "evaluate",
-        "in": len(evaluation_items),
-        "kept": len(items),
-        "rejected": rejected,
-        "dtype": resolve_dtype(student.dtype),
-        "adapter": adapter.folder.parent.name,  # its version: `kedro trace` leads from a prediction to it
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    summary = summarize_stage(
+        "evaluate",
+        kept=len(items),
+        rejected=rejected,
+        seconds=time.monotonic() - started,
+        dtype=resolve_dtype(student.dtype),
+        adapter=adapter.folder.parent.name,
+    )
     return generations, summary
 
 
@@ -43,8 +40,13 @@ def score_predictions(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Extract every answer and score it by the task's metrics.
 
-    Returns ``predictions`` (``generations`` with ``extracted`` and one column a metric, 0 .. 1) and ``scores``:
-    percentages with bootstrap intervals, for each system and for the paired difference expert - student.
+    Returns ``predictions`` and ``scores``: percentages with bootstrap intervals, for each system and for the paired
+    difference expert - student.
     """
     predictions = score_answers(task, generations)
     return predictions, aggregate(task, predictions, [(EXPERT, STUDENT)], parameters)
+
+
+def collect_item_scores(task: Task, predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the task's partition of ``item_scores``: each system's score per item and metric, 0 to 1."""
+    return {task.name: predictions[["system", "item_id", *task.metrics]]}

@@ -1,3 +1,5 @@
-"""Evaluate the teacher, or any model that speaks its protocol, on the task's evaluation set."""
+"""Evaluate the teacher: a pipeline of its own, because its requests cost money; the code is in ``evaluate``."""
 
-from rebase.pipelines.evaluate_teacher.pipeline import create_pipeline as create_pipeline
+from rebase.pipelines.evaluate.pipeline import create_teacher_pipeline as create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -13,30 +13,30 @@ from rebase.tasks.metrics import bootstrap_means
 
 def average_groups(
     all_tasks: Mapping[str, Callable[[], Any]],
-    all_predictions: Mapping[str, Callable[[], pd.DataFrame]],
+    item_scores: Mapping[str, Callable[[], pd.DataFrame]],
     parameters: EvaluateParameters,
 ) -> dict[str, Any]:
-    """For each group of tasks the mean over its tasks of their first metric, for every system that answered them all.
+    """Average the first metric over each group's tasks, for every system that answered all evaluated tasks.
 
-    Both are partitions by the name of the task; the predictions are those of each task's last run. The interval draws
-    items anew within each task. ``missing`` names the tasks of a group that were not run: a mean without them is not
-    the benchmark's. Raises RebaseError where no task of any group was run.
+    Both inputs have one partition per task; the scores are those of each task's last evaluation. The interval draws
+    items within each task. ``missing`` lists tasks of a group without scores: a mean without them is not comparable
+    with the benchmark's. Raises RebaseError if no task of any group has scores.
     """
     tasks = {name: Task.parse(load(), f"{name}.yml") for name, load in all_tasks.items()}
-    predictions = {name: load() for name, load in all_predictions.items() if tasks.get(name) and tasks[name].groups}
-    if not predictions:
-        raise RebaseError("groups: no task that belongs to a group was run. Run one: kedro run --params=task=bbh_...")
-    found = {}
-    for group in sorted({group for name in predictions for group in tasks[name].groups}):
+    scores = {name: load() for name, load in item_scores.items() if name in tasks and tasks[name].groups}
+    if not scores:
+        raise RebaseError("groups: no task of a group has been evaluated. Run one: kedro run --params=task=bbh_...")
+    groups = {}
+    for group in sorted({group for name in scores for group in tasks[name].groups}):
         members = [name for name, task in tasks.items() if group in task.groups]
-        done = {name: predictions[name].groupby("system") for name in members if name in predictions}
-        systems = set.intersection(*({str(system) for system in by.groups} for by in done.values()))
-        found[group] = {
-            "tasks": sorted(done),
-            "missing": sorted({*members} - {*done}),
+        by_system = {name: scores[name].groupby("system") for name in members if name in scores}
+        systems = set.intersection(*({str(system) for system in frame.groups} for frame in by_system.values()))
+        groups[group] = {
+            "tasks": sorted(by_system),
+            "missing": sorted({*members} - {*by_system}),
             "systems": {
                 system: bootstrap_means(
-                    [by.get_group(system)[tasks[name].metrics[0]].to_list() for name, by in done.items()],
+                    [frame.get_group(system)[tasks[name].metrics[0]].to_list() for name, frame in by_system.items()],
                     parameters.bootstrap_samples,
                     parameters.confidence,
                     parameters.seed,
@@ -44,4 +44,4 @@ def average_groups(
                 for system in sorted(systems)
             },
         }
-    return {"unit": "percent", "confidence": parameters.confidence, "groups": found}
+    return {"unit": "percent", "confidence": parameters.confidence, "groups": groups}

@@ -6,6 +6,6 @@ from rebase.pipelines.groups.nodes import average_groups
 
 
 def create_pipeline() -> Pipeline:
-    """The predictions of every task's last run to ``group_scores``."""
-    given = ["all_tasks", "all_predictions", "params:evaluate"]
-    return Pipeline([Node(average_groups, given, "group_scores", name="average_groups")])
+    """Map the item scores of every evaluated task to ``group_scores``."""
+    inputs = ["all_tasks", "item_scores", "params:evaluate"]
+    return Pipeline([Node(average_groups, inputs, "group_scores", name="average_groups")])
