@@ -52,7 +52,10 @@ class RunReporter:
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Check task, evaluation set, prompts and the teacher's key before anything is computed."""
         self._stage_started = time.monotonic()
-        inputs = pipeline.inputs()
+        inputs, outputs = pipeline.inputs(), pipeline.all_outputs()
+        if "estimate" in outputs and "examples" not in outputs:
+            nodes = ", ".join(node.name for node in pipeline.nodes)
+            logger.info("estimate: runs %s; sends no request to the teacher", nodes)
         try:
             for name in sorted(inputs):
                 _check_order(name, pipeline, catalog)

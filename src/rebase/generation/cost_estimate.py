@@ -1,7 +1,7 @@
 """Estimate requests, tokens, dollars and hours before any request is sent, each as a range from low to high."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,21 +10,8 @@ from rebase.teacher.budget import Price
 from rebase.teacher.protocol import Request
 from rebase.text import approximate_tokens
 
-
-@dataclass(frozen=True)
-class Range:
-    """A quantity between two bounds."""
-
-    low: float
-    high: float
-
-    def __add__(self, other: "Range") -> "Range":
-        return Range(self.low + other.low, self.high + other.high)
-
-    @property
-    def pair(self) -> list[float]:
-        """The bounds, for JSON."""
-        return [self.low, self.high]
+#: A quantity from low to high.
+Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -36,31 +23,28 @@ class CostEstimate:
     output_tokens: Range
 
     @classmethod
-    def of(cls, summary: dict[str, Any]) -> "CostEstimate":
+    def of(cls, summary: Mapping[str, Any]) -> "CostEstimate":
         """Read what ``summary`` wrote."""
-        return cls(*(Range(*summary[name]) for name in ("requests", "input_tokens", "output_tokens")))
+        return cls(*(tuple(summary[name]) for name in ("requests", "input_tokens", "output_tokens")))
 
     def __add__(self, other: "CostEstimate") -> "CostEstimate":
-        return CostEstimate(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return CostEstimate(*((low + other_low, high + other_high) for (low, high), (other_low, other_high) in pairs))
 
     def dollars(self, price: Price | None, *, batch: bool = False) -> list[float] | None:
         """The cost, low and high; None without a price."""
-        if price is None:
-            return None
-        tokens = zip(self.input_tokens.pair, self.output_tokens.pair, strict=True)
-        return [price.dollars(read, written, batch=batch) for read, written in tokens]
+        tokens = zip(self.input_tokens, self.output_tokens, strict=True)
+        return [price.dollars(read, written, batch=batch) for read, written in tokens] if price else None
 
     def hours(self, limits: Limits | None) -> list[float] | None:
         """The shortest time that the rate limits allow, low and high; None without limits."""
         per_minute = limits.per_minute if limits else {}
-        waits = [
-            [amount / limit / 60 for amount in vars(self)[kind].pair] for kind, limit in per_minute.items() if limit
-        ]
+        waits = [[amount / limit / 60 for amount in vars(self)[kind]] for kind, limit in per_minute.items() if limit]
         return [max(low for low, _ in waits), max(high for _, high in waits)] if waits else None
 
     def summary(self, price: Price | None, limits: Limits | None) -> dict[str, Any]:
         """The estimate as JSON, each quantity as ``[low, high]``."""
-        return {name: quantity.pair for name, quantity in vars(self).items()} | {
+        return {name: list(quantity) for name, quantity in vars(self).items()} | {
             "dollars": self.dollars(price),
             "dollars_batch": self.dollars(price, batch=True),
             "hours": self.hours(limits),
@@ -80,9 +64,9 @@ def estimate_requests(
     minimum = min(minimum, len(requests))
     limit = min((request.sampling.max_tokens for request in requests), default=0)
     return CostEstimate(
-        Range(minimum, len(requests)),
-        Range(round(sum(read[:minimum])), round(sum(read))),
-        Range(minimum * min(limit, *written), len(requests) * min(limit, max(written))),
+        (minimum, len(requests)),
+        (round(sum(read[:minimum])), round(sum(read))),
+        (minimum * min(limit, *written), len(requests) * min(limit, max(written))),
     )
 
 

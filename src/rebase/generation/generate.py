@@ -252,8 +252,8 @@ def rejected_line(item: Line, rejection: Rejection, response: Response | Failure
 
 
 def require_examples(stage: str, examples: pd.DataFrame) -> None:
-    """Raise RebaseError if a run has not written the table of examples yet, or left it empty."""
-    if examples.empty:
+    """Raise RebaseError if no run has written the table of examples yet (see ``OptionalTableDataset``)."""
+    if examples.columns.empty:
         raise RebaseError(f"{stage}: there are no examples. Run the pipelines transform and cot first.")
 
 

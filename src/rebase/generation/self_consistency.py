@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rebase.generation.filters import Rejection
+from rebase.generation.generate import read_response
 from rebase.generation.verification import reject_rationale, same_answer, tidy_answer
 from rebase.records import Task
 from rebase.teacher.cached import CachedSession
-from rebase.teacher.protocol import Failure, Request, Response, why_unreadable
+from rebase.teacher.protocol import Failure, Request, Response
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,10 @@ async def sample_answers(
 def _read_sample(
     task: Task, fields: Mapping[str, str], response: Response | Failure, read: Callable[[str], tuple[str | None, str]]
 ) -> AnswerSample:
-    if isinstance(response, Failure) or response.finish != "stop":
-        return AnswerSample(response, fault=why_unreadable(response))
-    try:
-        rationale, answer = read(response.text)
-    except ValueError:
-        return AnswerSample(response, fault="not_as_asked")
-    answer = tidy_answer(task, fields, answer)
+    parsed = read_response(response, read)
+    if isinstance(parsed, Rejection):
+        return AnswerSample(response, fault=parsed.reason)
+    rationale, answer = parsed[0], tidy_answer(task, fields, parsed[1])
     fault = None if rationale is None else reject_rationale(task, rationale, answer)
     return AnswerSample(response, rationale or "", answer, fault)
 

@@ -55,7 +55,9 @@ def transform_request(
     if isinstance(cue, Cue):
         return ask_request(task, cue, prompt.ask, parameters.sampling)
     if isinstance(cue, SourceText):
-        return _solve_request(task, row, cue, prompt.solve, parameters)
+        # The other cells are data, because they often contain the answer.
+        cells = {name: text for name, text in _cells(row).items() if name != cue.column}
+        return _solve_request(task, prompt.solve, {task.query_fields[0]: cue.text}, cells, parameters)
     words = _task_in_words(task)
     turns = []
     for example in task.examples:
@@ -85,22 +87,6 @@ def ask_request(task: Task, cue: Cue, prompt: AskPrompt, sampling: SamplingParam
     schema = _object({field: {"type": "string", "pattern": rf"^({openings}) [^?\"\\\[\]\n]+\?$"}})
     system = prompt.system.format(instruction=task.instruction)
     return _request(system, turns, cloze(cue.sentence, cue.answer), schema, sampling)
-
-
-def _solve_request(
-    task: Task, row: Mapping[str, Any], cue: SourceText, prompt: SolvePrompt, parameters: TransformParameters
-) -> Request:
-    """The source text is the query; the other cells are data, because they often contain the answer."""
-    turns = []
-    for example in task.examples:
-        shown = {name: text for name, text in example.items() if name in ("rationale", "answer")}
-        user = prompt.user.format(data=fence(shown), cut="", query=_query(task, example))
-        turns.append((user, {"answer": _typed(task, example["answer"])}))
-    data, cut = _visible_cells(task, row, parameters, cue)
-    query = _query(task, {task.query_fields[0]: cue.text})
-    user = prompt.user.format(data=fence(data), cut=_describe_cut(cut), query=query)
-    system = prompt.system.format(instruction=task.instruction)
-    return _request(system, turns, user, _answer_object(task), parameters.sampling)
 
 
 def synthesize_request(
@@ -139,17 +125,33 @@ def cot_request(
 
     ``row`` is its source row, shown as data because it often contains the working. ``sample`` distinguishes repeats.
     """
-    words = {"instruction": task.instruction}
-    turns = []
-    for shown in task.examples:
-        data = {name: shown[name] for name in ("rationale", "answer")}
-        user = prompt.user.format(data=fence(data), cut="", query=_query(task, shown), **words)
-        turns.append((user, data | {"answer": _typed(task, shown["answer"])}))
     fields = json.loads(example["fields"])
     cells = {name: text for name, text in _cells(row).items() if text not in fields.values()} if row else {}
+    return _solve_request(task, prompt, fields, cells, parameters, reasoned=True, sample=sample)
+
+
+def _solve_request(
+    task: Task,
+    prompt: SolvePrompt,
+    fields: Mapping[str, str],
+    cells: Mapping[str, str],
+    parameters: CotParameters | TransformParameters,
+    *,
+    reasoned: bool = False,
+    sample: int = 0,
+) -> Request:
+    """Request the answer to the query with these fields, and the rationale if ``reasoned``; the cells are data."""
+    words = {"instruction": task.instruction}
+    turns = []
+    for example in task.examples:
+        rationale = {"rationale": example["rationale"]} if reasoned else {}
+        shown = rationale | {name: text for name, text in example.items() if name in ("rationale", "answer")}
+        response = rationale | {"answer": _typed(task, example["answer"])}
+        user = prompt.user.format(data=fence(shown), cut="", query=_query(task, example), **words)
+        turns.append((user, response))
     data, cut = trim_row(cells, parameters.max_row_tokens)
     user = prompt.user.format(data=fence(data), cut=_describe_cut(cut), query=_query(task, fields), **words)
-    schema = _answer_object(task, reasoned=True)
+    schema = _answer_object(task, reasoned=reasoned)
     return _request(prompt.system.format(**words), turns, user, schema, parameters.sampling, sample)
 
 

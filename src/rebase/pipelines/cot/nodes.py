@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -53,23 +54,33 @@ def reason_examples(
     """
     started = time.monotonic()
     require_examples("cot", examples)
+    if not task.cot:
+        passed = examples.assign(rationale=None, agreement=None).astype({"rationale": "str", "agreement": "float64"})
+        return passed, pd.DataFrame(columns=REJECTED_COLUMNS), _summarize(len(passed), {}, started, 0, Usage())
+    rows = {row["row_id"]: row for row in retrieved.to_dict("records")}
     lines = examples.to_dict("records")
+
+    async def generate(session: CachedSession, line: dict[str, Any]) -> _Outcome:
+        row = rows.get(line["row_id"])
+        requests = [cot_request(task, line, row, cot_prompt, parameters, k) for k in range(parameters.samples)]
+        samples = await sample_answers(session, requests, task, json.loads(line["fields"]), read_rationale)
+        return samples, _compare(vote(samples), line["answer"], parameters)
+
+    outcomes, usage = generate_all(
+        teacher, lines, generate, lambda result: isinstance(result[1], Majority), stage="cot", total=len(lines),
+        concurrency=lambda *_: max(1, teacher.concurrency // parameters.samples),
+    )  # fmt: skip
     kept: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
-    relabeled, usage = 0, Usage()
-    if task.cot:
-        outcomes, usage = _generate(task, lines, retrieved, teacher, cot_prompt, parameters)
-        for line, (samples, outcome) in zip(lines, outcomes, strict=True):
-            if isinstance(outcome, Rejection):
-                rejected.append(rejected_line(line, outcome, samples[0].response))
-            else:
-                relabeled += not same_answer(outcome.answer, line["answer"])
-                kept.append(line | {name: getattr(outcome, name) for name in ("answer", "rationale", "agreement")})
-        reasoned = pd.DataFrame(kept)
-    else:
-        reasoned = examples.assign(rationale=None, agreement=None).astype({"rationale": "str", "agreement": "float64"})
+    relabeled = 0
+    for line, (samples, outcome) in zip(lines, outcomes, strict=True):
+        if isinstance(outcome, Rejection):
+            rejected.append(rejected_line(line, outcome, samples[0].response))
+        else:
+            relabeled += not same_answer(outcome.answer, line["answer"])
+            kept.append(line | {name: getattr(outcome, name) for name in ("answer", "rationale", "agreement")})
     reasons = Counter(line["reason"] for line in rejected)
-    if reasoned.empty:
+    if not kept:
         name = f"{teacher.provider}/{teacher.model}"
         raise RebaseError(
             explain_silence("cot", name, rejected)
@@ -77,34 +88,15 @@ def reason_examples(
             f"{dict(reasons.most_common())}. Use a stronger teacher, set `cot.on_disagreement: relabel`, or set "
             "`cot: false` in the task to train on the answers alone."
         )
-    summary = summarize_stage(
-        "cot", kept=len(reasoned), rejected=reasons, seconds=time.monotonic() - started, relabeled=relabeled,
-        usage=usage.summary(),
-    )  # fmt: skip
-    return reasoned, pd.DataFrame(rejected, columns=REJECTED_COLUMNS), summary
+    summary = _summarize(len(kept), reasons, started, relabeled, usage)
+    return pd.DataFrame(kept), pd.DataFrame(rejected, columns=REJECTED_COLUMNS), summary
 
 
-def _generate(
-    task: Task,
-    lines: list[dict[str, Any]],
-    retrieved: pd.DataFrame,
-    teacher: CachedTeacher,
-    prompt: CotPrompt,
-    parameters: CotParameters,
-) -> tuple[list[_Outcome], Usage]:
-    """For each example the samples and their majority, and what the teacher used."""
-    rows = {row["row_id"]: row for row in retrieved.to_dict("records")}
-
-    async def generate(session: CachedSession, line: dict[str, Any]) -> _Outcome:
-        row = rows.get(line["row_id"])
-        requests = [cot_request(task, line, row, prompt, parameters, k) for k in range(parameters.samples)]
-        samples = await sample_answers(session, requests, task, json.loads(line["fields"]), read_rationale)
-        return samples, _compare(vote(samples), line["answer"], parameters)
-
-    return generate_all(
-        teacher, lines, generate, lambda result: isinstance(result[1], Majority), stage="cot", total=len(lines),
-        concurrency=lambda *_: max(1, teacher.concurrency // parameters.samples),
-    )  # fmt: skip
+def _summarize(kept: int, rejected: Mapping[str, int], started: float, relabeled: int, usage: Usage) -> dict[str, Any]:
+    seconds = time.monotonic() - started
+    return summarize_stage(
+        "cot", kept=kept, rejected=rejected, seconds=seconds, relabeled=relabeled, usage=usage.summary()
+    )
 
 
 def _compare(outcome: Majority | Rejection, answer: str, parameters: CotParameters) -> Majority | Rejection:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from rebase.datastore.encoder import Encoder
 from rebase.datastore.sampling import systematic_positions
+from rebase.generation.generate import require_examples
 from rebase.generation.verification import label_balance
 from rebase.records import Task
 from rebase.reporting.diversity import measure_lengths, measure_texts
@@ -31,6 +32,7 @@ def measure_diversity(task: Task, examples: pd.DataFrame, encoder: Encoder) -> d
         ``rationale``. Values are None where the examples lack what is measured.
 
     """
+    require_examples("report", examples)
     queries = _query_texts(task, examples)
     vectors = np.empty((0, 0))
     if len(queries) > 1:
@@ -91,6 +93,7 @@ def project_embeddings(
         their query fields, without the words of the task's template.
 
     """
+    require_examples("report", reasoned_examples)
     rows = retrieved.iloc[systematic_positions(len(retrieved), MAX_POINTS)]
     items = evaluation_items.iloc[systematic_positions(len(evaluation_items), MAX_POINTS)]
     examples = reasoned_examples.reset_index(drop=True)
