@@ -1,5 +1,8 @@
-"""A student that is real and tiny: random weights by configuration, a byte-level tokenizer, a chat template."""
+"""A tiny student: a real model with random weights, a byte-level tokenizer and a chat template."""
 
+import atexit
+import gc
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -14,12 +17,23 @@ CHAT_TEMPLATE = (
 
 
 def tolerances(dtype: str) -> dict[str, float]:
-    """How far logits of a tiny student, of at most 1, may be apart: a few units of the format's last place."""
+    """Tolerances for logits of a tiny student, at most 1: a few units in the last place of the number format."""
     return {"atol": 1e-5, "rtol": 1e-5} if dtype == "float32" else {"atol": 2**-8, "rtol": 2**-6}
 
 
+@cache
+def freeze_libraries() -> None:
+    """Exclude the imported libraries from garbage collection, which each training does twice."""
+    import rebase.student.trainer  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)
+
+
 def make_student(folder: Path, chat: bool = True, dtype: str = "float32") -> Student:
-    """Write the model to ``folder/tiny`` and give its handle; its tokenizer puts a BOS before every text."""
+    """Write the model to ``folder/tiny`` and return its handle; its tokenizer starts every text with a BOS."""
+    freeze_libraries()
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -69,7 +83,7 @@ def train_parameters(**changes: object) -> TrainParameters:
         "weight_decay": 0.0,
         "optimizer": "adamw_torch",
         "epochs": 1,
-        "checkpoint_steps": 1,
+        "checkpoint_steps": 100,
         "packing": False,
         "seed": 1,
     }
@@ -85,8 +99,19 @@ def evaluate_parameters(**changes: object) -> EvaluateParameters:
     return EvaluateParameters.model_validate(settings | changes)
 
 
+def training_set(count: int) -> pd.DataFrame:
+    """Short examples of different lengths, formatted for the tiny student."""
+    return pd.DataFrame(
+        {
+            "example_id": [str(n) for n in range(count)],
+            "prompt": [f"<s>Say {'a' * (n % 5)} {n}:" for n in range(count)],
+            "completion": [f"yes {n}" for n in range(count)],
+        }
+    )
+
+
 def reasoned_examples(count: int, rationale: str | None = None) -> pd.DataFrame:
-    """Examples for the reading task, as `cot` hands them on."""
+    """Examples for the reading task, as the cot pipeline returns them."""
     return pd.DataFrame(
         {
             "example_id": [f"e{n}" for n in range(count)],

@@ -10,8 +10,7 @@ from rebase.errors import RebaseError
 from rebase.pipelines.export.nodes import merge_adapter
 from rebase.records import Adapter
 from rebase.student.training import train_adapter
-from tests.student.test_training import training_set
-from tests.tiny import make_student, train_parameters
+from tests.tiny import make_student, train_parameters, training_set
 
 
 def test_weights_are_merged_in_the_published_number_format(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The tiny student."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,12 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
 def any_student(student: Student, request: pytest.FixtureRequest) -> Student:
     """The student in either number format."""
     return replace(student, dtype=request.param)
+
+
+@pytest.fixture
+def fresh(student: Student, tmp_path: Path) -> Student:
+    """The student with an empty work folder."""
+    return replace(student, workdir=tmp_path / "work")
 
 
 @pytest.fixture(scope="session")

@@ -26,12 +26,5 @@ def test_name_is_never_a_path(student: Student) -> None:
     assert replace(student, model="owner/model").name == "owner/model"
 
 
-def test_padding_token_is_there(student: Student) -> None:
+def test_tokenizer_has_a_padding_token(student: Student) -> None:
     assert student.tokenizer().pad_token_id is not None
-
-
-def test_four_bit_weights(student: Student) -> None:
-    import torch
-
-    with student.open(four_bit=True) as (model, _):
-        assert model.model.layers[0].self_attn.q_proj.weight.dtype == torch.uint8

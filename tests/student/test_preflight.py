@@ -13,8 +13,7 @@ from rebase.student.formatting import IGNORED
 from rebase.student.handle import Student
 from rebase.student.preflight import Shape, describe, inspect, measure_shape
 from rebase.student.tokenization import TokenizedExample, TokenizedExamples, tokenize
-from tests.student.test_training import training_set
-from tests.tiny import train_parameters
+from tests.tiny import train_parameters, training_set
 
 SHAPE = Shape(linear=1000, head=500, widths=100, vocabulary=50, weights=6000, activation=4)
 
