@@ -183,7 +183,7 @@ def check_leaks(
         items += [[example["answer"]] for example in task.examples]
     if task.cot:
         items += [[example["rationale"]] for example in task.examples]
-    protected, weak = ProtectedTexts(items, n), ProtectedTexts(items, 8)
+    protected, weak = LeakIndex(items, n), LeakIndex(items, 8)
     kept = [list(json.loads(row).values()) for row in retrieved["row"]]
     contaminated = rejected[rejected["reason"].str.startswith("contamination")]
     contaminated_rows = [list(json.loads(row).values()) for row in rows_by_id(rows, contaminated)]
@@ -205,7 +205,7 @@ def rows_by_id(rows: Shards, lines: pd.DataFrame) -> Iterator[str]:
 # The brute force: texts as strings of words between single spaces.
 
 
-class ProtectedTexts:
+class LeakIndex:
     """The texts that rows must not contain: the plain texts of each item, and their runs of ``n`` words."""
 
     def __init__(self, items: Iterable[Sequence[str]], n: int) -> None:
@@ -221,7 +221,7 @@ class ProtectedTexts:
         self.together = [item for item in self.items if sum(map(worth, item)) >= 4]
 
 
-def find_leaks(cells: Iterable[str], protected: ProtectedTexts) -> bool:
+def find_leaks(cells: Iterable[str], protected: LeakIndex) -> bool:
     """Tell whether the cells contain a protected text: a full cell, a run of words, or an item over several cells."""
     found = {plain(cell) for cell in cells}
     if found & protected.full_texts or any(item <= found for item in protected.together):

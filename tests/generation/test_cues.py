@@ -2,7 +2,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.generation.cues import choose_cue, find_cues, sentences
+from rebase.generation.cues import (
+    SourceText,
+    can_be_guided,
+    choose_cue,
+    find_cue,
+    find_cues,
+    sentences,
+    source_text_columns,
+)
+from tests.generation.prompts.samples import READING, SUMS, TOPIC, row
 
 
 @pytest.mark.parametrize(
@@ -66,3 +75,26 @@ def test_a_lead_stands_in_its_sentence_and_the_passage(passage):
         assert cue.sentence.count(cue.answer) == 1
         assert cue.answer.strip()
         assert cue.openings
+
+
+def test_which_tasks_can_be_guided():
+    assert all(can_be_guided(task) for task in (READING, TOPIC, SUMS))
+    two_fields = SUMS.model_copy(update={"query": "{question} {unit}"})
+    assert not can_be_guided(two_fields)
+
+
+def test_the_source_text_column_is_the_longest_that_matched_queries():
+    rows = [
+        row({"id": "7", "story": "a long text of many words", "section": "sport"}, query_column="story"),
+        row({"id": "8", "story": "another text of many words", "section": "sport"}, query_column="section"),
+        row({"blurb": "never matched although it is by far the longest", "title": "A"}, "other", query_column="title"),
+        row({"title": "nothing matched"}, "none"),
+    ]
+    assert source_text_columns(rows) == {"notes": "story", "other": "title"}
+
+
+def test_a_row_without_a_source_text_has_no_cue():
+    assert find_cue(TOPIC, row({"section": "sport"}), {"notes": "section"}) is None
+    assert find_cue(TOPIC, row({"section": "sport"}), {}) is None
+    text = "Rain stopped play at noon."
+    assert find_cue(TOPIC, row({"text": text}), {"notes": "text"}) == SourceText("text", text)

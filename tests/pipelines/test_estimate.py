@@ -69,7 +69,7 @@ def test_it_counts_what_transform_then_asks_and_sends_nothing():
     assert usage.loc["total", "used_dollars"] == pytest.approx(summary["usage"]["dollars"])
 
 
-def test_reasoning_and_the_round_trip_are_counted_as_well():
+def test_reasoning_and_the_consistency_filter_are_counted_as_well():
     cells = [{"story": f"Anna has {n} pens and buys two more pens in town."} for n in range(6)]
     teacher = cached(Scripted(str))
     found = estimate(SUMS, retrieved(cells, query_column="story"), teacher, max_examples=4, consistency_filter=True)

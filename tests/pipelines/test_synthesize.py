@@ -158,7 +158,7 @@ def test_an_evaluation_passage_is_rejected_even_with_another_question():
     assert len(examples) == 1
 
 
-def test_a_led_teacher_writes_a_passage_and_then_the_question_to_a_span():
+def test_a_guided_teacher_writes_a_passage_and_then_the_question_for_a_span():
     def say(request):
         if "context" in request.schema["properties"]:
             return about_bells(request)
@@ -173,7 +173,7 @@ def test_a_led_teacher_writes_a_passage_and_then_the_question_to_a_span():
     assert summary["usage"]["used"] == 4
 
 
-def test_a_led_teachers_passage_without_a_span_is_rejected():
+def test_a_guided_teachers_passage_without_a_span_is_rejected():
     def say(request):
         return about_bells(request) if number_of(request) > 4 else '{"context": "Nothing here."}'
 
@@ -189,7 +189,7 @@ def test_the_same_query_twice_is_a_duplicate():
     assert summary["labels"]["largest_share"] == 1
 
 
-def test_the_round_trip_is_made_where_transform_made_it():
+def test_the_consistency_filter_applies_if_transform_applied_it():
     def say(request):
         return about_bells(request) if "context" in request.schema["properties"] else '{"answer": "1604"}'
 

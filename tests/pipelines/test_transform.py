@@ -169,7 +169,7 @@ def test_a_teacher_out_of_order_is_quoted():
         transform(READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters())
 
 
-def test_a_led_teacher_is_asked_for_questions_only():
+def test_a_guided_teacher_writes_questions_only():
     teacher = Scripted(lambda _: '{"question": "In what year was the bell in this tower cast?"}')
     rows = retrieved(passages=[PASSAGES[0], "Nothing to be had from this.", PASSAGES[1]])
     examples, rejected, summary = transform(
@@ -182,14 +182,14 @@ def test_a_led_teacher_is_asked_for_questions_only():
     assert summary["in"] == 3
 
 
-def test_rows_that_a_led_teacher_is_not_asked_about_are_rejected_to_the_last():
+def test_rows_without_a_cue_are_rejected_to_the_last():
     rows = retrieved(passages=[PASSAGES[0], "Nothing here.", "Nor here, alas."])
     teacher = Scripted(lambda _: '{"question": "In what year was the bell in this tower cast?"}')
     _, rejected, _ = transform(READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters(guided=True))
     assert list(rejected["reason"]) == ["nothing_to_ask_about"] * 2
 
 
-def test_a_led_teachers_label_must_be_named_by_the_row():
+def test_a_guided_teachers_label_must_be_named_by_the_row():
     cells = [
         {"lead": "The rovers won their match on Sunday.", "section": "Sports pages"},
         {"lead": "The rovers lost their match on Monday.", "section": "Local"},
@@ -207,7 +207,7 @@ def test_a_led_teachers_label_must_be_named_by_the_row():
     assert summary["labels"]["counts"] == {"business": 0, "food": 0, "science": 0, "sport": 1, "travel": 0}
 
 
-def test_a_teacher_that_is_not_led_may_label_as_it_sees_fit():
+def test_an_unguided_teacher_may_choose_any_label():
     said = json.dumps({"example": {"text": "The rovers lost.", "answer": "sport"}})
     examples, _, _ = transform(
         TOPIC,
@@ -274,7 +274,7 @@ def test_no_more_rows_are_asked_about_than_are_needed():
     assert len(examples) == len(teacher.asked) == 7
 
 
-def test_the_round_trip_rejects_what_the_teacher_answers_otherwise():
+def test_the_consistency_filter_rejects_other_answers():
     def say(request):
         if "example" in request.schema["properties"]:
             return asks_for_the_year(request)

@@ -5,10 +5,10 @@ import random
 
 import pandas as pd
 import pytest
-from benchmarks.filters import ProtectedTexts, final_answer, find_leaks, make_task, mix, plain
+from benchmarks.filters import LeakIndex, final_answer, find_leaks, make_task, mix, plain
 
 QUESTION = "Who carried the letter over the pass in the winter of the great snow?"
-KNOWN = ProtectedTexts(
+KNOWN = LeakIndex(
     [[QUESTION], ["Nobody was there."], ["It had snowed for nine days and nine nights."], ["Fine.", "I did say so."]],
     13,
 )
@@ -33,7 +33,7 @@ def test_leaks_by_hand(cells, leaks):
 
 
 def test_japanese_leaks_by_hand():
-    known = ProtectedTexts([["二十六の文字があればこの文はどこにあっても見つかるはずである"]], 13)
+    known = LeakIndex([["二十六の文字があればこの文はどこにあっても見つかるはずである"]], 13)
     assert find_leaks(["前に何か、二十六の文字があればこの文は どこにあっても見つかるは、後に何か"], known)
     assert not find_leaks(["前に何か、二十六の文字があればこの文はどこにでもある"], known)
 

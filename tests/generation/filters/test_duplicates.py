@@ -1,0 +1,94 @@
+from collections import Counter
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rebase.generation.filters import (
+    Duplicates,
+    duplicate_filter,
+)
+from rebase.generation.filters.duplicates import jaccard, shingles
+from tests.generation.filters.rows import row, texts
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.dictionaries(st.sampled_from("abc"), texts, min_size=1), max_size=12), st.sampled_from([0.5, 0.8, 1.0])
+)
+def test_duplicates_agree_with_brute_force(rows, threshold):
+    duplicates = Duplicates(threshold)
+    row_filter = duplicate_filter(duplicates)
+    kept = {}
+    for number, cells in enumerate(rows):
+        candidate = row(cells, row_id=f"r{number:02}")
+        alike = {
+            other
+            for other, its in kept.items()
+            if list(its.values()) == list(cells.values()) or jaccard(shingles(its), shingles(cells)) >= threshold
+        }
+        rejection = row_filter(candidate)
+        assert (rejection.detail in alike) if rejection else not alike
+        if rejection is None:
+            duplicates.keep(candidate)
+            kept[candidate.row_id] = cells
+    assert set(duplicates.of) == set(kept)
+    assert sorted([*kept, *(row_id for row_ids in duplicates.of.values() for row_id in row_ids)]) == sorted(
+        f"r{number:02}" for number in range(len(rows))
+    )
+
+
+def test_near_duplicates_at_the_threshold_are_found():
+    """Pairs of similarity just above 0.8 among prose of many words: MinHash must propose nearly all of them."""
+    found = 0
+    for pair in range(60):
+        words = [f"w{pair}x{number}" for number in range(102)]
+        duplicates = Duplicates(0.8)
+        duplicates.keep(row(" ".join(words), row_id="first"))
+        # 100 shingles each, 90 of them shared: 90 / 110 = 0.82.
+        found += duplicates.find(row(" ".join([*words[:92], *(f"new{number}" for number in range(10))]))) == "first"
+    assert found == 60
+
+
+def test_the_best_ranked_of_several_originals_is_named():
+    words = [f"w{number}" for number in range(100)]
+    rows = [[*words[:95], *(f"{name}{number}" for number in range(12))] for name in "ab"]
+    duplicates = Duplicates(0.8)
+    for name, text in zip("ab", rows, strict=True):
+        assert duplicates.find(row(" ".join(text), row_id=name)) is None
+        duplicates.keep(row(" ".join(text), row_id=name))
+    assert duplicates.find(row(" ".join(words))) == "a"
+
+
+def test_rows_without_words_are_duplicates_only_when_they_are_equal():
+    duplicates = Duplicates(0.8)
+    duplicates.keep(row({"a": "1", "b": "2"}, row_id="first"))
+    assert duplicates.find(row({"x": "1", "y": "2"})) == "first"
+    assert duplicates.find(row({"a": "1", "b": "3"})) is None
+
+
+def test_a_row_is_sketched_once(monkeypatch):
+    sketched = Counter()
+    monkeypatch.setattr(
+        "rebase.generation.filters.duplicates.shingles",
+        lambda cells: sketched.update(cells.values()) or shingles(cells),
+    )
+    duplicates = Duplicates(0.8)
+    for number in range(5):
+        candidate = row(f"number {number} of some rows", row_id=str(number))
+        assert duplicates.find(candidate) is None
+        duplicates.keep(candidate)
+    assert set(sketched.values()) == {1}
+
+
+def test_of_a_huge_row_only_the_beginning_is_sketched():
+    assert len(shingles({str(number): f"column {number} says this" for number in range(20_000)})) == 10_000
+
+
+hashes = st.frozensets(st.integers(0, 5)).map(lambda found: np.array(sorted(found), dtype=np.uint64))
+
+
+@given(hashes, hashes)
+def test_jaccard(first, second):
+    one, other = set(first.tolist()), set(second.tolist())
+    assert jaccard(first, second) == jaccard(second, first) == len(one & other) / max(1, len(one | other))

@@ -1,0 +1,48 @@
+import pytest
+
+from rebase.generation.filters import (
+    license_allowed,
+    license_filter,
+)
+from rebase.parameters import LicensePolicy
+from tests.generation.filters.rows import row
+
+
+@pytest.mark.parametrize(
+    ("license", "allow", "deny", "unknown", "allowed"),
+    [
+        ("MIT", ["*"], [], "deny", True),
+        ("mit", ["MIT"], [], "deny", True),
+        ("CC-BY-NC-4.0", ["*"], ["*-nc-*"], "allow", False),
+        ("CC BY-NC 4.0", ["*"], ["*-nc-*"], "allow", False),
+        ("cc_by_nc_4.0", ["*"], ["*-nc-*"], "allow", False),
+        ("cc-by-4.0", ["*"], ["*-nc-*"], "deny", True),
+        ("CC-BY-NC-4.0", ["cc-by-nc-4.0"], ["*-nc-*"], "allow", False),  # deny wins
+        ("gpl-3.0", ["mit", "apache-*"], [], "allow", False),
+        ("apache-2.0; mit", ["mit", "apache-*"], [], "deny", True),
+        ("mit; cc-by-nc-4.0", ["*"], ["*-nc-*"], "allow", False),
+        ("unknown", ["*"], [], "deny", False),
+        ("unknown", ["mit"], [], "allow", True),
+        ("mit; unknown", ["*"], [], "deny", False),
+        ("other", ["*"], [], "deny", False),
+        ("NOASSERTION", ["*"], [], "deny", False),
+        ("", ["*"], [], "deny", False),
+        (" ; ()", ["*"], [], "deny", False),
+        ("MIT OR CC-BY-NC-4.0", ["*"], ["*-nc-*"], "allow", True),  # one may choose
+        ("MIT AND CC-BY-NC-4.0", ["*"], ["*-nc-*"], "allow", False),
+        ("(MIT OR GPL-3.0) AND CC-BY-4.0", ["mit", "cc-by-4.0"], [], "allow", False),
+        ("CC-BY-SA-3.0+GPL-3.0", ["cc-*"], [], "allow", False),
+        ("CC-BY-SA-3.0+GPL-3.0", ["cc-*", "gpl-*"], [], "allow", True),
+        ("GPL-2.0+", ["gpl-2.0+"], [], "allow", True),
+        ("Apache-2.0 (repo), PSF-2.0 (docs)", ["apache-2.0*"], [], "allow", False),
+        ("other", ["*"], ["other"], "allow", False),
+        ("", ["mit"], [], "allow", True),
+        (" ; ", ["*"], [], "deny", False),
+    ],
+)
+def test_license_policy(license, allow, deny, unknown, allowed):
+    policy = LicensePolicy(allow=allow, deny=deny, unknown=unknown)
+    assert license_allowed(license, policy) is allowed
+    rejection = license_filter(policy)(row("x", license=license))
+    assert (rejection is None) is allowed
+    assert rejection is None or rejection.detail == license

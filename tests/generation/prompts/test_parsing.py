@@ -1,0 +1,41 @@
+import json
+
+import pytest
+
+from rebase.generation.prompts.parsing import Example, read_check, read_example, read_rationale
+from tests.generation.prompts.samples import READING, SUMS, TOPIC
+
+
+def test_an_example_is_read_with_the_passage_word_for_word():
+    said = json.dumps({"example": {"question": "Who? ", "answer": " him"}})
+    assert read_example(READING, said, "It was  him.") == Example(
+        {"context": "It was  him.", "question": "Who?"}, "him"
+    )
+
+
+def test_an_unfit_row_is_none():
+    assert read_example(READING, '{"example": null}', "x") is None
+
+
+@pytest.mark.parametrize("said", ["", "{", "[]", '"x"', "7", '{"example": {}}', '{"example": {"question": "Who?"}}'])
+def test_a_response_of_another_shape_is_an_error(said):
+    with pytest.raises(ValueError, match=r"."):
+        read_example(READING, said, "x")
+
+
+@pytest.mark.parametrize(("number", "text"), [("3", "3"), ("3.0", "3"), ("2.5", "2.5"), ("-4", "-4")])
+def test_numbers_are_read_as_they_are_written(number, text):
+    said = f'{{"example": {{"question": "How many?", "answer": {number}}}}}'
+    assert read_example(SUMS, said, None).answer == text
+
+
+def test_a_rationale_is_read_with_its_answer():
+    assert read_rationale('{"rationale": " 2 + 2 = 4 ", "answer": 4}') == ("2 + 2 = 4", "4")
+    with pytest.raises(ValueError, match="asked for"):
+        read_rationale('{"rationale": "x"}')
+
+
+@pytest.mark.parametrize("said", ["", "7", "[]", "null", '{"answer": "x", "why": "y"}', '{"example": {"answer": "x"}}'])
+def test_a_check_of_another_shape_is_an_error(said):
+    with pytest.raises(ValueError, match=r"."):
+        read_check(TOPIC, {"text": "x"}, said)
