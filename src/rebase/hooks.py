@@ -29,8 +29,8 @@ _ESTIMATES = ("estimate", "comparison_estimate")
 _ASKING = frozenset({"examples", "reasoned_examples", "synthesized_examples", "distilled_examples"})
 #: Inputs that are cheap to load and that people get wrong: a wrong one stops the run before any work.
 _CHECKED_FIRST = (
-    "task", "encoder", "student", "transform_prompt", "cot_prompt", "synthesize_prompt", "distil_prompt", "judge_rubric",
-    "judge_pair",
+    "task", "encoder", "student", "transform_prompt", "cot_prompt", "synthesize_prompt", "distil_prompt",
+    "judge_rubric", "judge_pair",
 )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class LicensePolicy(Strict):
 
 
 class ContaminationParameters(Strict):
-    """A text is contaminated if it shares a run of ``ngram`` words with an evaluation item or an example of the task."""
+    """A text that shares ``ngram`` words in a row with an evaluation item or an example is contaminated."""
 
     ngram: int = Field(ge=1)
 

@@ -118,7 +118,7 @@ def test_the_loop_keeps_to_the_limit_of_the_teacher_by_default():
         (Response("k", "7", "stop", 1, 1), 7),
         (
             Response("k", "seven", "stop", 1, 1),
-            Rejection("not_as_asked", "invalid literal for int() with base 10: 'seven'"),
+            Rejection("invalid_response", "invalid literal for int() with base 10: 'seven'"),
         ),
         (Response("k", "7", "length", 1, 1), Rejection("response_cut_off")),
         (Response("k", "7", "refusal", 1, 1), Rejection("teacher_refused")),

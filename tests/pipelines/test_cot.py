@@ -108,7 +108,7 @@ def test_reasoning_that_leads_to_the_answer_is_kept():
         (said("", 6), "empty_rationale"),
         (('{"rationale": "3 + 3', "length"), "response_cut_off"),
         (("No.", "refusal"), "teacher_refused"),
-        ("six", "not_as_asked"),
+        ("six", "invalid_response"),
         (ConnectionError("no line"), "teacher_failed"),
     ],
 )

@@ -85,7 +85,7 @@ def test_examples_of_rebase_will_do_and_keep_their_source():
     ("response", "reason"),
     [
         ('{"answer": "gardening"}', "unknown_label"),
-        ("sport", "not_as_asked"),
+        ("sport", "invalid_response"),
         (("{", "length"), "response_cut_off"),
         (("No.", "refusal"), "teacher_refused"),
         (ConnectionError("no line"), "teacher_failed"),

@@ -125,8 +125,8 @@ def test_what_cannot_be_read_is_rejected_with_a_reason():
     assert set(judgments["item_id"]) == {"item-5"}
     reasons = rejected.groupby("item_id")["reason"].unique().map(list).to_dict()
     assert reasons == {
-        "item-0": ["not_as_asked"], "item-1": ["response_cut_off"], "item-2": ["teacher_refused"],
-        "item-3": ["teacher_failed"], "item-4": ["not_as_asked"], "item-5": ["same_answers"],
+        "item-0": ["invalid_response"], "item-1": ["response_cut_off"], "item-2": ["teacher_refused"],
+        "item-3": ["teacher_failed"], "item-4": ["invalid_response"], "item-5": ["same_answers"],
     }  # fmt: skip
     assert summary["in"] == summary["kept"] + sum(summary["rejected"].values()) == 24
     asked = rejected[~rejected["reason"].isin(["same_answers", "teacher_failed"])]
@@ -134,7 +134,7 @@ def test_what_cannot_be_read_is_rejected_with_a_reason():
 
 
 def test_a_judge_that_says_nothing_is_told():
-    with pytest.raises(RebaseError, match=r"no response of .* can be read: {'not_as_asked': 22, 'same_answers': 2}"):
+    with pytest.raises(RebaseError, match=r"no response of .* can be read: {'invalid_response': 22, 'same_answers': 2}"):
         judged(lambda _: "five")
     with pytest.raises(RebaseError, match=r"gave no judgment .* Its error: no line"):
         judged(lambda _: ConnectionError("no line"))

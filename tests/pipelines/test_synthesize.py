@@ -130,8 +130,8 @@ def test_numbers_are_asked_for_as_numbers():
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        ("well", "not_as_asked"),
-        ("null", "not_as_asked"),
+        ("well", "invalid_response"),
+        ("null", "invalid_response"),
         (("{", "length"), "response_cut_off"),
         (ConnectionError("no line"), "teacher_failed"),
         ({"context": "A smith cast it.", "question": "Who cast it?", "answer": "a baker"}, "answer_not_in_passage"),
@@ -177,7 +177,7 @@ def test_a_guided_teachers_passage_without_a_span_is_rejected():
     def say(request):
         return about_bells(request) if number_of(request) > 4 else '{"context": "Nothing here."}'
 
-    with pytest.raises(RebaseError, match="nothing_to_ask_about"):
+    with pytest.raises(RebaseError, match="no_cue"):
         synthesize(READING, say, summary_of(2), guided=True)
 
 
@@ -248,7 +248,7 @@ def test_a_budget_that_transform_has_used_up_is_named(budget):
 
 
 def test_nothing_usable_says_what_and_what_to_do():
-    with pytest.raises(RebaseError, match=r"nothing usable for task 'reading_qa'.*not_as_asked.*synthesize\.yml"):
+    with pytest.raises(RebaseError, match=r"nothing usable for task 'reading_qa'.*invalid_response.*synthesize\.yml"):
         synthesize(READING, lambda _: "x", summary_of(3))
     with pytest.raises(RebaseError, match=r"(?s)answered none of 3 requests.*no line.*credentials"):
         synthesize(READING, lambda _: ConnectionError("no line"), summary_of(3))

@@ -116,8 +116,8 @@ def test_the_best_rows_come_first():
     ("said", "reason"),
     [
         ('{"example": null}', "unfit_row"),
-        ("well, here it is", "not_as_asked"),
-        ('{"example": {"question": "Who?"}}', "not_as_asked"),
+        ("well, here it is", "invalid_response"),
+        ('{"example": {"question": "Who?"}}', "invalid_response"),
         (('{"example": {"quest', "length"), "response_cut_off"),
         (("I would rather not.", "refusal"), "teacher_refused"),
         (ConnectionError("no line"), "teacher_failed"),
@@ -176,7 +176,7 @@ def test_a_guided_teacher_writes_questions_only():
         READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters(guided=True)
     )
     assert list(examples["answer"]) == ["1600", "1601"]
-    assert list(rejected["reason"]) == ["nothing_to_ask_about"]
+    assert list(rejected["reason"]) == ["no_cue"]
     assert list(rejected["row_id"]) == ["bells/1"]
     assert len(teacher.asked) == 2
     assert summary["in"] == 3
@@ -186,7 +186,7 @@ def test_rows_without_a_cue_are_rejected_to_the_last():
     rows = retrieved(passages=[PASSAGES[0], "Nothing here.", "Nor here, alas."])
     teacher = Scripted(lambda _: '{"question": "In what year was the bell in this tower cast?"}')
     _, rejected, _ = transform(READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters(guided=True))
-    assert list(rejected["reason"]) == ["nothing_to_ask_about"] * 2
+    assert list(rejected["reason"]) == ["no_cue"] * 2
 
 
 def test_a_guided_teachers_label_must_be_named_by_the_row():

@@ -223,7 +223,7 @@ def other_pipelines() -> dict[str, pd.DataFrame]:
     made_up = examples.head(1).assign(
         example_id="synthesized-00001", row_id="synthesized-00001", dataset=None, rank=float("nan")
     )
-    rejected = {"row_id": "birds/a/train/1", "dataset": "birds", "rank": 3, "reason": "not_as_asked", "detail": "",
+    rejected = {"row_id": "birds/a/train/1", "dataset": "birds", "rank": 3, "reason": "invalid_response", "detail": "",
                "response_key": None, "text": "{}"}  # fmt: skip
     labeled = examples.head(1).assign(answer="on a branch", rationale=None)
     return tables() | {
@@ -247,7 +247,7 @@ def test_what_other_pipelines_made_is_found_too() -> None:
     assert trained == ["asleep", "on a branch", None]
     [mixed] = trace("distilled_examples/birds/a/train/0", run)["examples"]
     assert mixed["origin"] == "distilled_examples"
-    assert trace("birds/a/train/1", run)["distil"]["rejected"] == "not_as_asked"
+    assert trace("birds/a/train/1", run)["distil"]["rejected"] == "invalid_response"
     assert "example; in the training set" in trace("birds", run)["outcomes"]
     made_up = trace("synthesized-00001", run)
     assert made_up["retrieval"] == {"state": "none: made without a retrieved row"}

@@ -1,9 +1,8 @@
 """What a guided teacher writes about: a span of the passage, or the source text of a row.
 
-A weak teacher writes good questions when it is guided: it gets one sentence, the span that is to be the answer, and how
-the question opens (answer-aware question generation, as in Du and Cardie 2018 and Alberti et al. 2019). Spans are dates,
-quantities, places, persons and terms that the words around them identify reliably. The patterns are for English. Where
-they match nothing, there is no cue.
+A weak teacher writes good questions when it is guided: it gets a sentence, the span that is the answer, and how the
+question opens (answer-aware question generation: Du and Cardie 2018, Alberti et al. 2019). Spans are dates, quantities,
+places, persons and terms that the words around them identify reliably. The patterns are for English.
 """
 
 import json

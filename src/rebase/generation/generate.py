@@ -101,8 +101,8 @@ def generate_all(
 class GenerationResult:
     """An item, the teacher's response (None if no request was sent), and the outcome.
 
-    ``item`` is a row of ``retrieved``, an input with its provenance, or has only a ``row_id``. ``cut`` names the columns
-    of the row that were not shown whole. ``details`` are columns of the example beside ``EXAMPLE_COLUMNS``.
+    ``item`` is a row of ``retrieved``, an input with its provenance, or has only a ``row_id``. ``cut`` names the
+    columns that were not shown whole. ``details`` are columns of the example beside ``EXAMPLE_COLUMNS``.
     """
 
     item: Line
@@ -184,8 +184,8 @@ class ExampleStage:
             if warning := one_sided(balance["counts"]):
                 logger.warning("%s: %s", self.name, warning)
         summary = summarize_stage(
-            self.name, kept=len(self.kept), rejected=reasons + Counter(not_listed), seconds=time.monotonic() - self.started,
-            **shared, dtype=self.teacher.compute_dtype, usage=self.usage.summary(), **details,
+            self.name, kept=len(self.kept), rejected=reasons + Counter(not_listed),
+            seconds=time.monotonic() - self.started, **shared, dtype=self.teacher.compute_dtype, usage=self.usage.summary(), **details,
         )  # fmt: skip
         return examples, pd.DataFrame(self.rejected, columns=REJECTED_COLUMNS), summary
 
@@ -211,7 +211,7 @@ def read_response(response: Response | Failure, read: Callable[[str], T]) -> T |
     try:
         return read(response.text)
     except ValueError as error:
-        return Rejection("not_as_asked", str(error))
+        return Rejection("invalid_response", str(error))
 
 
 def verify(task: Task, example: Example, protected: ProtectedTexts) -> Example | Rejection:

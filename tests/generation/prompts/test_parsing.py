@@ -31,7 +31,7 @@ def test_numbers_are_read_as_they_are_written(number, text):
 
 def test_a_rationale_is_read_with_its_answer():
     assert read_rationale('{"rationale": " 2 + 2 = 4 ", "answer": 4}') == ("2 + 2 = 4", "4")
-    with pytest.raises(ValueError, match="asked for"):
+    with pytest.raises(ValueError, match="expected a response"):
         read_rationale('{"rationale": "x"}')
 
 

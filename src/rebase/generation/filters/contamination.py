@@ -57,8 +57,8 @@ def contamination_filter(items: Iterable[Sequence[str]], n: int) -> Filter:
 class _ItemIndex:
     """The texts of the items as tokens, by how they are searched.
 
-    ``exact`` are the texts that are evidence as whole cells, ``grams`` the runs of ``n`` words in longer ones. ``within``
-    has the texts between these lengths by their first words. ``small`` texts are evidence only together: ``small_items``
+    ``exact`` texts are evidence as whole cells, ``grams`` are the runs of ``n`` words in longer texts. ``within`` has
+    the texts between these lengths by their first words. ``small`` texts are evidence only together: ``small_items``
     has such items by their longest text.
     """
 
@@ -122,8 +122,8 @@ def protected_texts(
 ) -> list[tuple[str, ...]]:
     """The texts of each evaluation item and of each example of the task, which training data must not contain.
 
-    ``evaluation_fields`` are JSON objects, ``evaluation_references`` JSON lists. Answers count if they are written freely
-    (code, text).
+    ``evaluation_fields`` are JSON objects, ``evaluation_references`` JSON lists. Answers count if they are written
+    freely (code, text).
     """
     items = [tuple(json.loads(fields).values()) for fields in evaluation_fields]
     items += [tuple(example[name] for name in task.query_fields) for example in task.examples]

@@ -18,8 +18,8 @@ _SPACE = re.compile(r"[\s_]+")
 def license_allowed(license: str, policy: LicensePolicy) -> bool:
     """Whether the policy allows a license.
 
-    All of several licenses (``;``, ``,``, ``+``, ``AND``) must be allowed, or one alternative of a choice (``OR``). With
-    brackets all must be allowed.
+    All of several licenses (``;``, ``,``, ``+``, ``AND``) must be allowed, or one alternative of a choice (``OR``).
+    With brackets all must be allowed.
     """
 
     def allowed(part: str) -> bool:

@@ -63,7 +63,7 @@ def read_denser(task: Task, fields: Mapping[str, str], text: str) -> tuple[str, 
 def check_fields(response: Any, names: Iterable[str]) -> None:
     """Raise ValueError unless the response is an object with exactly these fields."""
     if not isinstance(response, dict) or set(response) != set(names):
-        raise ValueError(f"a response with the fields {sorted(names)} was asked for")
+        raise ValueError(f"expected a response with the fields {sorted(names)}")
 
 
 def _read(text: str, names: Iterable[str]) -> dict[str, Any]:

@@ -49,8 +49,8 @@ def transform_request(
 ) -> Request:
     """Request one new example made from the row, or ``null`` if the row is unsuitable.
 
-    ``row`` is a row of ``retrieved``. The examples of the task are earlier turns. With a ``cue`` the teacher only writes
-    the question for a span, or the answer to the source text of the row.
+    ``row`` is a row of ``retrieved``. The examples of the task are earlier turns. With a ``cue`` the teacher only
+    writes the question for a span, or the answer to the source text of the row.
     """
     if isinstance(cue, Cue):
         return ask_request(task, cue, prompt.ask, parameters.sampling)

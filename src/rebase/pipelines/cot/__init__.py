@@ -1,3 +1,3 @@
-"""Chain of thought: the reasoning that leads to each answer, kept where it does."""
+"""Chain of thought: the rationale that leads to each answer."""
 
 from rebase.pipelines.cot.pipeline import create_pipeline as create_pipeline

@@ -1,4 +1,4 @@
-"""Chain of thought: the reasoning that leads to each answer, kept where it does."""
+"""Chain of thought: the rationale that leads to each answer."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -6,14 +6,7 @@ from rebase.pipelines.cot.nodes import reason_examples
 
 
 def create_pipeline() -> Pipeline:
-    """``examples`` to ``reasoned_examples`` and what was rejected."""
-    return Pipeline(
-        [
-            Node(
-                reason_examples,
-                ["task", "examples", "retrieved", "teacher", "cot_prompt", "params:cot"],
-                ["reasoned_examples", "reasoning_rejected", "cot_summary"],
-                name="reason_examples",
-            )
-        ]
-    )
+    """Map ``examples`` to ``reasoned_examples`` and ``reasoning_rejected``."""
+    inputs = ["task", "examples", "retrieved", "teacher", "cot_prompt", "params:cot"]
+    outputs = ["reasoned_examples", "reasoning_rejected", "cot_summary"]
+    return Pipeline([Node(reason_examples, inputs, outputs, name="reason_examples")])

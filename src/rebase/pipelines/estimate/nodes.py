@@ -81,8 +81,8 @@ def estimate_comparison(
 ) -> dict[str, Any]:
     """Add to ``estimate`` the requests of the baselines of ``compare``.
 
-    ``synthesize`` sends as many requests as ``transform`` and is estimated with its tokens: its prompts have no row, its
-    responses a passage. ``distil`` labels each possible example; ``teacher`` answers every item.
+    ``synthesize`` sends as many requests as ``transform`` and is estimated with its tokens, because its prompts have no
+    row but its responses a passage. ``distil`` labels each possible example; ``teacher`` answers every item.
     """
     per_character = teacher.tokens_per_character()
     stages = {name: CostEstimate.of(summary) for name, summary in estimate["stages"].items()}

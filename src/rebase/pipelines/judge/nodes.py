@@ -380,7 +380,7 @@ def _parse(rubric: RubricPrompt, question: Question, response: Response | Failur
         rationale, grades = parse_grades(rubric, response.text)
         return Judgment(question, response, {"rationale": rationale, **grades})
     except ValueError as error:
-        return Judgment(question, response, reason="not_as_asked", detail=str(error))
+        return Judgment(question, response, reason="invalid_response", detail=str(error))
 
 
 def _explain_no_judgment(judge: CachedTeacher, by_reason: Counter[str], rejected: list[Judgment]) -> str:

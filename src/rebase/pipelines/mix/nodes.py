@@ -37,8 +37,8 @@ def mix_examples(
 
     ``real_items`` have queries and references; contaminated ones are left out.
 
-    Returns ``mixed_examples``, in the form of ``reasoned_examples`` with ``origin``, and the summary. Raises RebaseError
-    if an origin with a weight has no examples, or too few.
+    Returns ``mixed_examples``, in the form of ``reasoned_examples`` with ``origin``, and the summary. Raises
+    RebaseError if an origin with a weight has no examples, or too few.
     """
     started = time.monotonic()
     tables: dict[str, pd.DataFrame] = {
@@ -74,7 +74,7 @@ def mix_examples(
 
 
 def as_examples(items: pd.DataFrame) -> pd.DataFrame:
-    """Items with references in the columns of ``examples``: the answer is the first reference, the teacher is people."""
+    """Items in the columns of ``examples``: the answer is the first reference, the teacher is people."""
     examples = items.assign(
         example_id=items["item_id"],
         row_id=items["item_id"],

@@ -121,13 +121,13 @@ class _Writer:
         """Request the question for a span of the passage that the teacher wrote."""
         cue = choose_cue(passage, seed=result.item["row_id"])
         if cue is None:
-            return replace(result, outcome=Rejection("nothing_to_ask_about"))
+            return replace(result, outcome=Rejection("no_cue"))
         request = ask_request(self.task, cue, self.transform_prompt.ask, self.parameters.sampling)
         response = await session.generate(request)
         example = read_response(response, lambda text: read_example(self.task, text, passage, cue))
         if isinstance(response, Response) and isinstance(result.response, Response):
             response = response.with_cost_of(result.response)
-        return GenerationResult(result.item, response, example or Rejection("not_as_asked"))
+        return GenerationResult(result.item, response, example or Rejection("invalid_response"))
 
     def _verify(self, example: Example) -> Example | Rejection:
         outcome = verify(self.task, example, self.protected)

@@ -1,4 +1,4 @@
-"""Synthesize: the baseline of examples written from the instruction and the examples alone."""
+"""Synthesize: the baseline of examples written from the instruction and the task's examples alone."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -7,16 +7,9 @@ from rebase.pipelines.synthesize.nodes import synthesize_examples
 
 
 def create_pipeline() -> Pipeline:
-    """As many examples as ``transform``'s budget buys: ``synthesized_examples`` and what was rejected."""
-    given = ["task", "transform_summary", "evaluation_items", "teacher", "synthesize_prompt", "transform_prompt"]
-    parameters = ["params:synthesize", "params:contamination"]
-    return prepare.create_pipeline() + Pipeline(
-        [
-            Node(
-                synthesize_examples,
-                [*given, *parameters],
-                ["synthesized_examples", "synthesized_rejected", "synthesize_summary"],
-                name="synthesize_examples",
-            )
-        ]
-    )
+    """Make ``synthesized_examples``, with as many requests as ``transform`` used, and ``synthesized_rejected``."""
+    inputs = ["task", "transform_summary", "evaluation_items", "teacher", "synthesize_prompt", "transform_prompt"]
+    inputs += ["params:synthesize", "params:contamination"]
+    outputs = ["synthesized_examples", "synthesized_rejected", "synthesize_summary"]
+    node = Node(synthesize_examples, inputs, outputs, name="synthesize_examples")
+    return prepare.create_pipeline() + Pipeline([node])

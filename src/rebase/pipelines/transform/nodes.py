@@ -1,4 +1,4 @@
-"""Transform: request one example for each retrieved row, and keep those that pass all checks (docs/method.md section 5)."""
+"""Transform: request one example for each row, and keep those that pass all checks (docs/method.md section 5)."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ def transform_rows(
     async def generate(session: CachedSession, row: dict[str, Any]) -> GenerationResult:
         cue = find_cue(task, row, columns) if guided else None
         if guided and cue is None:
-            return GenerationResult(row, None, Rejection("nothing_to_ask_about"))
+            return GenerationResult(row, None, Rejection("no_cue"))
         response = await session.generate(transform_request(task, row, transform_prompt, parameters, cue))
         outcome = _read_outcome(task, row, response, cue, protected)
         result = GenerationResult(row, response, outcome, tuple(cut_columns(task, row, parameters, cue)))

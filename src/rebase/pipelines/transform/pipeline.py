@@ -7,15 +7,8 @@ from rebase.pipelines.transform.nodes import transform_rows
 
 
 def create_pipeline() -> Pipeline:
-    """``retrieved`` to ``examples`` and what was rejected."""
-    given = ["task", "retrieved", "evaluation_items", "teacher", "transform_prompt", "params:transform"]
-    return prepare.create_pipeline() + Pipeline(
-        [
-            Node(
-                transform_rows,
-                [*given, "params:contamination"],
-                ["examples", "examples_rejected", "transform_summary"],
-                name="transform_rows",
-            )
-        ]
-    )
+    """Map ``retrieved`` to ``examples`` and ``examples_rejected``."""
+    inputs = ["task", "retrieved", "evaluation_items", "teacher", "transform_prompt"]
+    inputs += ["params:transform", "params:contamination"]
+    outputs = ["examples", "examples_rejected", "transform_summary"]
+    return prepare.create_pipeline() + Pipeline([Node(transform_rows, inputs, outputs, name="transform_rows")])
