@@ -301,8 +301,8 @@ def ranked_rows(
 ) -> pd.DataFrame:
     """Return the best ``top_n`` rows without filters: their datasets and best matching cells."""
     searched_for = [embed_task(task, encoder)]
-    count, aggregation, block = parameters.top_n, parameters.aggregation, parameters.block_texts
-    lines = search_exact(index, vectors, searched_for, count, aggregation, block)[0].lines
+    count, aggregation = parameters.top_n, parameters.aggregation
+    lines = search_exact(index, vectors, searched_for, count, aggregation)[0].lines
     found = []
     for dataset, group in lines.groupby("dataset"):
         cells = map(json.loads, rows[dataset].take(group["row"].to_numpy())["row"].to_pylist())

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,10 +42,12 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("[!.]*.arrow"))
 
 
-def digest(folder: Path) -> dict[str, str]:
-    """Return a hash of each file of the store."""
-    files = [*shards(folder), folder / "manifest.json"]
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+def digest(folder: Path) -> dict[str, Any]:
+    """Return the store's list of shards and a hash of each shard."""
+    listed = json.loads((folder / "manifest.json").read_text())["shards"]
+    return {"manifest.json": listed} | {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in shards(folder)
+    }
 
 
 def kill_once(process: subprocess.Popen, folder: Path, new_shards: int, delay: float) -> tuple[str, int]:

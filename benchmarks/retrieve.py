@@ -37,7 +37,6 @@ from rebase.datastore.search import NO_CELL, TaskVectors, _scan, search_exact
 from rebase.datastore.segments import Segment
 from rebase.datastore.shards import Shard, ShardPlan, Shards, metadata_of, with_metadata
 from rebase.datastore.vectors import DESCRIPTION, vectors_of
-from rebase.parameters import IndexParameters
 from rebase.pipelines.index.nodes import plan_index
 
 AGGREGATION = "max_of_mean"
@@ -232,7 +231,7 @@ def main() -> None:  # noqa: PLR0915
             del tables
             vectors = store.load()
         index_store = ShardStore(f"{folder}/index", "arrow")
-        index_store.save(plan_index(vectors, IndexParameters(segment_datasets=64, trees=0, seed=options.seed)))
+        index_store.save(plan_index(vectors))
         index = index_store.load()
         flat, names = flatten(index, vectors, task)
         print(f"{len(flat.vectors):,} cells of {len(flat.per_dataset):,} rows of {len(names):,} datasets, "

@@ -21,7 +21,6 @@ from retrieve import AGGREGATION, BLOCK, COLUMNS, ROWS, synthetic, take_turns
 from rebase.datasets import ShardStore
 from rebase.datastore.search import Ranking, _scan, search_exact
 from rebase.datastore.shards import Shard, ShardPlan
-from rebase.parameters import IndexParameters
 from rebase.pipelines.index.nodes import plan_index
 
 TOP = 3000
@@ -55,7 +54,7 @@ def measure(cells: int) -> Cost:
         vectors = store.load()
         index_store = ShardStore(f"{folder}/index", "arrow")
         started = time.perf_counter()
-        index_store.save(plan_index(vectors, IndexParameters(segment_datasets=64, trees=0, seed=SEED)))
+        index_store.save(plan_index(vectors))
         seconds = time.perf_counter() - started
         index = index_store.load()
 

@@ -69,13 +69,14 @@ def _cache(env: str | None) -> Iterator[ResponseCache]:
 def near(text: str, count: int, datastore: str | None, env: str | None) -> None:
     """Show the texts of the datastore that are most similar to TEXT (by the approximate Annoy index)."""
     with _catalog(env, {"datastore": datastore} if datastore else {}) as catalog:
-        index, forest, vectors, rows, cards = map(catalog.load, ("index", "forest", "vectors", "rows", "cards"))
+        names = ("index", "annoy_index", "vectors", "rows", "cards")
+        index, annoy_index, vectors, rows, cards = map(catalog.load, names)
         with catalog.load("encoder").open() as encoder:
             query = encoder.encode([text]).vectors
-        neighbors = find_near(index, forest, query, count)
+        neighbors = find_near(index, annoy_index, query, count)
         descriptions = cards.set_index("dataset")["description"]
         for line in neighbors.itertuples():
-            row, column = cells_at(vectors[line.dataset], line.place)[-1]
+            row, column = cells_at(vectors[line.dataset], line.position)[-1]
             if row == DESCRIPTION:
                 title, value = f"{line.dataset} (its description)", descriptions[line.dataset]
             else:

@@ -8,10 +8,9 @@ from rebase.records import Strict
 
 
 class IngestParameters(Strict):
-    """Keep a systematic sample of ``max_rows`` rows of each config; read ``workers`` datasets at once."""
+    """Keep a systematic sample of ``max_rows`` rows of each config."""
 
     max_rows: int = Field(ge=1)
-    workers: int = Field(default=4, ge=1)
 
 
 class EmbedParameters(Strict):
@@ -25,9 +24,8 @@ class EmbedParameters(Strict):
 
 
 class IndexParameters(Strict):
-    """Datasets in a segment of the index, and trees in its Annoy index (0: no Annoy index)."""
+    """The Annoy index of each segment has ``trees``; 0 builds none. The same ``seed`` gives the same trees."""
 
-    segment_datasets: int = Field(ge=1)
     trees: int = Field(ge=0)
     seed: int
 
@@ -56,7 +54,6 @@ class RetrieveParameters(Strict):
     aggregation: Literal["max_of_mean", "mean_of_max"]
     search: Literal["exact", "annoy"]
     annoy_candidates: int = Field(ge=1)
-    block_texts: int = Field(ge=1)
     licenses: LicensePolicy
     near_duplicate: float = Field(gt=0, le=1)
     max_dataset_share: float = Field(gt=0, le=1)

@@ -1,4 +1,4 @@
-"""Text as it is compared: normalized, in tokens and in n-grams."""
+"""Text for comparison (normalized, tokens, n-grams), and its length in words and tokens."""
 
 import re
 import unicodedata
@@ -12,53 +12,53 @@ _UNSPACED = (
     r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _UNSPACED_LETTER = re.compile(rf"[{_UNSPACED}]")
-# Accents and vowel signs of Latin, Hebrew, Arabic and the scripts of India: parts of a word that are no letters.
+# Accents and vowel signs of Latin, Hebrew, Arabic and the scripts of India: parts of words that are not letters.
 _SIGNS = r"\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0963\u0971-\u0dff"
-# Signs that are a word in formulas, code and bracket puzzles. Prose may do without the others, hyphens among them.
+# Signs with a meaning in formulas, code and bracket puzzles. Others, such as hyphens, are optional in prose.
 _OPERATOR = re.compile(r"[()\[\]{}<>+*/=]")
 _TOKEN = re.compile(rf"[{_UNSPACED}]|(?:[^\W_{_UNSPACED}]|[{_SIGNS}])+")
-# Soft hyphens, joiners, byte order marks, variation selectors: nobody sees them.
+# Soft hyphens, joiners, byte order marks, variation selectors.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
-# What a reader counts: words with their punctuation, or the letters and full-width signs of the scripts without spaces.
+# Words with their punctuation, or the letters and full-width signs of the scripts without spaces.
 _WIDE = rf"{_UNSPACED}\u3001-\u303f\uff01-\uff65"
 _WORD = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+")
 _WIDE_LETTER = re.compile(rf"[{_WIDE}]")
 _SPACE = re.compile(r"\s")
-# What a tokenizer's tokens are like, in bytes: pieces of words, pairs of signs, digits one by one; a single space is
-# part of the word behind it. Of other scripts two bytes: a Cyrillic letter, less than a Japanese one.
+# Approximates a tokenizer's tokens, in bytes: pieces of words, pairs of signs, single digits; a single space belongs
+# to the next word. In other scripts two bytes: a Cyrillic letter, or part of a Japanese one.
 _PIECE = re.compile(rb"[A-Z]?[a-z]{1,6}|[A-Z]{1,2}|[!-/:-@\[-`{-~]{1,2}|[\x80-\xff]{1,2}|\s{2,}|[^ ]")
 _SENTENCE_END = re.compile(r"[.!?。！？][\"')\]]*(?=\s|$)|[。！？]")
 
 
 def tokens(text: str) -> list[str]:
-    """Lowercase words without punctuation, compatibility forms folded; letters of scripts without spaces one by one.
+    """Split into lowercase words without punctuation, with compatibility forms folded (NFKC).
 
-    In code the names and numbers remain: ``a_list[0]`` is ``a list 0``.
+    In scripts without spaces each letter is a token. Names and numbers of code are kept: ``a_list[0]`` is ``a list 0``.
     """
     if text.isascii():
         return _TOKEN.findall(text.lower())
-    # Folding the case may take a letter apart that stands as one elsewhere.
+    # Case folding may decompose a letter: normalize again.
     folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
     return _TOKEN.findall(unicodedata.normalize("NFKC", folded))
 
 
 def normalize(text: str) -> str:
-    """The text's tokens joined by single spaces: equal for texts that differ in case, spacing and punctuation."""
+    """The tokens joined by single spaces: equal for texts that differ in case, spacing and punctuation."""
     return " ".join(tokens(text))
 
 
 def comparable(text: str) -> str:
-    """``normalize``, and the text's brackets and operators: ``[ ( [`` is another sequence than ``{ {``."""
+    """``normalize``, plus the brackets and operators: ``[ ( [`` and ``{ {`` are different sequences."""
     return f"{normalize(text)} {''.join(_OPERATOR.findall(unicodedata.normalize('NFKC', text)))}"
 
 
 def ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
-    """All runs of ``n`` words; none where there are fewer."""
+    """All runs of ``n`` words; none if there are fewer."""
     return zip(*(islice(words, start, None) for start in range(n)), strict=False)
 
 
 def weight(words: Sequence[str]) -> float:
-    """How many words the tokens are worth: a letter of a script without spaces is half a word.
+    """The length of the tokens in words; a letter of a script without spaces counts as half a word.
 
     140 Japanese questions about Python have 2.2 such letters for each word of their English translations (MCoNaLa).
     """
@@ -66,10 +66,10 @@ def weight(words: Sequence[str]) -> float:
 
 
 def runs(words: Sequence[str], words_worth: int) -> Iterator[tuple[str, ...]]:
-    """From each word on the shortest run that is worth so many words, as long as there is one.
+    """The shortest run from each word on whose ``weight`` is at least ``words_worth``.
 
-    The n-grams of texts in any script: ``n`` words, ``2 n`` Japanese letters, or a mixture. Two texts that share any
-    run worth as much share one of these.
+    These are n-grams for any script: ``n`` words, ``2 n`` Japanese letters, or a mixture. Two texts that share any
+    run of that weight share one of these.
     """
     return ngrams(words, words_worth) if all(map(str.isascii, words)) else _weighed_runs(words, words_worth)
 
@@ -84,7 +84,7 @@ def _weighed_runs(words: Sequence[str], words_worth: int) -> Iterator[tuple[str,
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
-    """The text in pieces of about ``size`` characters, cut where there is a space, if one comes in time."""
+    """Cut the text into pieces of about ``size`` characters, at a space if there is one within ``2 * size``."""
     start = 0
     while start < len(text):
         space = _SPACE.search(text, start + size, start + 2 * size)
@@ -98,17 +98,17 @@ def _halves(word: str) -> int:
 
 
 def count_words(text: str) -> float:
-    """The text's length in words; a letter of a script without spaces is half a word."""
+    """The length of the text in words; a letter of a script without spaces counts as half a word."""
     return sum(_halves_read(word) for word in _WORD.finditer(text)) / 2
 
 
 def cut_at_sentence(text: str, max_words: int) -> str:
-    """The longest beginning of whole sentences with at most ``max_words`` words; else the first ``max_words``.
+    """The longest prefix of complete sentences with at most ``max_words`` words, or else the first ``max_words``.
 
-    Words are counted as ``count_words`` does.
+    Words are counted as by ``count_words``.
     """
     limit, halves = 0, 0
-    # A cell may be megabytes long: nothing behind the limit is looked at.
+    # A cell may have megabytes: nothing after the limit is read.
     for word in _WORD.finditer(text):
         halves += _halves_read(word)
         if halves > 2 * max_words:
@@ -125,21 +125,21 @@ def _halves_read(word: re.Match[str]) -> int:
 
 
 def approximate_tokens(text: str) -> int:
-    """About how many tokens the text is for a language model, counted without one.
+    """Estimate the number of tokens of the text in a language model, without a tokenizer.
 
-    For trimming and for forecasts with teachers whose tokenizers are not public. Measured against SmolLM2's tokenizer:
-    in total +1 % on the sample datasets' rows (116 thousand tokens; a row's count lies between 0.95 and 1.08 of the
-    true one, 10th and 90th percentile), and -5 % on 7,377 cells of 1,426 public datasets (325 thousand tokens, half of
-    them not ASCII). Of those, cells of 20 tokens and more: 0.82 to 1.19 where they are ASCII, else 0.58 to 1.16, least
-    for Korean, Hindi and emoji, which an English tokenizer spells in bytes.
+    It trims texts and estimates costs for teachers whose tokenizers are not public. Compared with SmolLM2's tokenizer:
+    in total +1 % on the rows of the sample datasets (116 thousand tokens; single rows 0.95 to 1.08 times, 10th and 90th
+    percentile), and -5 % on 7,377 cells of 1,426 public datasets (325 thousand tokens, half of them not ASCII). Cells
+    of 20 and more tokens: 0.82 to 1.19 times for ASCII, else 0.58 to 1.16 times; least for Korean, Hindi and emoji,
+    which an English tokenizer splits into bytes.
     """
     return sum(1 for _ in _PIECE.finditer(_encode(text)))
 
 
 def cut_at_tokens(text: str, max_tokens: int) -> str:
-    """The text's beginning of at most ``max_tokens`` approximate tokens, which ends with a word where it has spaces."""
+    """The prefix of at most ``max_tokens`` approximate tokens; it ends with a complete word if it has spaces."""
     encoded = _encode(text)
-    # A cell may be megabytes long: the pieces behind the limit are not looked at.
+    # A cell may have megabytes: nothing after the limit is read.
     ends = [piece.end() for piece in islice(_PIECE.finditer(encoded), max_tokens + 1)]
     if len(ends) <= max_tokens:
         return text
@@ -150,12 +150,12 @@ def cut_at_tokens(text: str, max_tokens: int) -> str:
 
 
 def _encode(text: str) -> bytes:
-    """UTF-8, with a question mark for half a surrogate pair."""
+    """The text in UTF-8, with a question mark for half a surrogate pair."""
     return text.encode("utf-8", "replace")
 
 
 def common_prefix_length(sequences: Sequence[list[int]]) -> int:
-    """How many leading items all the sequences share."""
+    """The number of leading items that all sequences share."""
     first, last = min(sequences), max(sequences)
     for index, (left, right) in enumerate(zip(first, last, strict=False)):
         if left != right:

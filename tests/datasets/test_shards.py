@@ -34,7 +34,7 @@ def contents(store):
     return {name: table["content"].to_pylist()[0] for name, table in store.load().items()}
 
 
-def test_only_what_changed_is_built_and_what_left_is_removed(tmp_path):
+def test_only_what_changed_is_built_and_what_is_gone_is_removed(tmp_path):
     store, built = ShardStore(str(tmp_path / "rows")), []
     assert not store.exists()
     store.save(plan({"a": "one", "b": "two", "c": "three"}, built))
@@ -71,13 +71,13 @@ def test_the_tool_is_opened_once_and_only_where_a_shard_is_missing(tmp_path):
     assert built == [("a", "tool"), ("b", "tool")]
 
 
-def test_a_store_exists_only_when_it_is_whole(tmp_path):
+def test_a_store_exists_only_when_it_is_complete(tmp_path):
     store = ShardStore(str(tmp_path))
     store.save(plan({"a": "x", "b": "y"}))
     assert store.exists()
     next(tmp_path.glob("a.*.parquet")).unlink()
     assert not store.exists()
-    with pytest.raises(DatasetError, match="not whole"):
+    with pytest.raises(DatasetError, match=r"not complete.*--pipelines=ingest,embed,index"):
         store.load()
 
 
@@ -106,7 +106,7 @@ ShardStore(sys.argv[1]).save(ShardPlan([shard(name) for name in "abc"]))
 """
 
 
-def test_a_killed_save_goes_on_where_it_was(tmp_path):
+def test_an_interrupted_save_resumes(tmp_path):
     store = ShardStore(str(tmp_path))
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -134,7 +134,7 @@ def test_an_error_in_a_build_loses_nothing_built_before(tmp_path):
     assert [name for name, _ in built] == ["a", "b"]
 
 
-def test_what_cannot_be_read_again_does_not_take_the_place_of_what_was_read(tmp_path, caplog):
+def test_a_provisional_shard_does_not_replace_a_good_one(tmp_path, caplog):
     store = ShardStore(str(tmp_path))
 
     def plan_of(fingerprint, text, provisional):
@@ -145,22 +145,22 @@ def test_what_cannot_be_read_again_does_not_take_the_place_of_what_was_read(tmp_
     for _ in range(2):
         store.save(plan_of("2", "unreachable", True))
         assert contents(store) == {"a": "good"}
-        assert "what was read before is kept" in caplog.text
+        assert "the earlier rows are kept" in caplog.text
     store.save(plan_of("2", "new", False))
     assert contents(store) == {"a": "new"}
 
 
 def test_two_runs_do_not_write_to_one_store(tmp_path):
-    store, said = ShardStore(str(tmp_path)), []
+    store, messages = ShardStore(str(tmp_path)), []
 
     def build(_):
         with pytest.raises(DatasetError, match="another run is writing") as error:
             ShardStore(str(tmp_path)).save(plan({"b": "y"}))
-        said.append(str(error.value))
+        messages.append(str(error.value))
         return pa.table({"content": ["x"]})
 
     store.save(ShardPlan([Shard("a", "f" * 64, build)]))
-    assert len(said) == 1
+    assert len(messages) == 1
     assert contents(store) == {"a": "x"}
 
 
@@ -184,13 +184,13 @@ except DatasetError as error:
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "arrow"])
-def test_no_room_is_said_and_what_was_written_is_kept(tmp_path, file_format):
+def test_a_full_disk_is_an_error_and_earlier_shards_are_kept(tmp_path, file_format):
     """A limit on the size of a file stands for a disk that is full."""
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path), file_format], capture_output=True, text=True, check=True
     ).stdout
-    assert "cannot be written" in said
-    assert "make room" in said
+    assert "cannot be written" in output
+    assert "make room" in output
     assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", f"a.{'a' * 16}.{file_format}"]
 
 

@@ -1,4 +1,4 @@
-"""The shard store on an object store: whole or not there, as on a disk."""
+"""The shard store on an object store: complete or missing, as on a disk."""
 
 import hashlib
 import os
@@ -50,7 +50,7 @@ def writing(content: str, tool):
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "arrow"])
-def test_only_what_changed_is_built_and_what_left_is_removed(bucket, file_format):
+def test_only_what_changed_is_built_and_what_is_gone_is_removed(bucket, file_format):
     here, built = store(bucket, f"changed-{file_format}", file_format), []
     assert not here.exists()
     here.save(plan({"a/b": "one", "b": "two", "c=d": "three"}, built))
@@ -68,20 +68,20 @@ def test_files_are_fetched_and_a_changed_one_again(bucket):
     here = store(bucket, "files", "file")
     for content in ("one", "two"):
         build = partial(writing, content)
-        here.save(ShardPlan([Shard("forest", hashlib.sha256(content.encode()).hexdigest(), build)]))
-        path = here.load()["forest"]
+        here.save(ShardPlan([Shard("annoy_index", hashlib.sha256(content.encode()).hexdigest(), build)]))
+        path = here.load()["annoy_index"]
         assert isinstance(path, Path)
         assert path.read_text() == content
-        assert here.load()["forest"] == path
+        assert here.load()["annoy_index"] == path
 
 
-def test_a_store_exists_only_when_it_is_whole(bucket):
-    here = store(bucket, "whole")
+def test_a_store_exists_only_when_it_is_complete(bucket):
+    here = store(bucket, "complete")
     here.save(plan({"a": "x", "b": "y"}))
-    [shard] = [name for name in bucket.files("whole") if name.startswith("a.")]
-    bucket.fs.rm_file(f"{bucket.url}/whole/{shard}")
+    [shard] = [name for name in bucket.files("complete") if name.startswith("a.")]
+    bucket.fs.rm_file(f"{bucket.url}/complete/{shard}")
     assert not here.exists()
-    with pytest.raises(DatasetError, match="not whole"):
+    with pytest.raises(DatasetError, match="not complete"):
         here.load()
 
 
@@ -112,7 +112,7 @@ ShardStore(sys.argv[1], credentials=options).save(ShardPlan([shard(name) for nam
 """
 
 
-def test_a_killed_save_goes_on_and_half_an_object_is_none(bucket):
+def test_an_interrupted_save_resumes_without_partial_objects(bucket):
     command = [sys.executable, "-c", KILLED, f"{bucket.url}/killed", bucket.endpoint]
     killed = subprocess.run(command, capture_output=True, check=False, env=os.environ)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]

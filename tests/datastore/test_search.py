@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.datastore.annoy_index import find_near, forest_name, plant_forest, search_annoy
+from rebase.datastore.annoy_index import annoy_index_name, build_annoy_index, find_near, search_annoy
 from rebase.datastore.search import NO_CELL, TaskVectors, _rescore, _scan, search_exact
 from rebase.datastore.segments import Segment, quantize
 from rebase.datastore.shards import Shards, metadata_of, with_metadata
@@ -137,7 +137,7 @@ def test_the_bounds_hold_for_every_row(search, aggregation, block):
 
 
 @given(st.integers(1, 700), st.integers(0, 2**32 - 1), st.floats(-12, 4))
-def test_codes_stand_within_their_error(dimension, seed, exponent):
+def test_codes_are_within_their_error(dimension, seed, exponent):
     random = np.random.default_rng(seed)
     vectors = random.normal(size=(20, dimension)) * 10.0 ** (exponent * random.random((20, dimension)))
     vectors[0] = 0
@@ -235,52 +235,52 @@ def test_a_segment_is_the_same_from_its_table():
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    """A datastore with forests."""
+def built(tmp_path_factory):
+    """A datastore with Annoy indexes."""
     tables, task = many()
     index, vectors = stores(tables, 2)
-    folder = tmp_path_factory.mktemp("forest")
+    folder = tmp_path_factory.mktemp("annoy_index")
     paths = {}
     for number, name in enumerate(index):
         segment = Segment.from_table(index[name])
-        paths[forest_name(index, name)] = folder / str(number)
+        paths[annoy_index_name(index, name)] = folder / str(number)
         readers = [vectors_of(vectors[dataset]) for dataset in segment.datasets]
-        plant_forest(segment, readers, 10, 1)(folder / str(number))
+        build_annoy_index(segment, readers, 10, 1)(folder / str(number))
     return index, in_memory(paths), vectors, task
 
 
-def test_annoy_finds_the_same_rows_where_it_looks_far_enough(planted):
-    index, forest, vectors, task = planted
+def test_annoy_finds_the_same_rows_where_it_looks_far_enough(built):
+    index, annoy_index, vectors, task = built
     (exact,) = search_exact(index, vectors, [task], 30, "max_of_mean", 1000)
-    near = search_annoy(index, forest, vectors, task, 30, "max_of_mean", 2000)
+    near = search_annoy(index, annoy_index, vectors, task, 30, "max_of_mean", 2000)
     assert near.lines.equals(exact.lines)
-    few = search_annoy(index, forest, vectors, task, 30, "mean_of_max", 5)
+    few = search_annoy(index, annoy_index, vectors, task, 30, "mean_of_max", 5)
     assert 0 < few.scanned < near.scanned
     assert few.lines["score"].is_monotonic_decreasing
 
 
-def test_what_lies_near_is_found_in_all_segments(planted):
-    index, forest, vectors, _ = planted
+def test_nearest_texts_are_found_in_all_segments(built):
+    index, annoy_index, vectors, _ = built
     query = vectors_of(vectors["d03"])[40].astype(np.float32)
-    near = find_near(index, forest, query[None], 5)
+    near = find_near(index, annoy_index, query[None], 5)
     assert len(near) == 5
     assert near["similarity"].is_monotonic_decreasing
     best = near.iloc[0]
-    assert (best["dataset"], best["place"], best["segment"]) == ("d03", 40, "d02")
+    assert (best["dataset"], best["position"], best["segment"]) == ("d03", 40, "d02")
     assert best["similarity"] == pytest.approx(1, abs=1e-3)
 
 
-def test_a_forest_is_the_same_for_the_same_seed(planted, tmp_path):
-    index, forest, vectors, _ = planted
+def test_an_annoy_index_is_the_same_for_the_same_seed(built, tmp_path):
+    index, annoy_index, vectors, _ = built
     segment = Segment.from_table(index["d00"])
     readers = [vectors_of(vectors[name]) for name in segment.datasets]
-    plant_forest(segment, readers, 10, 1)(tmp_path / "again")
-    assert (tmp_path / "again").read_bytes() == forest[forest_name(index, "d00")].read_bytes()
+    build_annoy_index(segment, readers, 10, 1)(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == annoy_index[annoy_index_name(index, "d00")].read_bytes()
 
 
-def test_a_forest_of_another_index_or_none_says_what_to_do(planted):
-    index, forest, vectors, task = planted
+def test_an_annoy_index_of_another_index_or_none_is_an_error(built):
+    index, annoy_index, vectors, task = built
     other = Shards(dict(index.fingerprints) | {"d02": "g"}, index.read)
     for wrong in (other, index):
         with pytest.raises(RebaseError, match=r"index\.trees"):
-            search_annoy(wrong, forest if wrong is other else in_memory({}), vectors, task, 3, "max_of_mean", 5)
+            search_annoy(wrong, annoy_index if wrong is other else in_memory({}), vectors, task, 3, "max_of_mean", 5)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rebase.datastore.sources import FolderSource, HubSource, Source, find_sources, parse_card, why_unread
+from rebase.datastore.sources import FolderSource, HubSource, Source, failure_reason, find_sources, parse_card
 from rebase.errors import RebaseError
 from tests.hub import Hub, Repository
 
@@ -189,7 +189,7 @@ def test_locations_are_folders_or_hub_ids(tmp_path):
 
 @pytest.mark.parametrize("location", ["hf://o/n?configs=a", "hf://o/n?test", "hf://../x", "hf://", "hf://a/b/c"])
 def test_a_hub_id_that_is_none_is_rejected(location):
-    with pytest.raises(RebaseError, match=r"is not understood|is no hub id"):
+    with pytest.raises(RebaseError, match=r"is not understood|is not a hub id"):
         find_sources([location])
 
 
@@ -212,9 +212,9 @@ def test_catalog_lists_hub_datasets(tmp_path, ending):
     [
         ("name,revision\na/b,\n", "no column 'id'; it has name, revision"),
         ("id\na/b\n\nc/d\n", "row 3, column 'id': it is empty"),
-        ("id\na/b\nc/d\na/b\n", r"row 4, column 'id': 'a/b' stands in row 2 already"),
-        ("id\n../../etc\n", r"row 2, column 'id': '../../etc' is no hub id"),
-        ("id\n/etc/passwd\n", r"row 2, column 'id': '/etc/passwd' is no hub id"),
+        ("id\na/b\nc/d\na/b\n", r"row 4, column 'id': 'a/b' is in row 2 already"),
+        ("id\n../../etc\n", r"row 2, column 'id': '../../etc' is not a hub id"),
+        ("id\n/etc/passwd\n", r"row 2, column 'id': '/etc/passwd' is not a hub id"),
         ("id\na/b,c,d\n1,2\n", "cannot be read"),
         ("", "cannot be read"),
         ("id\n", "no folder matches"),
@@ -250,10 +250,10 @@ def test_offline_is_unreachable_not_malformed(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("nothing to wait for"))
     with pytest.raises(Exception, match=r"[Oo]ffline") as error:
         HubSource("owner/name", None, None).fingerprint()
-    assert why_unread(error.value) == "unreachable"
-    assert why_unread(ValueError("bad row")) == "malformed"
-    assert why_unread(PermissionError(13, "no")) == "unreadable"
-    assert why_unread(MemoryError()) == "too_large"
+    assert failure_reason(error.value) == "unreachable"
+    assert failure_reason(ValueError("bad row")) == "malformed"
+    assert failure_reason(PermissionError(13, "no")) == "unreadable"
+    assert failure_reason(MemoryError()) == "too_large"
 
 
 # ------------------------------------------------------------------------------------------------------------ hub
@@ -328,8 +328,8 @@ for credentials in (None, {"token": token}):
 rows = EvaluationRowsDataset(folder, "topic", credentials={"token": token})
 items = make_evaluation_items(load_task(Path(folder), "topic"), rows.load())
 inputs = InputsDataset(folder, "pinned", "", source="owner/chosen").load()
-said = {"items": items.to_dict("records"), "inputs": inputs.to_dict("records"), "cards": cards.to_dict("index")}
-print(json.dumps(said | {"runs": runs}))
+output = {"items": items.to_dict("records"), "inputs": inputs.to_dict("records"), "cards": cards.to_dict("index")}
+print(json.dumps(output | {"runs": runs}))
 """
 
 
@@ -394,9 +394,10 @@ def hub(tmp_path_factory):
             env=environment, cwd=work, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    return SimpleNamespace(first=said["runs"][0], second=said["runs"][1], items=said["items"], inputs=said["inputs"],
-                           cards=said["cards"],
+    output = json.loads(done.stdout.splitlines()[-1])
+    return SimpleNamespace(first=output["runs"][0], second=output["runs"][1],
+                           items=output["items"], inputs=output["inputs"],
+                           cards=output["cards"],
                            printed=done.stdout + done.stderr, requests=hub.requests, times=hub.times,
                            served=hub.served, long=len(long))  # fmt: skip
 
@@ -472,7 +473,7 @@ def test_of_a_large_parquet_file_little_is_read(hub):
 
 
 def test_copies_on_the_hub_are_known_without_a_download(hub):
-    assert (hub.cards["owner/long"]["duplicates"], hub.cards["owner/long-copy"]["twin_of"]) == (
+    assert (hub.cards["owner/long"]["duplicates"], hub.cards["owner/long-copy"]["duplicate_of"]) == (
         "owner/long-copy", "owner/long")  # fmt: skip
     assert hub.first["owner/long-copy"]["rows"] == []
     assert not any("owner/long-copy/resolve" in path and path.endswith("parquet") for _, path, _ in hub.requests)

@@ -1,4 +1,4 @@
-"""A small datastore with something for every filter, built once by the pipelines themselves."""
+"""A small datastore with rows for every filter, built once by the pipelines."""
 
 import json
 from dataclasses import dataclass
@@ -28,20 +28,20 @@ TRADE = [
     "Shares of the shipping company fell after it warned that freight would stay cheap.",
 ]
 LEAKED = "Beavers fell poplars along the river, and with the trunks they build a dam that floods the whole meadow."
-#: What the evaluation set of the reading task holds.
+#: The evaluation set of the reading task.
 EVALUATION = {"context": LEAKED, "question": "What do beavers build?"}
 
 
 def write_datasets(folder: Path) -> Path:
-    """Datasets as people publish them: two mirrors, and one for each reason to reject."""
-    mirror = [*ANIMALS[:5], ANIMALS[5].replace("brook", "stream")]
+    """Datasets as people publish them: two near copies, and one for each reason to reject."""
+    copy = [*ANIMALS[:5], ANIMALS[5].replace("brook", "stream")]
     write(
         folder / "animals",
         "Short texts about wild animals.",
         "mit",
         [{"id": n, "text": t} for n, t in enumerate(ANIMALS)],
     )
-    write(folder / "animals-mirror", "Animals, again.", "mit", [{"passage": text} for text in mirror])
+    write(folder / "animals-copy", "Animals, again.", "mit", [{"passage": text} for text in copy])
     write(folder / "banned-animals", "More animals.", "mit", [{"text": ANIMALS[0] + " It is shy."}])
     write(folder / "closed-animals", "Animals, not for sale.", "cc-by-nc-4.0", [{"text": ANIMALS[1] + " Twice."}])
     write(folder / "leaky", "Rivers and animals.", "mit", [{"text": f"He said: {LEAKED.lower()}"}])
@@ -61,7 +61,7 @@ def write(folder: Path, description: str, license: str, rows: list[dict]) -> Non
 
 @dataclass(frozen=True)
 class Datastore:
-    """Where the datastore lies, and its catalog."""
+    """The folder of the datastore, and its catalog."""
 
     folder: Path
     catalog: DataCatalog
@@ -72,7 +72,7 @@ class Datastore:
 
 @pytest.fixture(scope="session")
 def datastore(tmp_path_factory, encoder: Encoder) -> Datastore:
-    """The pipelines ingest, embed and index, run over the datasets as Kedro runs them."""
+    """The datastore that the pipelines ingest, embed and index build."""
     folder = tmp_path_factory.mktemp("datastore")
     catalog = DataCatalog(
         {
@@ -83,16 +83,18 @@ def datastore(tmp_path_factory, encoder: Encoder) -> Datastore:
             "encoder": MemoryDataset(encoder),
             "vectors": ShardStore(str(folder / "vectors"), "arrow"),
             "index": ShardStore(str(folder / "index"), "arrow"),
-            "forest": ShardStore(str(folder / "forest"), "file"),
+            "annoy_index": ShardStore(str(folder / "annoy_index"), "file"),
             **{
                 f"{stage}_summary": JSONDataset(filepath=str(folder / f"{stage}.json"))
                 for stage in ("ingest", "embed", "index")
             },
             "params:ingest": MemoryDataset(IngestParameters(max_rows=1000)),
             "params:embed": MemoryDataset(EmbedParameters(batch_tokens=512, cells="text")),
-            "params:index": MemoryDataset(IndexParameters(segment_datasets=3, trees=5, seed=1)),
+            "params:index": MemoryDataset(IndexParameters(trees=5, seed=1)),
         }
     )
-    for stage in (ingest, embed, index):
-        SequentialRunner().run(stage.create_pipeline(), catalog)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rebase.pipelines.index.nodes.SEGMENT_DATASETS", 3)
+        for stage in (ingest, embed, index):
+            SequentialRunner().run(stage.create_pipeline(), catalog)
     return Datastore(folder, catalog)

@@ -145,3 +145,17 @@ def test_the_fingerprint_changes_exactly_when_the_vectors_may(encoder, tmp_path)
         fingerprint(encoder=Encoder("owner/name", "abc", tmp_path)),
     ]
     assert len(set(others)) == len(others)
+
+
+def test_a_datastore_of_an_earlier_version_is_read(encoder):
+    """Its cards have other columns, and its shards of vectors no `dtype`."""
+    rows = rows_of({"a": [{"t": "one text"}]})
+    earlier_columns = {"licence": "mit", "twin_of": ""}  # codespell:ignore licence
+    cards = pd.DataFrame([{"dataset": "a", "description": "About a.", **earlier_columns}])
+    (shard,) = plan_embed(rows, cards, encoder, PARAMETERS).shards
+    with encoder.open() as opened:
+        table = shard.build(opened)
+    metadata = {name: value for name, value in metadata_of(table).items() if name != "dtype"}
+    earlier = Shards({"a": "f"}, lambda *_: with_metadata(table, metadata))
+    assert summarize_embed(earlier)["dtype"] == "not recorded"
+    assert vectors_of(earlier["a"]).shape == (2, 384)

@@ -6,16 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.datastore.annoy_index import forest_name
+from rebase.datastore.annoy_index import annoy_index_name
 from rebase.datastore.cells import worth_embedding
 from rebase.datastore.segments import Segment
 from rebase.datastore.shards import Shards, metadata_of, with_metadata
 from rebase.datastore.vectors import DESCRIPTION, vectors_of
 from rebase.errors import RebaseError
 from rebase.parameters import IndexParameters
-from rebase.pipelines.index.nodes import build_segment, plan_forest, plan_index, summarize_index
+from rebase.pipelines.index.nodes import build_segment, plan_annoy_index, plan_index, summarize_index
 
-PARAMETERS = IndexParameters(segment_datasets=3, trees=5, seed=1)
+PARAMETERS = IndexParameters(trees=5, seed=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_segments():
+    """Segments of about three datasets, as in the fixture `datastore`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rebase.pipelines.index.nodes.SEGMENT_DATASETS", 3)
+        yield
 
 
 def segments(index):
@@ -67,7 +75,7 @@ names = st.sets(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, m
 def test_a_new_dataset_changes_one_segment(names, new):
     def plan(datasets):
         shards = Shards(dict.fromkeys(datasets, "f"), lambda *_: None)
-        return {shard.fingerprint for shard in plan_index(shards, PARAMETERS).shards}
+        return {shard.fingerprint for shard in plan_index(shards).shards}
 
     before, after = plan(names), plan(names | {new})
     # Its run becomes one other, or two where it ends one.
@@ -77,20 +85,20 @@ def test_a_new_dataset_changes_one_segment(names, new):
 
 def test_another_vector_shard_tree_or_seed_makes_anew_what_it_touches(datastore):
     index, vectors = datastore.load("index"), datastore.load("vectors")
-    again = {shard.name: shard.fingerprint for shard in plan_index(vectors, PARAMETERS).shards}
+    again = {shard.name: shard.fingerprint for shard in plan_index(vectors).shards}
     assert again == dict(index.fingerprints)
     changed = Shards(dict(vectors.fingerprints) | {"trade": "new"}, vectors.read)
-    after = {shard.name: shard.fingerprint for shard in plan_index(changed, PARAMETERS).shards}
+    after = {shard.name: shard.fingerprint for shard in plan_index(changed).shards}
     assert sum(after[name] != fingerprint for name, fingerprint in again.items()) == 1
 
-    def forests(**changes):
-        plan = plan_forest(index, vectors, PARAMETERS.model_copy(update=changes))
+    def annoy_indexes(**changes):
+        plan = plan_annoy_index(index, vectors, PARAMETERS.model_copy(update=changes))
         return {(shard.name, shard.fingerprint) for shard in plan.shards}
 
-    assert {name for name, _ in forests()} == {forest_name(index, name) for name in index}
-    assert forests() == set(datastore.load("forest").fingerprints.items())
-    assert forests(trees=0) == set()
-    assert not forests() & (forests(trees=6) | forests(seed=2))
+    assert {name for name, _ in annoy_indexes()} == {annoy_index_name(index, name) for name in index}
+    assert annoy_indexes() == set(datastore.load("annoy_index").fingerprints.items())
+    assert annoy_indexes(trees=0) == set()
+    assert not annoy_indexes() & (annoy_indexes(trees=6) | annoy_indexes(seed=2))
 
 
 def test_encoders_are_never_mixed(datastore):
@@ -100,7 +108,7 @@ def test_encoders_are_never_mixed(datastore):
         build_segment({"animals": vectors["animals"], "trade": other})
     mixed = Shards(index.fingerprints, partial(_other_encoder, index, next(iter(index))))
     with pytest.raises(RebaseError, match="several encoders"):
-        summarize_index(mixed, datastore.load("forest"), PARAMETERS)
+        summarize_index(mixed, datastore.load("annoy_index"), PARAMETERS)
 
 
 def _other_encoder(index, changed, name, fingerprint):
@@ -110,7 +118,7 @@ def _other_encoder(index, changed, name, fingerprint):
 
 def test_nothing_to_index_is_an_error(datastore):
     with pytest.raises(RebaseError, match="no vectors"):
-        plan_index(Shards({}, datastore.load("vectors").read), PARAMETERS)
+        plan_index(Shards({}, datastore.load("vectors").read))
 
 
 def test_a_dataset_without_rows_or_cells_keeps_its_place(datastore):

@@ -1,7 +1,10 @@
+import dataclasses
 import datetime
 import decimal
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pandas as pd
@@ -20,7 +23,7 @@ from rebase.records import ROW_COLUMNS
 
 
 def run(raw, work, max_rows=1000):
-    """Ingest a folder of datasets: the stored rows, and what summarize_ingest says of them."""
+    """Ingest a folder of datasets: the stored rows, and the results of summarize_ingest."""
     store = ShardStore(str(work))
     store.save(plan_ingest(find_sources([f"{raw}/*"]), IngestParameters(max_rows=max_rows)))
     rows = store.load()
@@ -231,7 +234,7 @@ def test_types_that_change_late_in_a_file_lose_nothing(tmp_path):
     assert {"0", "word"} <= {json.loads(row)["a"] for row in table["row"]}
 
 
-def test_rows_say_where_they_come_from(tmp_path):
+def test_rows_have_their_provenance(tmp_path):
     raw = tmp_path / "raw" / "d"
     raw.mkdir(parents=True)
     (raw / "README.md").write_text("---\nlicense: mit\nconfigs:\n- {config_name: c, data_files: a.csv}\n---\nAbout.\n")
@@ -270,7 +273,7 @@ def reasons(rows, name):
     return {(rejection["reason"], rejection["rows"]) for rejection in metadata_of(rows[name])["rejected"]}
 
 
-def test_twins_are_stored_once_and_named(tmp_path):
+def test_duplicates_are_stored_once_and_named(tmp_path):
     raw = tmp_path / "raw"
     files = {"a": "text.csv", "b": "other-name.csv", "c": "text.csv", "d": "text.csv"}
     for name, file in files.items():
@@ -279,16 +282,16 @@ def test_twins_are_stored_once_and_named(tmp_path):
     (raw / "b" / "README.md").write_text("---\nlicense: mit\n---\nThe same, again.")
     rows, cards, rejected, summary = run(raw, tmp_path / "work")
     assert {name: rows[name].num_rows for name in rows} == {"a": 1, "b": 0, "c": 0, "d": 1}
-    assert dict(zip(cards["dataset"], cards["twin_of"], strict=True)) == {"a": "", "b": "a", "c": "a", "d": ""}
+    assert dict(zip(cards["dataset"], cards["duplicate_of"], strict=True)) == {"a": "", "b": "a", "c": "a", "d": ""}
     assert dict(zip(cards["dataset"], cards["duplicates"], strict=True)) == {"a": "b, c", "b": "", "c": "", "d": ""}
     assert cards.set_index("dataset").loc["b", ["license", "description"]].tolist() == ["mit", "The same, again."]
-    assert rejected["reason"].tolist() == ["twin", "twin"]
+    assert rejected["reason"].tolist() == ["duplicate", "duplicate"]
     assert (summary["in"], summary["kept"], summary["duplicates"], summary["datasets_unread"]) == (2, 2, 2, [])
     written = times(tmp_path / "work")
     shutil.rmtree(raw / "a")
     rows, cards, *_ = run(raw, tmp_path / "work")
     assert (rows["b"].num_rows, rows["c"].num_rows) == (1, 0)
-    assert cards["twin_of"].tolist() == ["", "b", ""]
+    assert cards["duplicate_of"].tolist() == ["", "b", ""]
     assert len(written.items() & times(tmp_path / "work").items()) == 1
 
 
@@ -301,7 +304,7 @@ def test_labels_of_the_card_tell_copies_apart(tmp_path):
     assert [cells(rows, name) for name in rows] == [[{"label": "pos"}], [{"label": "1"}]]
 
 
-def test_held_out_splits_are_left_alone_and_said(tmp_path):
+def test_validation_and_test_splits_are_not_read_and_recorded(tmp_path):
     raw = tmp_path / "raw" / "d"
     for file in ("train.csv", "test.csv", "dev.csv", "fr/valid-00000-of-00001.csv", "fr/test.csv"):
         (raw / file).parent.mkdir(parents=True, exist_ok=True)
@@ -449,3 +452,61 @@ def test_the_pipeline_writes_all_it_promises(datastore):
     assert datastore.load("ingest_summary")["datasets_unread"] == ["broken"]
     assert set(datastore.load("cards")["dataset"]) == set(datastore.load("rows"))
     assert datastore.load("ingest_rejected")["dataset"].tolist() == ["broken"]
+
+
+IN_A_NEW_PROCESS = """
+import json, sys
+from rebase.datasets import ShardStore
+from rebase.datastore.sources import find_sources
+from rebase.parameters import IngestParameters
+from rebase.pipelines.ingest.nodes import plan_ingest, summarize_ingest
+
+store = ShardStore(sys.argv[2])
+store.save(plan_ingest(find_sources([sys.argv[1] + "/*"]), IngestParameters(max_rows=10)))
+cards, rejected, _ = summarize_ingest(store.load())
+print(json.dumps([cards["rows_kept"].tolist(), rejected[["dataset", "config", "reason"]].values.tolist()]))
+"""
+
+
+def test_a_bad_dataset_among_good_ones_is_one_rejection_in_a_new_process(tmp_path):
+    """Threads that import the `datasets` library at once fail, so ingest imports it before they start."""
+    card = "---\nconfigs:\n- {config_name: default, data_files: missing.csv}\n---\n"
+    for name, files in {
+        "a-good": {"train.jsonl": '{"text": "one"}\n'},
+        "b-bad": {"README.md": card, "there.csv": "text\nthere\n"},
+        "c-good": {"train.jsonl": '{"text": "two"}\n'},
+    }.items():
+        for file, content in files.items():
+            (tmp_path / "raw" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "raw" / name / file).write_text(content)
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_NEW_PROCESS, str(tmp_path / "raw"), str(tmp_path / "rows")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[-1]) == [[1, 0, 1], [["b-bad", "default", "malformed"]]]
+
+
+def test_rows_of_an_earlier_version_are_read_again_and_one_line_says_so(tmp_path, monkeypatch, caplog):
+    (tmp_path / "raw" / "d").mkdir(parents=True)
+    (tmp_path / "raw" / "d" / "a.csv").write_text("a\nx\n")
+    monkeypatch.setattr(nodes, "_VERSION", "3")
+    earlier, *_ = run(tmp_path / "raw", tmp_path / "work")
+    monkeypatch.undo()
+    # Manifests of earlier versions have the shards only.
+    (tmp_path / "work" / "manifest.json").write_text(json.dumps(dict(earlier.fingerprints)))
+    assert dict(ShardStore(str(tmp_path / "work")).load().fingerprints) == dict(earlier.fingerprints)
+    with caplog.at_level("INFO"):
+        rows, *_ = run(tmp_path / "raw", tmp_path / "work")
+    assert rows.fingerprints["d"] != earlier.fingerprints["d"]
+    assert [record.message for record in caplog.records if "1 of 1 shards are rebuilt" in record.message]
+
+
+def test_a_stages_seconds_are_those_of_its_own_run(tmp_path):
+    (tmp_path / "raw" / "d").mkdir(parents=True)
+    (tmp_path / "raw" / "d" / "a.csv").write_text("a\nx\n")
+    store = ShardStore(str(tmp_path / "work"))
+    plan = plan_ingest(find_sources([f"{tmp_path}/raw/*"]), IngestParameters(max_rows=10))
+    store.save(dataclasses.replace(plan, seconds=70.0))
+    assert 70 <= summarize_ingest(store.load())[2]["seconds"] < 75
+    store.save(dataclasses.replace(plan, seconds=0.0))
+    assert summarize_ingest(store.load())[2]["seconds"] < 5

@@ -18,7 +18,7 @@ from rebase.weights import locate_model
 from tests.pipelines.conftest import EVALUATION
 
 PARAMETERS = RetrieveParameters(
-    top_n=100, aggregation="max_of_mean", search="exact", annoy_candidates=1000, block_texts=7,
+    top_n=100, aggregation="max_of_mean", search="exact", annoy_candidates=1000,
     licenses=LicensePolicy(allow=("*",), deny=("*-nc-*",), unknown="allow"),
     near_duplicate=0.6, max_dataset_share=1.0, min_passage_words=5, max_passage_words=14,
 )  # fmt: skip
@@ -28,14 +28,14 @@ EVALUATION_SET = pd.DataFrame([["1", json.dumps(EVALUATION), "", "[]"]], columns
 
 @pytest.fixture
 def run(datastore, encoder, reading_task):
-    def run(task=reading_task, encoder=encoder, forest=None, index=None, **changes):
+    def run(task=reading_task, encoder=encoder, annoy_index=None, index=None, rows=None, **changes):
         return retrieve_rows(
             task,
             encoder,
             index or datastore.load("index"),
-            datastore.load("forest") if forest is None else forest,
+            datastore.load("annoy_index") if annoy_index is None else annoy_index,
             datastore.load("vectors"),
-            datastore.load("rows"),
+            rows or datastore.load("rows"),
             EVALUATION_SET,
             PARAMETERS.model_copy(update=changes),
             CONTAMINATION,
@@ -45,13 +45,13 @@ def run(datastore, encoder, reading_task):
 
 
 @pytest.fixture(scope="module")
-def whole(datastore, encoder, reading_task, tmp_path_factory):
-    """A walk through all rows, run as a pipeline."""
+def walk(datastore, encoder, reading_task, tmp_path_factory):
+    """All rows, filtered by the pipeline."""
     work = tmp_path_factory.mktemp("retrieve")
     outputs = ("retrieved", "retrieval_rejected")
     catalog = DataCatalog(
         {
-            **{name: datastore.catalog.get(name) for name in ("index", "forest", "vectors", "rows")},
+            **{name: datastore.catalog.get(name) for name in ("index", "annoy_index", "vectors", "rows")},
             "task": MemoryDataset(reading_task),
             "encoder": MemoryDataset(encoder),
             "evaluation_items": MemoryDataset(EVALUATION_SET),
@@ -66,8 +66,8 @@ def whole(datastore, encoder, reading_task, tmp_path_factory):
     return [catalog.load(name) for name in (*outputs, "retrieve_summary")]
 
 
-def test_the_counts_add_up(datastore, whole):
-    retrieved, rejected, summary = whole
+def test_the_counts_add_up(datastore, walk):
+    retrieved, rejected, summary = walk
     assert summary["in"] == summary["kept"] + sum(summary["rejected"].values()) == datastore.load("index_summary")["in"]
     assert summary["kept"] == len(retrieved)
     assert summary["rejected"] == dict(Counter(rejected["reason"]))
@@ -76,28 +76,28 @@ def test_the_counts_add_up(datastore, whole):
     json.dumps(summary)
 
 
-def test_every_gate_is_at_work(whole):
-    retrieved, rejected, _ = whole
+def test_every_filter_rejects_rows(walk):
+    retrieved, rejected, _ = walk
     by_dataset = {name: set(group["reason"]) for name, group in rejected.groupby("dataset")}
     assert by_dataset["banned-animals"] == {"excluded_dataset"}
     assert by_dataset["closed-animals"] == {"license"}
     assert by_dataset["leaky"] == {"contamination_ngram"}
     assert by_dataset["numbers"] == {"no_passage"}
-    assert by_dataset.get("animals", set()) | by_dataset.get("animals-mirror", set()) == {"duplicate"}
-    assert set(retrieved["dataset"]) <= {"animals", "animals-mirror", "trade"}
+    assert by_dataset.get("animals", set()) | by_dataset.get("animals-copy", set()) == {"duplicate"}
+    assert set(retrieved["dataset"]) <= {"animals", "animals-copy", "trade"}
 
 
-def test_a_mirror_is_remembered_as_a_twin(whole):
-    retrieved, rejected, _ = whole
+def test_a_duplicate_is_recorded_with_the_kept_row(walk):
+    retrieved, rejected, _ = walk
     animals = retrieved[retrieved["dataset"].str.startswith("animals")]
     assert len(animals) == 6
     assert animals["duplicates"].map(json.loads).map(len).tolist() == [1] * 6
-    duplicates = [twin for duplicates in animals["duplicates"] for twin in json.loads(duplicates)]
+    duplicates = [row_id for line in animals["duplicates"] for row_id in json.loads(line)]
     assert sorted(duplicates) == sorted(rejected.loc[rejected["reason"] == "duplicate", "row_id"])
 
 
-def test_rows_are_ranked_and_explain_themselves(whole):
-    retrieved, rejected, _ = whole
+def test_rows_are_ranked_and_explain_themselves(walk):
+    retrieved, rejected, _ = walk
     both = pd.concat([retrieved, rejected]).sort_values("rank")
     assert both["score"].is_monotonic_decreasing
     assert both["dataset"].iloc[0] != "trade"
@@ -111,11 +111,11 @@ def test_rows_are_ranked_and_explain_themselves(whole):
         assert len(line.passage.split()) <= PARAMETERS.max_passage_words
 
 
-def test_the_walk_stops_when_enough_rows_have_passed(run, whole):
+def test_the_walk_stops_when_enough_rows_have_passed(run, walk):
     retrieved, rejected, summary = run(top_n=3)
     assert len(retrieved) == 3
     assert summary["in"] == retrieved["rank"].max() == len(retrieved) + len(rejected)
-    assert retrieved["row_id"].tolist() == whole[0]["row_id"].tolist()[:3]
+    assert retrieved["row_id"].tolist() == walk[0]["row_id"].tolist()[:3]
 
 
 def test_one_dataset_has_at_most_its_share(run):
@@ -144,7 +144,7 @@ def test_both_aggregations_rank_by_their_own_scores(run):
 
 
 @pytest.mark.parametrize("aggregation", ["max_of_mean", "mean_of_max"])
-def test_annoy_finds_the_same_rows_where_it_looks_far_enough(run, aggregation):
+def test_annoy_finds_the_same_rows_with_enough_candidates(run, aggregation):
     exact, _, summary = run(aggregation=aggregation, top_n=4)
     found, _, annoy_summary = run(aggregation=aggregation, top_n=4, search="annoy")
     assert found["row_id"].tolist() == exact["row_id"].tolist()
@@ -152,26 +152,26 @@ def test_annoy_finds_the_same_rows_where_it_looks_far_enough(run, aggregation):
     assert annoy_summary["annoy_recall"] == summary["annoy_recall"] == 1.0
 
 
-def test_annoy_with_few_candidates_says_what_it_missed(run):
+def test_annoy_with_few_candidates_reports_its_recall(run):
     _, _, summary = run(search="annoy", annoy_candidates=1, min_passage_words=1)
     assert 0 < summary["annoy_recall"] < 1
     assert summary["in"] < summary["rows_indexed"]
 
 
-def test_without_a_forest_exact_search_goes_on_and_annoy_says_what_to_do(run, datastore):
-    none = Shards({}, datastore.load("forest").read)
-    assert run(forest=none, top_n=3)[2]["annoy_recall"] is None
+def test_without_an_annoy_index_exact_search_works_and_annoy_raises(run, datastore):
+    none = Shards({}, datastore.load("annoy_index").read)
+    assert run(annoy_index=none, top_n=3)[2]["annoy_recall"] is None
     with pytest.raises(RebaseError, match=r"`index\.trees`"):
-        run(forest=none, search="annoy")
+        run(annoy_index=none, search="annoy")
 
 
-def test_the_search_widens_until_the_gates_have_let_enough_pass(run, whole):
+def test_the_search_widens_until_enough_rows_pass_the_filters(run, walk):
     retrieved, _, summary = run(top_n=1, min_passage_words=1)
     assert len(retrieved) == 1
     wide, rejected, _ = run(top_n=9)
     # Nine rows want a walk through all: more than the first search, of four times nine, would have to give.
     assert len(wide) + len(rejected) == summary["rows_indexed"]
-    assert wide["row_id"].tolist() == whole[0]["row_id"].tolist()
+    assert wide["row_id"].tolist() == walk[0]["row_id"].tolist()
 
 
 def test_another_encoder_than_the_index_was_built_with_is_rejected(run, encoder, tmp_path):
@@ -181,7 +181,7 @@ def test_another_encoder_than_the_index_was_built_with_is_rejected(run, encoder,
         run(encoder=Encoder(folder, None, tmp_path))
 
 
-def test_no_row_above_the_gates_is_an_error_that_counts_the_reasons(run, reading_task):
+def test_no_row_past_the_filters_is_an_error_with_counts_by_reason(run, reading_task):
     with pytest.raises(RebaseError, match=r"none of \d+ rows passed .*'excluded_dataset': \d+") as error:
         run(task=reading_task.model_copy(update={"exclude": ("*",)}))
     assert "tiny_reading" in str(error.value)
@@ -190,3 +190,14 @@ def test_no_row_above_the_gates_is_an_error_that_counts_the_reasons(run, reading
 def test_the_same_again_is_the_same(run):
     first, second = run()[0], run()[0]
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_rows_of_an_earlier_version_name_the_folder_to_rebuild(run, datastore):
+    rows = datastore.load("rows")
+
+    def read_earlier(name, _fingerprint):
+        return rows[name].rename_columns({"license": "licence"})  # codespell:ignore licence
+
+    earlier = Shards(rows.fingerprints, read_earlier, folder="data/02_intermediate/sample/rows")
+    with pytest.raises(RebaseError, match=r"sample/rows: the rows have no column license.*ingest,embed,index"):
+        run(rows=earlier)

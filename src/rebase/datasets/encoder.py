@@ -10,7 +10,7 @@ from rebase.datastore.encoder import Encoder
 
 
 class EncoderDataset(Handle, AbstractDataset[Any, Encoder]):
-    """Loads an ``Encoder`` handle; weights are read when it is opened."""
+    """Loads an ``Encoder`` handle, which reads the weights when it is opened."""
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ class Handle(ReadOnly):
 
 
 class SourcesDataset(ReadOnly, AbstractDataset[Any, list[Source]]):
-    """The raw datasets that ``locations`` name: globs of local folders, hub ids, catalogs (see ``find_sources``)."""
+    """Loads the raw datasets at ``locations``: globs of local folders, hub ids, catalogs (see ``find_sources``)."""
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class SourcesDataset(ReadOnly, AbstractDataset[Any, list[Source]]):
         return find_sources(self._locations, self._token)
 
     def preview(self, nrows: int = 50) -> TablePreview:
-        """The first datasets and where they are, as kedro-viz shows them; none is read."""
-        found = [{"dataset": source.dataset, "where": _place(source)} for source in self.load()[:nrows]]
-        return TablePreview(pd.DataFrame(found).to_dict(orient="split"))
+        """The names and locations of the first datasets, for kedro-viz; no dataset is read."""
+        lines = [{"dataset": source.dataset, "location": _location(source)} for source in self.load()[:nrows]]
+        return TablePreview(pd.DataFrame(lines).to_dict(orient="split"))
 
     def _describe(self) -> dict[str, Any]:
         return {"locations": self._locations}
@@ -163,7 +163,7 @@ _ReadableDumper.add_representer(
 )
 
 
-def _place(source: Source) -> str:
+def _location(source: Source) -> str:
     if isinstance(source, FolderSource):
         return str(source.folder)
     return f"hf://{source.dataset}@{getattr(source, 'revision', None) or 'main'}"

@@ -1,16 +1,17 @@
-"""The shard store: tables or files, each whole or not there, in a local folder or any place that fsspec reaches."""
+"""The shard store: tables or files, each complete or missing, in a local folder or any place that fsspec reaches."""
 
 import hashlib
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import fsspec
@@ -34,14 +35,14 @@ Format = Literal["parquet", "arrow", "file"]
 
 _MANIFEST = "manifest.json"
 _LOCK = ".lock"
-#: File systems allow 255 bytes; fingerprint and temporary ending need some of them.
+#: File systems allow 255 bytes; the fingerprint and temporary suffixes need some of them.
 _MAX_NAME = 150
 _RETRY = "retry-"
 
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """Where the shards of one store are, and in which format; small, and sent to whoever reads or builds one."""
+    """The folder and file format of a store's shards; small, because every worker gets one."""
 
     path: str
     file_format: Format
@@ -49,37 +50,36 @@ class ShardFolder:
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
-        """The file system, with the options that were given for it."""
-        return self._place[0]
+        """The file system, opened with ``options``."""
+        return self._location[0]
 
     @property
     def root(self) -> str:
-        """The folder, as its file system calls it."""
-        return self._place[1]
+        """The folder's path in its file system."""
+        return self._location[1]
 
     @cached_property
-    def _place(self) -> tuple[fsspec.AbstractFileSystem, str]:
+    def _location(self) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(self.path, **self.options)
 
     @property
     def local(self) -> bool:
-        """Whether this machine's own files hold it."""
+        """Whether the folder is on this machine's file system."""
         return isinstance(self.fs, LocalFileSystem)
 
     def file(self, name: str, fingerprint: str) -> str:
-        """The name of a shard's file, which carries its fingerprint."""
+        """The name of a shard's file, which contains its fingerprint."""
         safe = quote(name, safe="")
         if len(safe) > _MAX_NAME:
             safe = f"{safe[:_MAX_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         return f"{safe}.{fingerprint[:16]}.{self.file_format}"
 
     def files(self) -> set[str]:
-        """The names of all files of the folder, by one listing."""
-        fs = self.fs
-        fs.invalidate_cache(self.root)
+        """The names of all files of the folder, from one listing."""
+        self.fs.invalidate_cache(self.root)
         try:
-            with self._reaching():
-                return {Path(path).name for path in fs.ls(self.root, detail=False)}
+            with self._remote_errors():
+                return {Path(path).name for path in self.fs.ls(self.root, detail=False)}
         except FileNotFoundError:
             return set()
 
@@ -88,7 +88,7 @@ class ShardFolder:
         self.fs.rm_file(f"{self.root}/{file}")
 
     def read_text(self, file: str) -> str | None:
-        """A small file's text; None where there is none."""
+        """The text of a small file; None if there is no such file."""
         try:
             return self._content(f"{self.root}/{file}").decode()
         except FileNotFoundError:
@@ -96,28 +96,28 @@ class ShardFolder:
 
     @contextmanager
     def replacing(self, file: str) -> Iterator[Path]:
-        """Yield a local path; when the block ends well, what was written there is the folder's file, whole.
+        """Yield a local path; if the block succeeds, the file becomes the folder's.
 
-        Raises RebaseError where it cannot be written: no space, no permission.
+        Raises RebaseError if it cannot be written: no space, no permission.
         """
         try:
             if self.local:
                 with replacing_file(Path(self.root) / file) as temporary:
                     yield temporary
             else:
-                # Written here, then sent in one piece: an object store shows an object only when it has all of it.
+                # Written locally, then sent at once: an object store shows an object only when it is complete.
                 with tempfile.TemporaryDirectory() as folder:
                     yield Path(folder) / "part"
-                    with self._reaching():
+                    with self._remote_errors():
                         self.fs.put_file(str(Path(folder) / "part"), f"{self.root}/{file}")
         except OSError as error:
             raise RebaseError(
-                f"{self.path}: {file} cannot be written: {error}. What was written before is kept: make room, or set "
-                "another folder, and run again."
+                f"{self.path}: {file} cannot be written: {error}. Earlier files are kept: make room, or set another "
+                "folder, and run again."
             ) from error
 
     def write(self, built: Any, file: str) -> None:
-        """Write what a build returned under the file's name."""
+        """Write the result of a build to a file of this name."""
         with self.replacing(file) as path:
             if self.file_format == "parquet":
                 pq.write_table(built, path)
@@ -128,37 +128,37 @@ class ShardFolder:
                 built(path)
 
     def read(self, name: str, fingerprint: str) -> Any:
-        """A shard's table; local Arrow files are memory-mapped. Of the format ``file``, a local path."""
+        """A shard's table; local Arrow files are memory-mapped. In the format ``file``, a local path."""
         path = f"{self.root}/{self.file(name, fingerprint)}"
         if self.file_format == "file":
-            return Path(path) if self.local else self._fetched(path)
+            return Path(path) if self.local else self._download(path)
         if self.local and self.file_format == "arrow":
-            known = Path(path).stat()
-            return _mapped(path, known.st_ino, known.st_mtime_ns)
+            status = Path(path).stat()
+            return _memory_map(path, status.st_ino, status.st_mtime_ns)
         source = path if self.local else pa.BufferReader(self._content(path))
         if self.file_format == "arrow":
             return ipc.open_file(source).read_all()
-        # Not read_table: it takes KEY=VALUE in a folder's name for a column.
+        # Not read_table, which reads KEY=VALUE in a folder's name as a column.
         with pq.ParquetFile(source) as parquet:
             return parquet.read()
 
-    def _fetched(self, path: str) -> Path:
-        """A copy of a distant file in the user's cache, kept for the next time: the file's name says its content."""
-        where = f"{self.options.get('client_kwargs')} {self.fs.unstrip_protocol(path)}"
-        copy = Path.home() / ".cache" / "rebase" / hashlib.sha256(where.encode()).hexdigest()
+    def _download(self, path: str) -> Path:
+        """A copy of a remote file in the user's cache; the name identifies the content, so it is reused."""
+        url = f"{self.options.get('client_kwargs')} {self.fs.unstrip_protocol(path)}"
+        copy = Path.home() / ".cache" / "rebase" / hashlib.sha256(url.encode()).hexdigest()
         if not copy.exists():
-            with replacing_file(copy) as temporary, self._reaching():
+            with replacing_file(copy) as temporary, self._remote_errors():
                 self.fs.get_file(path, str(temporary))
         return copy
 
     def _content(self, path: str) -> bytes:
-        with self._reaching():
+        with self._remote_errors():
             content: bytes = self.fs.cat_file(path)
         return content
 
     @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """Errors of distant file systems, each with types of its own, as one that says what to do."""
+    def _remote_errors(self) -> Iterator[None]:
+        """Turn the errors of remote file systems, each with its own types, into a RebaseError."""
         try:
             yield
         except FileNotFoundError:
@@ -166,25 +166,38 @@ class ShardFolder:
         except Exception as error:
             raise RebaseError(
                 f"{self.path} cannot be reached: {error}. Check the address, the network and the credentials "
-                "`datastores` (conf/README.md), then run again: it goes on."
+                "`datastores` (conf/README.md), then run again: the run resumes."
             ) from error
 
 
 @lru_cache(maxsize=4096)
-def _mapped(path: str, _inode: int, _changed: int) -> pa.Table:
-    """The memory-mapped table of a local file; kept, since a search opens the same shards again and again."""
+def _memory_map(path: str, _inode: int, _changed: int) -> pa.Table:
+    """The memory-mapped table of a local file; cached, because a search opens the same shards several times."""
     return ipc.open_file(pa.memory_map(path)).read_all()
+
+
+class _Manifest(NamedTuple):
+    """The shards of a store, fingerprint by name, and how long the last save took."""
+
+    shards: dict[str, str]
+    seconds: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> "_Manifest":
+        content = json.loads(text)
+        # Manifests of earlier versions have the shards only.
+        return cls(content["shards"], content["seconds"]) if isinstance(content.get("shards"), dict) else cls(content)
 
 
 class ShardStore(AbstractDataset[ShardPlan, Shards]):
     """Saves a ``ShardPlan``, loads ``Shards``.
 
-    Each shard is one file whose name carries its fingerprint, written under a temporary name and renamed. A shard whose
-    file stands is not built again, so a killed run goes on where it was. The manifest, written last, names the shards
-    that belong to the store: ``exists`` is true only when it and all of them are there.
+    Each shard is one file, written atomically, whose name contains its fingerprint. Shards whose file exists are not
+    built, so an interrupted run resumes. The manifest is written last and lists the shards of the store: ``exists`` is
+    true if it and all of its shards are there.
 
-    A provisional shard, of data that could not be reached, is kept under another fingerprint than its plan's, so that
-    the next save builds it again; it never takes the place of an earlier good one.
+    A provisional shard, of data that could not be read, gets another fingerprint than its plan's, so that the
+    next save builds it again; it never replaces an earlier good one.
     """
 
     def __init__(
@@ -201,41 +214,48 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
 
     def load(self) -> Shards:
         manifest = self._manifest()
-        if not self._is_whole(manifest):
+        if not manifest or not self._is_complete(manifest):
             raise DatasetError(
-                f"{self._folder.path} is not whole, or not there yet: run the pipeline that writes it; it goes on "
-                "where it was."
+                f"{self._folder.path} is missing or not complete. Run the pipeline that writes it; it resumes. "
+                "The whole datastore: kedro run --pipelines=ingest,embed,index."
             )
-        return Shards(manifest, self._folder.read, self._engine)
+        return Shards(manifest.shards, self._folder.read, self._engine, self._folder.path, manifest.seconds)
 
     def preview(self, nrows: int = 30) -> TablePreview:
-        """So many rows as kedro-viz shows them, of as many shards as can be."""
+        """At most ``nrows`` rows for kedro-viz, from as many shards as possible."""
         shards = self.load()
         first = islice(shards.values(), nrows)
         rows = pa.concat_tables(table.slice(0, max(1, nrows // len(shards))) for table in first)
         return TablePreview(rows.to_pandas().to_dict(orient="split"))
 
     def save(self, plan: ShardPlan) -> None:
+        started = time.monotonic()
         with self._locked():
-            there = self._folder.files()
+            files = self._folder.files()
             earlier = {
                 name: fingerprint
-                for name, fingerprint in (self._manifest() or {}).items()
-                if not fingerprint.startswith(_RETRY) and self._folder.file(name, fingerprint) in there
+                for name, fingerprint in (self._manifest() or _Manifest({})).shards.items()
+                if not fingerprint.startswith(_RETRY) and self._folder.file(name, fingerprint) in files
             }
-            missing = [shard for shard in plan.shards if self._folder.file(shard.name, shard.fingerprint) not in there]
             fingerprints = {shard.name: shard.fingerprint for shard in plan.shards}
+            missing = [shard for shard in plan.shards if self._folder.file(shard.name, shard.fingerprint) not in files]
             if missing:
+                if changed := sum(shard.name in earlier for shard in missing):
+                    logger.info(
+                        "%s: %d of %d shards are rebuilt, because their data, their settings or the version of their "
+                        "format changed", self._folder.path, changed, len(plan.shards)
+                    )  # fmt: skip
                 items = ((shard, earlier.get(shard.name)) for shard in missing)
                 built = self._engine.map(partial(_build, self._folder), items, plan.opener, plan.threads)
                 fingerprints |= dict(tqdm(built, desc=Path(self._folder.path).name, unit="shard", total=len(missing)))
+            seconds = round(plan.seconds + time.monotonic() - started, 3)
             with self._folder.replacing(_MANIFEST) as path:
-                path.write_text(json.dumps(fingerprints, indent=1))
+                path.write_text(json.dumps({"seconds": seconds, "shards": fingerprints}, indent=1))
             self._remove_stale({self._folder.file(*item) for item in fingerprints.items()})
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep other processes of this machine from writing to the folder; distant folders have no lock."""
+        """Keep other processes of this machine from writing to the folder; remote folders have no lock."""
         if not self._folder.local:
             yield
             return
@@ -249,33 +269,34 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
             ) from None
 
     def _remove_stale(self, current: set[str]) -> None:
-        """Remove the shards that no longer belong, and what a killed save was writing."""
+        """Remove shards that are no longer in the store, and temporary files of interrupted saves."""
         for file in self._folder.files() - current - {_MANIFEST, _LOCK}:
             if file.startswith(".") or file.endswith(f".{self._folder.file_format}"):
                 self._folder.remove(file)
 
     def _exists(self) -> bool:
-        return self._is_whole(self._manifest())
+        manifest = self._manifest()
+        return manifest is not None and self._is_complete(manifest)
 
-    def _is_whole(self, manifest: dict[str, str] | None) -> TypeGuard[dict[str, str]]:
-        return manifest is not None and {self._folder.file(*item) for item in manifest.items()} <= self._folder.files()
+    def _is_complete(self, manifest: _Manifest) -> bool:
+        return {self._folder.file(*item) for item in manifest.shards.items()} <= self._folder.files()
 
-    def _manifest(self) -> dict[str, str] | None:
+    def _manifest(self) -> _Manifest | None:
         text = self._folder.read_text(_MANIFEST)
-        return None if text is None else json.loads(text)
+        return None if text is None else _Manifest.parse(text)
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self._folder.path, "file_format": self._folder.file_format}
 
 
 def _build(folder: ShardFolder, tool: Any, item: tuple[Shard, str | None]) -> tuple[str, str]:
-    """Build and write one shard; its name, and the fingerprint under which it, or an earlier good one, is kept."""
+    """Build and write one shard; return its name and fingerprint, or those of an earlier good shard that is kept."""
     shard, earlier = item
     built = shard.build(tool)
     fingerprint = shard.fingerprint
     if is_provisional(built):
         if earlier is not None:
-            logger.warning("%s could not be read again: what was read before is kept", shard.name)
+            logger.warning("%s could not be read again: the earlier rows are kept", shard.name)
             return shard.name, earlier
         fingerprint = f"{_RETRY}{fingerprint}"
     folder.write(built, folder.file(shard.name, fingerprint))

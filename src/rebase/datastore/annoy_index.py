@@ -1,4 +1,4 @@
-"""Annoy forests over the index: approximate search, and looking around (docs/method.md sections 3 and 4)."""
+"""The Annoy index: approximate nearest texts, and a search with them (docs/method.md sections 3 and 4)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -16,62 +16,70 @@ from rebase.errors import RebaseError
 
 def search_annoy(
     index: Shards,
-    forest: Shards,
+    annoy_index: Shards,
     vectors: Shards,
     task: TaskVectors,
     count: int,
     aggregation: Aggregation,
     candidates: int,
 ) -> Ranking:
-    """The ``count`` best of the rows that hold one of the ``candidates`` texts nearest to a query vector.
+    """Rank the rows that hold one of the ``candidates`` texts nearest to a query vector; return the ``count`` best.
 
-    Raises RebaseError where there is no forest, or one of another index.
+    Raises RebaseError if there is no Annoy index, or if it belongs to another index.
     """
-    queries = np.concatenate(task.sides(aggregation))
-    near = find_near(index, forest, queries, candidates)
+    nearest = find_near(index, annoy_index, np.concatenate(task.sides(aggregation)), candidates)
     jobs = {
         segment: partial(
-            _rescore_holders,
+            _score_holders,
             task=task,
             texts=group["text"].unique(),
             aggregation=aggregation,
-            # A text of one dataset stands in that dataset's rows only.
+            # Only the dataset of a text has rows that hold it.
             vectors=readers_of(vectors, group["dataset"].unique()),
         )
-        for segment, group in near.groupby("segment")
+        for segment, group in nearest.groupby("segment")
     }
-    found = [lines for _, lines in index.map(jobs)]
-    return rank([[lines] for lines in found], [sum(map(len, found))], count)[0]
+    scored = [lines for _, lines in index.map(jobs)]
+    return rank([[lines] for lines in scored], [sum(map(len, scored))], count)[0]
 
 
-def find_near(index: Shards, forest: Shards, queries: np.ndarray, count: int) -> pd.DataFrame:
-    """The ``count`` texts nearest to each query vector ``[Q, d]``, about: what Annoy's forests find.
+def find_near(index: Shards, annoy_index: Shards, queries: np.ndarray, count: int) -> pd.DataFrame:
+    """Find approximately the ``count`` texts nearest to each query vector ``[Q, d]``.
 
-    A line a text, nearest first: ``query`` (its number), ``similarity``, ``dataset`` and ``place`` (the text's
-    number in that dataset's shard of vectors), ``segment`` and ``text`` (its number there). Raises RebaseError where
-    there is no forest, or one of another index.
+    Returns:
+        One line a text, nearest first: ``query`` (its number), ``similarity``, ``dataset`` and ``position`` (in that
+        dataset's shard of vectors), ``segment`` and ``text`` (its number in the segment).
+
+    Raises:
+        RebaseError: There is no Annoy index, or it belongs to another index.
+
     """
-    if set(forest) != {forest_name(index, name) for name in index}:
+    if set(annoy_index) != {annoy_index_name(index, name) for name in index}:
         raise RebaseError(
-            "search: annoy needs a forest over this very index. Set `index.trees` to 10 or more and build it: "
-            "kedro run --pipelines=index."
+            f"search: {annoy_index.folder} has no Annoy index of the datastore as it is now. Set `index.trees` to 10 "
+            "or more and build it: kedro run --pipelines=index."
         )
     jobs = {
-        name: partial(_near, forest=forest.later(forest_name(index, name)), queries=queries, count=count)
+        name: partial(
+            _nearest_in_segment,
+            annoy_file=annoy_index.reader(annoy_index_name(index, name)),
+            queries=queries,
+            count=count,
+        )
         for name in index
     }
-    near = pd.concat([lines.assign(segment=name) for name, lines in index.map(jobs)], ignore_index=True)
-    near = near.sort_values(["query", "similarity", "segment", "text"], ascending=[True, False, True, True])
-    return near.groupby("query").head(count).reset_index(drop=True)
+    nearest = pd.concat([lines.assign(segment=name) for name, lines in index.map(jobs)], ignore_index=True)
+    nearest = nearest.sort_values(["query", "similarity", "segment", "text"], ascending=[True, False, True, True])
+    return nearest.groupby("query").head(count).reset_index(drop=True)
 
 
-def forest_name(index: Shards, segment: str) -> str:
-    """The name of a segment's forest, which tells forests of earlier segments apart."""
+def annoy_index_name(index: Shards, segment: str) -> str:
+    """The shard name of a segment's Annoy index; it changes with the segment."""
     return f"{segment}@{index.fingerprints[segment][:16]}"
 
 
-def plant_forest(segment: Segment, vectors: Iterable[np.ndarray], trees: int, seed: int) -> Callable[[Path], None]:
-    """An Annoy forest over a segment's texts, built on disk by the function that is returned (angular metric).
+def build_annoy_index(segment: Segment, vectors: Iterable[np.ndarray], trees: int, seed: int) -> Callable[[Path], None]:
+    """Return a function that builds a file with the Annoy index (angular metric) of a segment's texts.
 
     ``vectors`` are the datasets' ``[texts, d]``, in order. The same seed gives the same trees.
     """
@@ -82,10 +90,8 @@ def plant_forest(segment: Segment, vectors: Iterable[np.ndarray], trees: int, se
         annoy = AnnoyIndex(segment.dimension, "angular")
         annoy.on_disk_build(str(path))
         annoy.set_seed(seed)
-        numbers = iter(range(len(segment.codes)))
-        for part in vectors:
-            for vector in part.astype(np.float32):
-                annoy.add_item(next(numbers), vector)
+        for number, vector in enumerate(vector for part in vectors for vector in part.astype(np.float32)):
+            annoy.add_item(number, vector)
         # One job: with several, the seed of a tree depends on the number of cores.
         annoy.build(trees, n_jobs=1)
         annoy.unload()
@@ -93,7 +99,7 @@ def plant_forest(segment: Segment, vectors: Iterable[np.ndarray], trees: int, se
     return build
 
 
-def _rescore_holders(
+def _score_holders(
     table: pa.Table, task: TaskVectors, texts: np.ndarray, aggregation: Aggregation, vectors: Mapping[str, VectorReader]
 ) -> pd.DataFrame:
     """The exact scores of a segment's rows that hold one of the texts."""
@@ -102,24 +108,27 @@ def _rescore_holders(
     return score_exactly(segment, task, np.unique(holders), aggregation, vectors)
 
 
-def _near(table: pa.Table, forest: Callable[[], Path], queries: np.ndarray, count: int) -> pd.DataFrame:
-    """The texts of a segment nearest to each query, by its forest."""
+def _nearest_in_segment(
+    table: pa.Table, annoy_file: Callable[[], Path], queries: np.ndarray, count: int
+) -> pd.DataFrame:
+    """The texts of a segment nearest to each query, by its Annoy index."""
     from annoy import AnnoyIndex
 
     segment = Segment.from_table(table)
     annoy: AnnoyIndex = AnnoyIndex(segment.dimension, "angular")
-    annoy.load(str(forest()))
+    annoy.load(str(annoy_file()))
     if annoy.get_n_items() != len(segment.codes):
         raise RebaseError(
-            "The Annoy forest is damaged. Delete its folder and build it again: kedro run --pipelines=index."
+            f"The Annoy index {annoy_file()} is damaged. Delete its folder and build it again: "
+            "kedro run --pipelines=index."
         )
-    lines = []
+    parts = []
     for number, query in enumerate(queries):
         texts, distances = annoy.get_nns_by_vector(query, count, include_distances=True)
         # Angular distance of Annoy: cos = 1 - d²/2.
-        lines.append(pd.DataFrame({"query": number, "text": texts, "similarity": 1 - np.square(distances) / 2}))
-    found = pd.concat(lines, ignore_index=True)
-    dataset = np.searchsorted(segment.text_start, found["text"], side="right") - 1
-    return found.assign(
-        dataset=np.array(segment.datasets, dtype=object)[dataset], place=found["text"] - segment.text_start[dataset]
+        parts.append(pd.DataFrame({"query": number, "text": texts, "similarity": 1 - np.square(distances) / 2}))
+    lines = pd.concat(parts, ignore_index=True)
+    dataset = np.searchsorted(segment.text_start, lines["text"], side="right") - 1
+    return lines.assign(
+        dataset=np.array(segment.datasets, dtype=object)[dataset], position=lines["text"] - segment.text_start[dataset]
     )

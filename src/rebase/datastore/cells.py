@@ -1,4 +1,4 @@
-"""Rows as text: how nested values become flat cells, and which cells are worth embedding."""
+"""Rows as text: flatten nested values into cells, and decide which cells are embedded."""
 
 import datetime
 import hashlib
@@ -11,25 +11,47 @@ from typing import Any
 _URL = re.compile(r"\s*(https?|ftp)://\S+\s*", re.IGNORECASE)
 _HEX = re.compile(r"\s*(0x)?[0-9a-f-]{16,}\s*", re.IGNORECASE)
 _SURROGATES = re.compile("[\ud800-\udfff]")
-#: What the ``datasets`` library stores an image, a sound, a video or a document as; the second is a decoded sound.
+#: The fields of an image, audio, video or document in the ``datasets`` library; the second set is decoded audio.
 _MEDIA = ({"bytes", "path"}, {"array", "path", "sampling_rate"})
 
 
 def flatten_row(row: Mapping[str, Any], label_names: Mapping[str, list[str]]) -> dict[str, str]:
-    """Turn a row into ``{column: text}``: nested columns joined by ``.``; empty, binary and media values left out.
+    """Turn a row into ``{column: text}``: nested columns are joined by ``.``; empty, binary and media values left out.
 
     ``label_names`` maps a flat column to the names of its class labels (docs/method.md section 1).
     """
     cells: dict[str, str] = {}
     for column, value in _leaves("", row):
-        if text := _clean(_text(value, column, label_names)):
-            cells[_unused(_clean(column) or "unnamed", cells)] = text
+        if text := _clean(_to_text(value, column, label_names)):
+            name = _clean(column) or "unnamed"
+            while name in cells:  # A nested column may flatten to the name of another one.
+                name += "'"
+            cells[name] = text
     return cells
 
 
 def is_media(fields: Set[str]) -> bool:
-    """Whether a nested value with these fields is an image, a sound, a video or a document."""
+    """Whether a nested value with these fields is an image, audio, video or document."""
     return fields in _MEDIA
+
+
+def worth_embedding(text: str) -> bool:
+    """Whether a task could match the cell: it has a letter, and is neither a URL nor a hash or id.
+
+    Hashes and ids are hexadecimal, at least 16 characters long, possibly with dashes. ``embed.cells: all`` embeds
+    every cell.
+    """
+    return any(map(str.isalpha, text)) and not _URL.fullmatch(text) and not _HEX.fullmatch(text)
+
+
+def row_json(cells: Mapping[str, str]) -> str:
+    """The row as JSON text, in the order of its columns."""
+    return json.dumps(cells, ensure_ascii=False)
+
+
+def content_hash(cells: Mapping[str, str]) -> str:
+    """SHA-256 of a row's values in order; column names do not count, so duplicates have the same hash."""
+    return hashlib.sha256("\x00".join(cells.values()).encode()).hexdigest()
 
 
 def _leaves(prefix: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -41,15 +63,8 @@ def _leaves(prefix: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield column, item
 
 
-def _unused(column: str, cells: Mapping[str, str]) -> str:
-    """The column's name, told apart from a nested column that flattens to the same one."""
-    while column in cells:
-        column += "'"
-    return column
-
-
-def _text(value: Any, column: str, label_names: Mapping[str, list[str]]) -> str:
-    """One value as text; the empty string where there is nothing to say."""
+def _to_text(value: Any, column: str, label_names: Mapping[str, list[str]]) -> str:
+    """One value as text; the empty string if it has none."""
     if isinstance(value, str):
         return value.strip()
     if value is None or isinstance(value, bytes | bytearray):
@@ -62,44 +77,26 @@ def _text(value: Any, column: str, label_names: Mapping[str, list[str]]) -> str:
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, float):
-        return _number(value)
+        return _number_to_text(value)
     if isinstance(value, dict):
         if is_media(value.keys()):
             return ""
-        texts = {key: _text(item, f"{column}.{key}", label_names) for key, item in value.items()}
+        texts = {key: _to_text(item, f"{column}.{key}", label_names) for key, item in value.items()}
         return ", ".join(f"{key}: {text}" for key, text in texts.items() if text)
     if isinstance(value, list | tuple):
-        return "; ".join(text for item in value if (text := _text(item, column, label_names)))
+        return "; ".join(text for item in value if (text := _to_text(item, column, label_names)))
     return str(value).strip()
 
 
-def _number(value: float) -> str:
-    """All digits of a number; without ``.0``, which a column of integers gets where a value is missing."""
+def _number_to_text(value: float) -> str:
+    """All digits of a number, without the ``.0`` that a column of integers gets if a value is missing."""
     if math.isnan(value):
         return ""
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
 def _clean(text: str) -> str:
-    """The text as every reader takes it: valid Unicode, without NUL and outer spaces."""
+    """The text without half surrogate pairs, NUL and outer spaces, which some readers do not accept."""
     if not text.isascii():
         text = _SURROGATES.sub("\ufffd", text)
     return text.replace("\x00", "").strip()
-
-
-def worth_embedding(text: str) -> bool:
-    """Whether a cell says something that a task could match: it has a letter, and is neither a URL nor a hash or id.
-
-    Hashes and ids are hexadecimal, with dashes or not, of at least 16 characters. ``embed.cells: all`` asks nothing.
-    """
-    return any(map(str.isalpha, text)) and not _URL.fullmatch(text) and not _HEX.fullmatch(text)
-
-
-def row_json(cells: Mapping[str, str]) -> str:
-    """The row as JSON text, columns in their own order."""
-    return json.dumps(cells, ensure_ascii=False)
-
-
-def content_hash(cells: Mapping[str, str]) -> str:
-    """SHA-256 over a row's values in order, whatever its columns are called: mirrors have the same one."""
-    return hashlib.sha256("\x00".join(cells.values()).encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""The text encoder, through sentence-transformers, as fast as the machine allows.
+"""The text encoder: sentence-transformers, as fast as the machine allows.
 
-Texts are sorted by length and go through the encoder in batches of a bounded number of tokens, the next ones being
-tokenized meanwhile. On a CPU a batch is *packed*: its texts stand one behind the other without any padding, and
-the attention runs over each run of equally long texts. Where a model does not bear that (it is tried out when the
-encoder is opened), batches are padded, and where it does not bear that either, the library does it all.
+Texts are sorted by length and encoded in batches of a bounded number of tokens; the next texts are tokenized
+meanwhile. On a CPU a batch is packed: its texts follow one another without padding. When the encoder is opened, packed
+vectors are compared with the library's own. If they differ, batches are padded; if those differ too, the library
+does all the work.
 """
 
 import copy
@@ -15,28 +15,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rebase.datastore.packed_attention import pack, use_packed_attention, use_padded_attention
 from rebase.errors import RebaseError
 from rebase.weights import PACKAGE, check_dtype, locate_model, resolve_dtype
 
 if TYPE_CHECKING:
-    import torch
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
-#: Characters of a text that are given to the tokenizer: far beyond any encoder's window, far below a 10 MB cell.
+#: Characters of a text that are tokenized: far more than the window of any encoder, far fewer than in a 10 MB cell.
 _MAX_CHARACTERS = 20_000
-#: Texts that are tokenized, and then sorted by their tokens, at once.
+#: Texts that are tokenized at once, and sorted by their tokens.
 _CHUNK_TEXTS = 2_000
-#: The name of the packed attention among those of transformers.
-_PACKED = "rebase_packed"
-#: What a faster way is tried out with: all lengths, cases, scripts and spaces that models treat in different ways.
+#: Texts that faster batches are tested with: all lengths, cases, scripts and spaces that models treat differently.
 _PROBE = (
     "",
     "a",
@@ -47,56 +44,52 @@ _PROBE = (
     "def area(r):\n    return 3.14 * r**2",
     "One, two, three and so on to the end of every window. " * 25,
 )
-#: The cosine to the library's own fp32 vectors that every probe must reach, in fp32 and in half precision.
+#: The least cosine of every probe to the library's own float32 vector, in float32 and in half precision.
 _LEAST_COSINE, _LEAST_COSINE_HALF = 0.9999, 0.999
 
-#: Token ids of the texts of a batch to what the model takes.
-Form = Callable[["SentenceTransformer", list[list[int]]], dict[str, Any]]
+#: Turns the token ids of a batch of texts into the features that the model takes.
+Collate = Callable[["SentenceTransformer", list[list[int]]], dict[str, Any]]
 
 
-class Encoded(NamedTuple):
-    """Vectors, float32 ``[texts, dimension]`` of length 1, and which texts the encoder saw the beginning of only."""
+class EncodedTexts(NamedTuple):
+    """Vectors, float32 ``[texts, dimension]`` of length 1, and which texts exceeded the encoder's window."""
 
     vectors: np.ndarray
     truncated: np.ndarray
 
 
-class _Tokenized(NamedTuple):
-    """Texts as tokens: the number of each text in the caller's list, its token ids, and whether some were cut off."""
-
-    numbers: list[int]
-    tokens: list[list[int]]
-    truncated: list[bool]
+#: Tokenized texts: the number of each text in the caller's list, its token ids, and whether it was truncated.
+_Tokenized = tuple[list[int], list[list[int]], list[bool]]
 
 
 @dataclass(frozen=True)
 class OpenEncoder:
-    """An encoder with its weights in memory. ``form`` makes its batches; None leaves all to the library."""
+    """An encoder with its weights in memory. ``collate`` makes its batches; if None, the library does."""
 
     model: "SentenceTransformer"
-    form: Form | None = None
+    collate: Collate | None = None
 
-    def encode(self, texts: Sequence[str], batch_tokens: int = 2_048) -> Encoded:
-        """Texts to L2-normalized vectors, so that the cosine is the dot product.
+    def encode(self, texts: Sequence[str], batch_tokens: int = 2_048) -> EncodedTexts:
+        """Encode texts as L2-normalized vectors, so that the cosine is the dot product.
 
-        At most ``batch_tokens`` tokens go through the encoder at once (one long text may be more). The same list
-        gives the same vectors, bit for bit; another list may give a text another last bit.
+        At most ``batch_tokens`` tokens are encoded at once, or one text that is longer. The same list gives the same
+        vectors, bit for bit; in another list the last bits of a text's vector may differ.
         """
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         truncated = np.array([len(text) > _MAX_CHARACTERS for text in texts], dtype=bool)
         order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
         chunks = (order[start : start + _CHUNK_TEXTS] for start in range(0, len(order), _CHUNK_TEXTS))
         # The library tokenizes too, and two threads must not use one tokenizer.
-        mapped = _one_ahead if self.form else map
-        for numbers, tokens, cut in mapped(lambda chunk: self._tokenize(chunk, texts), chunks):
+        map_chunks = _prefetch if self.collate else map
+        for numbers, tokens, cut in map_chunks(lambda chunk: self._tokenize(chunk, texts), chunks):
             truncated[numbers] |= cut
             for batch in _batches([len(ids) for ids in tokens], batch_tokens):
                 vectors[numbers[batch]] = self._forward(tokens[batch], [texts[number] for number in numbers[batch]])
-        return Encoded(vectors, truncated)
+        return EncodedTexts(vectors, truncated)
 
     @property
     def dtype(self) -> str:
-        """The number format of computing, as torch names it."""
+        """The number format of computing, by its name in torch."""
         return str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
     @property
@@ -105,28 +98,23 @@ class OpenEncoder:
         return int(self.model.get_embedding_dimension() or 0)
 
     def _tokenize(self, numbers: list[int], texts: Sequence[str]) -> _Tokenized:
-        """The chosen texts as tokens, the longest first."""
+        """Tokenize the chosen texts; the longest come first."""
         tokens, truncated = _tokens_of(self.model.tokenizer, [texts[number][:_MAX_CHARACTERS] for number in numbers])
-        order = sorted(range(len(numbers)), key=lambda place: -len(tokens[place]))
-        return _Tokenized(
-            [numbers[place] for place in order],
-            [tokens[place] for place in order],
-            [truncated[place] for place in order],
-        )
+        order = sorted(range(len(numbers)), key=lambda index: -len(tokens[index]))
+        return [numbers[i] for i in order], [tokens[i] for i in order], [truncated[i] for i in order]
 
     def _forward(self, tokens: list[list[int]], texts: list[str]) -> np.ndarray:
-        """One batch through the model."""
+        """Encode one batch."""
         import torch
 
-        if self.form is None:
+        if self.collate is None:
             cut = [text[:_MAX_CHARACTERS] for text in texts]
             vectors = self.model.encode(cut, batch_size=len(cut), convert_to_tensor=True, show_progress_bar=False)
         else:
             with torch.inference_mode():
-                features = self.form(self.model, tokens)
                 features = {
                     name: value.to(self.model.device) if isinstance(value, torch.Tensor) else value
-                    for name, value in features.items()
+                    for name, value in self.collate(self.model, tokens).items()
                 }
                 vectors = self.model(features)["sentence_embedding"]
         return torch.nn.functional.normalize(vectors.float()).cpu().numpy()
@@ -134,10 +122,10 @@ class OpenEncoder:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A cheap handle: which encoder, and how to open it. ``model`` is a package, a folder or a hub id.
+    """A cheap handle: which encoder to open. ``model`` is a package, a folder or a hub id.
 
-    ``dtype`` is the number format of computing (``rebase.weights.Dtype``). It is no part of the identity: vectors of
-    both formats are checked against the same float32 ones when the encoder is opened.
+    ``dtype`` is the number format of computing (``rebase.weights.Dtype``). It is not part of the identity: vectors of
+    both formats are compared with the same float32 vectors when the encoder is opened.
     """
 
     model: str
@@ -150,7 +138,7 @@ class Encoder:
 
     @property
     def identity(self) -> str:
-        """What the vectors are known by; vectors of two identities are never mixed."""
+        """The model and its revision; vectors of two identities are never mixed."""
         revision = self.revision or "main"
         if self.model.startswith(PACKAGE):
             try:
@@ -161,7 +149,7 @@ class Encoder:
 
     @contextmanager
     def open(self) -> Iterator[OpenEncoder]:
-        """Load the weights; they are freed at the end. Raises RebaseError where they cannot be had."""
+        """Load the weights; free them at the end. Raises RebaseError if they cannot be loaded."""
         try:
             with _all_processors():
                 yield fastest(self._load(), resolve_dtype(self.dtype))
@@ -183,9 +171,9 @@ class Encoder:
 
 
 def fastest(model: "SentenceTransformer", dtype: str) -> OpenEncoder:
-    """The fastest way to use the model whose vectors agree with the library's own in float32.
+    """Open the model in the fastest way whose vectors agree with the library's own in float32.
 
-    ``dtype`` is ``float32`` or ``bfloat16``; bfloat16 is left where its vectors do not agree.
+    ``dtype`` is ``float32`` or ``bfloat16``; bfloat16 is not used if its vectors do not agree.
     """
     import torch
 
@@ -196,20 +184,20 @@ def fastest(model: "SentenceTransformer", dtype: str) -> OpenEncoder:
         half = OpenEncoder(copy.deepcopy(model).to(getattr(torch, dtype)))
         if _agrees(half, expected, _LEAST_COSINE_HALF):
             model, least = half.model, _LEAST_COSINE_HALF
-    if model.device.type == "cpu" and _set_attention(model, _PACKED):
-        packed = OpenEncoder(model, _pack)
+    if model.device.type == "cpu" and use_packed_attention(model):
+        packed = OpenEncoder(model, pack)
         if _agrees(packed, expected, least):
             return packed
-        _set_attention(model, "sdpa")
+        use_padded_attention(model)
     padded = OpenEncoder(model, _pad)
     return padded if _agrees(padded, expected, least) else OpenEncoder(model)
 
 
 def _tokens_of(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[bool]]:
-    """The token ids of each text as far as the model sees them, and whether there were more.
+    """The token ids of each text within the model's window, and whether the text has more.
 
-    Only the fast tokenizers of transformers tell. With any other one the library encodes; four characters stand for
-    a token, to cut batches by, and nothing counts as truncated here.
+    Only the fast tokenizers of transformers report both. With others the library encodes: then a token counts as
+    four characters, which only serves to cut batches, and no text counts as truncated here.
     """
     if not getattr(tokenizer, "is_fast", False):
         return [[0] * (len(text) // 4 + 1) for text in texts], [False] * len(texts)
@@ -218,86 +206,17 @@ def _tokens_of(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[
 
 
 def _agrees(opened: OpenEncoder, expected: np.ndarray, least: float) -> bool:
-    """Whether the vectors of all probes are as near to the expected ones as they must be."""
+    """Whether the cosines of all probes to the expected vectors are at least ``least``."""
     try:
         vectors = opened.encode(_PROBE).vectors
-    except Exception as error:  # A model may fail in any way on inputs that it was not made for: it is only slower.
-        logger.debug("%s does not work with this encoder: %s", opened.form, error)
+    except Exception as error:  # Models fail in any way on inputs that they were not made for: this one is only slower.
+        logger.debug("%s does not work with this encoder: %s", opened.collate, error)
         return False
     return bool(((vectors * expected).sum(axis=1) >= least).all())
 
 
-def _set_attention(model: "SentenceTransformer", name: str) -> bool:
-    """Have the model use this attention of transformers; False where its attention cannot be chosen."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import flash_attention_mask
-
-    AttentionInterface.register(_PACKED, _packed_attention)
-    # Like flash attention, it wants no mask: that of a packed batch would be as large as the square of its tokens.
-    AttentionMaskInterface.register(_PACKED, flash_attention_mask)
-    transformer: Any = getattr(model[0], "auto_model", None)
-    if not getattr(transformer, "is_backend_compatible", lambda: False)():
-        return False
-    transformer.set_attn_implementation(name)
-    return True
-
-
-def _packed_attention(
-    module: Any,
-    query: "torch.Tensor",
-    key: "torch.Tensor",
-    value: "torch.Tensor",
-    attention_mask: None,
-    *,
-    cu_seq_lens_q: "torch.Tensor",
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple["torch.Tensor", None]:
-    """Attention within each text of a packed batch: ``[1, heads, tokens, size]`` to ``[1, tokens, heads, size]``.
-
-    ``cu_seq_lens_q`` says where the texts begin and end. Texts of one length stand together, since the batch is
-    sorted, and are one call of the library's attention.
-    """
-    import torch
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    if sliding_window is not None:
-        raise NotImplementedError("packed attention knows no sliding window")
-    attended = []
-    begin = 0
-    for length, run in groupby(cu_seq_lens_q.diff().tolist()):
-        end = begin + length * len(list(run))
-        # [1, heads, tokens, size] to [texts, heads, length, size], a view
-        q, k, v = (
-            states[0, :, begin:end].reshape(states.shape[1], -1, length, states.shape[3]).transpose(0, 1)
-            for states in (query, key, value)
-        )
-        attended.append(sdpa_attention_forward(module, q, k, v, None, **kwargs)[0].flatten(0, 1))
-        begin = end
-    return torch.cat(attended)[None], None
-
-
-def _pack(model: "SentenceTransformer", batch: list[list[int]]) -> dict[str, Any]:
-    """The texts one behind the other, as the library itself feeds flash attention."""
-    import torch
-
-    transformer: Any = model[0]
-    ends = torch.tensor([0, *map(len, batch)], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    longest = max(map(len, batch))
-    positions = torch.cat([torch.arange(len(ids)) for ids in batch])
-    return {
-        "input_ids": torch.tensor([list(chain.from_iterable(batch))]),
-        # Some models count positions from behind their padding token's.
-        "position_ids": positions[None] + transformer._infer_flatten_position_offset(),
-        "cu_seq_lens_q": ends,
-        "cu_seq_lens_k": ends,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
-
-
 def _pad(model: "SentenceTransformer", batch: list[list[int]]) -> dict[str, Any]:
-    """The texts below one another, filled up to the longest."""
+    """Token ids of texts as one batch, padded to the longest."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -309,7 +228,7 @@ def _pad(model: "SentenceTransformer", batch: list[list[int]]) -> dict[str, Any]
 
 
 def _batches(lengths: Sequence[int], most: int) -> Iterator[slice]:
-    """Consecutive texts of at most ``most`` tokens together; a longer one alone."""
+    """Slices of consecutive texts with at most ``most`` tokens together; a longer text is alone."""
     begin = total = 0
     for end, length in enumerate(lengths):
         if end > begin and total + length > most:
@@ -320,22 +239,22 @@ def _batches(lengths: Sequence[int], most: int) -> Iterator[slice]:
         yield slice(begin, len(lengths))
 
 
-def _one_ahead(function: Callable[[list[int]], _Tokenized], chunks: Iterable[list[int]]) -> Iterator[_Tokenized]:
-    """``map``, but the next result is made in a thread of its own while the last one is used."""
+def _prefetch(function: Callable[[list[int]], _Tokenized], chunks: Iterable[list[int]]) -> Iterator[_Tokenized]:
+    """Like ``map``, but a thread computes the next result while the last one is used."""
     with ThreadPoolExecutor(1) as thread:
-        ahead: Future[_Tokenized] | None = None
+        current: Future[_Tokenized] | None = None
         for chunk in chunks:
             following = thread.submit(function, chunk)
-            if ahead:
-                yield ahead.result()
-            ahead = following
-        if ahead:
-            yield ahead.result()
+            if current:
+                yield current.result()
+            current = following
+        if current:
+            yield current.result()
 
 
 @contextmanager
 def _all_processors() -> Iterator[None]:
-    """Have torch use all processors that this process may use, unless OMP_NUM_THREADS says how many."""
+    """Have torch use all processors of this process, unless OMP_NUM_THREADS sets their number."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,11 +1,11 @@
-"""The loops of the scan, compiled by numba. Import it inside functions: numba is heavy."""
+"""The loops of the scan, compiled by numba. Import this module inside functions: numba is heavy."""
 
 import numpy as np
 from numba import float32, float64, int8, int16, int32, int64, njit, prange, types, uint16, void
 
 
 def _read(kind: types.Type, dimensions: int) -> types.Type:
-    """A contiguous array that is only read: also one that is memory-mapped."""
+    """The type of a contiguous array that is only read, so that memory-mapped arrays fit too."""
     return types.Array(kind, dimensions, "C", readonly=True)
 
 
@@ -30,19 +30,19 @@ def bound_texts(  # noqa: PLR0913, PLR0917  # numba takes arrays, no records of 
     lower: np.ndarray,
     upper: np.ndarray,
 ) -> None:
-    """Bounds ``[Q, T]`` of the similarity of texts, int8 ``[T, d]``, to queries, int16 ``[Q, d]``.
+    """Write bounds ``[Q, T]`` of the similarity of texts, int8 ``[T, d]``, to queries, int16 ``[Q, d]``.
 
-    The similarity is scale · query scale · (code · query code), its error at most error · query norm + query error. The
-    caller sees to it that no sum of products leaves int32.
+    The similarity is scale · query scale · (code · query code); its error is at most error · query norm + query error.
+    The caller ensures that no sum of products exceeds int32.
     """
-    # int32 all the way, into an array of its own: then the compiler takes the processor's multiply-add of 16-bit
-    # integers. With floats in the same loop it does not, and takes twice as long.
+    # Sums are int32, in an array of their own: then the compiler uses the processor's multiply-add of 16-bit
+    # integers. With floats in the same loop it does not, and the loop takes twice as long.
     dots = np.empty((queries.shape[0], codes.shape[0]), dtype=np.int32)
     for text in prange(codes.shape[0]):
         for query in range(queries.shape[0]):
             total = np.int32(0)
-            for place in range(codes.shape[1]):
-                total += np.int32(codes[text, place]) * np.int32(queries[query, place])
+            for axis in range(codes.shape[1]):
+                total += np.int32(codes[text, axis]) * np.int32(queries[query, axis])
             dots[query, text] = total
     for query in range(queries.shape[0]):
         for text in prange(codes.shape[0]):
@@ -68,9 +68,9 @@ def bound_rows(
     lower: np.ndarray,
     upper: np.ndarray,
 ) -> None:
-    """Per query and row the maxima of the bounds ``[Q, T]`` of the row's cells.
+    """Write for each query and row the maxima of the bounds ``[Q, T]`` of the row's cells.
 
-    They are written to ``lower`` and ``upper`` ``[Q, R]`` from ``first_row`` on; rows without cells keep what is there.
+    They go to ``lower`` and ``upper`` ``[Q, R]``, starting at ``first_row``; rows without cells are left unchanged.
     """
     for row in prange(len(row_start) - 1):
         for query in range(text_lower.shape[0]):
@@ -85,11 +85,11 @@ def bound_rows(
 
 
 @njit(void(_read(uint16, 2), _read(int64, 1), _read(float64, 1), float64[:, ::1]), parallel=True, cache=True)
-def widen(halves: np.ndarray, texts: np.ndarray, values: np.ndarray, found: np.ndarray) -> None:
-    """The chosen ``texts`` of half-precision vectors ``[T, d]``, given as bits, in double precision ``[n, d]``.
+def widen(halves: np.ndarray, texts: np.ndarray, values: np.ndarray, exact: np.ndarray) -> None:
+    """Write to ``exact`` ``[n, d]`` the chosen ``texts`` of half-precision vectors ``[T, d]``, given as bits.
 
-    ``values`` says what number each 16 bits are: numpy's own conversion takes several times as long.
+    ``values`` has the number of every 16 bits: numpy's own conversion takes several times as long.
     """
     for number in prange(len(texts)):
-        for place in range(halves.shape[1]):
-            found[number, place] = values[halves[texts[number], place]]
+        for axis in range(halves.shape[1]):
+            exact[number, axis] = values[halves[texts[number], axis]]

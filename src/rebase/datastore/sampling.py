@@ -1,4 +1,4 @@
-"""Taking a bounded, even sample of a stream whose length is not known."""
+"""Systematic samples: at most a given number of rows, spread evenly over a stream or a list."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -6,41 +6,42 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-#: So many bytes of a stream are held at most, unless one row alone has more.
+#: The most bytes of a stream that are held, unless a single row has more.
 MAX_HELD_BYTES = 2**29
 
 
-def sample_evenly(tables: Iterable[pa.Table], cap: int) -> tuple[list[pa.Table], np.ndarray, int]:
-    """Take at most ``cap`` rows by even stride from consecutive tables, in one pass and bounded memory.
+def systematic_sample(tables: Iterable[pa.Table], cap: int) -> tuple[list[pa.Table], np.ndarray, int]:
+    """Take a systematic sample of at most ``cap`` rows of consecutive tables, in one pass and bounded memory.
 
-    Every ``stride``-th row is held; whenever more than twice the cap are held, or too many bytes, the stride doubles.
-    What is left at the end is thinned evenly to the cap. So the stride is a power of two, thinned, where
-    ``systematic_positions``, for a length that is known beforehand, has all gaps alike. Returns the rows, as pieces of the
-    tables, whose types may differ; their positions in the stream ``[n]``; and the stream's length.
+    Every k-th row is held. When more than twice the cap are held, or too many bytes, k doubles. At the end the held
+    rows are thinned to the cap, so gaps are not all equal as those of ``systematic_positions`` are.
+
+    Returns:
+        The rows, as parts of the tables, whose types may differ; their positions in the stream ``[n]``; the number of
+        rows in the stream.
+
     """
-    stride, total = 1, 0
-    held: list[_Piece] = []
+    step, total = 1, 0
+    held: list[_Part] = []
     for table in tables:
-        piece = _Piece(table, np.arange(total, total + table.num_rows), table.nbytes)
+        part = _Part(table, np.arange(total, total + table.num_rows), table.nbytes)
         total += table.num_rows
-        held += _thin([piece], stride)
+        held += _thin([part], step)
         while _too_many(held, 2 * cap):
-            stride *= 2
-            held = _thin(held, stride)
-    positions = np.concatenate([np.empty(0, dtype=np.int64), *(piece.positions for piece in held)])
+            step *= 2
+            held = _thin(held, step)
+    positions = np.concatenate([np.empty(0, dtype=np.int64), *(part.positions for part in held)])
     chosen = positions[systematic_positions(len(positions), cap)]
-    pieces = [_pick(piece, np.isin(piece.positions, chosen)).table for piece in held]
-    return [piece for piece in pieces if piece.num_rows], chosen, total
+    parts = [_take(part, np.isin(part.positions, chosen)).table for part in held]
+    return [part for part in parts if part.num_rows], chosen, total
 
 
 def systematic_positions(count: int, cap: int) -> np.ndarray:
     """At most ``cap`` of the positions ``0 .. count - 1``, evenly spread."""
-    if count <= cap:
-        return np.arange(count)
-    return np.arange(cap) * count // cap
+    return np.arange(count) if count <= cap else np.arange(cap) * count // cap
 
 
-class _Piece(NamedTuple):
+class _Part(NamedTuple):
     """Rows of a stream: their positions in it, and their size in bytes."""
 
     table: pa.Table
@@ -48,20 +49,20 @@ class _Piece(NamedTuple):
     size: int
 
 
-def _too_many(held: list[_Piece], cap: int) -> bool:
-    rows = sum(len(piece.positions) for piece in held)
-    return rows > cap or (rows > 1 and sum(piece.size for piece in held) > MAX_HELD_BYTES)
+def _too_many(held: list[_Part], cap: int) -> bool:
+    rows = sum(len(part.positions) for part in held)
+    return rows > cap or (rows > 1 and sum(part.size for part in held) > MAX_HELD_BYTES)
 
 
-def _thin(pieces: list[_Piece], stride: int) -> list[_Piece]:
-    """Every ``stride``-th row of the stream."""
-    thinned = (_pick(piece, piece.positions % stride == 0) for piece in pieces)
-    return [piece for piece in thinned if len(piece.positions)]
+def _thin(parts: list[_Part], step: int) -> list[_Part]:
+    """Every ``step``-th row of the stream."""
+    thinned = (_take(part, part.positions % step == 0) for part in parts)
+    return [part for part in thinned if len(part.positions)]
 
 
-def _pick(piece: _Piece, keep: np.ndarray) -> _Piece:
-    """The rows that ``keep`` marks; copied, so that the rest can be freed."""
-    if keep.all():
-        return piece
-    table = piece.table.take(np.flatnonzero(keep))
-    return _Piece(table, piece.positions[keep], table.nbytes)
+def _take(part: _Part, chosen: np.ndarray) -> _Part:
+    """The chosen rows; copied, so that the others can be freed."""
+    if chosen.all():
+        return part
+    table = part.table.take(np.flatnonzero(chosen))
+    return _Part(table, part.positions[chosen], table.nbytes)

@@ -8,32 +8,32 @@ import pyarrow as pa
 
 from rebase.datastore.shards import metadata_of, with_metadata
 
-#: Far above what single-precision arithmetic on a similarity loses, far below what quantization does.
+#: Far above the rounding error of a similarity in single precision, far below the error of quantization.
 ROUNDING = 1e-6
 CODE_MAX = 127
-#: How many vectors are taken in double precision at once: bounds the memory.
+#: How many vectors are converted to double precision at once, which bounds the memory.
 TEXTS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
 class Segment:
-    """The searchable form of a run of datasets; ``D`` of them, with ``R`` rows, ``C`` cells and ``T`` texts.
+    """The searchable form of a run of ``D`` datasets with ``R`` rows, ``C`` cells and ``T`` texts.
 
-    Datasets are in the order of their names, their rows in their own order, the cells sorted by row. A dataset's texts
-    stand together, in the order of its shard of vectors.
+    Datasets are in name order, their rows in the order of the dataset, cells sorted by row. The texts of a dataset are
+    consecutive, in the order of its shard of vectors.
 
     Attributes:
-        codes: int8 ``[T, d]``: ``scales[t] * codes[t]`` is near the vector of text ``t``.
+        codes: int8 ``[T, d]``; ``scales[t] * codes[t]`` approximates the vector of text ``t``.
         scales: float32 ``[T]``.
-        errors: float32 ``[T]``, no less than the distance between a vector and what its code stands for.
-        reach: float64 ``[1]``, no less than the length of what any code stands for.
+        errors: float32 ``[T]``, no less than the distance between a vector and its approximation.
+        reach: float64 ``[1]``, no less than the length of any approximation.
         descriptions: float16 ``[D, d]``, the vector of each dataset's description.
         cell_text: int32 ``[C]``, the text of each cell.
         cell_column: int32 ``[C]``, the column of each cell, a position among its dataset's ``columns``.
-        row_start: int64 ``[R + 1]``, row ``r`` has the cells ``row_start[r]:row_start[r + 1]``.
-        dataset_start: int64 ``[D + 1]``, dataset ``i`` has the rows ``dataset_start[i]:dataset_start[i + 1]``.
-        text_start: int64 ``[D + 1]``, and the texts ``text_start[i]:text_start[i + 1]``.
-        columns: the names of each dataset's columns, by the dataset's name.
+        row_start: int64 ``[R + 1]``; row ``r`` has the cells ``row_start[r]:row_start[r + 1]``.
+        dataset_start: int64 ``[D + 1]``; dataset ``i`` has the rows ``dataset_start[i]:dataset_start[i + 1]``.
+        text_start: int64 ``[D + 1]``; and the texts ``text_start[i]:text_start[i + 1]``.
+        columns: the column names of each dataset, by the dataset's name.
         encoder: the identity of the encoder that made the vectors.
 
     """
@@ -58,7 +58,7 @@ class Segment:
 
     @property
     def rows(self) -> int:
-        """How many rows the segment has."""
+        """The number of rows."""
         return len(self.row_start) - 1
 
     @property
@@ -67,18 +67,18 @@ class Segment:
         return int(self.codes.shape[1])
 
     def to_table(self) -> pa.Table:
-        """The segment as a table of one line, an array a column, which can be memory-mapped as it is."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        """The segment as a table of one line and one column an array, which can be memory-mapped."""
         lists = {
             name: pa.LargeListArray.from_arrays([0, array.size], pa.array(np.ascontiguousarray(array).reshape(-1)))
-            for name, array in arrays.items()
+            for name in _ARRAYS
+            for array in [getattr(self, name)]
         }
         metadata = {"columns": dict(self.columns), "encoder": self.encoder, "dimension": self.dimension}
         return with_metadata(pa.table(lists), metadata)
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "Segment":
-        """What ``to_table`` made; nothing is copied."""
+        """The segment that ``to_table`` wrote; nothing is copied."""
         metadata = metadata_of(table)
         arrays = {name: table[name].chunk(0).flatten().to_numpy(zero_copy_only=True) for name in _ARRAYS}
         for name in ("codes", "descriptions"):
@@ -90,10 +90,10 @@ _ARRAYS = tuple(field.name for field in fields(Segment) if field.type is np.ndar
 
 
 def quantize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Vectors ``[T, d]`` as int8 codes, float32 scales and float32 bounds of the error (docs/method.md section 3).
+    """Quantize vectors ``[T, d]`` to int8 codes, float32 scales and float32 error bounds (docs/method.md section 3).
 
-    A bound is no less than ‖v − scale · code‖, with room for what a scan in single precision loses. Last comes the
-    greatest ‖scale · code‖.
+    A bound is no less than ‖v − scale · code‖, plus the rounding error of a scan in single precision. The fourth value
+    is the greatest ‖scale · code‖.
     """
     parts = [_quantize(vectors[start : start + TEXTS_AT_ONCE]) for start in range(0, len(vectors), TEXTS_AT_ONCE)]
     codes, scales, errors, lengths = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -105,8 +105,8 @@ def _quantize(vectors: np.ndarray) -> tuple[np.ndarray, ...]:
     scales = (np.abs(exact).max(axis=1, initial=0) / CODE_MAX).astype(np.float32)
     divisor = np.where(scales > 0, scales, 1).astype(np.float64)[:, None]
     codes = np.clip(np.rint(exact / divisor), -CODE_MAX, CODE_MAX).astype(np.int8)
-    stands_for = scales.astype(np.float64)[:, None] * codes
-    distance = np.linalg.norm(exact - stands_for, axis=1)
+    approximation = scales.astype(np.float64)[:, None] * codes
+    distance = np.linalg.norm(exact - approximation, axis=1)
     bounds = distance * (1 + ROUNDING) + np.linalg.norm(exact, axis=1) * ROUNDING
     errors = np.nextafter(bounds.astype(np.float32), np.float32(np.inf))
-    return codes, scales, errors, np.linalg.norm(stands_for, axis=1)
+    return codes, scales, errors, np.linalg.norm(approximation, axis=1)

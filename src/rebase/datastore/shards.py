@@ -1,5 +1,6 @@
-"""A table in shards: planned by a node, built one at a time by the store, read back lazily."""
+"""A table in shards: planned by a node, built one at a time by the store, read on access."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -19,10 +20,10 @@ _METADATA_KEY = b"rebase"
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard to be: ``build`` makes its table, and is not called where the fingerprint already stands.
+    """A planned shard. ``build`` makes its table; it is not called if a shard with this fingerprint exists.
 
-    ``build`` may run in another process, so it holds on to nothing but what this one shard needs. In a store of the
-    format ``file`` it returns a function that writes a file at a path.
+    ``build`` may run in another process, so it refers only to what this shard needs. In a store of the format
+    ``file`` it returns a function that writes a file to a path.
     """
 
     name: str
@@ -32,29 +33,43 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """All shards of a store. ``opener`` yields what every ``build`` is given, an encoder say; opened only if needed.
+    """All shards of a store.
 
-    ``threads`` says how many builds may share it at once: many for builds that wait, one for those that use all cores.
+    Attributes:
+        shards: the shards, each with a name of its own.
+        opener: yields the argument of every ``build``, such as an encoder; opened only if a shard is missing.
+        threads: how many builds share that argument at once: several if builds wait, one if a build uses all cores.
+        seconds: how long planning took.
+
     """
 
     shards: list[Shard]
     opener: Opener = field(default=nullcontext)
     threads: int = 1
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Shards(Mapping[str, Any]):
-    """A stored plan: tables (or paths of files) by shard name, in name order, each read when it is asked for.
+    """A saved plan: tables (or paths of files) by shard name, in name order, each read on access.
 
-    ``read`` takes a name and a fingerprint; ``engine`` is where ``map`` works.
+    Attributes:
+        fingerprints: the shards, by name.
+        read: reads a shard by name and fingerprint.
+        engine: where ``map`` works.
+        folder: where the shards are, for messages.
+        seconds: how long the run that saved them last took to plan and build what was missing.
+
     """
 
     fingerprints: Mapping[str, str]
     read: Callable[[str, str], Any]
     engine: Engine = field(default_factory=LocalEngine)
+    folder: str = "memory"
+    seconds: float = 0.0
 
     def __getitem__(self, name: str) -> Any:
-        return self.later(name)()
+        return self.reader(name)()
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self.fingerprints))
@@ -62,41 +77,45 @@ class Shards(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.fingerprints)
 
-    def later(self, name: str) -> Callable[[], Any]:
-        """How to read one shard: small enough to send to another process, as the whole mapping is not."""
+    def reader(self, name: str) -> Callable[[], Any]:
+        """A function that reads one shard; unlike the mapping, it is small enough to send to another process."""
         return partial(self.read, name, self.fingerprints[name])
 
     def map(self, jobs: Mapping[str, Callable[[Any], Result]]) -> Iterator[tuple[str, Result]]:
-        """Apply to each named shard its job, where the engine works; yields ``(name, result)`` in any order."""
-        return self.engine.map(_work, ((name, self.later(name), job) for name, job in jobs.items()))
+        """Apply each job to the shard of its name, on the engine; yield ``(name, result)`` in any order."""
+        return self.engine.map(_run_job, ((name, self.reader(name), job) for name, job in jobs.items()))
 
     def first_metadata(self) -> dict[str, Any]:
-        """What the first table's schema says of it."""
+        """The metadata of the first table."""
         return next(self.map(dict.fromkeys(islice(self, 1), metadata_of)))[1]
 
     def metadata(self) -> dict[str, dict[str, Any]]:
-        """What each table's schema says of it, in name order."""
-        known = dict(self.map(dict.fromkeys(self, metadata_of)))
-        return {name: known[name] for name in self}
+        """The metadata of each table, in name order."""
+        return dict(sorted(self.map(dict.fromkeys(self, metadata_of))))
 
 
-def _work(_: None, item: tuple[str, Callable[[], Any], Callable[[Any], Result]]) -> tuple[str, Result]:
+def _run_job(_: None, item: tuple[str, Callable[[], Any], Callable[[Any], Result]]) -> tuple[str, Result]:
     name, read, job = item
     return name, job(read())
 
 
+def fingerprint_of(*parts: Any) -> str:
+    """SHA-256 of the parts' texts: the fingerprint of a shard that is made of them."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
+
+
 def is_provisional(built: Any) -> bool:
-    """Whether the shard stands in for data that could not be reached: the next save builds it again."""
-    known = isinstance(built, pa.Table) and _METADATA_KEY in (built.schema.metadata or {})
-    return known and bool(metadata_of(built).get("provisional"))
+    """Whether the shard replaces data that could not be read: the next save builds it again."""
+    has_metadata = isinstance(built, pa.Table) and _METADATA_KEY in (built.schema.metadata or {})
+    return has_metadata and bool(metadata_of(built).get("provisional"))
 
 
 def with_metadata(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
-    """The table with what is to be known about it, as JSON in its schema."""
+    """The table with the metadata as JSON in its schema."""
     return table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
 
 
 def metadata_of(table: pa.Table) -> dict[str, Any]:
-    """What ``with_metadata`` wrote."""
+    """The metadata that ``with_metadata`` wrote."""
     metadata: dict[str, Any] = json.loads(table.schema.metadata[_METADATA_KEY])
     return metadata

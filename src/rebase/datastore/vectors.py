@@ -7,20 +7,20 @@ import pyarrow as pa
 
 from rebase.datastore.shards import metadata_of
 
-#: The row number under which a dataset's description stands among its cells.
+#: The row number of the dataset's description, which is embedded like a cell.
 DESCRIPTION = -1
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
-    """The vectors of a shard as float16 ``[texts, d]``; nothing is copied where the table has one chunk."""
+    """The vectors of a shard as float16 ``[texts, d]``; not copied if the table has one chunk."""
     column = table["vector"]
     column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     values: np.ndarray = column.flatten().to_numpy(zero_copy_only=True)
     return values.reshape(len(column), column.type.list_size)
 
 
-def cells_at(table: pa.Table, place: int) -> list[tuple[int, str]]:
-    """Where a dataset's text stands, as (row, column); the row of the description is ``DESCRIPTION``."""
+def cells_at(table: pa.Table, position: int) -> list[tuple[int, str]]:
+    """The cells that hold the text at a position, as (row, column); a description has the row ``DESCRIPTION``."""
     columns: Any = metadata_of(table)["columns"]
-    rows, positions = (table[name][place].as_py() for name in ("rows", "columns"))
-    return [(row, columns[position]) for row, position in zip(rows, positions, strict=True)]
+    rows, numbers = (table[name][position].as_py() for name in ("rows", "columns"))
+    return [(row, columns[number]) for row, number in zip(rows, numbers, strict=True)]

@@ -1,11 +1,11 @@
-"""What a source of raw rows is."""
+"""The interface of a source of raw rows."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from rebase.datastore.sources.reading import Sample
+from rebase.datastore.sources.reading import RowSample
 from rebase.records import DatasetCard
 
 Value = TypeVar("Value")
@@ -13,36 +13,35 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read of one config: which split, a sample of its rows, and the splits that were left alone."""
+    """The result of reading one config: its split, a sample of the split's rows, and the splits that were not read."""
 
     split: str
-    sample: Sample
+    sample: RowSample
     other_splits: tuple[str, ...] = ()
 
 
 class Source(ABC):
-    """One raw dataset. Small and plain: a build that holds one may be sent to another process."""
+    """One raw dataset. Small and plain, because a build with a source may be sent to another process."""
 
     dataset: str
 
-    def _once(self, find: Callable[[], Value]) -> Value:
-        """What ``find`` returns, found once for this source.
+    def _once(self, compute: Callable[[], Value]) -> Value:
+        """The result of ``compute``, which is called once for this source.
 
-        ``functools.cached_property`` would let only one source at a time find it: in Python 3.11 all share a lock.
+        ``functools.cached_property`` would compute for one source at a time: in Python 3.11 all share a lock.
         """
-        found = self.__dict__
-        name = f"{find.__name__} found"
-        if name not in found:
-            found[name] = find()
-        return found[name]
+        name = f"{compute.__name__} cached"
+        if name not in self.__dict__:
+            self.__dict__[name] = compute()
+        return self.__dict__[name]
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """What the dataset is known by: changes when it does. Raises OSError where it cannot be had."""
+        """Identifies the dataset's content. Raises OSError if it cannot be determined."""
 
     @abstractmethod
     def content(self) -> str | None:
-        """A digest of the data files, whatever they are called: copies have the same. None if it is not known."""
+        """A digest of the data files without their names: duplicates have the same. None if it is not known."""
 
     @abstractmethod
     def card(self) -> DatasetCard:
@@ -54,13 +53,13 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, config: str, max_rows: int) -> Reading:
-        """A sample of a config: of its split ``train``, or of its first one.
+        """Sample the split ``train`` of a config, or its first split.
 
-        Raises whatever the library raises on malformed data, here or while the sample's rows are taken.
+        Raises whatever the library raises on malformed data, here or when the sample's rows are iterated.
         """
 
 
 def first_split(splits: list[str]) -> tuple[str, tuple[str, ...]]:
-    """The split to read, ``train`` where there is one, and the others."""
+    """The split to read, ``train`` if it exists, and the others."""
     split = "train" if "train" in splits else splits[0]
     return split, tuple(name for name in splits if name != split)

@@ -1,4 +1,4 @@
-"""Dataset cards: YAML front matter, then the description."""
+"""Parse dataset cards: YAML front matter, followed by the description."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ _PLAIN_FIELD = re.compile(r"^(\w+):[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
 
 
 def parse_card(dataset: str, text: str, revision: str, description: str = "") -> DatasetCard:
-    """Read a dataset card. ``description`` is what others say of the dataset: taken where the card says nothing."""
+    """Parse a dataset card. ``description`` is used if the card has none."""
     front = front_matter(text)
     body = _split_card(text)[1].strip()
     return DatasetCard(
@@ -26,19 +26,19 @@ def parse_card(dataset: str, text: str, revision: str, description: str = "") ->
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The fields before the description; where they are no valid YAML, the plain ones among them."""
+    """The fields before the description; if they are not valid YAML, those of the form ``name: value``."""
     import yaml
 
     try:
         front = yaml.safe_load(_split_card(text)[0])
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that there is not.
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that does not exist.
         # One broken line must not hide the license.
         return {name: value.strip("\"'") for name, value in _PLAIN_FIELD.findall(_split_card(text)[0])}
     return front if isinstance(front, dict) else {}
 
 
 def declared_splits(front: dict[str, Any]) -> dict[str, dict[str, list[str]]] | None:
-    """The configs that a card declares, and for each split the patterns of its files; None if it declares none."""
+    """The configs that a card declares, with the file patterns of each split; None if it declares none."""
     entries = [entry for entry in as_list(front.get("configs")) if isinstance(entry, dict)]
     if not any(entry.get("data_files") for entry in entries):
         return None
@@ -46,7 +46,7 @@ def declared_splits(front: dict[str, Any]) -> dict[str, dict[str, list[str]]] | 
 
 
 def declared_features(front: dict[str, Any], config: str) -> "Features | None":
-    """The features that a card declares of a config, class labels among them."""
+    """The features of a config that a card declares, which include class labels."""
     from datasets import Features
 
     for entry in as_list(front.get("dataset_info")):
@@ -56,12 +56,12 @@ def declared_features(front: dict[str, Any], config: str) -> "Features | None":
 
 
 def as_list(value: Any) -> list[Any]:
-    """The value, as a list if it is none."""
+    """The value, in a list if it is not a list."""
     return value if isinstance(value, list) else [value]
 
 
 def _splits(declared: Any) -> dict[str, list[str]]:
-    """The patterns of each split, as a card declares them: a path, several, or splits with theirs."""
+    """The file patterns of each split; a card declares a path, several paths, or splits with theirs."""
     splits: dict[str, list[str]] = {}
     for item in as_list(declared):
         named = isinstance(item, dict)

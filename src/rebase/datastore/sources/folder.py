@@ -16,7 +16,7 @@ from rebase.errors import RebaseError
 from rebase.records import DatasetCard
 
 _SHARD_NUMBER = re.compile(r"-\d{5}-of-\d{5}$")
-#: Names of files and folders that the ``datasets`` library takes for a split.
+#: Names of files and folders that the ``datasets`` library treats as splits.
 _SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -29,10 +29,10 @@ _SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class FolderSource(Source):
-    """A local folder: an optional card (``README.md``) and data files.
+    """A local folder: data files and an optional card (``README.md``).
 
-    Where the card declares no configs, files and folders that are called like a split (``train.csv``,
-    ``test/a.csv``) are splits of one config, and every other file is a config of its own.
+    If the card declares no configs, files and folders named like a split (``train.csv``, ``test/a.csv``) are splits of
+    one config, and every other file is its own config.
     """
 
     folder: Path
@@ -42,10 +42,10 @@ class FolderSource(Source):
         return self.folder.name
 
     def fingerprint(self) -> str:
-        whole = hashlib.sha256()
+        digest_of_all = hashlib.sha256()
         for path, digest in self._once(self._hash_files).items():
-            whole.update(f"{path}\x1f{digest}\x1f".encode(errors="surrogateescape"))
-        return whole.hexdigest()
+            digest_of_all.update(f"{path}\x1f{digest}\x1f".encode(errors="surrogateescape"))
+        return digest_of_all.hexdigest()
 
     def content(self) -> str | None:
         digests = sorted(
@@ -53,7 +53,7 @@ class FolderSource(Source):
         )
         if not digests:
             return None
-        # What the card says of the files is part of what is read: their configs, the names of their labels.
+        # The card affects what is read: it declares configs and the names of labels.
         front = front_matter(self._card_text())
         declared = repr([front.get("configs"), front.get("dataset_info")])
         return hashlib.sha256("\x1f".join([*digests, declared]).encode(errors="surrogatepass")).hexdigest()
@@ -72,7 +72,7 @@ class FolderSource(Source):
         return Reading(split, sample_files(files, features, max_rows), others)
 
     def _hash_files(self) -> dict[Path, str]:
-        """SHA-256 of every file of the folder, by its path inside. Raises OSError where one cannot be read."""
+        """SHA-256 of every file, by its path in the folder. Raises OSError if one cannot be read."""
         if not self.folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         digests = {}
@@ -86,41 +86,41 @@ class FolderSource(Source):
         return sorted(file for file in self.folder.rglob("*") if file.is_file() and not file.name.startswith("."))
 
     def _is_inside(self, file: Path) -> bool:
-        """Whether the file lies in the folder, not behind a link that leads out of it."""
+        """Whether the file is in the folder, not behind a link to a place outside."""
         return file.resolve().is_relative_to(self.folder.resolve())
 
     def _card_text(self) -> str:
         card = self.folder / "README.md"
-        is_there = card.is_file() and self._is_inside(card)
-        return card.read_text(encoding="utf-8-sig", errors="replace") if is_there else ""
+        exists = card.is_file() and self._is_inside(card)
+        return card.read_text(encoding="utf-8-sig", errors="replace") if exists else ""
 
     def _splits(self) -> dict[str, dict[str, list[str]]]:
-        """The configs, their splits, and the glob patterns of these: what the card declares, else by the names."""
+        """The glob patterns of each config's splits, as the card declares them, or else by the names of the files."""
         declared = declared_splits(front_matter(self._card_text()))
         return self._splits_by_name() if declared is None else declared
 
     def _splits_by_name(self) -> dict[str, dict[str, list[str]]]:
-        """Parts as in ``train-00000-of-00002`` are one.
+        """The splits by file names; parts such as ``train-00000-of-00002`` are one file.
 
-        Configs that would share a name are called by the path of their first file, so that none hides another.
+        Configs that would have the same name get the path of their first file as their name.
         """
-        found: defaultdict[tuple[str, Path], dict[str, list[str]]] = defaultdict(dict)
+        patterns: defaultdict[tuple[str, Path], dict[str, list[str]]] = defaultdict(dict)
         for file in self._files():
             if file.suffix.lower() in FORMATS:
                 path = file.relative_to(self.folder)
-                whole = path.with_name(_SHARD_NUMBER.sub("", path.stem) + path.suffix)
-                config, split, files = _place(whole)
-                found[config, files].setdefault(split, []).append(escape(str(path)))
-        names = Counter(config for config, _ in found)
+                without_number = path.with_name(_SHARD_NUMBER.sub("", path.stem) + path.suffix)
+                config, split, files = _config_and_split(without_number)
+                patterns[config, files].setdefault(split, []).append(escape(str(path)))
+        names = Counter(config for config, _ in patterns)
         return {
             config if names[config] == 1 else files.as_posix(): {
                 split: splits[split] for split in sorted(splits, key=list(_SPLIT_WORDS).index)
             }
-            for (config, files), splits in found.items()
+            for (config, files), splits in patterns.items()
         }
 
     def _matching(self, patterns: list[str]) -> list[Path]:
-        """The files that the patterns match; never outside the folder."""
+        """The files that match the patterns. Raises RebaseError if none does, or if a pattern leaves the folder."""
         outside = [pattern for pattern in patterns if Path(pattern).is_absolute() or ".." in Path(pattern).parts]
         files = [file for pattern in patterns if pattern not in outside for file in sorted(self.folder.glob(pattern))]
         files = [file for file in files if file.is_file() and self._is_inside(file)]
@@ -129,8 +129,8 @@ class FolderSource(Source):
         return files
 
 
-def _place(file: Path) -> tuple[str, str, Path]:
-    """The config and the split that a file belongs to by its path, and what all files of that config share."""
+def _config_and_split(file: Path) -> tuple[str, str, Path]:
+    """The config and split of a file, by its path, and the pattern that all files of the config have in common."""
     for depth, part in enumerate([*file.parts[:-1], file.stem]):
         for split, name in _SPLIT_NAMES.items():
             if name.fullmatch(part):

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 HUB_PREFIX = "hf://"
-#: Seconds before each further try of what the hub did not answer; longer where it says so, up to the longest.
+#: Seconds before each retry of a hub request; more if the hub says so, up to the longest wait.
 WAITS = (1.0, 2.0, 4.0)
 _LONGEST_WAIT = 600.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -44,10 +44,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class HubSource(Source):
-    """A dataset on the hub, read at a revision that is pinned to a commit. No dataset scripts are run.
+    """A dataset on the hub, read at a fixed commit. Dataset scripts are never run.
 
-    ``config`` and ``split`` choose one; without them all configs are read, and of each the split ``train``.
-    ``description`` is what the catalog says, for a card that says nothing.
+    ``config`` and ``split`` select one; without them the split ``train`` of every config is read.
+    ``description`` is used if the card has none.
     """
 
     dataset: str
@@ -62,10 +62,10 @@ class HubSource(Source):
         return "\x1f".join([self._commit, *(f"{name}={value}" for name, value in chosen.items() if value)])
 
     def content(self) -> str | None:
-        """From the hub's list of files, without a download."""
+        """The digest of the hub's list of files; nothing is downloaded."""
         try:
-            files = self._once(self._ask_state)[1]
-        except Exception:  # Only where the commit was given: then nothing has to be asked, and nothing may fail here.
+            files = self._once(self._request_state)[1]
+        except Exception:  # The commit was given: then no request is necessary, and a failed one is no error.
             return None
         if not files:
             return None
@@ -80,7 +80,7 @@ class HubSource(Source):
                 self.dataset, "README.md", repo_type="dataset", revision=self._commit, token=self.token
             )
             text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
-        except LocalEntryNotFoundError:  # Not in the cache, and the hub cannot be reached.
+        except LocalEntryNotFoundError:  # Not in the cache, and the hub is unreachable.
             raise
         except EntryNotFoundError:
             text = ""
@@ -91,10 +91,12 @@ class HubSource(Source):
 
         if self.config:
             return [self.config]
-        return sorted(patiently(partial(get_dataset_config_names, self._path, revision=self._commit, token=self.token)))
+        return sorted(
+            with_retries(partial(get_dataset_config_names, self._path, revision=self._commit, token=self.token))
+        )
 
     def read(self, config: str, max_rows: int) -> Reading:
-        """Parquet by its footers and the row groups that are needed; anything else as a stream."""
+        """Read the necessary row groups of Parquet files; read other formats as a stream."""
         from huggingface_hub import HfFileSystem
 
         builder = self._builder(config)
@@ -104,7 +106,7 @@ class HubSource(Source):
         split, others = (self.split, ()) if self.split else first_split(list(files))
         if all(PurePosixPath(path).suffix == ".parquet" for path in files[split]):
             hub = HfFileSystem(token=self.token)
-            # Without read-ahead: what is asked for is what is needed.
+            # No read-ahead: the reader requests exactly the ranges that it needs.
             openers: list[ParquetFile] = [partial(_open_file, hub, path) for path in files[split]]
             return Reading(split, sample_parquet(openers, label_names(builder.info.features), max_rows), others)
         if hasattr(builder.config, "encoding_errors"):
@@ -113,66 +115,65 @@ class HubSource(Source):
         return Reading(split, sample_stream(stream, max_rows), others)
 
     def batches(self, config: str, split: str) -> "Iterator[RawBatch]":
-        """Stream all rows of a config's split, undecoded."""
+        """Stream all rows of a split, undecoded."""
         return batches_of(self._builder(config).as_streaming_dataset(split=split))
 
     def _builder(self, config: str) -> "DatasetBuilder":
         from datasets import load_dataset_builder
 
-        return patiently(partial(load_dataset_builder, self._path, config, revision=self._commit, token=self.token))
+        return with_retries(partial(load_dataset_builder, self._path, config, revision=self._commit, token=self.token))
 
     @property
     def _path(self) -> str:
-        """The dataset's address, so that a local folder of the same name is never taken for it."""
+        """The dataset's address, which cannot be confused with a local folder of the same name."""
         return f"{HUB_PREFIX}datasets/{self.dataset}"
 
     @property
     def _commit(self) -> str:
-        """The commit that the revision names: a branch may move while it is read."""
+        """The commit of the revision: a branch may move while it is read."""
         if self.revision and _COMMIT.fullmatch(self.revision):
             return self.revision
-        return self._once(self._ask_state)[0]
+        return self._once(self._request_state)[0]
 
-    def _ask_state(self) -> tuple[str, str]:
-        """The commit, and a digest of its data files.
+    def _request_state(self) -> tuple[str, str]:
+        """Request the commit, and a digest of its data files.
 
-        The digest is empty where the hub does not say theirs, and of a gated dataset: an open copy must not be left
-        out for one that may not be read.
+        The digest is empty if the hub does not know those of the files, and for a gated dataset: an open dataset must
+        not be dropped as the duplicate of one that may not be readable.
         """
         from huggingface_hub import HfApi
 
         api = HfApi(token=self.token)
-        info = patiently(partial(api.dataset_info, self.dataset, revision=self.revision, files_metadata=True))
+        info = with_retries(partial(api.dataset_info, self.dataset, revision=self.revision, files_metadata=True))
         digests = sorted(
             (file.lfs.sha256 if file.lfs else file.blob_id) or ""
             for file in info.siblings or []
             if PurePosixPath(file.rfilename).suffix.lower() in FORMATS
         )
-        known = digests and all(digests) and not info.gated
-        return str(info.sha), hashlib.sha256("\x1f".join(digests).encode()).hexdigest() if known else ""
+        has_digest = digests and all(digests) and not info.gated
+        return str(info.sha), hashlib.sha256("\x1f".join(digests).encode()).hexdigest() if has_digest else ""
 
 
-def patiently(ask: Callable[[], Answer]) -> Answer:
-    """Ask the hub; and again, after a rest, where it is busy (429: as long as it says), fails (5xx) or is cut off.
+def with_retries(request: Callable[[], Result]) -> Result:
+    """Send a request to the hub; retry if the hub is busy (429, after the time it names), fails (5xx) or disconnects.
 
-    Where it cannot be reached at all it is not asked again: of thousands of datasets each would wait in vain.
-
-    ``huggingface_hub`` does so by itself while it reads files, but not when it is asked for a dataset's info or files.
+    An unreachable hub is not retried: each of thousands of datasets would wait for nothing. ``huggingface_hub`` retries
+    by itself while it reads files, but not requests for a dataset's info or files.
     """
     for wait in WAITS:
         try:
-            return ask()
+            return request()
         except Exception as error:
-            said = _wait_said(error)
-            if said is None or said > _LONGEST_WAIT:
+            requested_wait = _requested_wait(error)
+            if requested_wait is None or requested_wait > _LONGEST_WAIT:
                 raise
-            logger.info("hub: %s; next try in %.0f s", error, max(wait, said))
-            time.sleep(max(wait, said))
-    return ask()
+            logger.info("hub: %s; retry in %.0f s", error, max(wait, requested_wait))
+            time.sleep(max(wait, requested_wait))
+    return request()
 
 
-def _wait_said(error: Exception) -> float | None:
-    """The seconds that the hub asks to wait, 0 where it says nothing; None where another try would not help."""
+def _requested_wait(error: Exception) -> float | None:
+    """The seconds that the hub asks to wait, 0 if it names none; None if a retry would not help."""
     from httpx2 import ReadError, ReadTimeout, RemoteProtocolError
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
@@ -191,4 +192,4 @@ def _wait_said(error: Exception) -> float | None:
 
 
 def _open_file(hub: Any, path: str) -> Any:
-    return patiently(partial(hub.open, path, cache_type="none"))
+    return with_retries(partial(hub.open, path, cache_type="none"))

@@ -1,4 +1,4 @@
-"""What people write to say where datasets are."""
+"""Find the datasets that the setting ``sources`` names."""
 
 from collections.abc import Iterable, Iterator
 from glob import glob
@@ -13,45 +13,45 @@ from rebase.errors import RebaseError
 
 _CATALOGS = (".csv", ".parquet")
 _HUB_OPTIONS = {"config", "split"}
-#: The columns of a catalog; all but ``id`` may be missing, and others may be there.
+#: The columns of a catalog; only ``id`` is required, other columns are ignored.
 _COLUMNS = ("id", "revision", "config", "split", "description")
 
 
 def find_sources(locations: Iterable[str], token: str | None = None) -> list[Source]:
-    """The sources that the locations name, by name.
+    """Find the sources at the locations, sorted by name.
 
-    A location is a glob of local folders; ``hf://OWNER/NAME@REVISION?config=NAME&split=NAME``, where all but the id
-    may be left out; or a catalog, a CSV or Parquet file that lists hub ids. Raises RebaseError where a location
-    names nothing, or where two datasets have one name.
+    A location is a glob of local folders; ``hf://OWNER/NAME@REVISION?config=NAME&split=NAME``, where only the id
+    is required; or a catalog, a CSV or Parquet file with hub ids. Raises RebaseError if a location matches
+    nothing, or if two datasets have the same name.
     """
     sources: dict[str, Source] = {}
     for location in locations:
-        found = list(_sources_at(location, token))
-        if not found:
+        matches = list(_sources_at(location, token))
+        if not matches:
             raise RebaseError(
                 f"sources: no folder matches {location!r}. Hub datasets are written hf://OWNER/NAME, and a list of "
                 "them is a .csv or .parquet file."
             )
-        for source in found:
+        for source in matches:
             if sources.setdefault(source.dataset, source) != source:
-                raise RebaseError(f"sources: two datasets are called {source.dataset!r}; rename one, or name it once.")
+                raise RebaseError(f"sources: two datasets are called {source.dataset!r}. Rename one, or list it once.")
     return [sources[name] for name in sorted(sources)]
 
 
 def read_catalog(file: Path, token: str | None = None) -> Iterator[HubSource]:
-    """The hub datasets that a table lists: by ``id``; ``revision``, ``config``, ``split``, ``description`` if known.
+    """The hub datasets of a catalog: ``id`` and optionally ``revision``, ``config``, ``split``, ``description``.
 
-    Raises RebaseError that names the file, the row (a CSV file's line) and the column.
+    Raises RebaseError that names the file, the row (the line of a CSV file) and the column.
     """
     seen: dict[str, int] = {}
     for number, line in enumerate(_read_table(file), start=2 if file.suffix.lower() == ".csv" else 1):
         where = f"{file}, row {number}, column 'id'"
         dataset = line.pop("id")
         if not dataset:
-            raise RebaseError(f"{where}: it is empty. Write the dataset's hub id, owner/name.")
+            raise RebaseError(f"{where}: it is empty. Write the hub id of the dataset, owner/name.")
         _check_id(dataset, where)
         if dataset in seen:
-            raise RebaseError(f"{where}: {dataset!r} stands in row {seen[dataset]} already. Name each dataset once.")
+            raise RebaseError(f"{where}: {dataset!r} is in row {seen[dataset]} already. List each dataset once.")
         seen[dataset] = number
         yield HubSource(
             dataset,
@@ -81,7 +81,7 @@ def _hub_source(location: str, token: str | None) -> HubSource:
     _check_id(dataset, f"sources: {location!r}")
     options = dict(parse_qsl(query))
     if unknown := sorted(options.keys() - _HUB_OPTIONS) or (["the end"] if query and not options else []):
-        raise RebaseError(f"sources: {location!r}: {unknown[0]} is not understood; write ?config=NAME&split=NAME.")
+        raise RebaseError(f"sources: {location!r}: {unknown[0]} is not understood. Write ?config=NAME&split=NAME.")
     return HubSource(dataset, revision or None, token, options.get("config"), options.get("split"))
 
 
@@ -92,11 +92,11 @@ def _check_id(dataset: str, where: str) -> None:
     try:
         validate_repo_id(dataset)
     except HFValidationError as error:
-        raise RebaseError(f"{where}: {dataset!r} is no hub id (owner/name). {error}") from None
+        raise RebaseError(f"{where}: {dataset!r} is not a hub id (owner/name). {error}") from None
 
 
 def _read_table(file: Path) -> list[dict[str, str]]:
-    """The catalog's rows with all its columns, as text without outer spaces."""
+    """The rows of a catalog, with all columns, as text without outer spaces."""
     import pandas as pd
 
     try:
@@ -104,9 +104,9 @@ def _read_table(file: Path) -> list[dict[str, str]]:
             table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
         else:
             table = pd.read_parquet(file).reset_index(drop=True)
-    except Exception as error:  # The readers raise whatever their format makes them raise.
+    except Exception as error:  # Every format has its own errors.
         raise RebaseError(f"{file}: the catalog cannot be read: {error}") from error
-    if not isinstance(table.index, pd.RangeIndex):  # The CSV reader takes fields without a header for an index.
+    if not isinstance(table.index, pd.RangeIndex):  # The CSV reader uses fields without a header as an index.
         raise RebaseError(f"{file}: the catalog cannot be read: its rows have more fields than its header.")
     if "id" not in table:
         raise RebaseError(f"{file}: the catalog has no column 'id'; it has {', '.join(map(str, table.columns))}.")

@@ -1,4 +1,4 @@
-"""Rows out of files: a bounded, even sample of them, without reading more than needed."""
+"""Read rows of files: a bounded systematic sample, without reading more than necessary."""
 
 import json
 import re
@@ -14,40 +14,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rebase.datastore.cells import is_media
-from rebase.datastore.sampling import sample_evenly, systematic_positions
+from rebase.datastore.sampling import systematic_positions, systematic_sample
 from rebase.datastore.sources.errors import causes
 from rebase.errors import RebaseError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-#: The formats that are read, by the ending of a file's name, and the library's word for each.
+#: The formats that are read, by file suffix, with their names in the library.
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
-#: A row group that unpacks to more bytes than this is not read: a small file may claim to hold any number.
+#: Row groups with more uncompressed bytes are not read: a small file can expand to any size.
 MAX_GROUP_BYTES = 2**30
 _BATCH_ROWS = 1000
 _BATCH_VALUES = 2**22
-_SLICE_ROWS = 16  # Rows that are Python objects at once: cells may be of many megabytes.
+_SLICE_ROWS = 16  # Rows that are Python objects at once: cells may have many megabytes.
 
 _TOO_MANY_FIELDS = re.compile(r"Expected \d+ fields in line (\d+), saw \d+")
-#: A local path, or what opens a distant file.
+#: A local path, or a function that opens a remote file.
 ParquetFile = str | Callable[[], IO[bytes]]
 
 
 @dataclass(frozen=True)
 class RawBatch:
-    """Consecutive rows of a config as they were read, with the names of their class-label columns."""
+    """Consecutive rows of a config, undecoded, with the class names of their label columns."""
 
     table: pa.Table
     label_names: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """An even sample of ``total`` rows.
+class RowSample:
+    """A systematic sample of ``total`` rows.
 
-    ``rows`` yields (position, row), in order, once; in place of a row that could not be read stands the reason.
-    ``malformed`` rows of the total, at unknown positions, could not be told apart into columns.
+    ``rows`` yields (position, row) once, in order, with the reason instead of a row that could not be read.
+    ``malformed`` rows of the total, at unknown positions, could not be split into columns.
     """
 
     total: int
@@ -56,8 +56,8 @@ class Sample:
     malformed: int = 0
 
 
-def sample_files(files: list[Path], features: Any, max_rows: int) -> Sample:
-    """Sample local files of one format. ``features`` are what the card declares, or None."""
+def sample_files(files: list[Path], features: Any, max_rows: int) -> RowSample:
+    """Sample local files of one format. ``features`` are those that the card declares, or None."""
     files = _with_content(files)
     suffix = files[0].suffix.lower()
     if suffix == ".parquet":
@@ -69,14 +69,14 @@ def sample_files(files: list[Path], features: Any, max_rows: int) -> Sample:
             ragged: list[list[str]] = []
             options = {"engine": "python", "on_bad_lines": ragged.append}
             sample = sample_stream(read_files(files, features, options), max_rows)
-            return Sample(sample.total + len(ragged), sample.rows, sample.label_names, len(ragged))
+            return RowSample(sample.total + len(ragged), sample.rows, sample.label_names, len(ragged))
         if suffix == ".jsonl" and (lines := _sample_lines(files, label_names(features), max_rows)):
             return lines
         raise
 
 
-def sample_stream(batches: Iterable[RawBatch], max_rows: int) -> Sample:
-    """Sample a stream whose length shows at its end, in one pass: see ``sample_evenly``."""
+def sample_stream(batches: Iterable[RawBatch], max_rows: int) -> RowSample:
+    """Sample a stream of unknown length in one pass (see ``systematic_sample``)."""
     names: dict[str, list[str]] = {}
 
     def tables() -> Iterator[pa.Table]:
@@ -84,15 +84,15 @@ def sample_stream(batches: Iterable[RawBatch], max_rows: int) -> Sample:
             names.update(batch.label_names)
             yield batch.table
 
-    pieces, positions, total = sample_evenly(tables(), max_rows)
+    pieces, positions, total = systematic_sample(tables(), max_rows)
     rows = chain.from_iterable(map(rows_of, pieces))
-    return Sample(total, zip(positions.tolist(), rows, strict=True), names)
+    return RowSample(total, zip(positions.tolist(), rows, strict=True), names)
 
 
-def sample_parquet(files: list[ParquetFile], names: dict[str, list[str]], max_rows: int) -> Sample:
-    """Sample Parquet files, whose footers say how many rows there are: exactly ``systematic_positions`` of them.
+def sample_parquet(files: list[ParquetFile], names: dict[str, list[str]], max_rows: int) -> RowSample:
+    """Sample the ``systematic_positions`` of Parquet files, whose footers have the number of rows.
 
-    Only the row groups that hold a chosen row are read, and of these no binary column.
+    Only row groups with a chosen row are read, without their binary columns.
     """
     footers = []
     for file in files:
@@ -100,13 +100,13 @@ def sample_parquet(files: list[ParquetFile], names: dict[str, list[str]], max_ro
             footers.append(parquet.metadata)
             names = _parquet_label_names(parquet.schema_arrow) | names
     total = sum(footer.num_rows for footer in footers)
-    return Sample(total, _parquet_rows(files, footers, systematic_positions(total, max_rows)), names)
+    return RowSample(total, _parquet_rows(files, footers, systematic_positions(total, max_rows)), names)
 
 
 def read_files(files: list[Path], features: Any = None, options: dict[str, Any] | None = None) -> Iterator[RawBatch]:
-    """Stream data files of one format (by their ending). Raises RebaseError on an ending that is not known.
+    """Stream data files of one format, by their suffix. Raises RebaseError if the format is not supported.
 
-    What is not valid UTF-8 in text files is replaced by U+FFFD. ``options`` are the format's own, of the library.
+    Invalid UTF-8 in text files becomes U+FFFD. ``options`` are the library's options of the format.
     """
     from datasets import load_dataset
 
@@ -116,14 +116,14 @@ def read_files(files: list[Path], features: Any = None, options: dict[str, Any] 
         raise RebaseError(f"{files[0]}: cannot read {suffix!r}; use one of {', '.join(FORMATS)}")
     options = dict(options or {}) | ({} if suffix == ".parquet" else {"encoding_errors": "replace"})
     options |= {"sep": "\t"} if suffix == ".tsv" else {}
-    names = [escape(str(file)) for file in files]  # The library takes them for patterns.
+    names = [escape(str(file)) for file in files]  # The library reads them as patterns.
     return batches_of(
         load_dataset(FORMATS[suffix], data_files=names, split="train", streaming=True, **options), features
     )
 
 
 def batches_of(stream: "IterableDataset", features: Any = None) -> Iterator[RawBatch]:
-    """The rows of a stream of the ``datasets`` library, undecoded."""
+    """The undecoded rows of a stream of the ``datasets`` library."""
     names = label_names(stream.features) | label_names(features)
     for table in stream.with_format("arrow").iter(batch_size=_BATCH_ROWS):
         yield RawBatch(table, names)
@@ -136,9 +136,9 @@ def read_rows(batches: Iterable[RawBatch]) -> Iterator[dict[str, Any]]:
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a table as dictionaries; columns of mixed types, which the library keeps as JSON, are decoded.
+    """The rows of a table as dictionaries. Columns of mixed types, which the library stores as JSON, are decoded.
 
-    Columns of one name are told apart: ``a``, ``a.1``.
+    Columns of the same name are renamed: ``a``, ``a.1``.
     """
     names = _distinct(table.column_names)
     mixed = ["arrow.json" in str(field.type) for field in table.schema]
@@ -153,7 +153,7 @@ def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def label_names(feature: Any, column: str = "") -> dict[str, list[str]]:
-    """Flat column -> names, for every class-label column of the library's features, nested and listed ones too."""
+    """The class names of every label column of the library's features, also nested and listed, by flat column."""
     from datasets import ClassLabel
 
     if isinstance(feature, dict):
@@ -166,16 +166,16 @@ def label_names(feature: Any, column: str = "") -> dict[str, list[str]]:
 
 
 def _is_ragged(error: Exception) -> bool:
-    """Whether the fast CSV reader met a line with more fields than columns; the slow one leaves it out and says so.
+    """Whether the fast CSV reader found a line with more fields than columns; the slow reader skips and reports it.
 
-    In the third line the slow one may take it for something else: the names of an index.
+    The slow reader may misread such a third line as the names of an index, so that is not counted.
     """
-    found = [_TOO_MANY_FIELDS.search(str(cause)) for cause in causes(error)]
-    return any(match and match[1] != "3" for match in found)
+    matches = [_TOO_MANY_FIELDS.search(str(cause)) for cause in causes(error)]
+    return any(match and match[1] != "3" for match in matches)
 
 
-def _sample_lines(files: list[Path], names: dict[str, list[str]], max_rows: int) -> Sample | None:
-    """Sample JSON Lines of which some are broken: the library reads all or none. None where no line is well."""
+def _sample_lines(files: list[Path], names: dict[str, list[str]], max_rows: int) -> RowSample | None:
+    """Sample JSON Lines with broken lines, which the library rejects as a whole. None if all lines are broken."""
 
     def lines() -> Iterator[bytes]:
         for file in files:
@@ -185,7 +185,7 @@ def _sample_lines(files: list[Path], names: dict[str, list[str]], max_rows: int)
     total = sum(1 for _ in lines())
     chosen = set(systematic_positions(total, max_rows).tolist())
     rows = [(position, _parse(line)) for position, line in enumerate(lines()) if position in chosen]
-    return Sample(total, rows, names) if any(isinstance(row, dict) for _, row in rows) else None
+    return RowSample(total, rows, names) if any(isinstance(row, dict) for _, row in rows) else None
 
 
 def _parse(line: bytes) -> dict[str, Any] | str:
@@ -209,9 +209,8 @@ def _with_content(files: list[Path]) -> list[Path]:
 def _open(file: ParquetFile, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
     """Open a Parquet file.
 
-    Text stays dictionary-encoded as it is stored: a long text that is written once and repeated a million times takes
-    its own length of memory, not a million times that. Of a distant file, the ranges that are needed are asked for
-    together.
+    Text stays dictionary-encoded: a long text that the file stores once and repeats a million times needs memory once.
+    The necessary ranges of a remote file are requested together.
     """
     texts = [] if footer is None else [leaf.path for leaf in _leaves(footer) if leaf.physical_type == "BYTE_ARRAY"]
     return pq.ParquetFile(
@@ -236,7 +235,7 @@ def _parquet_rows(
 
 
 def _file_rows(parquet: pq.ParquetFile, chosen: np.ndarray, start: int) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The rows of one file, which begins at the position ``start``, that are among the chosen."""
+    """The chosen rows of one file, whose first row has the position ``start``."""
     footer = parquet.metadata
     wanted = [field.name for field in parquet.schema_arrow if _holds_text(field.type)]
     names = set(wanted)
@@ -247,7 +246,7 @@ def _file_rows(parquet: pq.ParquetFile, chosen: np.ndarray, start: int) -> Itera
         positions = chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, stop)]
         if not len(positions):
             pass
-        elif not leaves:  # Media alone: rows without a text, but rows.
+        elif not leaves:  # Only media: rows without text, which still count.
             yield from ((position, {}) for position in positions.tolist())
         elif _unpacked_bytes(footer, group, leaves) > MAX_GROUP_BYTES:
             yield from ((position, "too_large") for position in positions.tolist())
@@ -272,11 +271,11 @@ def _rows_at(tables: Iterator[pa.Table], offsets: np.ndarray) -> Iterator[dict[s
 
 
 def _unpacked_bytes(footer: pq.FileMetaData, group: int, leaves: list[int]) -> int:
-    """What the columns of a row group may take in memory at once, by the footer."""
+    """The most memory that the columns of a row group need, by the footer."""
     total = 0
     for number in leaves:
         chunk = footer.row_group(group).column(number)
-        # One row may hold all values of a list column, and a run of equal ones is stored in a few bytes.
+        # One row may have all values of a list column, and equal values are stored in a few bytes.
         listed = 8 * chunk.num_values if footer.schema.column(number).max_repetition_level else 0
         total += max(chunk.total_uncompressed_size, listed)
     return total
@@ -287,12 +286,12 @@ def _leaves(footer: pq.FileMetaData) -> list[Any]:
 
 
 def _within(path: str, columns: set[str]) -> bool:
-    """Whether a leaf such as ``a.list.element`` belongs to one of the columns."""
+    """Whether a leaf such as ``a.list.element`` is part of one of the columns."""
     return any(part in columns for part in accumulate(path.split("."), "{}.{}".format))
 
 
 def _holds_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type may hold what a row keeps: not only bytes, media or nulls."""
+    """Whether a column of this type may contain text, not only bytes, media or nulls."""
     if isinstance(kind, pa.BaseExtensionType):
         return _holds_text(kind.storage_type)
     if pa.types.is_struct(kind):
@@ -307,12 +306,12 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 
 def _parquet_label_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """The class labels that the library wrote into a file's schema."""
+    """The class labels that the library wrote to a file's schema."""
     from datasets import Features
 
     try:
         return label_names(Features.from_arrow_schema(schema))
-    except Exception:  # The library does not know every type that Arrow has; none of those is a class label.
+    except Exception:  # The library does not support all types of Arrow; none of those is a class label.
         return {}
 
 
@@ -320,16 +319,16 @@ def _parquet_label_names(schema: pa.Schema) -> dict[str, list[str]]:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """The values as Python has them."""
+    """The values as Python objects."""
     try:
         values: list[Any] = column.to_pylist()
-    except (ValueError, OverflowError):  # A text that is no UTF-8, a time that Python's calendar does not have.
+    except (ValueError, OverflowError):  # Text that is not UTF-8, or a time outside Python's calendar.
         return [_value(scalar) for scalar in column]
     return values
 
 
 def _value(scalar: pa.Scalar) -> Any:
-    """One value; where Python has none like it, as text."""
+    """One value; as text if Python has no such value."""
     try:
         return scalar.as_py()
     except (ValueError, OverflowError):
@@ -345,7 +344,7 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def _decode(value: Any, kind: pa.DataType) -> Any:
-    """A value of a column that holds JSON somewhere, with the JSON decoded."""
+    """Decode the JSON in a value of a column that contains JSON."""
     if value is None:
         return None
     if isinstance(kind, pa.JsonType):
@@ -358,7 +357,7 @@ def _decode(value: Any, kind: pa.DataType) -> Any:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """The names, told apart where they are the same."""
+    """The names, with numbers appended to repeated ones."""
     if len(set(names)) == len(names):
         return names
     taken = set(names)

@@ -1,7 +1,7 @@
 """Embed: every distinct cell value of a dataset, and its description, as a vector (docs/method.md section 2)."""
 
-import hashlib
 import json
+import time
 from array import array
 from collections.abc import Callable
 from functools import partial
@@ -13,58 +13,57 @@ import pyarrow as pa
 
 from rebase.datastore.cells import worth_embedding
 from rebase.datastore.encoder import Encoder, OpenEncoder
-from rebase.datastore.shards import Shard, ShardPlan, Shards, with_metadata
+from rebase.datastore.shards import Shard, ShardPlan, Shards, fingerprint_of, with_metadata
 from rebase.datastore.vectors import DESCRIPTION
 from rebase.parameters import EmbedParameters
+from rebase.records import summarize_stage
 
-_VERSION = "2"  # Part of every fingerprint: a change of which cells are embedded, or how, must raise it.
+_VERSION = "3"  # Part of every fingerprint: raise it with every change of which cells are embedded, or how.
 
-#: Rows whose JSON text is Python objects at once.
+#: Rows that are parsed from JSON at once.
 _BATCH_ROWS = 1_000
 
 
 def plan_embed(rows: Shards, cards: pd.DataFrame, encoder: Encoder, parameters: EmbedParameters) -> ShardPlan:
-    """Plan one shard of vectors a dataset; only new or changed datasets, another encoder or rule cost anything.
+    """Plan one shard of vectors a dataset; only datasets that are new or changed are embedded.
 
-    A shard has one line a distinct text: its ``vector`` (float16 list), and the cells it stands in as two lists of
-    equal length, ``rows`` (positions in the dataset's shard of rows, -1 for the description) and ``columns``
-    (positions in the list of column names in the metadata).
+    A shard has one line a distinct text: its ``vector`` (float16 list), and the cells that hold it as two lists of
+    equal length, ``rows`` (positions in the dataset's shard of rows, -1 for the description) and ``columns`` (positions
+    in the list of column names in the metadata).
     """
     descriptions = dict(zip(cards["dataset"], cards["description"], strict=True))
-
-    def shard(name: str) -> Shard:
-        # How many tokens go through the encoder at once changes no vector, so it is left out.
-        parts = (_VERSION, encoder.identity, parameters.cells, rows.fingerprints[name])
-        return Shard(
+    shards = [
+        Shard(
             name,
-            hashlib.sha256("|".join(parts).encode()).hexdigest(),
-            partial(_embed, rows.later(name), descriptions[name], encoder.identity, parameters),
+            # `batch_tokens` changes no vector, so it is left out.
+            fingerprint_of(_VERSION, encoder.identity, parameters.cells, rows.fingerprints[name]),
+            partial(_embed, rows.reader(name), descriptions[name], encoder.identity, parameters),
         )
-
-    return ShardPlan([shard(name) for name in rows], opener=encoder.open)
+        for name in rows
+    ]
+    return ShardPlan(shards, opener=encoder.open)
 
 
 def summarize_embed(vectors: Shards) -> dict[str, Any]:
-    """The stage's summary: of all cells, how many are embedded, as how many distinct texts, how many of these cut."""
+    """The stage's summary: how many cells are embedded, as how many distinct texts, and how many were truncated."""
+    started = time.monotonic()
     shards = list(vectors.metadata().values())
-    skipped = sum(shard["skipped"] for shard in shards)
-    embedded = sum(shard["cells"] for shard in shards)
-    return {
-        "stage": "embed",
-        "in": embedded + skipped,
-        "kept": embedded,
-        "rejected": {"not_text": skipped} if skipped else {},
-        "distinct_texts": sum(shard["texts"] for shard in shards),
-        "truncated": sum(shard["truncated"] for shard in shards),
-        # Shards of before it was recorded have none.
-        "dtype": "+".join(sorted({shard["dtype"] for shard in shards if "dtype" in shard})) or "not recorded",
-    }
+    return summarize_stage(
+        "embed",
+        kept=sum(shard["cells"] for shard in shards),
+        rejected={"not_text": sum(shard["skipped"] for shard in shards)},
+        seconds=vectors.seconds + time.monotonic() - started,
+        distinct_texts=sum(shard["texts"] for shard in shards),
+        truncated=sum(shard["truncated"] for shard in shards),
+        # Shards of earlier versions do not record it.
+        dtype="+".join(sorted({shard["dtype"] for shard in shards if "dtype" in shard})) or "not recorded",
+    )
 
 
 def _embed(
     read: Callable[[], pa.Table], description: str, identity: str, parameters: EmbedParameters, encoder: OpenEncoder
 ) -> pa.Table:
-    """Embed the distinct texts of one dataset, whose rows ``read`` fetches."""
+    """Embed the distinct texts of one dataset, whose rows ``read`` loads."""
     table = read()
     cells = _Cells(description)
     skipped = 0
@@ -77,14 +76,13 @@ def _embed(
                     skipped += 1
             cells.row += 1
     vectors, truncated = encoder.encode(list(cells.texts), parameters.batch_tokens)
-    rows, columns = cells.places()
+    rows, columns = cells.by_text()
+    # Half precision: the cosine to the float32 vector stays above 0.9999998; the length, and with it a dot product, is
+    # off by less than 0.0003 (half of float16's step).
+    halves = pa.array(vectors.astype(np.float16).reshape(-1))
     result = pa.table(
         {
-            # Half the bytes, and the cosine to the float32 vector stays above 0.9999998; the length, and with it a
-            # dot product, is off by less than 0.0003 (half of float16's step).
-            "vector": pa.FixedSizeListArray.from_arrays(
-                pa.array(vectors.astype(np.float16).reshape(-1)), encoder.dimension
-            ),
+            "vector": pa.FixedSizeListArray.from_arrays(halves, encoder.dimension),
             "rows": rows,
             "columns": columns,
         }
@@ -104,7 +102,7 @@ def _embed(
 
 
 class _Cells:
-    """The distinct texts of a dataset, numbered as they come, and where each stands; 12 bytes a cell."""
+    """The distinct texts of a dataset, in order of appearance, and the cells that hold them; 12 bytes a cell."""
 
     def __init__(self, description: str) -> None:
         self.texts = {description: 0}
@@ -113,15 +111,15 @@ class _Cells:
         self.text_of, self._rows, self._columns = array("i", [0]), array("i", [DESCRIPTION]), array("i", [0])
 
     def add(self, text: str, column: str) -> None:
-        """One more cell of the row."""
+        """Add a cell of the row."""
         self.text_of.append(self.texts.setdefault(text, len(self.texts)))
         self._rows.append(self.row)
         self._columns.append(self.columns.setdefault(column, len(self.columns)))
 
-    def places(self) -> tuple[pa.ListArray, pa.ListArray]:
+    def by_text(self) -> tuple[pa.ListArray, pa.ListArray]:
         """The rows and the columns of each text's cells."""
         text_of = np.asarray(self.text_of)
         order = np.argsort(text_of, kind="stable")
         ends = np.cumsum([0, *np.bincount(text_of)], dtype=np.int32)
-        rows, columns = (np.asarray(places)[order] for places in (self._rows, self._columns))
+        rows, columns = (np.asarray(numbers)[order] for numbers in (self._rows, self._columns))
         return pa.ListArray.from_arrays(ends, rows), pa.ListArray.from_arrays(ends, columns)

@@ -1,3 +1,3 @@
-"""Index: one searchable whole over all vectors."""
+"""Index: all vectors in searchable segments."""
 
 from rebase.pipelines.index.pipeline import create_pipeline as create_pipeline

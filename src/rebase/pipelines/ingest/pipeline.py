@@ -6,15 +6,10 @@ from rebase.pipelines.ingest.nodes import plan_ingest, summarize_ingest
 
 
 def create_pipeline() -> Pipeline:
-    """``sources`` to ``rows``, ``cards`` and what was rejected."""
+    """``sources`` to ``rows``, ``cards`` and ``ingest_rejected``."""
     return Pipeline(
         [
             Node(plan_ingest, ["sources", "params:ingest"], "rows", name="plan_ingest"),
-            Node(
-                summarize_ingest,
-                "rows",
-                ["cards", "ingest_rejected", "ingest_summary"],
-                name="summarize_ingest",
-            ),
+            Node(summarize_ingest, "rows", ["cards", "ingest_rejected", "ingest_summary"], name="summarize_ingest"),
         ]
     )

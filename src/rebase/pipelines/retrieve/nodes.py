@@ -1,7 +1,8 @@
-"""Retrieve: score every row for the task, and walk down the ranking through the filters (docs/method.md section 4)."""
+"""Retrieve: rank every row for the task, and filter the ranked rows (docs/method.md section 4)."""
 
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,24 +30,23 @@ from rebase.generation.filters import (
     share_filter,
 )
 from rebase.parameters import ContaminationParameters, RetrieveParameters
-from rebase.records import Task
+from rebase.records import RETRIEVAL_REJECTED_COLUMNS, ROW_COLUMNS, Task, summarize_stage
 
 logger = logging.getLogger(__name__)
 
 #: What explains a kept row: its scores, and the columns whose cells matched best.
 _EXPLANATION = ["score", "score_dataset", "score_query", "score_answer", "query_column", "answer_column"]
-#: Ranked rows are read so many at a time, a dataset once each time: bounds the memory.
+#: Ranked rows that are read at once, which bounds the memory; each of their datasets is read once.
 _ROWS_READ_AT_ONCE = 1000
-#: The first search asks for so many times ``top_n`` rows, each further one for so many times more.
+#: The first search returns this many times ``top_n`` rows, each further search this many times more.
 _WIDENING = 4
-_REJECTED_COLUMNS = ["rank", "row_id", "dataset", "score", "reason", "detail"]
 
 
 def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
     task: Task,
     encoder: Encoder,
     index: Shards,
-    forest: Shards,
+    annoy_index: Shards,
     vectors: Shards,
     rows: Shards,
     evaluation_items: pd.DataFrame,
@@ -55,76 +55,57 @@ def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Keep the ``top_n`` best rows that pass every filter.
 
-    The walk goes down the ranking until enough rows have passed or the rows end; where it stopped is reported.
+    Ranked rows are filtered, best first, until enough have passed or there are no more.
 
     Returns:
         The kept rows, best first, each with its three scores, the column and value that matched best on either
-        side, its passage (for tasks that take one from the row) and its duplicates; the rows rejected on the way, with
+        side, its passage (for tasks that take one from the row) and its duplicates; the rejected rows, with
         rank and reason; the stage's summary, with Annoy's recall of the exact top ``top_n``.
 
     Raises:
-        RebaseError: The index was built with another encoder, or no row passed.
+        RebaseError: The index was built with another encoder, the rows by an earlier version, or no row passed.
 
     """
-    # Before the encoder is loaded, which may be one that cannot be had here.
+    started = time.monotonic()
+    # Checked before the encoder is loaded, which may not be available here.
     check_encoder(index.first_metadata()["encoder"], encoder.identity)
-    searched_for = embed_task(task, encoder)
+    task_vectors = embed_task(task, encoder)
+    aggregation = parameters.aggregation
 
-    def exactly(count: int) -> Ranking:
-        return search_exact(index, vectors, [searched_for], count, parameters.aggregation, parameters.block_texts)[0]
+    def search_exactly(count: int) -> Ranking:
+        return search_exact(index, vectors, [task_vectors], count, aggregation)[0]
 
-    def nearly(count: int) -> Ranking:
-        return search_annoy(
-            index, forest, vectors, searched_for, count, parameters.aggregation, parameters.annoy_candidates
-        )
+    def search_approximately(count: int) -> Ranking:
+        return search_annoy(index, annoy_index, vectors, task_vectors, count, aggregation, parameters.annoy_candidates)
 
     count = _WIDENING * parameters.top_n
-    exact = exactly(count)
-    near = nearly(count) if forest or parameters.search == "annoy" else None
-    ranked = _ranked(nearly, near, count) if near and parameters.search == "annoy" else _ranked(exactly, exact, count)
-    duplicates = Duplicates(parameters.near_duplicate)
-    row_filter, passed = _filters(task, duplicates, evaluation_items, parameters, contamination)
-    kept: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    bar = tqdm(total=parameters.top_n, desc="retrieve", unit="row")
-    for rank, (found, line) in enumerate(_read(ranked, rows), start=1):
-        candidate = Candidate(
-            line["row_id"], line["dataset"], line["license"], json.loads(line["row"]), line["content_hash"]
-        )
-        rejection = row_filter(candidate)
-        if rejection:
-            rejected.append({"rank": rank, "row_id": candidate.row_id, "dataset": candidate.dataset,
-                            "score": found["score"], "reason": rejection.reason, "detail": rejection.detail})  # fmt: skip
-            continue
-        passed(candidate)
-        passage = find_passage(candidate, parameters) if task.passage else None
-        kept.append({"rank": rank, **line, **_explain(found, candidate), "passage": passage})
-        bar.update()
-        if len(kept) == parameters.top_n:
-            break
-    bar.close()
-    by_reason = dict(Counter(line["reason"] for line in rejected))
-    if not kept:
+    exact = search_exactly(count)
+    near = search_approximately(count) if annoy_index or parameters.search == "annoy" else None
+    if near and parameters.search == "annoy":
+        ranked = _widen(search_approximately, near, count)
+    else:
+        ranked = _widen(search_exactly, exact, count)
+    kept, rejected = _filter_ranked(task, _read(ranked, rows), evaluation_items, parameters, contamination)
+    by_reason = dict(Counter(rejected["reason"]))
+    if kept.empty:
         raise RebaseError(
             f"retrieve: none of {len(rejected)} rows passed the filters for task {task.name!r}: {by_reason}. "
-            "Add sources, or look at `retrieve.licenses`, the task's `exclude` and `retrieve.min_passage_words`."
+            "Add sources, or change `retrieve.licenses`, the task's `exclude` or `retrieve.min_passage_words`."
         )
     if len(kept) < parameters.top_n:
-        logger.warning("retrieve: %d rows passed the filters, %d were wanted", len(kept), parameters.top_n)
-    retrieved = pd.DataFrame(kept)
-    retrieved["duplicates"] = [json.dumps(duplicates.of[row_id]) for row_id in retrieved["row_id"]]
-    summary = {
-        "stage": "retrieve",
-        "in": len(kept) + len(rejected),
-        "kept": len(kept),
-        "rejected": by_reason,
-        "rows_indexed": exact.scanned,
-        "rows_rescored": exact.rescored,
-        "search": parameters.search,
-        "annoy_recall": near and _recall(exact, parameters.top_n, near),
-        "datasets": dict(Counter(retrieved["dataset"]).most_common()),
-    }
-    return retrieved, pd.DataFrame(rejected, columns=_REJECTED_COLUMNS), summary
+        logger.warning("retrieve: %d of the %d wanted rows passed the filters", len(kept), parameters.top_n)
+    summary = summarize_stage(
+        "retrieve",
+        kept=len(kept),
+        rejected=by_reason,
+        seconds=time.monotonic() - started,
+        rows_indexed=exact.scanned,
+        rows_rescored=exact.rescored,
+        search=parameters.search,
+        annoy_recall=near and _recall(exact, parameters.top_n, near),
+        datasets=dict(Counter(kept["dataset"]).most_common()),
+    )
+    return kept, rejected, summary
 
 
 def embed_task(task: Task, encoder: Encoder) -> TaskVectors:
@@ -140,8 +121,8 @@ def embed_task(task: Task, encoder: Encoder) -> TaskVectors:
     return TaskVectors(vectors[0], vectors[1 : 1 + count], vectors[1 + count :], encoder.identity)
 
 
-def _ranked(search: Callable[[int], Ranking], first: Ranking, count: int) -> Iterator[pd.DataFrame]:
-    """The ranked rows, best first, in parts: ``first``, the best ``count``, and more as the walk goes on."""
+def _widen(search: Callable[[int], Ranking], first: Ranking, count: int) -> Iterator[pd.DataFrame]:
+    """Yield the ranked rows in parts: the ``count`` rows of the first search, then those of wider searches."""
     ranking, done = first, 0
     while True:
         yield ranking.lines.iloc[done:]
@@ -152,10 +133,43 @@ def _ranked(search: Callable[[int], Ranking], first: Ranking, count: int) -> Ite
         ranking = search(count)
 
 
-def _recall(first: Ranking, top_n: int, near: Ranking) -> float:
+def _recall(exact: Ranking, top_n: int, near: Ranking) -> float:
     """The share of the true ``top_n`` rows that are among Annoy's."""
-    best = first.lines.head(top_n)[["dataset", "row"]]
+    best = exact.lines.head(top_n)[["dataset", "row"]]
     return len(best.merge(near.lines[["dataset", "row"]])) / len(best)
+
+
+def _filter_ranked(
+    task: Task,
+    ranked: Iterator[tuple[dict[str, Any], dict[str, Any]]],
+    evaluation_items: pd.DataFrame,
+    parameters: RetrieveParameters,
+    contamination: ContaminationParameters,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The ``top_n`` best rows that pass the filters, and the rows rejected before enough had passed."""
+    duplicates = Duplicates(parameters.near_duplicate)
+    row_filter, remember = _filters(task, duplicates, evaluation_items, parameters, contamination)
+    kept: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+    with tqdm(total=parameters.top_n, desc="retrieve", unit="row") as bar:
+        for rank, (scores, row) in enumerate(ranked, start=1):
+            candidate = Candidate(
+                row["row_id"], row["dataset"], row["license"], json.loads(row["row"]), row["content_hash"]
+            )
+            if rejection := row_filter(candidate):
+                rejected.append({"rank": rank, "row_id": candidate.row_id, "dataset": candidate.dataset,
+                                 "score": scores["score"], "reason": rejection.reason,
+                                 "detail": rejection.detail})  # fmt: skip
+                continue
+            remember(candidate)
+            passage = find_passage(candidate, parameters) if task.passage else None
+            kept.append({"rank": rank, **row, **_explain(scores, candidate), "passage": passage})
+            bar.update()
+            if len(kept) == parameters.top_n:
+                break
+    for row in kept:
+        row["duplicates"] = json.dumps(duplicates.of[row["row_id"]])
+    return pd.DataFrame(kept), pd.DataFrame(rejected, columns=RETRIEVAL_REJECTED_COLUMNS)
 
 
 def _filters(
@@ -165,7 +179,7 @@ def _filters(
     parameters: RetrieveParameters,
     contamination: ContaminationParameters,
 ) -> tuple[Filter, Callable[[Candidate], None]]:
-    """All filters as one, in the order of docs/method.md, and what to call with a row that passed."""
+    """All filters as one, in the order of docs/method.md, and a function to call with each row that passed."""
     kept: Counter[str] = Counter()
     limit = max(1, int(parameters.max_dataset_share * parameters.top_n))
     protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
@@ -181,33 +195,35 @@ def _filters(
     def row_filter(candidate: Candidate) -> Rejection | None:
         return next((rejection for one in filters if (rejection := one(candidate))), None)
 
-    def passed(candidate: Candidate) -> None:
+    def remember(candidate: Candidate) -> None:
         duplicates.keep(candidate)
         kept[candidate.dataset] += 1
 
-    return row_filter, passed
+    return row_filter, remember
 
 
 def _read(parts: Iterator[pd.DataFrame], rows: Shards) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each ranked row, in order: what the search found, and the row's own columns."""
+    """Yield for each ranked row, in order, its scores and its columns."""
     for part in parts:
         for start in range(0, len(part), _ROWS_READ_AT_ONCE):
             ranked = part.iloc[start : start + _ROWS_READ_AT_ONCE]
-            lines = {
-                (dataset, position): line
-                for dataset, group in ranked.groupby("dataset")
-                for position, line in zip(
-                    group["row"], rows[dataset].take(group["row"].to_numpy()).to_pylist(), strict=True
-                )
-            }
-            for found in ranked.to_dict("records"):
-                yield found, lines[found["dataset"], found["row"]]
+            lines: dict[tuple[str, int], dict[str, Any]] = {}
+            for dataset, group in ranked.groupby("dataset"):
+                table = rows[dataset].take(group["row"].to_numpy())
+                if missing := sorted(set(ROW_COLUMNS) - set(table.column_names)):
+                    raise RebaseError(
+                        f"{rows.folder}: the rows have no column {', '.join(missing)}, because an earlier version of "
+                        "rebase wrote them. Build this datastore again: kedro run --pipelines=ingest,embed,index."
+                    )
+                lines |= {(dataset, row): line for row, line in zip(group["row"], table.to_pylist(), strict=True)}
+            for scores in ranked.to_dict("records"):
+                yield scores, lines[scores["dataset"], scores["row"]]
 
 
-def _explain(found: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
-    """Why a row ranks where it does: its scores, and what matched best on either side."""
+def _explain(scores: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
+    """The scores of a row, and the columns and values that matched best."""
     return {
-        **{name: found[name] for name in _EXPLANATION},
-        "query_value": candidate.cells.get(found["query_column"] or ""),
-        "answer_value": candidate.cells.get(found["answer_column"] or ""),
+        **{name: scores[name] for name in _EXPLANATION},
+        "query_value": candidate.cells.get(scores["query_column"] or ""),
+        "answer_value": candidate.cells.get(scores["answer_column"] or ""),
     }

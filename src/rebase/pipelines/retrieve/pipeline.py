@@ -8,8 +8,8 @@ from rebase.reporting.plots import plot_sources
 
 
 def create_pipeline() -> Pipeline:
-    """``index`` and ``task`` to ``retrieved`` and what was rejected."""
-    inputs = ["task", "encoder", "index", "forest", "vectors", "rows", "evaluation_items"]
+    """``index`` and ``task`` to ``retrieved`` and ``retrieval_rejected``."""
+    inputs = ["task", "encoder", "index", "annoy_index", "vectors", "rows", "evaluation_items"]
     return prepare.create_pipeline() + Pipeline(
         [
             Node(
