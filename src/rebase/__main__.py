@@ -1,4 +1,4 @@
-"""``rebase`` and ``python -m rebase``: the packaged project's run command."""
+"""Run the packaged project: ``rebase`` or ``python -m rebase``."""
 
 import sys
 from pathlib import Path

@@ -53,7 +53,7 @@ def test_unknown_price_is_said():
     assert "no price for anthropic/m" in estimate_line(unknown)
     out = StringIO()
     Console(file=out, width=140).print(estimate_table(unknown))
-    assert "no limits are given" in " ".join(out.getvalue().split())
+    assert "there are no rate limits" in " ".join(out.getvalue().split())
 
 
 def test_final_table_shows_stages_that_ran_and_scores_with_intervals():

@@ -53,9 +53,9 @@ def predictions() -> pd.DataFrame:
 def test_right_in_format(reading_task: Task, predictions: pd.DataFrame) -> None:
     student, expert = right_in_format(reading_task, predictions)
     assert (student["in_form"], student["score"], student["score_in_form"]) == (25.0, 25.0, 100.0)
-    assert (student["commonest"], student["commonest_share"]) == ("", 75.0)
+    assert (student["most_frequent"], student["most_frequent_share"]) == ("", 75.0)
     assert (expert["in_form"], expert["score"], expert["score_in_form"]) == (100.0, 50.0, 50.0)
-    assert (expert["commonest"], expert["commonest_share"]) == ("heron", 75.0)
+    assert (expert["most_frequent"], expert["most_frequent_share"]) == ("heron", 75.0)
 
 
 def test_a_gain_that_is_form_alone_is_seen(reading_task: Task, predictions: pd.DataFrame) -> None:

@@ -1,14 +1,18 @@
 """The lineage in a real browser: the static site that ``kedro lineage`` writes, of a project that has run."""
 
 import json
+import re
+from inspect import signature
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner
+from kedro_viz.server import load_and_populate_data
 from playwright.sync_api import expect
 
 from rebase import cli
+from rebase.reporting.lineage import _Site
 from tests.browser import go_to_lineage, needs_chromium, open_page, serving
 from tests.test_conf import LAYERS, entries
 from tests.test_end_to_end import kedro
@@ -53,6 +57,20 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
     assert done.exit_code == 2
     assert "holds something else" in done.output
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_what_the_site_relies_on_in_kedro_viz(tmp_path, monkeypatch):
+    """`deploy` writes to `_path` by `_fs`: API responses, the page, then what `_ingest_heap_analytics` changes."""
+    assert list(signature(load_and_populate_data).parameters)[:2] == ["path", "env"]
+    assert {"package_name", "extra_params"} <= set(signature(load_and_populate_data).parameters)
+    previews = []
+    monkeypatch.setattr(_Site, "_upload_api_responses", lambda _, enabled: previews.append(enabled))
+    (tmp_path / "api").mkdir()
+    _Site(tmp_path).deploy(is_all_previews_enabled=True)
+    assert previews == [True]
+    assert not re.search("<link[^>]*https?://", (tmp_path / "index.html").read_text())
+    assert json.loads((tmp_path / "api" / "metadata").read_text())["package_compatibilities"]
+    assert "nodes" in json.loads((tmp_path / "api" / "run-status").read_text())
 
 
 @pytest.mark.slow

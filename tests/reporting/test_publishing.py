@@ -306,7 +306,7 @@ def test_an_adapter_is_judged_by_what_it_was_trained_on_not_by_the_examples_of_n
 
 def test_examples_that_nobody_knows_the_source_of_are_not_handed_on() -> None:
     training_set = pd.DataFrame({"example_id": ["e0", "from elsewhere"], "prompt": "Q", "completion": "A"})
-    with pytest.raises(RebaseError, match="1 examples of the training set are not among"):
+    with pytest.raises(RebaseError, match="1 examples of the training set are not among the current examples"):
         published_examples(reasoned_examples(2), training_set)
 
 
@@ -353,7 +353,7 @@ def test_a_public_repository_is_not_written_by_mistake(hub: Hub, reading_task: T
     with packed("me/owls", reading_task, examples, None, None) as ([parcel], _):
         upload(parcel, "me/owls", public=True)
         hub.files("dataset", "me/owls").clear()
-        with pytest.raises(RebaseError, match="there already and public: nothing was uploaded"):
+        with pytest.raises(RebaseError, match="exists already and is public: nothing was uploaded"):
             upload(parcel, "me/owls", public=False)
     assert not hub.files("dataset", "me/owls")
 
@@ -361,10 +361,10 @@ def test_a_public_repository_is_not_written_by_mistake(hub: Hub, reading_task: T
 @pytest.mark.parametrize(
     ("rejection", "token", "words"),
     [
-        ((403, f"no write access for {TOKEN}"), TOKEN, r"403(.|\n)*\(the token\)\nIs there a token"),
+        ((403, f"no write access for {TOKEN}"), TOKEN, r"403(.|\n)*\(the token\)\nCheck that there is a token"),
         ((400, "bad name"), TOKEN, "bad name"),
         (None, "hf_wrong", "401"),
-        (None, "", "the hub did not take the dataset me/owls"),
+        (None, "", "the hub rejected the dataset me/owls"),
     ],
 )
 def test_what_the_hub_rejects_is_said_without_the_token(
@@ -384,9 +384,9 @@ def test_what_the_hub_rejects_is_said_without_the_token(
 def test_offline_and_unreachable_are_said(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     parcel = Parcel("dataset", tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RebaseError, match="HF_HUB_OFFLINE unset"):
+    with pytest.raises(RebaseError, match="HF_HUB_OFFLINE is unset"):
         upload(parcel, "me/owls", public=False)
-    with pytest.raises(RebaseError, match="the hub did not take"):
+    with pytest.raises(RebaseError, match="the hub rejected"):
         upload(parcel, "no such name!", public=False)
 
 

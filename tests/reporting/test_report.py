@@ -20,7 +20,7 @@ from rebase.reporting.report import (
     find_outdated,
     flow,
     limits,
-    over_seeds,
+    seed_variance,
     sources,
     won_and_lost,
     write_report,
@@ -162,11 +162,11 @@ def test_the_page_shows_everything(reading_task: Task, pieces: dict[str, Any]) -
         "matches the queries 0.61", "because", "cosine of 0.91", "cosine 0.91", "cc0-1.0",
         "The sets did not cost the same", "4,321", "$0.0456", "Left out: distilled", "Do not trust this judge: every",
         "Mean grades from 1 to 5", "33.3 % of the verdicts change",
-        "1,700", "3 evaluation items are few", "Everything that a run makes is on this page.",
+        "1,700", "3 evaluation items are few", "This page shows a complete run.",
     ):  # fmt: skip
         assert words in page.text, words
     assert ("mark", {}) in page.elements
-    assert "Not there" not in page.text
+    assert "Missing:" not in page.text
     assert len(page.data) == 8  # scores, comparison, curves, two of sources, nearness, map, loss
 
 
@@ -200,14 +200,14 @@ def test_the_page_needs_nothing_beside_it(reading_task: Task, pieces: dict[str, 
 def test_half_a_run_says_what_is_missing(reading_task: Task, pieces: dict[str, Any]) -> None:
     for name in (name for name in pieces if not name.endswith("_summary")):
         without = Page(write_report(reading_task, **{other: piece for other, piece in pieces.items() if other != name}))
-        assert (f"Not there: {name}." in without.text) == (name in PIECES), name
+        assert (f"Missing: {name}." in without.text) == (name in PIECES), name
     nothing = Page(write_report(reading_task))
-    assert "half a run" in nothing.text
+    assert "a partial run" in nothing.text
     assert nothing.data == []
     assert reading_task.instruction in nothing.text
     for count in (4, 9, 12, 15):
         begun = Page(write_report(reading_task, **{name: pieces[name] for name in list(PIECES)[:count]}))
-        assert f"Not there: {', '.join(list(PIECES)[count:])}." in begun.text
+        assert f"Missing: {', '.join(list(PIECES)[count:])}." in begun.text
 
 
 def test_pieces_that_are_empty_or_of_another_version_count_as_missing(
@@ -221,7 +221,7 @@ def test_pieces_that_are_empty_or_of_another_version_count_as_missing(
     }
     page = Page(write_report(reading_task, **pieces | other))
     for name in other:
-        assert re.search(rf"Not there: [^.]*\b{name}\b", page.text), name
+        assert re.search(rf"Missing: [^.]*\b{name}\b", page.text), name
 
 
 def test_scores_of_another_version_of_the_task_do_no_harm(reading_task: Task, pieces: dict[str, Any]) -> None:
@@ -236,8 +236,8 @@ def test_what_other_seeds_gave_stands_beside_the_intervals(reading_task: Task, p
     page = Page(write_report(reading_task, **pieces))
     assert page.text.count("31.2 ± 7.8") == len(reading_task.metrics)
     once = pieces["comparison"].assign(seeds=1)
-    assert "How much may be luck" not in Page(write_report(reading_task, **pieces | {"comparison": once})).text
-    assert over_seeds(pieces["comparison"].drop(columns="seeds")) == {}
+    assert "Seed variance" not in Page(write_report(reading_task, **pieces | {"comparison": once})).text
+    assert seed_variance(pieces["comparison"].drop(columns="seeds")) == {}
 
 
 def test_a_comparison_without_its_table_has_no_costs(reading_task: Task, pieces: dict[str, Any]) -> None:
@@ -257,7 +257,7 @@ def test_what_is_left_from_an_earlier_run_is_said(reading_task: Task) -> None:
     assert find_outdated(comparison | {"reasoned_examples": 6.0}) == ["comparison_scores", "curves", "comparison"]
     # The run's own training is older than the examples that `compare` made anew; the comparison is not.
     assert "comparison_scores" not in find_outdated(times | {"comparison_scores": 10.0})
-    assert "earlier run: scores." in Page(write_report(reading_task, ["scores"])).text
+    assert "compared with): scores." in Page(write_report(reading_task, ["scores"])).text
 
 
 def test_a_system_that_is_missing_is_no_comparison(reading_task: Task, pieces: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Metrics as JSON, shown as a table."""
+"""Metrics as JSON with a preview as a table."""
 
 import json
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from kedro_datasets.json import JSONDataset
 
 
 class MetricsDataset(JSONDataset):
-    """Metrics in groups, however deep: kedro-viz's tree of JSON hides what is nested as deep as a metric's value."""
+    """Nested metrics, previewed as a table: kedro-viz's JSON preview hides deeply nested values."""
 
     def preview(self) -> TablePreview:
-        """A line a metric, named by the groups that it is in."""
+        """One line for each metric, named by its path."""
         return TablePreview(pd.DataFrame(_lines(self.load())).fillna("").to_dict(orient="split"))
 
 

@@ -1,4 +1,4 @@
-"""What a run prints: one line when a stage ends, one table at the end."""
+"""Terminal output of a run: one line when a stage ends, one table at the end."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,32 +12,29 @@ from rich.table import Table
 STAGES = ("ingest", "embed", "index", "retrieve", "transform", "cot", "train", "evaluate")
 
 
-# Control characters but line break and tab, half surrogate pairs, and marks that turn the direction of reading.
-_NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters (without line break and tab), lone surrogates, and marks that change the text direction.
+_ESCAPED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """The text with what a terminal would obey, or could not print, as escapes: what others wrote stays text."""
-    return _NOT_SHOWN.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
+    """Escape what a terminal would interpret or cannot print, so that untrusted text stays text."""
+    return _ESCAPED.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def stage_line(summary: Mapping[str, Any], seconds: float) -> str:
-    """One line on a stage that has ended: in, kept, rejected by reason, what the teacher was asked, seconds.
-
-    A retrieval tells Annoy's recall.
-    """
+    """One line about a finished stage: in, kept, rejected by reason, Annoy's recall, teacher usage, seconds."""
     parts = [f"{summary['stage']:<9} in {summary['in']:,}", f"kept {summary['kept']:,}"]
     if summary["rejected"]:
         parts.append(f"rejected {sum(summary['rejected'].values()):,} ({_reasons(summary['rejected'])})")
     if summary.get("annoy_recall") is not None:
         parts.append(f"Annoy's recall {summary['annoy_recall']:.2f}")
-    if asked := _asked(summary.get("usage")):
-        parts.append(asked)
+    if usage := _usage(summary.get("usage")):
+        parts.append(usage)
     return f"{' · '.join(parts)} · {seconds:.0f} s"
 
 
 def estimate_line(estimate: Mapping[str, Any]) -> str:
-    """One line on what the teacher will be asked and what it will cost."""
+    """One line about the requests to the teacher and their cost."""
     total = estimate["total"]
     parts = [f"{estimate['stage']}  {_range(total['requests'])} requests to {estimate['teacher']}"]
     parts.append(f"tokens in {_range(total['input_tokens'])}, out {_range(total['output_tokens'])}")
@@ -49,31 +46,31 @@ def estimate_line(estimate: Mapping[str, Any]) -> str:
 
 
 def estimate_table(estimate: Mapping[str, Any]) -> Table:
-    """What the teacher will be asked at each stage, from low to high: nothing has been sent."""
+    """The estimated requests, tokens, dollars and hours of each stage, from low to high."""
     table = Table(
-        title=f"rebase · what {estimate['teacher']} will cost for task {estimate['task']}", title_justify="left"
+        title=f"rebase · estimated cost of {estimate['teacher']} for task {estimate['task']}", title_justify="left"
     )
     lines = [*estimate["stages"].items(), ("total", estimate["total"])]
-    # Without limits there are no hours to tell, and a terminal has no room to lose.
-    limited = any(said["hours"] for _, said in lines)
+    # Without rate limits there are no hours to show.
+    limited = any(costs["hours"] for _, costs in lines)
     names = ["", "requests", "tokens in", "tokens out", "dollars", "by batches", *(["hours at the limits"] * limited)]
     for column in names:
         table.add_column(column, justify="right" if column else "left", overflow="fold")
-    for stage, said in lines:
+    for stage, costs in lines:
         table.add_row(
             stage,
-            *(_range(said[name]) for name in ("requests", "input_tokens", "output_tokens")),
-            *(_dollars(said[name]) for name in ("dollars", "dollars_batch")),
-            *(["–".join(f"{hours:.2f}" for hours in said["hours"] or ())] * limited),
+            *(_range(costs[name]) for name in ("requests", "input_tokens", "output_tokens")),
+            *(_dollars(costs[name]) for name in ("dollars", "dollars_batch")),
+            *(["–".join(f"{hours:.2f}" for hours in costs["hours"] or ())] * limited),
         )
     table.caption = f"{estimate['rows']:,} rows · {estimate['price']} · tokens {estimate['tokens']}"
     if not limited:
-        table.caption += " · no hours: no limits are given"
+        table.caption += " · no hours: there are no rate limits"
     return table
 
 
-def _asked(usage: Mapping[str, Any] | None) -> str:
-    """What the teacher was asked at a stage: responses bought and stored, dollars; nothing where it was not asked."""
+def _usage(usage: Mapping[str, Any] | None) -> str:
+    """The responses bought and cached, and the dollars; empty without requests."""
     if not usage or not usage["used"]:
         return ""
     parts = [f"{usage['responses']:,} responses"] + ([f"{usage['cached']:,} cached"] if usage["cached"] else [])
@@ -91,7 +88,7 @@ def _dollars(pair: Sequence[float] | None) -> str:
 
 
 def final_table(task: str, summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any]) -> Table:
-    """The run in one table: what became of the rows, and every system's scores with their intervals."""
+    """The run in one table: kept and rejected rows of each stage, and each system's scores with intervals."""
     table = Table(title=f"rebase · task {task}", title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -110,7 +107,7 @@ def final_table(task: str, summaries: Mapping[str, Mapping[str, Any]], scores: M
 
 
 def comparison_table(task: str, comparison: pd.DataFrame, scores: Mapping[str, Any]) -> Table:
-    """Every system with its score and what it took, and what it gains on the student as it came."""
+    """Each system's score, cost and gain over the base student."""
     table = Table(title=f"rebase · task {task}: {scores['n']} items", title_justify="left")
     seeded = bool((comparison["seeds"] > 1).any())
     columns = ["system", "metric", "score", "interval", "gain", "p", "examples", "requests", "dollars", "minutes"]
@@ -126,19 +123,19 @@ def comparison_table(task: str, comparison: pd.DataFrame, scores: Mapping[str, A
             f"{gain['value']:+.1f}" if gain else "",
             ("<0.001" if gain["p"] < 0.001 else f"{gain['p']:.3f}") if gain else "",
             f"{line['examples']:,}",
-            "not known" if pd.isna(line["requests"]) else f"{line['requests']:,.0f}",
+            "unknown" if pd.isna(line["requests"]) else f"{line['requests']:,.0f}",
             "no price" if pd.isna(line["dollars"]) else f"{line['dollars']:.4f}",
             f"{line['minutes']:.1f}",
             *([_over_seeds(line)] * seeded),
         )
     left_out = [f"Left out: {name}. {reason}" for name, reason in scores.get("left_out", {}).items()]
-    caption = "gain: over the student as it came, paired; p: by permutation; minutes: of training"
+    caption = "gain: over the base student, paired; p: permutation test; minutes: training"
     table.caption = "\n".join(map(escape, [caption, *left_out]))
     return table
 
 
 def _over_seeds(line: Mapping[str, Any]) -> str:
-    """The mean over several trainings with its standard deviation, and how many they are."""
+    """The mean over training seeds with its standard deviation, and the number of trainings."""
     several = line["seeds"] > 1
     return f"{line['seed_mean']:.1f} ± {line['seed_deviation']:.1f} ({line['seeds']})" if several else ""
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a good score: the pitfalls that arXiv 2410.18588 names, looked for in a run."""
+"""Diagnostics of a run: pitfalls of training on synthetic data (arXiv 2410.18588) that a good score can hide."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,9 @@ _PAIRS = 3
 
 
 def is_in_form(task: Task, extracted: str, prompt: str) -> bool:
-    """Whether an extracted answer has the form that the task asks for, right or wrong.
+    """Whether an extracted answer, right or wrong, has the task's form.
 
-    A label is one of the task's, a number is one, a span stands in the prompt; other answers are not empty.
+    A label is one of the task's, a number parses, a span occurs in the prompt; other answers are not empty.
     """
     match task.answer.type:
         case "label":
@@ -28,9 +28,9 @@ def is_in_form(task: Task, extracted: str, prompt: str) -> bool:
 
 
 def right_in_format(task: Task, predictions: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of each system, in percent: answers in the asked form, the mean score of all and of those, and one answer.
+    """For each system, in percent: answers in the right form, the mean score of all and of those answers.
 
-    ``commonest`` is the answer that is given most often: a system that always says the same has learned no task.
+    ``most_frequent`` is its most frequent answer: a system that always gives the same answer has not learned the task.
     """
     metric = task.metrics[0]
     marked = _with_form(task, predictions)
@@ -43,18 +43,18 @@ def right_in_format(task: Task, predictions: pd.DataFrame) -> list[dict[str, Any
                 "in_form": 100 * frame["in_form"].mean(),
                 "score": 100 * frame[metric].mean(),
                 "score_in_form": 100 * frame.loc[frame["in_form"], metric].mean(),
-                "commonest": counts.index[0],
-                "commonest_share": 100 * counts.iloc[0] / len(frame),
+                "most_frequent": counts.index[0],
+                "most_frequent_share": 100 * counts.iloc[0] / len(frame),
             }
         )
     return lines
 
 
 def where_gains_come_from(task: Task, predictions: pd.DataFrame) -> dict[str, float] | None:
-    """The expert's gain over the student, in points: over all items, and over those that both answer in the asked form.
+    """The expert's gain over the student, in points: over all items, and over those that both answer in the right form.
 
-    ``form`` is the gain in the share of answers in form, ``n`` and ``both`` the numbers of items. None where one of
-    the two has not answered. Where there are no items of the second kind, ``gain_in_form`` is NaN.
+    ``form`` is the gain in the share of answers in form, ``n`` and ``both`` are the numbers of items. None without
+    answers of both; ``gain_in_form`` is NaN if no item has two answers in form.
     """
     metric = task.metrics[0]
     marked = _with_form(task, predictions)
@@ -76,7 +76,7 @@ def where_gains_come_from(task: Task, predictions: pd.DataFrame) -> dict[str, fl
 
 
 def nearest_pairs(embedding_map: pd.DataFrame, examples: pd.DataFrame) -> list[dict[str, Any]]:
-    """The evaluation items that are nearest to a training example, beside it: ``item``, ``example``, ``cosine``."""
+    """The evaluation items nearest to a training example: ``item``, ``example``, ``cosine``."""
     queries = examples.set_index("example_id")["query"]
     nearest = embedding_map.dropna(subset="cosine").nlargest(_PAIRS, "cosine")
     return [
@@ -86,7 +86,7 @@ def nearest_pairs(embedding_map: pd.DataFrame, examples: pd.DataFrame) -> list[d
 
 
 def nearness(embedding_map: pd.DataFrame) -> dict[str, float] | None:
-    """How near evaluation items are to the nearest example: quantiles of the cosines; None where none is known."""
+    """Quantiles of the cosine of evaluation items to their nearest example; None without examples."""
     cosines = embedding_map["cosine"].dropna()
     if cosines.empty:
         return None
@@ -96,10 +96,10 @@ def nearness(embedding_map: pd.DataFrame) -> dict[str, float] | None:
 def judge_against_scores(
     scores: Mapping[str, Any] | None, judge_scores: Mapping[str, Any] | None, metric: str
 ) -> list[dict[str, Any]]:
-    """Each system's score beside the judge's mean grades; ``falling`` are the criteria that a gain does not carry.
+    """Each system's score and the judge's mean grades; ``falling`` are criteria with a grade below the student's.
 
-    A score above the student's while a grade is below the student's is a pitfall: the answers please the metric alone.
-    Scores of another version of the task may lack the metric: ``score`` is None there. Empty without a judge.
+    A higher score with a lower grade is a pitfall: the answers satisfy the metric alone. ``score`` is None if the
+    scores are of another version of the task. Empty without a judge.
     """
     if scores is None or judge_scores is None:
         return []
@@ -108,11 +108,13 @@ def judge_against_scores(
     before, base = values.get("student"), grades.get("student", {})
     lines = []
     for system, score in values.items():
-        own = {name: cell for name, cell in grades.get(system, {}).items() if "value" in cell}
+        system_grades = {name: cell for name, cell in grades.get(system, {}).items() if "value" in cell}
         gains = None not in (before, score) and score > before
-        falling = [name for name, cell in own.items() if gains and cell["value"] < base.get(name, {}).get("value", 0)]
-        if own:
-            lines.append({"system": system, "score": score, "grades": own, "falling": falling})
+        falling = [
+            name for name, cell in system_grades.items() if gains and cell["value"] < base.get(name, {}).get("value", 0)
+        ]
+        if system_grades:
+            lines.append({"system": system, "score": score, "grades": system_grades, "falling": falling})
     return lines
 
 

@@ -1,4 +1,4 @@
-"""How much the texts of a training set differ from one another."""
+"""The diversity of a training set's texts."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -10,21 +10,22 @@ from rapidfuzz.process import cdist
 
 from rebase.text import count_words, ngrams, tokens
 
-#: The ROUGE-L from which a text repeats another.
+#: A text with at least this ROUGE-L to another one repeats it.
 REPEATED = 0.7
-#: Less than what two values of ROUGE-L differ by, more than what a float is wrong by.
+#: Below the smallest difference of two ROUGE-L values, above the error of a float.
 _ROUNDING = 1e-9
-#: Texts that are compared with all before them at once: bounds the memory, 8 bytes a pair.
+#: Texts compared with all earlier texts at once, at 8 bytes for each pair.
 _BLOCK = 256
 
 
 def measure_texts(texts: Sequence[str], vectors: np.ndarray) -> dict[str, float | None]:
-    """The diversity of texts with their unit vectors ``[texts, d]``; a measure is None where nothing can be measured.
+    """Measure the diversity of texts with unit vectors ``[texts, d]``; a measure is None if it is undefined.
 
-    ``distinct_share``, of texts by ``distinct_texts``: for MCoNaLa the paper (arXiv 2407.05463) has 25.9 % for plain
-    synthesis and 75.4 % for ReBase. ``mean_cosine`` of all pairs. ``distinct_1`` and ``distinct_2``: the share of
-    different ones among all words and pairs of neighboring words (Li et al., 2016). All but the cosine fall as a set
-    grows: compare sets of one size. Words are ``rebase.text.tokens``.
+    Returns:
+        ``distinct_share`` of texts (``distinct_texts``; for MCoNaLa arXiv 2407.05463 reports 25.9 % for plain synthesis
+        and 75.4 % for ReBase); ``mean_cosine`` of all pairs; ``distinct_1`` and ``distinct_2``, the shares of distinct
+        words and word pairs (Li et al., 2016). All but the cosine fall with the size of a set: compare equal sizes.
+
     """
     words = [tokens(text) for text in texts]
     return {
@@ -35,17 +36,17 @@ def measure_texts(texts: Sequence[str], vectors: np.ndarray) -> dict[str, float 
 
 
 def distinct_texts(texts: Sequence[Sequence[str]]) -> np.ndarray:
-    """Which texts, given as words, repeat no distinct one before them: bool ``[texts]``.
+    """Find the distinct texts, given as words: a mask ``[texts]``.
 
-    In the order given, a text is distinct when its ROUGE-L to every distinct text before it is below 0.7, the
-    criterion of self-instruct (arXiv 2212.10560). ROUGE-L is the F1 of the longest common subsequence,
-    ``2 LCS / (m + n)`` for texts of m and n words (Lin, 2004). Of texts without a word the first one is distinct.
+    In the given order, a text is distinct if its ROUGE-L to every earlier distinct text is below 0.7, the criterion of
+    self-instruct (arXiv 2212.10560). ROUGE-L is the F1 of the longest common subsequence, ``2 LCS / (m + n)`` for texts
+    of m and n words (Lin, 2004). The first of the texts without a word is distinct.
     """
     numbers: dict[str, int] = {}
-    # A text that is equal to an earlier one is never distinct.
+    # Equal texts: only the first can be distinct.
     first: dict[tuple[int, ...], int] = {}
-    for place, words in enumerate(texts):
-        first.setdefault(tuple(numbers.setdefault(word, len(numbers)) for word in words), place)
+    for index, words in enumerate(texts):
+        first.setdefault(tuple(numbers.setdefault(word, len(numbers)) for word in words), index)
     spelled = list(first)
     distinct: list[tuple[int, ...]] = []
     for start in range(0, len(spelled), _BLOCK):
@@ -56,12 +57,12 @@ def distinct_texts(texts: Sequence[Sequence[str]]) -> np.ndarray:
             earlier[len(distinct) :],
             earlier,
             scorer=Indel.normalized_similarity,
-            score_cutoff=REPEATED - _ROUNDING,  # what is less becomes 0
+            score_cutoff=REPEATED - _ROUNDING,  # lower values become 0
             dtype=np.float64,
             workers=-1,
         )
-        for place, similar in enumerate(near > 0, len(distinct)):
-            chosen[place] = not similar[chosen].any()
+        for index, similar in enumerate(near > 0, len(distinct)):
+            chosen[index] = not similar[chosen].any()
         distinct = [text for text, is_chosen in zip(earlier, chosen, strict=True) if is_chosen]
     mask = np.zeros(len(texts), dtype=bool)
     mask[[first[text] for text in distinct]] = True
@@ -71,24 +72,24 @@ def distinct_texts(texts: Sequence[Sequence[str]]) -> np.ndarray:
 def mean_cosine(vectors: np.ndarray) -> float | None:
     """The mean cosine of all pairs of unit vectors ``[n, d]``, in O(n d); None for fewer than two.
 
-    The square of the sum of all vectors is the sum of the cosines of all ordered pairs, those with themselves too.
+    The squared sum of all vectors is the sum of the cosines of all ordered pairs, including each vector with itself.
     """
     n = len(vectors)
     if n < 2:
         return None
     total = vectors.sum(axis=0, dtype=np.float64)
-    own = np.square(vectors, dtype=np.float64).sum()
-    return float(total @ total - own) / (n * (n - 1))
+    squares = np.square(vectors, dtype=np.float64).sum()
+    return float(total @ total - squares) / (n * (n - 1))
 
 
 def distinct_ngrams(texts: Sequence[Sequence[str]], n: int) -> float | None:
-    """The share of different ones among all runs of ``n`` words in the texts; None where there are none."""
-    found = list(chain.from_iterable(ngrams(words, n) for words in texts))
-    return _share(len(set(found)), len(found))
+    """The share of distinct n-grams among all n-grams of the texts; None without any."""
+    grams = list(chain.from_iterable(ngrams(words, n) for words in texts))
+    return _share(len(set(grams)), len(grams))
 
 
 def measure_lengths(texts: Sequence[str]) -> dict[str, Any] | None:
-    """The texts' lengths in words (``count_words``): mean, and 10th, 50th and 90th percentile; None without texts."""
+    """Mean, 10th, 50th and 90th percentile of the texts' lengths in words; None without texts."""
     if not texts:
         return None
     words = [count_words(text) for text in texts]

@@ -1,4 +1,7 @@
-"""The lineage as a static site: what kedro-viz shows, previews included, for any web server and without a network."""
+"""The lineage as a static site: kedro-viz's view with previews, for any web server and offline.
+
+The only module that uses kedro-viz's internal API; ``tests/reporting/test_lineage.py`` says what it relies on.
+"""
 
 import re
 from pathlib import Path
@@ -12,15 +15,15 @@ from kedro_viz.api.rest.utils import get_package_compatibilities
 from kedro_viz.integrations.deployment.base_deployer import BaseDeployer
 from kedro_viz.server import load_and_populate_data
 
-#: kedro-viz's page takes a font from another machine; without it the browser uses one that it has.
-_ELSEWHERE = re.compile(r"""<link\b[^>]*["']https?://[^>]*>\s*""")
+#: kedro-viz's page loads a font from another host; without it the browser uses a local one.
+_EXTERNAL_LINK = re.compile(r"""<link\b[^>]*["']https?://[^>]*>\s*""")
 
 
 class _Site(BaseDeployer):
-    """kedro-viz's own writer, into a folder of our choice, with pages that ask nothing of other machines.
+    """kedro-viz's writer for a chosen folder, without requests to other hosts.
 
-    And with the one answer that its page asks for and its writer leaves out. Of the last run it says nothing: that may
-    have been another pipeline's, and where it failed the traceback tells of the machine.
+    It adds the metadata that the page requests, and an empty run status: the last run may be of another pipeline, and
+    its traceback would reveal paths.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,16 +32,16 @@ class _Site(BaseDeployer):
 
     def _ingest_heap_analytics(self) -> None:
         for page in self._path.glob("*.html"):
-            _rewrite(page, _ELSEWHERE, "")
-        answer = MetadataAPIResponse(package_compatibilities=get_package_compatibilities())
-        write_api_response_to_fs(f"{self._path}/api/metadata", answer, self._fs)
+            _rewrite(page, _EXTERNAL_LINK, "")
+        metadata = MetadataAPIResponse(package_compatibilities=get_package_compatibilities())
+        write_api_response_to_fs(f"{self._path}/api/metadata", metadata, self._fs)
         write_api_response_to_fs(f"{self._path}/api/run-status", RunStatusAPIResponse(), self._fs)
 
 
 def write_site(folder: Path, project: Path, env: str | None = None, parameters: dict[str, Any] | None = None) -> None:
-    """Write the site of a project's pipelines, with previews of the data of an environment and runtime parameters.
+    """Write the site of a project's pipelines, with data previews of an environment and runtime parameters.
 
-    Paths in it are relative to the project: a site that is published says nothing of the machine that wrote it.
+    Paths are relative to the project, so that a published site reveals nothing about the machine.
     """
     load_and_populate_data(project, env, package_name=__package__, extra_params=parameters)
     _Site(folder).deploy(is_all_previews_enabled=True)

@@ -1,4 +1,4 @@
-"""Pictures of a run, as Plotly figures."""
+"""Plotly figures of a run."""
 
 import html
 import textwrap
@@ -10,25 +10,22 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
-#: What the embedding map shows, in the order in which it is drawn: the few lie above the many.
+#: Kinds of points on the embedding map, in drawing order: the fewest last, on top.
 KINDS = ("source row", "evaluation item", "example")
 
-_BINS = 32
-#: More datasets than these are shown as one.
-_DATASETS = 25
-#: One color a system in every picture; others take the next free one. What training on ReBase's examples gave is blue.
+#: Histogram bins, datasets shown separately, and points shown as markers, at most.
+_BINS, _DATASETS, _MARKERS = 32, 25, 60
+#: The color of a system in every picture; others get the next free one. ReBase is blue.
 _COLORS = {
     "student": "#9aa3b2", "student_few_shot": "#667085", "expert": "#2f6fde", "rebase": "#2f6fde",
     "rebase_cot": "#8e5bd0", "synthesized": "#1c9e6b", "distilled": "#e8710a", "teacher": "#0b93ad",
 }  # fmt: skip
-#: Fewer points than these are shown each by itself.
-_FEW = 60
-#: Color, symbol and size of what the embedding map shows, in the order of ``KINDS``.
+#: Color, symbol and size of the kinds of points.
 _MARKS = (("#9aa3b2", "circle", 6), ("#e8710a", "diamond", 8), ("#2f6fde", "circle", 7))
 
 
 def plot_sources(retrieved: pd.DataFrame) -> go.Figure:
-    """Where the retrieved rows come from: rows a dataset, most first; the small ones together."""
+    """The retrieved rows of each dataset, most first, with small datasets combined."""
     counts = retrieved["dataset"].value_counts()
     if len(counts) > _DATASETS:
         others = pd.Series({f"{len(counts) - _DATASETS} others": counts[_DATASETS:].sum()})
@@ -45,7 +42,7 @@ def plot_sources(retrieved: pd.DataFrame) -> go.Figure:
 
 
 def plot_scores(scores: dict[str, Any]) -> go.Figure:
-    """Each metric before and after training, in percent, with its bootstrap interval."""
+    """Each metric of each system, in percent, with bootstrap intervals."""
     metrics = list(next(iter(scores["systems"].values())))
     figure = go.Figure()
     for system, values in scores["systems"].items():
@@ -73,7 +70,7 @@ def plot_scores(scores: dict[str, Any]) -> go.Figure:
 
 
 def plot_curves(curves: pd.DataFrame) -> go.Figure:
-    """Each metric over the number of examples, a line a training set: the mean over seeds, and every run as a mark."""
+    """Each metric over the number of examples: the mean over seeds of each training set, and each run as a marker."""
     metrics = list(dict.fromkeys(curves["metric"]))
     colors = dict(zip(curves["training_set"].unique(), qualitative.Plotly, strict=False)) | _COLORS
     figure = make_subplots(
@@ -97,37 +94,37 @@ def plot_curves(curves: pd.DataFrame) -> go.Figure:
             )  # fmt: skip
         figure.update_yaxes(title="percent", rangemode="tozero", row=row, col=1)
     figure.update_xaxes(title="examples", row=len(metrics), col=1)
-    return figure.update_layout(title="What more examples bring", height=280 * len(metrics) + 120)
+    return figure.update_layout(title="Scores by number of examples", height=280 * len(metrics) + 120)
 
 
 def plot_loss(training_log: pd.DataFrame) -> go.Figure:
-    """The loss of each step, and on the held-out examples where it was measured."""
+    """The training loss of each step, and the validation loss if it was measured."""
     figure = go.Figure(go.Scatter(name="training", x=[*training_log["step"]], y=[*training_log["loss"]], mode="lines"))
     measured = training_log.reindex(columns=["step", "validation_loss"]).dropna()
     if len(measured):
-        figure.add_scatter(name="held out", x=measured["step"], y=measured["validation_loss"], mode="lines+markers")
+        figure.add_scatter(name="validation", x=measured["step"], y=measured["validation_loss"], mode="lines+markers")
     figure.update_layout(
-        title="Loss on completions", xaxis_title="step", yaxis={"title": "nats a token", "rangemode": "tozero"}
+        title="Loss on completions", xaxis_title="step", yaxis={"title": "nats per token", "rangemode": "tozero"}
     )
     return figure
 
 
 def plot_scores_of_rows(retrieved: pd.DataFrame) -> go.Figure:
-    """How the retrieved rows' scores distribute: the score and the three cosines it is the mean of."""
+    """The distribution of the retrieved rows' scores, and of the three cosines whose mean they are."""
     names = {"score": "score", "score_dataset": "dataset", "score_query": "query", "score_answer": "answer"}
     bins = int(np.clip(2 * len(retrieved) ** (1 / 3), 12, _BINS))
     edges = np.histogram_bin_edges(retrieved[list(names)].to_numpy(dtype=float), bins)
     figure = go.Figure()
     for column, name in names.items():
-        is_whole = column == "score"
+        is_mean = column == "score"
         counts, _ = np.histogram(retrieved[column], edges)
         figure.add_scatter(
             name=name,
             x=(edges[:-1] + edges[1:]) / 2,
             y=counts,
             mode="lines",
-            line={"shape": "hvh", "width": 3 if is_whole else 1.5, "dash": None if is_whole else "dot"},
-            fill="tozeroy" if is_whole else None,
+            line={"shape": "hvh", "width": 3 if is_mean else 1.5, "dash": None if is_mean else "dot"},
+            fill="tozeroy" if is_mean else None,
         )
     figure.update_layout(
         title=f"How well the {len(retrieved)} retrieved rows fit the task",
@@ -138,34 +135,32 @@ def plot_scores_of_rows(retrieved: pd.DataFrame) -> go.Figure:
 
 
 def plot_embedding_map(embedding_map: pd.DataFrame) -> go.Figure:
-    """Source rows, examples and evaluation items in two dimensions; the texts show under the pointer."""
+    """Source rows, examples and evaluation items in two dimensions, with their texts as hover labels."""
     figure = go.Figure()
     for kind, (color, symbol, size) in zip(KINDS, _MARKS, strict=True):
         points = embedding_map[embedding_map["kind"] == kind]
-        told = [f"{_plain(dataset)}<br>{_plain(text)}" for dataset, text in points[["dataset", "text"]].to_numpy()]
+        labels = [f"{_plain(dataset)}<br>{_plain(text)}" for dataset, text in points[["dataset", "text"]].to_numpy()]
         figure.add_scatter(
             name=f"{kind}s",
             x=points["x"],
             y=points["y"],
             mode="markers",
             marker={"color": color, "symbol": symbol, "size": size, "opacity": 0.75},
-            hovertext=told,
+            hovertext=labels,
             hoverinfo="text",
         )
     axis = {"visible": False, "showgrid": False, "zeroline": False}
-    figure.update_layout(
-        title="Where source rows, examples and evaluation items lie", xaxis=axis, yaxis=axis, height=560
-    )
+    figure.update_layout(title="Source rows, examples and evaluation items", xaxis=axis, yaxis=axis, height=560)
     return figure
 
 
 def plot_nearness(embedding_map: pd.DataFrame) -> go.Figure:
-    """How near each evaluation item is to the training example that is nearest to it: the quantiles of the cosines."""
+    """The quantiles of the cosine of each evaluation item to its nearest training example."""
     cosines = embedding_map["cosine"].dropna().sort_values().to_numpy()
     shares = 100 * (np.arange(len(cosines)) + 0.5) / max(1, len(cosines))
-    figure = go.Figure(go.Scatter(x=shares, y=cosines, mode="lines+markers" if len(cosines) < _FEW else "lines"))
+    figure = go.Figure(go.Scatter(x=shares, y=cosines, mode="lines+markers" if len(cosines) < _MARKERS else "lines"))
     figure.update_layout(
-        title="How near the test is to the training data",
+        title="Nearest training example of each evaluation item",
         xaxis={"title": "% of the evaluation items", "range": [0, 100]},
         yaxis={"title": "cosine to the nearest example", "range": [min([0.0, *cosines]), 1.02]},
         showlegend=False,
@@ -174,5 +169,5 @@ def plot_nearness(embedding_map: pd.DataFrame) -> go.Figure:
 
 
 def _plain(text: str) -> str:
-    """A text for the hover box: a few short lines, in which nothing is markup."""
+    """A text for a hover label: a few short lines without markup."""
     return "<br>".join(html.escape(line) for line in textwrap.wrap(text, 60, max_lines=6, placeholder=" …"))

@@ -1,13 +1,12 @@
-"""Handing on what a run made: the training examples and the adapter, with cards that say what they are made of.
+"""Publish a run's training examples and adapter, with cards that list their sources and licenses (``kedro push``).
 
-``kedro push`` uses it. **Licenses** (the table ``PERMITTED``). Examples are adaptations of source rows, so a source's
-license must permit adaptations to be passed on. Permitted are public-domain dedications, Creative Commons licenses
-without ND, the open-data licenses of Open Data Commons and the Linux Foundation, free software licenses and OpenRAIL;
-their conditions (name the source, same license, no commerce, pass the restrictions on) are said when pushing and on
-the card, and are the publisher's to keep. Rejected are ND licenses, sources without a known license (``unknown``,
-``other``), and all that the table does not know: nobody has said that they permit it. The mend is to train without
-them (``train.exclude``), or to look the license up and say so (``checked``). Adapters are held to the same rule, since
-it is disputed whether a model is an adaptation of its training data. This is a net for mistakes and no legal advice.
+**Licenses** (the table ``PERMITTED``). Examples are adaptations of source rows, so a source's license must permit
+sharing adaptations. Permitted are public-domain dedications, Creative Commons licenses without ND, the open-data
+licenses of Open Data Commons and the Linux Foundation, free software licenses and OpenRAIL. Their conditions (name the
+source, same license, no commercial use, pass on restrictions) are printed and written on the card; the publisher must
+keep them. Rejected are ND licenses, unknown ones (``unknown``, ``other``), and all others. To fix it, train without
+these sources (``train.exclude``), or check their licenses and confirm them (``checked``). Adapters follow the same rule, since it is disputed whether a model is an adaptation of its training data. This prevents
+mistakes; it is no legal advice.
 """
 
 import re
@@ -23,7 +22,8 @@ import pandas as pd
 
 from rebase.errors import RebaseError
 from rebase.files import replacing_folder
-from rebase.generation.filters import find_pattern, license_allowed
+from rebase.generation.filters.base import find_pattern
+from rebase.generation.filters.licenses import license_allowed
 from rebase.parameters import LicensePolicy
 from rebase.records import Adapter, Task
 from rebase.reporting.console import visible
@@ -34,7 +34,7 @@ Line = dict[str, Any]
 
 _BY, _SAME, _RAIL = "name the source", "keep the same license", "pass on its restrictions of use"
 _NC = "no commercial use"
-#: Licenses that let adaptations be handed on, and the conditions; ``*`` and ``?`` are wildcards.
+#: Licenses that permit sharing adaptations, and their conditions; ``*`` and ``?`` are wildcards.
 PERMITTED = {
     **dict.fromkeys(("cc0*", "pddl*", "public-domain", "unlicense", "wtfpl", "0bsd", "mit-0"), ""),
     **dict.fromkeys(("cc-by", "cc-by-?.?", "odc-by*", "cdla-permissive-*", "etalab-*", "ogl*"), _BY),
@@ -46,7 +46,7 @@ PERMITTED = {
     **dict.fromkeys(("openrail*", "*-openrail*", "bigscience-bloom-rail*"), _RAIL),
 }
 _POLICY = LicensePolicy(allow=tuple(PERMITTED), deny=("*-nd", "*-nd-*"), unknown="deny")
-#: Of those, what the hub knows by that name; a card with another one is rejected there.
+#: The permitted licenses that the hub knows; it rejects a card with another one.
 _HUB_LICENSES = frozenset([
     "cc0-1.0", "pddl", "unlicense", "wtfpl", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "odc-by",
     "cdla-permissive-1.0", "cdla-permissive-2.0", "etalab-2.0", "mit", "apache-2.0", "bsd", "bsd-2-clause",
@@ -57,72 +57,104 @@ _HUB_LICENSES = frozenset([
     "bigcode-openrail-m", "creativeml-openrail-m",
 ])  # fmt: skip
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-#: What a published example has: what it says, and where it is from. What it cost is nobody's business.
+#: The published columns: the example and its provenance, without its cost.
 _PUBLISHED = [
     "example_id", "prompt", "completion", "query", "answer", "rationale", "agreement", "fields", "dataset", "config",
     "revision", "row_index", "license", "row_id", "rank", "score", "teacher", "prompt_hash",
 ]  # fmt: skip
 _SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M"}
-_NO_SOURCE = "(none: written without a source)"
 _LIMITS = (
-    "The examples were written by a model and checked by programs, not by people: what the teacher got wrong is in "
-    "them. They are in the form of one task, in the languages of their sources, and share the sources' biases. Rows "
-    "that repeat the task's evaluation set were left out as far as a search for shared runs of words finds them. The "
-    "terms of the teacher's provider can restrict what its outputs may be used for."
+    "The examples were written by a model and checked by programs, not by people: they contain the teacher's "
+    "mistakes. They have the form of one task and the languages and biases of their sources. Rows that repeat the "
+    "task's evaluation set were rejected as far as a search for shared n-grams finds them. The terms of the teacher's "
+    "provider can restrict the use of its outputs."
 )
+_DATASET_CARD = """\
+# Training examples for the task `{task}`
+
+> {instruction}
+
+{count:,} examples, made with rebase by {teachers}. `prompt` and `completion` train a student; `dataset`, `config`, \
+`revision` and `row_index` name the source row of an example: a row of a public dataset, retrieved by its similarity \
+to the task (retrieval-based distillation, arXiv 2407.05463).{without_row}
+
+```python
+datasets.load_dataset("{repo}", split="train")
+```
+
+## Sources
+| dataset | revision | license | conditions | examples |
+|---|---|---|---|---|
+{sources}
+
+The conditions of a source apply to each example made from it (column `license`).
+
+Prompts (the first letters of their SHA-256): {prompts}.
+
+## Known limits
+{limits}
+"""
+_EVALUATION = """\
+## Evaluation
+{n} items of the task's evaluation set (`{source}`), in percent, with bootstrap intervals of {confidence:.0%}. \
+`student` is the base model without the adapter.
+
+| system | metric | value | interval |
+|---|---|---|---|
+{rows}
+"""
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """A folder as it is to be handed on, card included."""
+    """A folder to publish, with its card."""
 
     kind: Kind
     folder: Path
 
     @property
     def name(self) -> str:
-        """What it is called among us: the hub calls an adapter a model."""
+        """``dataset`` or ``adapter``, which the hub calls a model."""
         return "dataset" if self.kind == "dataset" else "adapter"
 
     @property
     def files(self) -> dict[str, int]:
-        """Its files with their sizes in bytes, by path."""
-        found = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in found}
+        """The files' sizes in bytes, by path."""
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files}
 
 
 def check_licenses(sources: Sequence[Line], checked: Iterable[str] = ()) -> list[str]:
-    """The conditions to keep, one a license, as sentences.
+    """Check the licenses of sources (``dataset``, ``license``, ``examples``), and list their conditions.
 
-    ``sources`` have ``dataset``, ``license`` and ``examples``; those that ``checked`` names pass. Raises RebaseError
-    that names each source whose license does not permit it.
+    Sources that match ``checked`` pass. Raises RebaseError with each source whose license does not permit sharing.
     """
     checked = tuple(checked)
-    bad = [
+    rejected = [
         source
         for source in sources
         if source["dataset"] is not None
         and not license_allowed(source["license"] or "unknown", _POLICY)
         and not find_pattern(source["dataset"], checked)
     ]
-    if bad:
-        names = sorted({source["dataset"] for source in bad})
-        listed = "".join(f"\n  {line['dataset']} ({line['license'] or 'unknown'}): {line['examples']}" for line in bad)
+    if rejected:
+        name = visible(min(source["dataset"] for source in rejected))
+        lines = (f"\n  {line['dataset']} ({line['license'] or 'unknown'}): {line['examples']}" for line in rejected)
         raise RebaseError(
-            "push: by their licenses it is forbidden, or not known to be allowed, to hand on what is made of these "
-            f"datasets (number of examples):{visible(listed)}\nTrain without them (train.exclude.datasets, as `kedro "
-            f"trace {visible(names[0])}` says), or look their licenses up and say so: --license-checked NAME for each."
+            "push: the licenses of these datasets forbid sharing what is made from them, or are not known to allow it "
+            f"(number of examples):{visible(''.join(lines))}\nTrain without them (train.exclude.datasets, as `kedro "
+            f"trace {name}` shows), or check their licenses and confirm them: --license-checked NAME for each."
         )
     licenses = sorted({source["license"] for source in sources if source["license"]})
-    return [f"{visible(license)}: {said}" for license in licenses if (said := conditions_of(license))]
+    return [f"{visible(license)}: {conditions}" for license in licenses if (conditions := conditions_of(license))]
 
 
 def conditions_of(license: str) -> str:
-    """The conditions of a license, or of several together; empty where there are none, or none are known."""
+    """The conditions of a license, or of several in one text; empty if there are none, or none are known."""
     parts = re.split(r"\s+(?:and|or)\s+|[;,()]", license.casefold())
     names = [re.sub(r"[\s_]+", "-", part.strip()) for part in parts if part.strip()]
-    said = (PERMITTED[pattern] for name in names if (pattern := find_pattern(name, PERMITTED)))
-    return ", ".join(dict.fromkeys(condition for one in said if one for condition in one.split(", ")))
+    conditions = (PERMITTED[pattern] for name in names if (pattern := find_pattern(name, PERMITTED)))
+    return ", ".join(dict.fromkeys(condition for text in conditions if text for condition in text.split(", ")))
 
 
 @contextmanager
@@ -134,59 +166,56 @@ def packed(
     scores: Line | None,
     checked: Sequence[str] = (),
 ) -> Iterator[tuple[list[Parcel], list[str]]]:
-    """Pack the examples, the adapter or both in a temporary folder; with the conditions of their licenses.
+    """Pack the examples, the adapter or both into a temporary folder; also gives the conditions of their licenses.
 
-    ``examples`` are those of the training set with ``prompt`` and ``completion``; ``scores`` are the adapter's, None
-    where it has none. Raises RebaseError before anything is packed where a license forbids it.
+    ``examples`` are those of the training set with ``prompt`` and ``completion``; ``scores`` are the adapter's. Raises
+    RebaseError before anything is packed if a license forbids it.
     """
-    given = [] if examples is None else sources_of(examples)
-    learned = [] if adapter is None else _read_origin(adapter)
-    conditions = check_licenses([*given, *learned], checked)
+    example_sources = [] if examples is None else sources_of(examples)
+    adapter_sources = [] if adapter is None else _read_origin(adapter)
+    conditions = check_licenses([*example_sources, *adapter_sources], checked)
     with TemporaryDirectory(prefix="rebase-push-") as temporary:
         parcels = []
         if examples is not None:
-            parcels.append(_pack_dataset(Path(temporary) / "dataset", repo, task, examples, given, checked))
+            parcels.append(_pack_dataset(Path(temporary) / "dataset", repo, task, examples, example_sources, checked))
         if adapter is not None:
-            parcels.append(_pack_adapter(Path(temporary) / "adapter", repo, task, adapter, learned, scores))
+            parcels.append(_pack_adapter(Path(temporary) / "adapter", repo, task, adapter, adapter_sources, scores))
         yield parcels, list(dict.fromkeys(conditions))
 
 
 def published_examples(reasoned_examples: pd.DataFrame, training_set: pd.DataFrame) -> pd.DataFrame:
-    """The examples of the training set with all that is known of them, in its order.
-
-    Raises RebaseError where of one nothing is known.
-    """
+    """The examples of the training set, in its order, with their provenance; RebaseError if one has none."""
     origins = reasoned_examples.drop_duplicates("example_id").drop(columns=["prompt", "completion"], errors="ignore")
-    own = training_set[["example_id", "prompt", "completion"]]
-    if unknown := sum(~own["example_id"].isin(origins["example_id"])):
+    trained = training_set[["example_id", "prompt", "completion"]]
+    if unknown := sum(~trained["example_id"].isin(origins["example_id"])):
         raise RebaseError(
-            f"push: {unknown} examples of the training set are not among the examples of now, so it is not known where "
-            "they are from. Run the train pipeline again."
+            f"push: {unknown} examples of the training set are not among the current examples, so their sources are "
+            "unknown. Run the train pipeline again."
         )
-    return own.merge(origins, on="example_id", how="left", validate="many_to_one")
+    return trained.merge(origins, on="example_id", how="left", validate="many_to_one")
 
 
 def scores_of(adapter: Adapter, scores: Line | None, evaluate_summary: Line | None) -> Line | None:
-    """The scores, if they are this adapter's: the evaluation says which one it was given."""
+    """The scores, if the evaluation's summary names this adapter."""
     evaluated = (evaluate_summary or {}).get("adapter")
     return scores if scores and evaluated == adapter.folder.parent.name else None
 
 
 def put(parcel: Parcel, folder: Path) -> str:
-    """Copy a parcel into a folder that is not there yet; gives its name. Raises RebaseError where it is there."""
+    """Copy a parcel into a folder, and return its path; RebaseError if it exists."""
     target = folder / parcel.name
     if target.exists():
-        raise RebaseError(f"push: {target} is there already: name another folder, or take it away first.")
+        raise RebaseError(f"push: {target} exists already: name another folder, or move it away first.")
     with replacing_folder(target) as part:
         shutil.copytree(parcel.folder, part, dirs_exist_ok=True)
     return str(target)
 
 
 def upload(parcel: Parcel, repo: str, *, public: bool) -> str:
-    """Commit a parcel to the hub, where the repository is made private unless ``public``; gives the commit's address.
+    """Commit a parcel to a repository of the hub, private unless ``public``, and return the commit's address.
 
-    The token is that of ``hf auth login`` or ``HF_TOKEN``. Raises RebaseError where the hub does not take it, and
-    where the repository is public already and ``public`` was not said.
+    The token is that of ``hf auth login`` or ``HF_TOKEN``. Raises RebaseError if the hub rejects it, or if the
+    repository is public already and ``public`` is not set.
     """
     from httpx2 import HTTPError
     from huggingface_hub import HfApi, get_token
@@ -196,18 +225,28 @@ def upload(parcel: Parcel, repo: str, *, public: bool) -> str:
     try:
         api.create_repo(repo, repo_type=parcel.kind, private=not public, exist_ok=True)
         if not public and not api.repo_info(repo, repo_type=parcel.kind).private:
-            raise RebaseError(f"push: the {parcel.kind} {repo} is there already and public: nothing was uploaded. "
-                              "Say --public if all the world may read it, or name another one.")  # fmt: skip
+            raise RebaseError(f"push: the {parcel.kind} {repo} exists already and is public: nothing was uploaded. "
+                              "Add --public if everybody may read it, or name another one.")  # fmt: skip
         commit = api.upload_folder(
             repo_id=repo, folder_path=parcel.folder, repo_type=parcel.kind, commit_message="Upload with rebase"
         )
     except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError, ValueError, KeyError, RuntimeError) as error:
-        said = str(error).replace(get_token() or "\0", "(the token)")
+        message = str(error).replace(get_token() or "\0", "(the token)")
         raise RebaseError(
-            f"push: the hub did not take the {parcel.kind} {repo}: {said}\nIs there a token that may write "
-            "(`hf auth login`, or HF_TOKEN), is the name yours, and is HF_HUB_OFFLINE unset?"
+            f"push: the hub rejected the {parcel.kind} {repo}: {message}\nCheck that there is a token with write "
+            "access (`hf auth login`, or HF_TOKEN), that the name is yours, and that HF_HUB_OFFLINE is unset."
         ) from None
     return str(commit.commit_url)
+
+
+def describe_parcels(parcels: Sequence[Parcel], repo: str, folder: Path | None, *, public: bool) -> str:
+    """Each parcel with its destination, its files and their sizes in bytes."""
+    lines = []
+    for parcel in parcels:
+        hub = f"the hub's {parcel.kind} {repo}, {'public' if public else 'private'}"
+        lines.append(f"To {folder / parcel.name if folder else hub}: {sum(parcel.files.values()):,} bytes")
+        lines += [f"  {size:>13,}  {name}" for name, size in parcel.files.items()]
+    return "\n".join(lines)
 
 
 def _read_origin(adapter: Adapter) -> list[Line]:
@@ -223,44 +262,33 @@ def _read_origin(adapter: Adapter) -> list[Line]:
 def _pack_dataset(
     folder: Path, repo: str, task: Task, examples: pd.DataFrame, sources: Sequence[Line], checked: Sequence[str]
 ) -> Parcel:
-    from huggingface_hub import DatasetCardData
+    from huggingface_hub import DatasetCard, DatasetCardData
 
     (folder / "data").mkdir(parents=True)
-    columns = [name for name in _PUBLISHED if name in examples]
-    examples[columns].to_parquet(folder / "data" / "train.parquet", index=False)
-    size = next((name for most, name in _SIZES.items() if len(examples) < most), "n>1M")
+    examples[[name for name in _PUBLISHED if name in examples]].to_parquet(folder / "data/train.parquet", index=False)
     data = DatasetCardData(
         license=_hub_license(sources),
         pretty_name=f"Training examples for {task.name}",
-        size_categories=[size],
-        source_datasets=sorted({s["dataset"] for s in sources if _HUB_ID.fullmatch(s["dataset"] or "")}) or None,
+        size_categories=[next((name for limit, name in _SIZES.items() if len(examples) < limit), "n>1M")],
+        source_datasets=_hub_datasets(sources),
         annotations_creators=["machine-generated"],
         tags=["rebase", "synthetic", task.name],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train.parquet"}]}],
     )
-    teachers = sorted({str(source["teacher"]) for source in sources if source["teacher"]})
     without_row = "" if all(source["dataset"] for source in sources) else " Those without a `dataset` have no such row."
-    body = [
-        f"# Training examples for the task `{task.name}`",
-        "",
-        f"> {_line(task.instruction)}",
-        "",
-        f"{len(examples):,} examples, made with rebase by {', '.join(map(_code, teachers)) or 'people'}. "
-        "`prompt` and `completion` are what a student is trained on; `dataset`, `config`, `revision` and `row_index` "
-        "lead to the row that an example was made of: one of a public dataset, chosen by its likeness to the task "
-        f"(retrieval-based distillation, arXiv 2407.05463).{without_row}",
-        "",
-        "```python",
-        f'datasets.load_dataset("{repo}", split="train")',
-        "```",
-        "",
-        *_sources_in_words(sources, checked),
-        "",
-        "## Known limits",
-        _LIMITS,
-        "",
-    ]
-    return _write_card(Parcel("dataset", folder), data.to_yaml(), "\n".join(body))
+    body = _DATASET_CARD.format(
+        task=task.name,
+        instruction=_line(task.instruction),
+        count=len(examples),
+        teachers=_codes(source["teacher"] for source in sources) or "people",
+        without_row=without_row,
+        repo=repo,
+        sources="\n".join(_source_rows(sources, checked)),
+        prompts=_codes(source["prompt_hash"] for source in sources) or "unknown",
+        limits=_LIMITS,
+    )
+    DatasetCard(f"---\n{data.to_yaml()}\n---\n{body}").save(folder / CARD)
+    return Parcel("dataset", folder)
 
 
 def _pack_adapter(
@@ -277,13 +305,21 @@ def _pack_adapter(
     if not _HUB_ID.fullmatch(adapter.base_model):  # A package or a folder: the hub knows no such model.
         data.base_model = None
     data.license = _hub_license(sources)
-    data.datasets = sorted({s["dataset"] for s in sources if _HUB_ID.fullmatch(s["dataset"] or "")}) or None
-    body = card.text
+    data.datasets = _hub_datasets(sources)
     if scores:
         data.model_name = repo.partition("/")[2]
         data.eval_results = list(_eval_results(task, scores))
-        body = f"{body.rstrip()}\n\n{_scores_in_words(task, scores)}\n"
-    return _write_card(Parcel("model", folder), data.to_yaml(), body)
+        rows = [
+            f"| {system} | {metric} | {cell['value']:.1f} | {cell['low']:.1f} to {cell['high']:.1f} |"
+            for system, metrics in scores["systems"].items()
+            for metric, cell in metrics.items()
+        ]
+        evaluation = _EVALUATION.format(
+            n=scores["n"], source=_line(task.evaluation.source), confidence=scores["confidence"], rows="\n".join(rows)
+        )
+        card.text = f"{card.text.rstrip()}\n\n{evaluation}"
+    card.save(folder / CARD)
+    return Parcel("model", folder)
 
 
 def _eval_results(task: Task, scores: Line) -> Iterator[Any]:
@@ -292,7 +328,7 @@ def _eval_results(task: Task, scores: Line) -> Iterator[Any]:
 
     source = task.evaluation
     is_on_hub = bool(_HUB_ID.fullmatch(source.source)) and not source.source.endswith((".jsonl", ".csv", ".parquet"))
-    for metric, found in scores["systems"]["expert"].items():
+    for metric, cell in scores["systems"]["expert"].items():
         yield EvalResult(
             task_type="text-generation",
             dataset_type=source.source if is_on_hub else task.name,
@@ -302,86 +338,48 @@ def _eval_results(task: Task, scores: Line) -> Iterator[Any]:
             dataset_revision=source.revision if is_on_hub else None,
             metric_type=metric,
             metric_name=f"{metric} (percent)",
-            metric_value=found["value"],
+            metric_value=cell["value"],
             metric_args={
                 "n": scores["n"],
                 "confidence": scores["confidence"],
-                "interval": [found["low"], found["high"]],
+                "interval": [cell["low"], cell["high"]],
             },
         )
 
 
-def _scores_in_words(task: Task, scores: Line) -> str:
-    rows = [
-        f"| {system} | {metric} | {found['value']:.1f} | {found['low']:.1f} to {found['high']:.1f} |"
-        for system, metrics in scores["systems"].items()
-        for metric, found in metrics.items()
-    ]
-    return "\n".join(
-        [
-            "## Evaluation",
-            f"{scores['n']} items of the task's evaluation set (`{_line(task.evaluation.source)}`), in percent, with "
-            f"bootstrap intervals of {scores['confidence']:.0%}. `student` is the base model without the adapter.",
-            "",
-            "| system | metric | value | interval |",
-            "|---|---|---|---|",
-            *rows,
-        ]
-    )
-
-
-def _sources_in_words(sources: Sequence[Line], checked: Sequence[str]) -> list[str]:
-    lines = [
-        "## Sources",
-        "| dataset | revision | license | conditions | examples |",
-        "|---|---|---|---|---|",
-    ]
+def _source_rows(sources: Sequence[Line], checked: Sequence[str]) -> Iterator[str]:
+    """The lines of the card's table of sources."""
     totals: dict[tuple[str, str, str], int] = {}
     for source in sources:
-        key = (source["dataset"] or _NO_SOURCE, source["revision"] or "", source["license"] or "")
+        key = (
+            source["dataset"] or "(none: written without a source)",
+            source["revision"] or "",
+            source["license"] or "",
+        )
         totals[key] = totals.get(key, 0) + source["examples"]
     for (dataset, revision, license), count in totals.items():
-        said = conditions_of(license)
+        conditions = conditions_of(license)
         if find_pattern(dataset, checked) and not license_allowed(license or "unknown", _POLICY):
-            said = "checked by the publisher"
-        lines.append(f"| {' | '.join(map(_line, (dataset, revision, license, said)))} | {count} |")
-    hashes = sorted({str(source["prompt_hash"]) for source in sources if source["prompt_hash"]})
-    return [
-        *lines,
-        "",
-        "What is made of a source stands under its conditions, example by example (column `license`).",
-        "",
-        f"Prompts (the first letters of their SHA-256): {', '.join(map(_code, hashes)) or 'not known'}.",
-    ]
+            conditions = "checked by the publisher"
+        yield f"| {' | '.join(map(_line, (dataset, revision, license, conditions)))} | {count} |"
 
 
 def _hub_license(sources: Sequence[Line]) -> str | list[str]:
-    """What stands under ``license``: the sources' licenses where the hub knows them all, else ``other``."""
+    """The sources' licenses if the hub knows them all, else ``other``."""
     licenses = sorted({(source["license"] or "unknown").casefold() for source in sources if source["dataset"]})
     if not licenses or not _HUB_LICENSES.issuperset(licenses):
         return "other"
     return licenses[0] if len(licenses) == 1 else licenses
 
 
-def _write_card(parcel: Parcel, front: str, body: str) -> Parcel:
-    (parcel.folder / CARD).write_text(f"---\n{front.strip()}\n---\n{body}", encoding="utf-8")
-    return parcel
+def _hub_datasets(sources: Sequence[Line]) -> list[str] | None:
+    return sorted({source["dataset"] for source in sources if _HUB_ID.fullmatch(source["dataset"] or "")}) or None
 
 
-def _code(text: str) -> str:
-    return f"`{_line(text)}`"
+def _codes(names: Iterable[str | None]) -> str:
+    return ", ".join(f"`{_line(name)}`" for name in sorted({str(name) for name in names if name}))
 
 
 def _line(text: str) -> str:
-    """A text on one line of Markdown, in a cell of a table or elsewhere: it cannot end the cell or begin a tag."""
+    """A text on one line of Markdown that cannot end a table cell or start a tag."""
     return re.sub(r"\s+", " ", re.sub(r"([|<>`])", r"\\\1", text)).strip()
-
-
-def describe_parcels(parcels: Sequence[Parcel], repo: str, folder: Path | None, *, public: bool) -> str:
-    """What goes where, one line a file, with sizes in bytes."""
-    lines = []
-    for parcel in parcels:
-        hub = f"the hub's {parcel.kind} {repo}, {'public' if public else 'private'}"
-        lines.append(f"To {folder / parcel.name if folder else hub}: {sum(parcel.files.values()):,} bytes")
-        lines += [f"  {size:>13,}  {name}" for name, size in parcel.files.items()]
-    return "\n".join(lines)

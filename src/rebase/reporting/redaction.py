@@ -1,4 +1,4 @@
-"""What others may read: settings without keys, passwords and logins."""
+"""Remove secrets from settings, so that others may read them."""
 
 import re
 from collections.abc import Mapping
@@ -6,16 +6,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-# Names of things that nobody else may see, and addresses that carry them.
+# Names of secrets, and parts of addresses that can hold them.
 _SECRET = re.compile(r"(?:^|[_.-])(?:api)?(?:key|secrets?|password|credentials?|auth\w*|token)$", re.IGNORECASE)
 _LOGIN = re.compile(r"(?<=://)[^/@\s]*@|(?<=\w)\?.*", re.DOTALL)
 _KEY = re.compile(r"\b(?:sk|hf|ghp|xox[a-z])[-_][\w-]{16,}")
 
 
 def public(value: Any) -> Any:
-    """Settings as plain data, fit for JSON, without what is secret.
+    """Convert settings to JSON values without secrets.
 
-    That is everything whose name says so, what looks like a key, and the user's part and the query of an address.
+    Removed are values with secret-like names, texts that look like keys, and the user and query parts of addresses.
     """
     if isinstance(value, BaseModel):
         return public(value.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""The run's report: one HTML page that needs nothing beside it, from whatever there is of a run."""
+"""The report: one self-contained HTML page about a complete or partial run."""
 
 import json
 import re
@@ -31,7 +31,7 @@ from rebase.reporting.plots import (
     plot_sources,
 )
 
-# In their order: what a piece is made from stands before it.
+# What each piece is made from; sources come before the pieces made from them.
 _MADE_FROM = {
     "reasoned_examples": "retrieved",
     "diversity": "reasoned_examples",
@@ -45,11 +45,11 @@ _MADE_FROM = {
     "curves": "comparison_scores",
     "comparison": "curves",
 }
-# What stands beside what, to be compared, and is of the same settings only if it is not older.
-_BESIDE = {"comparison_scores": "scores", "curves": "scores", "comparison": "scores"}
+# Pieces that are compared with another one: an older piece may be of other settings.
+_COMPARED_WITH = {"comparison_scores": "scores", "curves": "scores", "comparison": "scores"}
 _SUMMARY = ("stage", "in", "kept", "rejected")
-#: What the page of a whole run is made from beside the task, by the names in the catalog, with the columns or keys
-#: that must be there: what lacks one is of another version, and counts as missing.
+#: The catalog entries that the page of a complete run shows, with required columns or keys: an entry without them is
+#: of another version of rebase and counts as missing.
 PIECES: dict[str, tuple[str, ...]] = {
     **{f"{stage}_summary": _SUMMARY for stage in STAGES},
     "retrieved": ("row_id", "dataset", "license", "row", "score", "score_dataset", "score_query", "score_answer"),
@@ -63,7 +63,7 @@ PIECES: dict[str, tuple[str, ...]] = {
     "embedding_map": ("kind", "id", "dataset", "text", "x", "y", "cosine", "nearest_id"),
     "run_record": ("models", "versions", "parameters", "machine"),
 }
-#: The same, and what only some runs have.
+#: All entries that the page can show; some are optional.
 ALL_PIECES = {
     **PIECES,
     "judge_scores": ("judge", "grades"),
@@ -72,16 +72,15 @@ ALL_PIECES = {
     "curves": ("training_set", "examples", "seed", "metric", "value", "low", "high"),
 }
 
-_SHOWN_AS_THEY_ARE = (
+_SHOWN_UNCHANGED = (
     "scores", "comparison_scores", "judge_scores", "diversity", "preflight", "run_record", "train_summary"
 )  # fmt: skip
 _TEMPLATE = "report.html.j2"
-_SHOWN = 4
-_LONG = 1200
-_SOURCES = 30
+#: Examples and answers shown, characters of a text, and datasets in the table of sources.
+_SHOWN, _LONG, _SOURCES = 4, 1200, 30
 _MARKED = re.compile("⟦(.*?)⟧", re.DOTALL)
 _FEW_ITEMS, _FEW_EXAMPLES = 200, 100
-#: What the stages count.
+#: What each stage takes in and keeps.
 _UNITS = {
     "ingest": ("source rows", "rows"),
     "embed": ("cells", "with text"),
@@ -92,7 +91,7 @@ _UNITS = {
     "train": ("examples", "trained on"),
     "evaluate": ("items", "answered"),
 }
-#: Each picture, by the piece it is drawn from; kedro-viz shows the same ones.
+#: Each picture, with the piece that it shows; kedro-viz shows the same pictures.
 _PICTURES: dict[str, tuple[str, Callable[[Any], go.Figure]]] = {
     "scores": ("scores", plot_scores),
     "comparison": ("comparison_scores", plot_scores),
@@ -106,10 +105,9 @@ _PICTURES: dict[str, tuple[str, Callable[[Any], go.Figure]]] = {
 
 
 def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str:
-    """The report as HTML. ``pieces`` are some of ``ALL_PIECES``, by their names; the ``outdated`` ones are marked.
+    """Render the report as HTML from some of ``ALL_PIECES``; the page lists missing and ``outdated`` pieces.
 
-    Any of them may be missing: the page says so and shows the rest. Every value is escaped, and the page's own policy
-    forbids it to load anything.
+    Every value is escaped, and the page's content security policy forbids it to load anything.
     """
     from plotly.offline import get_plotlyjs
 
@@ -123,12 +121,12 @@ def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str
         "marked": _marked,
         "number": _number,
         "dollars": _dollars,
-        "said": _said,
+        "words": lambda name: str(name).replace("_", " "),
     }
     predictions, examples, retrieved = (given.get(name) for name in ("predictions", "reasoned_examples", "retrieved"))
     mapped, compared, metric = given.get("embedding_map"), given.get("comparison"), task.metrics[0]
     if predictions is not None and metric not in predictions:
-        predictions = None  # of a task without gold answers, or of another version of the task
+        predictions = None  # a task without references, or another version of the task
     return environment.get_template(_TEMPLATE).render(
         task=task,
         outdated=outdated,
@@ -146,16 +144,16 @@ def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str
         pairs=[] if mapped is None or examples is None else nearest_pairs(mapped, examples),
         usage=[] if "teacher_usage" not in given else given["teacher_usage"].to_dict("records"),
         limits=limits(given),
-        # It has a line a system and metric.
+        # The table has a line for each system and metric.
         costs={} if compared is None else compared.drop_duplicates("system").set_index("system").to_dict("index"),
-        luck={} if compared is None else over_seeds(compared),
+        seed_variance={} if compared is None else seed_variance(compared),
         missing_names=[name for name in PIECES if name not in given],
-        **{name: given.get(name) for name in _SHOWN_AS_THEY_ARE},
+        **{name: given.get(name) for name in _SHOWN_UNCHANGED},
     )
 
 
-def over_seeds(comparison: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """By system what ``seeds`` trainings gave: by metric the mean and the standard deviation. Only those of several."""
+def seed_variance(comparison: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The mean and standard deviation over training seeds, by system and metric; only of several trainings."""
     several = comparison[comparison.get("seeds", pd.Series(0, index=comparison.index)) > 1]
     return {
         system: {"seeds": int(lines["seeds"].max()), "metrics": lines.set_index("metric").to_dict("index")}
@@ -164,40 +162,38 @@ def over_seeds(comparison: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def find_outdated(times: Mapping[str, float]) -> list[str]:
-    """The pieces that are older than what they are made from, or stand beside: they are left from an earlier run.
+    """Find pieces of an earlier run: those older than what they are made from or compared with.
 
-    ``times`` are those at which the pieces that are there were written.
+    ``times`` are the modification times of the existing pieces.
     """
-    found: list[str] = []
+    outdated: list[str] = []
     for name, source in _MADE_FROM.items():
-        if {name, source} <= set(times) and (times[name] < times[source] or source in found):
-            found.append(name)
-    found += [
-        name
-        for name, other in _BESIDE.items()
-        if name not in found and {name, other} <= set(times) and times[name] < times[other]
+        if {name, source} <= set(times) and (times[name] < times[source] or source in outdated):
+            outdated.append(name)
+    older = [
+        name for name, other in _COMPARED_WITH.items() if {name, other} <= set(times) and times[name] < times[other]
     ]
-    return found
+    return list(dict.fromkeys([*outdated, *older]))
 
 
 def flow(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages that there are summaries of, in their order, with what they count and what was paid."""
-    found = [given[name] for stage in STAGES if (name := f"{stage}_summary") in given]
+    """The summaries of the stages, in order, with their units, the share they kept and their usage."""
+    summaries = [given[name] for stage in STAGES if (name := f"{stage}_summary") in given]
     return [
         {
-            **said,
-            "units": _UNITS[said["stage"]],
-            "rejected": dict(sorted(said["rejected"].items(), key=lambda reason: -reason[1])),
-            "share": 100 * said["kept"] / said["in"] if said["in"] else 0,
-            "seconds": said.get("seconds"),
-            "usage": said.get("usage") or {},
+            **summary,
+            "units": _UNITS[summary["stage"]],
+            "rejected": dict(sorted(summary["rejected"].items(), key=lambda reason: -reason[1])),
+            "share": 100 * summary["kept"] / summary["in"] if summary["in"] else 0,
+            "seconds": summary.get("seconds"),
+            "usage": summary.get("usage") or {},
         }
-        for said in found
+        for summary in summaries
     ]
 
 
 def sources(retrieved: pd.DataFrame | None, examples: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """The datasets with their licenses: rows retrieved and examples made, most examples first; the rest as one."""
+    """Rows retrieved and examples made from each dataset and license, most examples first; small ones combined."""
     frames = {"rows": retrieved, "examples": examples}
     counted = {
         name: frame.groupby(["dataset", "license"], dropna=False).size()
@@ -215,9 +211,9 @@ def sources(retrieved: pd.DataFrame | None, examples: pd.DataFrame | None) -> li
 
 
 def examples_with_rows(examples: pd.DataFrame, retrieved: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """A few examples spread over the ranking, each with the row it was written from, and why that was retrieved.
+    """A few examples across the ranking, each with its source row.
 
-    ``source`` has the row's cells as (column, value, what matched there); it is empty where the row is not at hand.
+    ``source`` lists the row's cells as (column, value, matches in this cell); it is empty without the row.
     """
     rows = {} if retrieved is None else retrieved.set_index("row_id").to_dict("index")
     ordered = examples.sort_values("rank") if "rank" in examples else examples
@@ -230,7 +226,7 @@ def examples_with_rows(examples: pd.DataFrame, retrieved: pd.DataFrame | None) -
             if row.get(f"score_{side}") is not None
         ]
         cells = json.loads(row["row"])
-        return [(name, value, [told for column, told in matched if column == name]) for name, value in cells.items()]
+        return [(name, value, [match for column, match in matched if column == name]) for name, value in cells.items()]
 
     return [
         {**example, "row": row, "source": source(row) if row else []}
@@ -240,9 +236,9 @@ def examples_with_rows(examples: pd.DataFrame, retrieved: pd.DataFrame | None) -
 
 
 def won_and_lost(predictions: pd.DataFrame, metric: str) -> dict[str, Any] | None:
-    """How many items the expert scores higher on than the student, lower or the same, and a few of each.
+    """The number of items where the expert scores higher than the student, lower or the same, and a few of each.
 
-    None where one of the two has not answered, or nothing is known of what is right.
+    None without answers of both, or without references.
     """
     student, expert = (
         predictions[predictions["system"] == system].set_index("item_id") for system in ("student", "expert")
@@ -272,39 +268,41 @@ def won_and_lost(predictions: pd.DataFrame, metric: str) -> dict[str, Any] | Non
 
 
 def limits(given: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before believing the page."""
-    said = []
+    """The limits of the results, as sentences."""
+    sentences = []
     scores, examples, retrieved = (given.get(name) for name in ("scores", "reasoned_examples", "retrieved"))
     if scores and scores["n"] < _FEW_ITEMS:
-        said.append(
-            f"{scores['n']} evaluation items are few: the intervals are wide, and a difference must be large to show."
+        sentences.append(
+            f"{scores['n']} evaluation items are few: the intervals are wide, and only large differences show."
         )
     if examples is not None and len(examples) < _FEW_EXAMPLES:
-        said.append(f"{len(examples)} training examples are few: another seed may give other scores.")
+        sentences.append(f"{len(examples)} training examples are few: another seed may give other scores.")
     labels = (given.get("diversity") or {}).get("labels")
     if labels and (doubt := one_sided(labels["counts"])):
-        said.append(doubt)
+        sentences.append(doubt)
     if left := given.get("evaluate_summary", {}).get("rejected", {}).get("over_limit"):
-        said.append(f"{left:,} evaluation items were left out by evaluate.limit: the scores are of a sample.")
+        sentences.append(f"{left:,} evaluation items were left out by evaluate.limit: the scores are of a sample.")
     if retrieved is not None and "license" in retrieved and (unknown := int((retrieved["license"] == "unknown").sum())):
-        said.append(f"The license of {unknown:,} retrieved rows is unknown: look at their datasets before you publish.")
-    said.append(
+        sentences.append(
+            f"The license of {unknown:,} retrieved rows is unknown: check their datasets before you publish."
+        )
+    sentences.append(
         "The examples were written by a model and checked by programs, not by people: what the teacher got wrong, the "
         "expert may have learned."
     )
-    said.append(
-        "Rows that share words with the evaluation set were removed before anything was written, by exact match and by "
-        "n-grams; a paraphrase passes. How near the test is to the training data stands under Checks."
+    sentences.append(
+        "Rows that share words with the evaluation set were rejected before the teacher saw them, by exact match and "
+        "by n-grams; a paraphrase passes. Diagnostics shows how near the evaluation items are to the training data."
     )
-    said.append("The intervals tell what chance in the items does, not what another seed or another teacher would do.")
-    return said
+    sentences.append("The intervals show the effect of sampling items, not that of another seed or another teacher.")
+    return sentences
 
 
 def _picture(figure: go.Figure) -> dict[str, Any]:
-    """A figure for the page, which titles it itself and gives it the colors of the reader's light."""
+    """A figure for the page, which adds its own title and colors."""
     title = figure.layout.title.text
     figure = go.Figure(figure).update_layout(title=None, template="none")
-    # In a script element only "<" could end it.
+    # Only "<" could end the script element.
     return {"title": title, "json": Markup(figure.to_json().replace("<", "\\u003c"))}  # noqa: S704
 
 
@@ -314,22 +312,17 @@ def _shorten(text: Any, limit: int = _LONG) -> str:
 
 
 def _marked(text: str) -> Markup:
-    """What stands between ⟦ and ⟧ as marked text; the rest as it is."""
+    """The text as HTML, with the parts between ⟦ and ⟧ marked."""
     return Markup(_MARKED.sub(r"<mark>\1</mark>", str(escape(text))))  # noqa: S704
 
 
 def _number(value: Any, digits: int = 0) -> str:
-    """A number with its thousands apart; a dash for none."""
+    """A number with thousands separators; a dash if it is missing."""
     return "–" if value is None or pd.isna(value) else f"{value:,.{digits}f}"
 
 
 def _dollars(value: Any) -> str:
-    """An amount of US dollars, small ones to a hundredth of a cent."""
+    """An amount of US dollars, small amounts to a hundredth of a cent."""
     if value is None or pd.isna(value):
         return "no price"
     return f"${value:,.{2 if value >= 1 or value == 0 else 4}f}"
-
-
-def _said(name: str) -> str:
-    """A name from the data as words."""
-    return name.replace("_", " ")

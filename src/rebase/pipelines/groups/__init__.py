@@ -1,3 +1,3 @@
-"""Groups: means over the tasks of a benchmark."""
+"""Groups: mean scores of benchmarks with several tasks."""
 
 from rebase.pipelines.groups.pipeline import create_pipeline as create_pipeline
