@@ -1,4 +1,4 @@
-"""Requests by the batch, at half the price: what is submitted is journalled first, found again and paid for once."""
+"""Requests through a provider's batch API, at half the price. Each batch is recorded before it is submitted."""
 
 import asyncio
 import json
@@ -9,167 +9,175 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rebase.errors import RebaseError
+from rebase.teacher.batch_journal import Batch
 from rebase.teacher.concurrency import RequestGroup
 from rebase.teacher.http import read_retry_after
-from rebase.teacher.protocol import Failure, Request, Response, well_formed
-from rebase.teacher.response_cache import Batch, ResponseCache
+from rebase.teacher.protocol import Failure, Request, Response, Session, well_formed
+from rebase.teacher.response_cache import ResponseCache
+
+if TYPE_CHECKING:
+    from rebase.teacher.api import ApiTeacher
 
 logger = logging.getLogger(__name__)
 
-#: Requests gathered at once: they wait in memory, and the next ones are asked for when these are answered.
+#: Requests that are grouped and held in memory at the same time.
 GROUP = 25_000
-#: How often an item is submitted that comes back expired or with a passing error.
+#: How often an item is submitted that expires or fails for a reason that may pass.
 TRIES = 3
-#: How often a call is made that fails for a passing reason: to submit a batch, to read its results.
+#: How often a call is made that fails for a reason that may pass: to submit a batch, or to read its results.
 CALLS = 5
-#: Statuses below 500 that may pass. The batch has not been taken then.
-_PASSING = frozenset({408, 409, 429})
-#: Seconds between two looks at a batch: at first, and at most.
-FIRST_LOOK, LONGEST_LOOK = 1.0, 60.0
+#: Statuses below 500 of errors that may pass. The provider has not accepted the batch then.
+_TRANSIENT = frozenset({408, 409, 429})
+#: Seconds between two polls of a batch: at first, and at most.
+FIRST_POLL, LONGEST_POLL = 1.0, 60.0
 
 
 @dataclass(frozen=True)
 class BatchState:
-    """If a batch has ended, and why it failed as a whole, if it did."""
+    """Whether a batch has ended, and why it failed as a whole, if it did."""
 
     has_ended: bool
     failure: str | None = None
 
 
 @dataclass(frozen=True)
-class Again:
-    """An item that was not answered and not charged, for a reason that may pass."""
+class Retry:
+    """An item without a response and without charge, for a reason that may pass."""
 
     reason: str
 
 
 class BatchApi(Protocol):
-    """A provider's batches. ``most_requests`` and ``most_bytes`` bound one."""
+    """A provider's batch API. ``most_requests`` and ``most_bytes`` bound one batch."""
 
     most_requests: int
     most_bytes: int
 
     def line(self, key: str, request: Request) -> dict[str, Any]:
-        """One item, which the provider knows by its key."""
+        """Return one item, which the provider identifies by its key."""
 
     async def submit(self, lines: list[dict[str, Any]], token: str) -> str:
-        """Submit a batch, marked by our token where there is a place for it; gives its id. Never tries twice."""
+        """Submit a batch, marked with our token if possible; returns its id. Never tries twice."""
 
     async def find(self, token: str, keys: set[str], since: datetime) -> list[str]:
-        """The ids of batches that may be the one submitted with the token: its answer was lost on the way."""
+        """Return the ids of batches that may be the one submitted with the token, whose id was lost."""
 
     async def state(self, batch_id: str) -> BatchState:
-        """How the batch stands."""
+        """Return the state of a batch."""
 
-    def results(self, batch_id: str) -> AsyncIterator[tuple[str, Response | Failure | Again]]:
-        """What became of each item of a batch that has ended, by key, in any order."""
+    def results(self, batch_id: str) -> AsyncIterator[tuple[str, Response | Failure | Retry]]:
+        """Yield the outcome of each item of an ended batch, by key, in any order."""
 
 
-class BatchSession:
-    """An open teacher that answers by batches."""
+class BatchSession(Session):
+    """An open teacher that sends batches. Its journal of batches is that of the response cache."""
 
-    def __init__(self, api: BatchApi, teacher: Any, sdk: Any, store: ResponseCache, thinking_tokens: int) -> None:
+    def __init__(
+        self, api: BatchApi, teacher: "ApiTeacher", sdk: Any, cache: ResponseCache, thinking_tokens: int
+    ) -> None:
         self._api = api
         self._teacher = teacher
         self._sdk = sdk
-        self._store = store
-        self._group = RequestGroup(GROUP, self._answer)
+        self._cache = cache
+        self._journal = cache.journal
+        self._group = RequestGroup(GROUP, self._generate_all)
         self._stopped = asyncio.Event()
         self.thinking_tokens = thinking_tokens
 
     async def generate(self, request: Request) -> Response | Failure:
-        """Answer the request, with all those that are asked at the same time. May take a day."""
+        """Return the response to a request, sent with all those made at the same time. May take a day."""
         return await self._group.generate(request)
 
     def stop(self) -> None:
-        """Submit nothing more and wait for nothing: what is submitted stands in the journal for the next run."""
+        """Submit nothing and wait for nothing more: submitted batches are in the journal for the next run."""
         self._stopped.set()
 
-    async def _answer(self, group: list[Request], say: Callable[[int, Response | Failure], None]) -> None:
-        provider, model = self._teacher.provider, self._teacher.model
-        requests = {request.key(provider, model): (place, request) for place, request in enumerate(group)}
+    async def _generate_all(self, group: list[Request], resolve: Callable[[int, Response | Failure], None]) -> None:
+        name = f"{self._teacher.provider}/{self._teacher.model}"
+        missing = {
+            request.key(self._teacher.provider, self._teacher.model): (index, request)
+            for index, request in enumerate(group)
+        }
         tries: Counter[str] = Counter()
-        missing = dict(requests)
         try:
             while missing and not self._is_stopped:
-                for key in list(missing):  # another process may have been quicker
-                    if stored := self._store.get(key):
-                        say(missing.pop(key)[0], stored)
-                batches = await self._on_their_way(set(missing))
+                for key in list(missing):  # another process may have been faster
+                    if cached_response := self._cache.get(key):
+                        resolve(missing.pop(key)[0], cached_response)
+                batches = await self._find_submitted(set(missing))
                 submitted = {key for batch in batches for key in batch.keys}
-                for part in self._split(
-                    {key: request for key, (_, request) in missing.items() if key not in submitted}
-                ):
+                unsent = {key: request for key, (_, request) in missing.items() if key not in submitted}
+                for part in self._split(unsent):
                     if batch := await self._submit(part):
                         tries.update(part.keys())
                         batches.append(batch)
                 for batch in batches:
-                    for key, answer in (await self._collect(batch)).items():
+                    for key, outcome in (await self._collect(batch)).items():
                         if key not in missing:
                             continue
-                        if not isinstance(answer, Again):
-                            say(missing.pop(key)[0], answer)
+                        if not isinstance(outcome, Retry):
+                            resolve(missing.pop(key)[0], outcome)
                         elif tries[key] >= TRIES:
-                            say(missing.pop(key)[0], Failure(key, f"{answer.reason}, {tries[key]} times"))
+                            resolve(missing.pop(key)[0], Failure(key, f"{outcome.reason}, {tries[key]} times"))
         except self._sdk.APIError as error:
-            self._teacher.stop_where_final(error, self._sdk)
+            self._teacher.raise_if_final(error, self._sdk)
             raise RebaseError(
-                f"The batches of {provider}/{model} cannot be worked with: {self._teacher.words(error)}\n"
-                "What was submitted stands in the journal: a new run goes on from there."
+                f"The batch API of {name} failed: {self._teacher.describe(error)}\n"
+                "Submitted batches are in the journal: run again to continue."
             ) from None
-        for key, (place, _) in missing.items():
-            say(place, Failure(key, "not waited for", "stopped"))
+        for key, (index, _) in missing.items():
+            resolve(index, Failure(key, "the run ended before the batch", "stopped"))
 
-    async def _on_their_way(self, keys: set[str]) -> list[Batch]:
-        """The journal's batches that hold some of the keys; those that got no id are looked for, or forgotten."""
-        found = []
+    async def _find_submitted(self, keys: set[str]) -> list[Batch]:
+        """Return the journal's batches with some of the keys. Those without an id are recovered or closed."""
+        submitted = []
         for batch in self._open_batches():
             if not keys & set(batch.keys):
                 continue
-            named = batch if batch.batch_id else await self._recover(batch)
-            if named:
-                logger.info("batch %s was submitted before: waiting for it", named.batch_id)
-                found.append(named)
-        return found
+            recovered = batch if batch.batch_id else await self._recover(batch)
+            if recovered:
+                logger.info("batch %s was submitted earlier: waiting for it", recovered.batch_id)
+                submitted.append(recovered)
+        return submitted
 
     def _open_batches(self) -> list[Batch]:
-        return self._store.open_batches(self._teacher.provider, self._teacher.model)
+        return self._journal.open_batches(self._teacher.provider, self._teacher.model)
 
     async def _recover(self, batch: Batch) -> Batch | None:
-        """The batch with its id, if the provider has it; else it is struck from the journal.
+        """Return the batch with its id if the provider has it; else close it.
 
-        None as well where another process has struck it, or nobody waits any more.
+        Returns None also if another process has closed it, or the session was stopped.
         """
         while True:
-            now = next((known for known in self._open_batches() if known.token == batch.token), None)
-            if now is None or now.batch_id:
-                return now
-            if not now.is_being_submitted and self._store.adopt_batch(now):
+            current = next((one for one in self._open_batches() if one.token == batch.token), None)
+            if current is None or current.batch_id:
+                return current
+            if not current.is_being_submitted and self._journal.adopt(current):
                 break
-            await self._pause(FIRST_LOOK)
+            await self._sleep(FIRST_POLL)
             if self._is_stopped:
                 return None
-        known = self._store.batch_ids()
+        recorded_ids = self._journal.batch_ids()
         for batch_id in await self._api.find(batch.token, set(batch.keys), batch.created):
-            if batch_id not in known and await self._holds(batch_id, set(batch.keys)):
-                self._store.name_batch(batch.token, batch_id)
+            if batch_id not in recorded_ids and await self._contains(batch_id, set(batch.keys)):
+                self._journal.set_id(batch.token, batch_id)
                 return replace(batch, batch_id=batch_id)
         if not self._is_stopped:
-            self._store.close_batch(batch.token)
+            self._journal.close(batch.token)
         return None
 
-    async def _holds(self, batch_id: str, keys: set[str]) -> bool:
-        """If the batch is ours: what is in a batch shows when it has ended."""
+    async def _contains(self, batch_id: str, keys: set[str]) -> bool:
+        """Whether the batch is ours: its items are visible after its end."""
         state = await self._wait(batch_id)
         if state.failure is not None or not state.has_ended:
             return False
         return not keys.isdisjoint(await self._results(batch_id))
 
     def _split(self, requests: dict[str, Request]) -> list[dict[str, Request]]:
-        """The requests in parts within the provider's bounds of a batch."""
+        """Split the requests into parts within the provider's bounds on a batch."""
         parts: list[dict[str, Request]] = []
         size = 0
         for key, request in requests.items():
@@ -182,95 +190,92 @@ class BatchSession:
         return parts
 
     async def _submit(self, part: dict[str, Request]) -> Batch | None:
-        """Journal the batch, submit it and journal its id. Where the answer is lost the provider is asked for it.
+        """Record the batch, submit it and record its id. If the provider's response is lost, recover the batch.
 
-        None where another process was quicker with some of the requests, or nobody waits any more.
+        Returns None if another process was faster with some of the requests, or the session was stopped.
         """
         lines = [self._api.line(key, request) for key, request in part.items()]
         for call in range(1, CALLS + 1):
             batch = Batch(uuid.uuid4().hex, None, tuple(part), datetime.now(UTC))
-            if self._is_stopped or not self._store.open_batch(
-                batch, part.values(), self._teacher.provider, self._teacher.model
-            ):
+            provider, model = self._teacher.provider, self._teacher.model
+            if self._is_stopped or not self._journal.add(batch, part.values(), provider, model):
                 return None
             try:
                 batch_id = await self._api.submit(lines, batch.token)
             except self._sdk.APIError as error:
                 status = getattr(error, "status_code", None)
-                if status is not None and status < 500:
-                    self._store.close_batch(batch.token)
-                    self._teacher.stop_where_final(error, self._sdk)
+                is_rejected = status is not None and status < 500
+                if is_rejected:
+                    self._journal.close(batch.token)
+                    self._teacher.raise_if_final(error, self._sdk)
                 elif recovered := await self._recover(batch):
                     return recovered
-                if call == CALLS or (status is not None and status < 500 and status not in _PASSING):
+                if call == CALLS or (is_rejected and status not in _TRANSIENT):
                     raise
                 response = getattr(error, "response", None)
                 wait = read_retry_after(response.headers) if response is not None else None
-                await self._pause(min(LONGEST_LOOK, FIRST_LOOK * 2**call if wait is None else wait))
+                await self._sleep(min(LONGEST_POLL, FIRST_POLL * 2**call if wait is None else wait))
                 continue
-            self._store.name_batch(batch.token, batch_id)
-            logger.info("batch %s: %d requests submitted to %s", batch_id, len(part), self._teacher.model)
+            self._journal.set_id(batch.token, batch_id)
+            logger.info("batch %s: %d requests submitted to %s", batch_id, len(part), model)
             return replace(batch, batch_id=batch_id)
         return None
 
-    async def _collect(self, batch: Batch) -> dict[str, Response | Failure | Again]:
-        """Wait for the batch's end and store its responses; the first of two results of one item counts."""
+    async def _collect(self, batch: Batch) -> dict[str, Response | Failure | Retry]:
+        """Wait for the end of the batch and cache its responses."""
         batch_id = str(batch.batch_id)
         try:
             state = await self._wait(batch_id)
         except self._sdk.NotFoundError:
-            logger.warning("batch %s is not known to the provider any more: its requests are submitted again", batch_id)
-            self._store.close_batch(batch.token)
+            logger.warning("batch %s no longer exists at the provider: its requests are submitted again", batch_id)
+            self._journal.close(batch.token)
             return {}
-        if not state.has_ended:  # nobody waits any more
+        if not state.has_ended:  # stopped
             return {}
         if state.failure is not None:
-            self._store.close_batch(batch.token)
+            self._journal.close(batch.token)
             raise RebaseError(
                 f"The batch {batch_id} of {self._teacher.provider}/{self._teacher.model} failed: {state.failure}\n"
-                "Set teacher.batch: false, or mend what the provider says; nothing was charged for this batch."
+                "Set teacher.batch: false, or fix what the provider reports; nothing was charged for this batch."
             )
-        answers = await self._results(batch_id)
+        outcomes = await self._results(batch_id)
         seconds = (datetime.now(UTC) - batch.created).total_seconds()
-        for key, answer in answers.items():
-            if isinstance(answer, Response):
-                answers[key] = replace(answer, seconds=seconds)
-        for key in set(batch.keys) - set(answers):
-            answers[key] = Again("no result")
-        self._store.put_batch(batch.token, [answer for answer in answers.values() if isinstance(answer, Response)])
-        return answers
+        responses = [replace(one, seconds=seconds) for one in outcomes.values() if isinstance(one, Response)]
+        self._journal.close(batch.token, responses)
+        missing = {key: Retry("no result") for key in batch.keys}
+        return missing | outcomes | {response.key: response for response in responses}
 
-    async def _results(self, batch_id: str) -> dict[str, Response | Failure | Again]:
-        """What became of a batch's items, by key. What is cut off on the way is read again."""
+    async def _results(self, batch_id: str) -> dict[str, Response | Failure | Retry]:
+        """Return the outcome of each item by key, the first one if there are two. Reads interrupted results again."""
         import httpx2
 
         for call in range(1, CALLS + 1):
-            answers: dict[str, Response | Failure | Again] = {}
+            outcomes: dict[str, Response | Failure | Retry] = {}
             try:
-                async for key, answer in self._api.results(batch_id):
-                    if isinstance(answer, Response):
-                        answer = replace(answer, text=well_formed(answer.text), batch=True)  # noqa: PLW2901
-                    answers.setdefault(key, answer)
-                return answers
-            except (httpx2.HTTPError, ValueError) as error:  # ValueError: half a line of JSON
+                async for key, outcome in self._api.results(batch_id):
+                    if isinstance(outcome, Response):
+                        outcome = replace(outcome, text=well_formed(outcome.text), batch=True)  # noqa: PLW2901
+                    outcomes.setdefault(key, outcome)
+                return outcomes
+            except (httpx2.HTTPError, ValueError) as error:  # ValueError: an incomplete line of JSON
                 if call == CALLS:
                     raise RebaseError(
                         f"The results of batch {batch_id} of {self._teacher.provider}/{self._teacher.model} cannot be "
-                        f"read: {self._teacher.words(error)}\nThey stand in the journal: a new run tries again."
+                        f"read: {self._teacher.describe(error)}\nThe batch is in the journal: run again to retry."
                     ) from None
-                await self._pause(FIRST_LOOK * 2**call)
+                await self._sleep(FIRST_POLL * 2**call)
         raise AssertionError("unreachable")
 
     async def _wait(self, batch_id: str) -> BatchState:
-        """The batch's state when it has ended, or when nobody waits any more."""
-        look = FIRST_LOOK
+        """Return the state of the batch when it has ended, or when the session is stopped."""
+        pause = FIRST_POLL
         while not (state := await self._api.state(batch_id)).has_ended and not self._is_stopped:
-            await self._pause(look)
-            look = min(LONGEST_LOOK, 1.5 * look)
+            await self._sleep(pause)
+            pause = min(LONGEST_POLL, 1.5 * pause)
         return state
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait so long, or until nobody waits any more."""
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep until the time is over or the session is stopped."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopped.wait(), seconds)
 
@@ -280,7 +285,7 @@ class BatchSession:
 
 
 def read_item(key: str, read: Callable[[dict[str, Any], str], Response], body: dict[str, Any]) -> Response | Failure:
-    """The response in a batch's item; a Failure where the item is none of the provider's."""
+    """Return the response in an item of a batch; a Failure if it is malformed."""
     try:
         return read(body, key)
     except (AttributeError, IndexError, KeyError, TypeError):

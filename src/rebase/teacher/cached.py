@@ -1,4 +1,4 @@
-"""The teacher that the stages ask: it looks into the store first, keeps to the budget and has bad responses mended."""
+"""The teacher that the stages use: it caches responses, stays within the budget and has invalid responses repaired."""
 
 import asyncio
 import json
@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rebase.errors import RebaseError
-from rebase.teacher.api import ApiTeacher
 from rebase.teacher.batches import GROUP
 from rebase.teacher.budget import FREE, Budget, Price, PriceTable, Usage, describe_price
 from rebase.teacher.protocol import Failure, Message, Request, Response, Session, Teacher
@@ -20,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """A teacher that asks only for responses which are not in the store at ``path``, and stores those it gets.
+    """A teacher that only sends requests whose responses are not in the cache at ``path``.
 
-    Failures are never stored: they are asked again by the next run. ``budget`` is shared by all handles of a run;
-    with ``batch`` a hosted teacher is asked by batches.
+    Failures are not cached: the next run sends them again. All handles of a run share ``budget``. With ``batch`` a
+    hosted teacher uses its batch API.
     """
 
     teacher: Teacher
@@ -44,190 +43,187 @@ class CachedTeacher:
 
     @property
     def compute_dtype(self) -> str | None:
-        """The number format in which the teacher computes here; None where it computes elsewhere."""
+        """The number format of computation on this machine; None if the model runs elsewhere."""
         return self.teacher.compute_dtype
 
     @property
     def concurrency(self) -> int:
-        """How many requests should wait for their answers at once, to keep the teacher busy."""
+        """How many requests should wait at the same time to keep the teacher busy."""
         return GROUP if self.batch else self.teacher.concurrency
 
     @property
     def price(self) -> Price | None:
-        """What its tokens cost; None where the table does not know the model."""
+        """The price of its tokens; None if the model is not in the price table."""
         return self.budget.price
 
     @property
     def price_in_words(self) -> str:
-        """The price, or that there is none, in one line."""
+        """The price in one line, or what to do if there is none."""
         return describe_price(self.price, self.prices, self.provider, self.model)
 
     def check(self) -> None:
-        """Raise RebaseError where the teacher cannot work: no key, or a budget in dollars without a price.
+        """Raise RebaseError if the teacher cannot work: no key, or a budget in dollars without a price.
 
-        Where the store holds responses of this teacher a missing key is only warned of: a run that needs no others can be
-        replayed. Cheap: to be called before any work.
+        If the cache has responses of a hosted teacher, a missing key is only a warning: the run may need no others.
         """
         if self.budget.settings.budget_usd is not None and self.price is None:
             raise RebaseError(f"teacher.budget_usd cannot be kept: {self.price_in_words}, or set no budget_usd.")
         try:
             self.teacher.check()
         except RebaseError as error:
-            if not isinstance(self.teacher, ApiTeacher) or not self._is_begun():
+            if not self.teacher.is_hosted or not self._has_cached_responses():
                 raise
-            logger.warning("Only responses that are stored in %s can be used. %s", self.path, error)
+            logger.warning("Only the responses cached in %s can be used. %s", self.path, error)
 
     def tokens_per_character(self) -> float | None:
-        """What the provider counted for each character of this teacher's stored prompts; None where none is stored."""
+        """Input tokens per character in this teacher's cached responses; None if there are none."""
         if not self.path.exists():
             return None
-        with closing(ResponseCache(self.path)) as store:
-            return store.tokens_per_character(self.provider, self.model)
+        with closing(ResponseCache(self.path)) as cache:
+            return cache.tokens_per_character(self.provider, self.model)
 
-    def _is_begun(self) -> bool:
+    def _has_cached_responses(self) -> bool:
         if not self.path.exists():
             return False
-        with closing(ResponseCache(self.path)) as store:
-            return store.holds_any(self.provider, self.model)
+        with closing(ResponseCache(self.path)) as cache:
+            return cache.has_responses_of(self.provider, self.model)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["CachedSession"]:
-        """Open the store. The teacher itself is opened when the first response is missing, and closed at the end.
+        """Open the cache. The teacher itself is opened for the first missing response, and closed at the end.
 
-        At the end nothing more is sent; what is on its way is waited for and stored.
+        At the end no more requests are sent; the responses to those already sent are cached.
         """
-        with closing(ResponseCache(self.path)) as store:
+        with closing(ResponseCache(self.path)) as cache:
             async with AsyncExitStack() as stack:
-                session = CachedSession(self, store, stack)
+                session = CachedSession(self, cache, stack)
                 try:
                     yield session
                 finally:
                     await session.finish()
 
-    async def enter(self, store: ResponseCache, stack: AsyncExitStack) -> Session:
-        """Open the teacher behind the store."""
-        if not isinstance(self.teacher, ApiTeacher):
-            return await stack.enter_async_context(self.teacher.open())
+    async def open_teacher(self, cache: ResponseCache, stack: AsyncExitStack) -> Session:
+        """Open the teacher behind the cache."""
         if self.batch:
-            return await stack.enter_async_context(self.teacher.open_batches(store))
-        if batches := store.open_batches(self.provider, self.model):
+            return await stack.enter_async_context(self.teacher.open_batches(cache))
+        if self.teacher.is_hosted and (batches := cache.journal.open_batches(self.provider, self.model)):
             logger.warning(
-                "%d batches of %s/%s were submitted and not collected: with teacher.batch=true their responses are used, "
-                "without it they are paid for again.", len(batches), self.provider, self.model,
+                "%d batches of %s/%s were submitted but not collected: teacher.batch=true uses their responses, "
+                "otherwise they are paid for again.", len(batches), self.provider, self.model,
             )  # fmt: skip
         return await stack.enter_async_context(self.teacher.open())
 
 
 class CachedSession:
-    """An open store with a teacher behind it. ``usage`` is what was asked so far."""
+    """An open cache with a teacher behind it. ``usage`` counts the responses so far."""
 
-    def __init__(self, handle: CachedTeacher, store: ResponseCache, stack: AsyncExitStack) -> None:
+    def __init__(self, handle: CachedTeacher, cache: ResponseCache, stack: AsyncExitStack) -> None:
         self.usage = Usage()
         self._handle = handle
-        self._store = store
+        self._cache = cache
         self._stack = stack
         self._session: Session | None = None
         self._opening = asyncio.Lock()
         self._opening_error: RebaseError | None = None
-        self._bought: dict[str, asyncio.Task[Response | Failure]] = {}
+        self._pending: dict[str, asyncio.Task[Response | Failure]] = {}
         self._is_finished = False
 
     async def generate(self, request: Request) -> Response | Failure:
-        """Answer the request, from the store or else from the teacher.
+        """Return the response to the request, from the cache or else from the teacher.
 
-        A response that breaks the request's schema is shown to the teacher once with its error. What comes then is the
-        answer, right or wrong; its tokens and dollars are those of both.
+        A response that violates the request's schema is shown to the teacher once, with the error. The second response
+        is returned even if it is invalid too, with the tokens and dollars of both.
         """
-        response = await self._once(request)
-        fault = find_fault(request, response) if isinstance(response, Response) else None
-        if fault is None or not isinstance(response, Response):
+        response = await self._generate_once(request)
+        error = find_error(request, response) if isinstance(response, Response) else None
+        if error is None or not isinstance(response, Response):
             return response
-        second = await self._once(repair_request(request, response.text, fault))
+        second = await self._generate_once(repair_request(request, response.text, error))
         if isinstance(second, Failure):
             return response if second.kind == "failed" else second
         self.usage.repaired += 1
         return second.with_cost_of(response)
 
     async def finish(self) -> None:
-        """Send nothing more, and wait for what is on its way."""
+        """Send no more requests, and wait for the responses to those already sent."""
         self._is_finished = True
         if self._session:
             self._session.stop()
-        await asyncio.gather(*self._bought.values(), return_exceptions=True)
+        await asyncio.gather(*self._pending.values(), return_exceptions=True)
 
-    async def _once(self, request: Request) -> Response | Failure:
-        """The stored response, or else one that is bought and stored even if nobody waits for it any more."""
+    async def _generate_once(self, request: Request) -> Response | Failure:
+        """Return the cached response, or a new one, which is cached even if the caller is cancelled."""
         key = request.key(self._handle.provider, self._handle.model)
-        stored = self._store.get(key)
-        if stored is not None and key not in self._bought:
-            return self._count(stored, is_cached=True)
-        if key not in self._bought:
-            self._bought[key] = asyncio.create_task(self._buy(request, key))
-            self._bought[key].add_done_callback(lambda _: self._bought.pop(key, None))
-        return await asyncio.shield(self._bought[key])
+        cached_response = self._cache.get(key)
+        if cached_response is not None and key not in self._pending:
+            return self._count(cached_response, is_cached=True)
+        if key not in self._pending:
+            self._pending[key] = asyncio.create_task(self._generate_new(request, key))
+            self._pending[key].add_done_callback(lambda _: self._pending.pop(key, None))
+        return await asyncio.shield(self._pending[key])
 
-    async def _opened(self) -> Session:
+    async def _open_session(self) -> Session:
         async with self._opening:
-            if self._opening_error is not None:  # what one has met all would meet, and each after many tries
+            if self._opening_error is not None:  # every request would meet it, each after many attempts
                 raise self._opening_error
             if self._session is None:
                 try:
-                    self._session = await self._handle.enter(self._store, self._stack)
+                    self._session = await self._handle.open_teacher(self._cache, self._stack)
                 except RebaseError as error:
                     self._opening_error = error
                     raise
             return self._session
 
-    async def _buy(self, request: Request, key: str) -> Response | Failure:
-        session, budget = await self._opened(), self._handle.budget
-        aside = await budget.reserve(request, session.thinking_tokens, batch=self._handle.batch)
-        if aside is None:
+    async def _generate_new(self, request: Request, key: str) -> Response | Failure:
+        session, budget = await self._open_session(), self._handle.budget
+        reserved = await budget.reserve(request, session.thinking_tokens, batch=self._handle.batch)
+        if reserved is None:
             if budget.settings.on_budget == "stop":
                 raise RebaseError(
-                    f"Stopped: {budget.explain()}. All of them are stored: with a larger budget a new run goes on "
-                    "from there; with teacher.on_budget: continue the run would go on with what it has."
+                    f"Stopped: {budget.explain()}. All of them are cached: run again with a larger budget to continue, "
+                    "or set teacher.on_budget: continue to work with the responses so far."
                 )
             return self._count(Failure(key, budget.explain(), "budget"))
         try:
-            answer = Failure(key, "not sent", "stopped") if self._is_finished else await session.generate(request)
-            if isinstance(answer, Response):
-                self._store.put(request, answer, self._handle.provider, self._handle.model)
-            return self._count(answer)
+            outcome = Failure(key, "not sent", "stopped") if self._is_finished else await session.generate(request)
+            if isinstance(outcome, Response):
+                self._cache.put(request, outcome, self._handle.provider, self._handle.model)
+            return self._count(outcome)
         finally:
-            budget.settle(aside)
+            budget.release(reserved)
 
-    def _count(self, answer: Response | Failure, *, is_cached: bool = False) -> Response | Failure:
-        """Count the answer and say what it cost."""
+    def _count(self, outcome: Response | Failure, *, is_cached: bool = False) -> Response | Failure:
+        """Count the outcome in usage and budget; returns it with its price."""
         price = self._handle.price
-        self.usage.count(answer, price, is_cached=is_cached)
-        if isinstance(answer, Failure):
-            return answer
-        self._handle.budget.count(answer)
-        return answer if price is None else replace(answer, dollars=price.of(answer))
+        self.usage.count(outcome, price, is_cached=is_cached)
+        if isinstance(outcome, Failure):
+            return outcome
+        self._handle.budget.count(outcome)
+        return outcome if price is None else replace(outcome, dollars=price.of(outcome))
 
 
-def find_fault(request: Request, response: Response) -> str | None:
-    """What is wrong with a whole response by the request's schema; None where nothing is."""
+def find_error(request: Request, response: Response) -> str | None:
+    """Return how a complete response violates the request's schema; None if it is valid."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
     if response.finish != "stop":
         return None
     try:
-        said = response.parsed
+        parsed = response.parsed
     except ValueError as error:
         return f"it is not JSON: {error}"
-    fault = best_match(Draft202012Validator(request.schema).iter_errors(said))
-    return f"{fault.json_path}: {fault.message[:300]}" if fault else None
+    violation = best_match(Draft202012Validator(request.schema).iter_errors(parsed))
+    return f"{violation.json_path}: {violation.message[:300]}" if violation else None
 
 
-def repair_request(request: Request, said: str, fault: str) -> Request:
-    """Ask again, showing the teacher its response and what is wrong with it."""
+def repair_request(request: Request, text: str, error: str) -> Request:
+    """Return the request with the invalid response and its error as further turns."""
     turns = (
-        Message("assistant", said),
+        Message("assistant", text),
         Message(
             "user",
-            f"That reply cannot be used: {fault}\nReply again with nothing but JSON that is valid for this schema:\n"
+            f"That reply cannot be used: {error}\nReply again with nothing but JSON that is valid for this schema:\n"
             f"{json.dumps(request.schema)}",
         ),
     )
@@ -235,5 +231,5 @@ def repair_request(request: Request, said: str, fault: str) -> Request:
 
 
 def price_of(teacher: Teacher, prices: PriceTable) -> Price | None:
-    """What a teacher's tokens cost: nothing where it is no hosted one, None where the table does not know it."""
-    return prices.find(teacher.provider, teacher.model) if isinstance(teacher, ApiTeacher) else FREE
+    """Return the price of a teacher's tokens: free if it is not hosted, None if the table does not have it."""
+    return prices.find(teacher.provider, teacher.model) if teacher.is_hosted else FREE

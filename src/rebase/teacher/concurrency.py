@@ -1,4 +1,4 @@
-"""The flow of many requests: rows worked on at once, in order, without a barrier."""
+"""Concurrent work on many rows, with the results in the order of the rows."""
 
 import asyncio
 from collections import deque
@@ -11,12 +11,12 @@ from rebase.teacher.protocol import Failure, Request, Response
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: A group of requests is complete when for so many turns of the event loop nobody has added one.
+#: A group of requests is complete if none was added in this many turns of the event loop.
 _QUIET_TURNS = 3
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, also where an event loop runs already, as in a notebook."""
+    """Run a coroutine to its end, also if an event loop is running already, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -26,19 +26,19 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def in_order(
-    work: Callable[[T], Coroutine[Any, Any, R]], items: Iterable[T], room: Callable[[], int]
+    work: Callable[[T], Coroutine[Any, Any, R]], items: Iterable[T], max_concurrency: Callable[[], int]
 ) -> AsyncGenerator[R]:
-    """The results of ``work`` on each item, in the items' order, with up to ``room()`` items worked on at once.
+    """Yield the results of ``work`` in the order of the items, with up to ``max_concurrency()`` items at a time.
 
-    ``room`` is asked before an item is taken: it may change as results come, and ends the whole at 0. An item is taken
-    only when there is room for it, so that endless items take bounded memory. Close it (``aclosing``) to cancel what
-    is being worked on.
+    ``max_concurrency`` is called before each item is taken: it may change with the results, and 0 ends the work. Items
+    are taken only when they can be started, so that endless items need bounded memory. Close the generator
+    (``aclosing``) to cancel the open work.
     """
     tasks: deque[asyncio.Task[R]] = deque()
     source = iter(items)
     try:
         while True:
-            while len(tasks) < room():
+            while len(tasks) < max_concurrency():
                 try:
                     item = next(source)
                 except StopIteration:
@@ -55,52 +55,52 @@ async def in_order(
 
 
 class RequestGroup:
-    """Requests that are answered together: gathered until nobody adds one, or ``size`` are there.
+    """Collects requests that are processed together: until no more are added, or there are ``size``.
 
-    ``answer`` is given the requests of a group and says each one's answer, by its place, when it has it.
+    ``process`` gets the requests of a group, and a function that resolves each by its index as soon as it can.
     """
 
     def __init__(
         self,
         size: int,
-        answer: Callable[[list[Request], Callable[[int, Response | Failure], None]], Awaitable[None]],
+        process: Callable[[list[Request], Callable[[int, Response | Failure], None]], Awaitable[None]],
     ) -> None:
         self._size = size
-        self._answer = answer
+        self._process = process
         self._waiting: list[tuple[Request, asyncio.Future[Response | Failure]]] = []
-        self._gatherer: asyncio.Task[None] | None = None
+        self._collector: asyncio.Task[None] | None = None
 
     async def generate(self, request: Request) -> Response | Failure:
-        """Wait for the answer; raises what ``answer`` raises."""
+        """Add the request and wait for its response; raises what ``process`` raises."""
         future: asyncio.Future[Response | Failure] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
-        if self._gatherer is None:
-            self._gatherer = asyncio.create_task(self._gather())
+        if self._collector is None:
+            self._collector = asyncio.create_task(self._collect())
         return await future
 
-    async def _gather(self) -> None:
+    async def _collect(self) -> None:
         while self._waiting:
             count = quiet = 0
             while quiet < _QUIET_TURNS and len(self._waiting) < self._size:
                 quiet = quiet + 1 if len(self._waiting) == count else 0
                 count = len(self._waiting)
                 await asyncio.sleep(0)
-            waiting = [(request, future) for request, future in self._waiting if not future.done()]  # done: canceled
+            waiting = [(request, future) for request, future in self._waiting if not future.done()]  # done: cancelled
             group, self._waiting = waiting[: self._size], waiting[self._size :]
             if not group:
                 continue
             futures = [future for _, future in group]
 
-            def say(place: int, answer: Response | Failure, futures: list = futures) -> None:
-                if not futures[place].done():  # done: the caller was canceled
-                    futures[place].set_result(answer)
+            def resolve(index: int, outcome: Response | Failure, futures: list = futures) -> None:
+                if not futures[index].done():  # done: the caller was cancelled
+                    futures[index].set_result(outcome)
 
             try:
-                await self._answer([request for request, _ in group], say)
+                await self._process([request for request, _ in group], resolve)
             except BaseException as error:
                 for future in futures:
                     if not future.done():
                         future.set_exception(error)
                 if not isinstance(error, Exception):
                     raise
-        self._gatherer = None
+        self._collector = None

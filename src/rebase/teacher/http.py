@@ -1,4 +1,4 @@
-"""What HTTP responses say, whoever asked: the hub's and the teacher's providers'."""
+"""Headers of HTTP responses, of the hub and of the teacher's providers."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ _NUMBER = r"\d{1,12}(\.\d+)?"
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait by the response's headers (``retry-after-ms``, or ``retry-after`` as seconds or as a date)."""
+    """Return the seconds to wait, by ``retry-after-ms`` or ``retry-after`` (seconds or a date); None if absent."""
     from email.utils import parsedate_to_datetime
 
     if re.fullmatch(_NUMBER, text := headers.get("retry-after-ms", "")):

@@ -1,8 +1,8 @@
-"""The teacher that runs here: a causal language model in this process, whose responses follow a JSON schema.
+"""The local teacher: a causal language model in this process, whose responses follow a JSON schema.
 
-What makes a small model on a small machine quick enough: many rows are decoded at once; the tokens that the
-prompts of a batch begin with (directions, examples) go through the model once; what the schema leaves no choice
-about is not decoded but given; rows that are done leave the batch.
+It is fast enough for a small model on a small machine because many rows are decoded at the same time, the tokens that
+all prompts of a batch begin with are processed once, tokens that the schema determines are not decoded, and finished
+rows leave the batch.
 """
 
 import asyncio
@@ -14,11 +14,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from rebase.errors import RebaseError
 from rebase.teacher.concurrency import RequestGroup
-from rebase.teacher.protocol import Failure, Request, Response
+from rebase.teacher.protocol import Failure, Request, Response, Session, Teacher
+from rebase.teacher.settings import TeacherSettings
 from rebase.text import common_prefix_length
 from rebase.weights import check_dtype, locate_model, resolve_dtype
 
@@ -29,19 +30,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: A shared prefix shorter than this is not worth a pass of its own.
+#: A shorter shared prefix is not processed separately.
 MIN_SHARED_TOKENS = 32
-#: The batch shrinks when this share of its rows is done: shrinking copies the cache.
+#: The batch shrinks when this share of its rows is done: shrinking copies the KV cache.
 DONE_SHARE = 0.25
 #: Memory for compiled grammars.
 _GRAMMAR_BYTES = 2**26
 
 
 @dataclass(frozen=True)
-class LocalTeacher:
-    """A handle of a local model. ``batch_size`` rows are decoded at once, ``window`` requests are read ahead.
+class LocalTeacher(Teacher):
+    """A handle of a local model. ``batch_size`` rows are decoded together; ``window`` requests are sorted into batches.
 
-    ``source`` is a package, a folder or a hub id, ``dtype`` the number format of computing (``rebase.weights.Dtype``).
+    ``source`` is a package, a folder or a hub id; ``dtype`` is the number format of computation
+    (``rebase.weights.Dtype``).
     """
 
     source: str
@@ -50,32 +52,35 @@ class LocalTeacher:
     dtype: str = "auto"
     batch_size: int = 16
     window: int = 32
-    provider: str = "local"
+
+    provider: ClassVar[str] = "local"  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
 
+    @classmethod
+    def from_settings(cls, settings: TeacherSettings, *, model_folder: Path, dtype: str, **_: Any) -> "LocalTeacher":
+        """Create the teacher from the settings."""
+        return cls(settings.model, settings.revision, model_folder, dtype)
+
     @property
-    def model(self) -> str:
-        """The model's name in requests' keys: another revision is another model."""
+    def model(self) -> str:  # type: ignore[override]
+        """The model's name in the keys of requests: another revision is another model."""
         return f"{self.source}@{self.revision}" if self.revision else self.source
 
     @property
-    def compute_dtype(self) -> str:
-        """The number format of computing."""
+    def compute_dtype(self) -> str:  # type: ignore[override]
+        """The number format of computation."""
         return resolve_dtype(self.dtype)
 
     @property
-    def concurrency(self) -> int:
+    def concurrency(self) -> int:  # type: ignore[override]
         """The requests of a window."""
         return self.window
 
-    def check(self) -> None:
-        """Nothing is needed that could be missing before the weights are loaded."""
-
     @asynccontextmanager
     async def open(self) -> AsyncIterator["LocalSession"]:
-        """Load the weights; they are released at the end. RebaseError where there is no such model."""
+        """Load the weights, and release them at the end. Raises RebaseError if there is no such model."""
         session = _load(self)
         try:
             yield session
@@ -85,7 +90,7 @@ class LocalTeacher:
 
 @dataclass
 class _Row:
-    """One request on its way: its prompt's tokens, what has been said so far and what may come next."""
+    """A request that is being decoded. ``forced`` is the number of prompt tokens that belong to the response."""
 
     request: Request
     key: str
@@ -93,15 +98,15 @@ class _Row:
     forced: int
     matcher: "xgrammar.GrammarMatcher"
     generator: "torch.Generator"
-    said: list[int] = field(default_factory=list)
+    generated: list[int] = field(default_factory=list)
     finish: str = ""
 
     @property
     def output(self) -> list[int]:
-        return self.prompt[len(self.prompt) - self.forced :] + self.said
+        return self.prompt[len(self.prompt) - self.forced :] + self.generated
 
 
-class LocalSession:
+class LocalSession(Session):
     """An open local model."""
 
     def __init__(
@@ -116,45 +121,43 @@ class LocalSession:
         self._tokenizer = tokenizer
         self._compiler = compiler
         self._shared: tuple[list[int], Any] = ([], None)
-        self._group = RequestGroup(handle.window, self._answer)
+        self._group = RequestGroup(handle.window, self._generate_all)
         self._is_stopped = False
-        self.thinking_tokens = 0
-        added = tokenizer.get_added_vocab()
-        self._control_tokens = sorted(added, key=len, reverse=True)
+        self._control_tokens = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
 
     async def generate(self, request: Request) -> Response | Failure:
-        """Answer the request, with those that are asked at the same time."""
+        """Return the response to the request, decoded together with those made at the same time."""
         return await self._group.generate(request)
 
     def stop(self) -> None:
         """Decode nothing more."""
         self._is_stopped = True
 
-    async def _answer(self, window: list[Request], say: Callable[[int, Response | Failure], None]) -> None:
-        rows = {}
-        for place, request in enumerate(window):
-            row = self._prepare(request)
-            if isinstance(row, Failure):
-                say(place, row)
-            else:
-                rows[place] = row
-        # Rows of like length share a batch: less padding.
-        order = sorted(rows, key=lambda place: len(rows[place].prompt))
-        for places in chunked(order, self._handle.batch_size):
-            if self._is_stopped:
-                for place in places:
-                    say(place, Failure(rows[place].key, "not decoded", "stopped"))
-                continue
-            began = time.monotonic()
-            self._decode([rows[place] for place in places])
-            for place in places:
-                say(place, self._response(rows[place], time.monotonic() - began))
-            await asyncio.sleep(0)  # who waits for them stores them before the next batch
-
     def release(self) -> None:
-        """Let the weights go; the session is of no more use."""
+        """Release the weights; the session cannot be used any more."""
         del self._model, self._shared
         gc.collect()
+
+    async def _generate_all(self, window: list[Request], resolve: Callable[[int, Response | Failure], None]) -> None:
+        rows = {}
+        for index, request in enumerate(window):
+            row = self._prepare(request)
+            if isinstance(row, Failure):
+                resolve(index, row)
+            else:
+                rows[index] = row
+        # Rows of similar length share a batch: less padding.
+        order = sorted(rows, key=lambda index: len(rows[index].prompt))
+        for indices in chunked(order, self._handle.batch_size):
+            if self._is_stopped:
+                for index in indices:
+                    resolve(index, Failure(rows[index].key, "not decoded", "stopped"))
+                continue
+            began = time.monotonic()
+            self._decode([rows[index] for index in indices])
+            for index in indices:
+                resolve(index, self._response(rows[index], time.monotonic() - began))
+            await asyncio.sleep(0)  # the callers cache the responses before the next batch
 
     def _prepare(self, request: Request) -> _Row | Failure:
         import torch
@@ -164,20 +167,19 @@ class LocalSession:
         prompt = self._encode_prompt(request)
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit is not None and len(prompt) + request.sampling.max_tokens > limit:
-            return Failure(key, f"the prompt has {len(prompt)} tokens, too many for a model that holds {limit}")
+            return Failure(key, f"the prompt has {len(prompt)} tokens, too many for a context of {limit}")
         matcher = xgrammar.GrammarMatcher(self._grammar(request.schema))
         forced = self._tokenizer.encode(matcher.find_jump_forward_string(), add_special_tokens=False)
-        # The last forced token is left to the model: it may join with what follows into one token.
-        forced = forced[:-1]
+        forced = forced[:-1]  # the model decodes the last one: it may merge with the next characters
         for token in forced:
             matcher.accept_token(token)
         generator = torch.Generator().manual_seed(int(key[:15], 16))
         return _Row(request, key, prompt + forced, len(forced), matcher, generator)
 
     def _encode_prompt(self, request: Request) -> list[int]:
-        """The conversation as the model's chat template writes it, up to where the response begins.
+        """Encode the conversation with the model's chat template, up to the beginning of the response.
 
-        Control tokens such as ``<|im_end|>`` inside a message are taken out: text must not end its own turn.
+        Control tokens such as ``<|im_end|>`` are removed from messages: text must not end its own turn.
         """
         turns = [("system", request.system)] + [(message.role, message.content) for message in request.messages]
         conversation = [{"role": role, "content": self._without_control_tokens(content)} for role, content in turns]
@@ -194,11 +196,11 @@ class LocalSession:
             text = cleaned
 
     def _grammar(self, schema: dict[str, Any]) -> "xgrammar.CompiledGrammar":
-        # No free whitespace: a weak model would fill its response with it. The compiler keeps what it has compiled.
+        # No free whitespace: a weak model would fill its response with it. The compiler caches.
         return self._compiler.compile_json_schema(json.dumps(schema), any_whitespace=False)
 
     def _decode(self, rows: list[_Row]) -> None:
-        """Write the rows' responses, token by token for all of them at once."""
+        """Decode the responses of all rows together, token by token."""
         import torch
         import xgrammar
 
@@ -207,25 +209,18 @@ class LocalSession:
             cache, shared = self._prefill_shared(rows)
             rests = [row.prompt[shared:] for row in rows]
             width = max(map(len, rests))
-            # Left padding: the last token of every row stands in the last column.
+            # Left padding: the last token of every row is in the last column.
             tokens = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests])
             mask = torch.tensor([[1] * shared + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests])
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
             active = list(rows)
             bitmask = xgrammar.allocate_token_bitmask(len(rows), model.config.vocab_size)
             while True:
-                logits = (
-                    model(
-                        input_ids=tokens,
-                        attention_mask=mask,
-                        position_ids=positions,
-                        cache=cache,
-                        use_cache=True,
-                        logits_to_keep=1,
-                    )
-                    .logits[:, -1]
-                    .float()
-                )
+                output = model(
+                    input_ids=tokens, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True,
+                    logits_to_keep=1,
+                )  # fmt: skip
+                logits = output.logits[:, -1].float()
                 for index, row in enumerate(active):
                     if not row.finish:
                         row.matcher.fill_next_token_bitmask(bitmask, index)
@@ -244,10 +239,10 @@ class LocalSession:
                 mask = torch.cat([mask[keep], torch.ones((len(keep), 1), dtype=mask.dtype)], dim=1)
 
     def _choose(self, row: _Row, logits: "torch.Tensor") -> int:
-        """The row's next token; marks the row as finished where its response ends.
+        """Return the row's next token; marks the row as finished at the end of its response.
 
-        At a temperature the token is drawn by the Gumbel-max trick, with noise from the request's own generator, so
-        that a response does not depend on which other requests share its batch.
+        At a temperature the token is sampled by the Gumbel-max trick, with noise from the request's own generator, so
+        that a response does not depend on the other requests in its batch.
         """
         import torch
 
@@ -262,28 +257,28 @@ class LocalSession:
         if row.matcher.is_terminated():
             row.finish = "stop"
         else:
-            row.said.append(token)
+            row.generated.append(token)
             if row.matcher.is_completed():
                 row.finish = "stop"
-            elif len(row.said) + row.forced >= sampling.max_tokens:
+            elif len(row.generated) + row.forced >= sampling.max_tokens:
                 row.finish = "length"
         return token
 
     def _prefill_shared(self, rows: list[_Row]) -> tuple["DynamicCache", int]:
-        """A cache that holds the tokens which all prompts begin with, expanded to the batch; and their number."""
+        """Return a KV cache of the tokens that all prompts begin with, expanded to the batch, and their number."""
         import copy
 
         import torch
         from transformers import DynamicCache
 
         length = common_prefix_length([row.prompt for row in rows])
-        # At least one token of every row must go through the model to say what comes next.
+        # At least one token of every row must go through the model to predict the next one.
         length = min(length, min(len(row.prompt) for row in rows) - 1)
         if length < MIN_SHARED_TOKENS or len(rows) == 1:
             return DynamicCache(config=self._model.config), 0
         tokens, cache = self._shared
-        known = len(tokens)
-        if cache is None or rows[0].prompt[:known] != tokens or not length - MIN_SHARED_TOKENS <= known <= length:
+        count = len(tokens)
+        if cache is None or rows[0].prompt[:count] != tokens or not length - MIN_SHARED_TOKENS <= count <= length:
             tokens = rows[0].prompt[:length]
             cache = DynamicCache(config=self._model.config)
             self._model(input_ids=torch.tensor([tokens]), cache=cache, use_cache=True, logits_to_keep=1)
@@ -298,7 +293,7 @@ class LocalSession:
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of ``size``, the last one shorter; reads no further ahead than one list."""
+    """Yield the items in lists of ``size``, the last one shorter; reads at most one list ahead."""
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

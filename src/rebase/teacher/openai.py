@@ -1,4 +1,4 @@
-"""Teachers of the chat completions API: OpenAI's own, and every server that speaks it (vLLM, Ollama and others)."""
+"""The teacher behind the chat completions API of OpenAI, or of a compatible server (vLLM, Ollama and others)."""
 
 import io
 import json
@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, Clients, Connection
-from rebase.teacher.batches import Again, BatchState, read_item
+from rebase.teacher.batches import Retry, BatchState, read_item
 from rebase.teacher.protocol import Failure, Request, Response
 
 if TYPE_CHECKING:
     import openai
 
-#: Our word for the API's finish reasons; the others mean that the model had finished.
+#: Our names of the API's finish reasons; with any other the model has finished.
 _FINISH = {"length": "length", "content_filter": "refusal"}
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a family of models takes.
+    """What a family of models accepts.
 
-    ``limit`` is the parameter that bounds the response, ``effort`` the least reasoning effort there is,
-    ``thinking_tokens`` are granted on top of the response's; ``lengths`` says if a schema may bound text lengths.
+    ``limit`` is the parameter that bounds the response, ``effort`` the lowest reasoning effort. ``thinking_tokens`` are
+    added to the bound. ``lengths`` says whether a schema may bound text lengths.
     """
 
     limit: str = "max_completion_tokens"
@@ -37,35 +37,35 @@ class Family:
     lengths: bool = False
 
 
-#: OpenAI's own models by name; the first pattern that fits counts.
+#: OpenAI's models by name; the first pattern that matches counts.
 FAMILIES: tuple[tuple[str, Family], ...] = (
     (r"gpt-\d.*-pro", Family(temperature=False, thinking_tokens=THINKING_TOKENS)),
     (r"o\d", Family(temperature=False, effort="low", thinking_tokens=THINKING_TOKENS)),
     (r"gpt-6-astra|gpt-6\.1-sol", Family(temperature=False, effort="low", thinking_tokens=THINKING_TOKENS)),
     (r"gpt-5(-|$)", Family(temperature=False, effort="minimal", thinking_tokens=THINKING_TOKENS)),
-    # From 5.1 on reasoning can be turned off, and then a temperature is taken.
+    # From 5.1 on reasoning can be turned off, and then a temperature is accepted.
     (r"gpt-([5-9]|\d\d)", Family(effort="none")),
     (r"", Family()),
 )
-#: Other servers know the older parameter (some of them no other), and take any schema.
+#: Other servers know the older parameter (some of them no other), and accept any schema.
 COMPATIBLE = Family(limit="max_tokens", lengths=True)
 
 
 @dataclass(frozen=True)
 class OpenAITeacher(ApiTeacher):
-    """A chat model. With a ``base_url`` of another server the key is optional."""
+    """A chat model. For another server, set by ``base_url``, the key is optional."""
 
-    provider: ClassVar[str] = "openai"
+    provider: ClassVar[str] = "openai"  # type: ignore[misc]
     key_variable: ClassVar[str] = "OPENAI_API_KEY"
 
     @property
     def needs_key(self) -> bool:
-        """OpenAI itself asks for a key; a server of one's own may not."""
+        """OpenAI requires a key; other servers may not."""
         return self._is_openai
 
     @property
     def family(self) -> Family:
-        """What the model takes."""
+        """What the model accepts."""
         if not self._is_openai:
             return COMPATIBLE
         return next(family for pattern, family in FAMILIES if re.match(pattern, self.model))
@@ -81,23 +81,23 @@ class OpenAITeacher(ApiTeacher):
         import httpx2
         import openai
 
-        # The SDK insists on a key; a server that needs none does not look at it.
-        made = await clients.make(
+        # The SDK requires a key, even if the server does not.
+        opened = await clients.make(
             openai.AsyncOpenAI, openai.DefaultAsyncHttpxClient, api_key=self.api_key or "none", base_url=self.base_url
         )
-        turns = cycle(made)
+        turns = cycle(opened)
         family = self.family
 
         async def send(request: Request) -> Any:
             body = request_arguments(self.model, family, request)
             return await next(turns).post("/chat/completions", body=body, cast_to=httpx2.Response)
 
-        batches = _Batches(made[0], self.model, family)
+        batches = _Batches(opened[0], self.model, family)
         yield Connection(openai, send, _read, batches, family.temperature, family.thinking_tokens)
 
 
 class _Batches:
-    """The Batch API: see ``BatchApi``. Its metadata carry our token, by which a lost batch is found."""
+    """The Batch API (see ``BatchApi``). A lost batch is found by our token in its metadata."""
 
     most_requests = 50_000
     most_bytes = 200_000_000
@@ -134,10 +134,10 @@ class _Batches:
         batch = await self._client.batches.retrieve(batch_id)
         if batch.status == "failed":
             errors = (batch.errors and batch.errors.data) or []
-            return BatchState(True, "; ".join(error.message or "" for error in errors) or "no reason is given")
+            return BatchState(True, "; ".join(error.message or "" for error in errors) or "no reason was given")
         return BatchState(batch.status in ("completed", "expired", "cancelled"))
 
-    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Response | Failure | Again]]:
+    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Response | Failure | Retry]]:
         batch = await self._client.batches.retrieve(batch_id)
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = await self._client.files.content(file_id)
@@ -148,7 +148,7 @@ class _Batches:
 
 
 def request_arguments(model: str, family: Family, request: Request) -> dict[str, Any]:
-    """The body of a request: the response is held to the schema by the http_response format."""
+    """Return the body of a request; ``response_format`` enforces the schema."""
     system = [{"role": "system", "content": request.system}] if request.system else []
     schema = request.schema if family.lengths else without_lengths(request.schema)
     arguments: dict[str, Any] = {
@@ -168,7 +168,7 @@ def request_arguments(model: str, family: Family, request: Request) -> dict[str,
 
 
 def without_lengths(schema: Any) -> Any:
-    """The schema without bounds on text lengths, which strict mode does not take. Responses are checked anyway."""
+    """Remove the bounds on text lengths, which strict mode does not accept. Responses are validated anyway."""
     if isinstance(schema, list):
         return [without_lengths(item) for item in schema]
     if not isinstance(schema, dict):
@@ -185,19 +185,19 @@ def _read(body: dict[str, Any], key: str) -> Response:
     choice = body["choices"][0]
     refusal = choice["message"].get("refusal")
     finish = "refusal" if refusal else _FINISH.get(choice["finish_reason"], "stop")
-    usage = body.get("usage") or {}  # not every server counts
+    usage = body.get("usage") or {}  # not every server counts tokens
     text = refusal or choice["message"]["content"] or ""
     return Response(key, text, finish, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
 
 
-def _read_item(item: dict[str, Any]) -> Response | Failure | Again:
-    """One line of a batch's output or error file."""
+def _read_item(item: dict[str, Any]) -> Response | Failure | Retry:
+    """Read one line of a batch's output or error file."""
     key, http_response, error = item["custom_id"], item.get("response"), item.get("error") or {}
-    if http_response is None:  # the batch expired or was canceled before its turn
-        return Again(error.get("code") or "no response")
+    if http_response is None:  # the batch expired or was cancelled first
+        return Retry(error.get("code") or "no response")
     status, body = http_response["status_code"], http_response["body"]
     if status == 200:
         return read_item(key, _read, body)
     if status == 429 or status >= 500:
-        return Again(f"status {status}")
+        return Retry(f"status {status}")
     return Failure(key, f"status {status}: {(body.get('error') or {}).get('message', body)}")

@@ -1,10 +1,17 @@
-"""The teacher's protocol: a request in, a response out."""
+"""The protocol of a teacher: a request in, a response out."""
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from rebase.teacher.settings import TeacherSettings
+
+if TYPE_CHECKING:
+    from rebase.teacher.response_cache import ResponseCache
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the response is drawn: temperature 0 is greedy; ``max_tokens`` bounds the response."""
+    """How the response is sampled: temperature 0 is greedy; ``max_tokens`` bounds the response."""
 
     temperature: float = 0.7
     max_tokens: int = 1000
@@ -25,7 +32,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One question to the teacher. ``schema`` is the JSON schema of the response; ``sample`` tells repeats apart."""
+    """A request for one response that fits the JSON schema ``schema``.
+
+    ``sample`` distinguishes repeated samples of the same prompt.
+    """
 
     system: str
     messages: tuple[Message, ...]
@@ -34,44 +44,44 @@ class Request:
     sample: int = 0
 
     def key(self, provider: str, model: str) -> str:
-        """The content address of the response: SHA-256 over everything that the response depends on."""
+        """Return the content address of the response: the SHA-256 of everything that the response depends on."""
         content = json.dumps([provider, model, self._plain], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def characters(self) -> int:
-        """The length of all that is said, in characters."""
-        return len(self.system) + sum(len(turn.content) for turn in self.messages)
+        """The length of the system prompt and all messages, in characters."""
+        return len(self.system) + sum(len(message.content) for message in self.messages)
 
     @property
     def _plain(self) -> dict[str, Any]:
-        """As ``dataclasses.asdict`` has it, which takes ten times as long: it copies everything."""
+        """The same as ``dataclasses.asdict``, which copies everything and is ten times slower."""
         return {
             "system": self.system,
-            "messages": [vars(turn) for turn in self.messages],
+            "messages": [vars(message) for message in self.messages],
             "schema": self.schema,
             "sampling": vars(self.sampling),
             "sample": self.sample,
         }
 
     def to_json(self) -> str:
-        """The request as one line of JSON."""
+        """Return the request as one line of JSON."""
         return json.dumps(self._plain)
 
     @classmethod
     def from_json(cls, text: str) -> "Request":
-        """The request that ``to_json`` wrote."""
-        said = json.loads(text)
-        messages = tuple(Message(**turn) for turn in said["messages"])
-        return cls(said["system"], messages, said["schema"], Sampling(**said["sampling"]), said["sample"])
+        """Read a request that ``to_json`` wrote."""
+        plain = json.loads(text)
+        messages = tuple(Message(**message) for message in plain["messages"])
+        return cls(plain["system"], messages, plain["schema"], Sampling(**plain["sampling"]), plain["sample"])
 
 
 @dataclass(frozen=True)
 class Response:
-    """What the teacher said. ``finish`` is ``stop``, ``length`` or ``refusal``; tokens as the provider counts them.
+    """A response of the teacher. ``finish`` is ``stop``, ``length`` or ``refusal``; the provider counts the tokens.
 
-    ``seconds`` is how long it took, ``batch`` if it came by a batch, at the batch's price. ``dollars`` is what it
-    cost by the table of prices, those of a response that it repairs included; None where the table has no such model.
+    ``seconds`` is the latency. ``batch`` marks a response of the batch API, which has its own price. ``dollars`` is the
+    price by the price table, None if the model is not in it; for a repaired response it includes the first attempt.
     """
 
     key: str
@@ -85,11 +95,11 @@ class Response:
 
     @property
     def parsed(self) -> Any:
-        """What the text says as JSON; ValueError where it is none."""
+        """The text parsed as JSON; raises ValueError if it is not JSON."""
         return json.loads(self.text)
 
     def with_cost_of(self, earlier: "Response") -> "Response":
-        """The response with the tokens and dollars of an earlier one, which led to it, as well."""
+        """Return the response with the tokens and dollars of an earlier one added."""
         return replace(
             self,
             input_tokens=earlier.input_tokens + self.input_tokens,
@@ -100,9 +110,9 @@ class Response:
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that got no response, with the provider's own words. Never stored.
+    """A request without a response, and the provider's reason. Failures are never cached.
 
-    ``kind`` is ``failed``, ``budget`` (the budget was reached: it was not sent) or ``stopped`` (nobody waits for it).
+    ``kind`` is ``failed``, ``budget`` (not sent: the budget is spent) or ``stopped`` (not sent: the run has ended).
     """
 
     key: str
@@ -111,52 +121,68 @@ class Failure:
 
 
 def well_formed(text: str) -> str:
-    """The text with half surrogate pairs replaced: JSON can carry them, UTF-8 (and so the store) cannot."""
+    """Replace unpaired surrogates: JSON can contain them, but UTF-8 and the response cache cannot."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def why_unreadable(answer: Response | Failure) -> str:
-    """Why there is nothing to read in an answer that is no whole response, as the tables of refusals say it."""
-    if isinstance(answer, Failure):
-        return "budget_reached" if answer.kind == "budget" else "teacher_failed"
-    return "response_cut_off" if answer.finish == "length" else "teacher_refused"
+def why_unreadable(outcome: Response | Failure) -> str:
+    """Return the rejection reason for a failure, or for a response that did not finish with ``stop``."""
+    if isinstance(outcome, Failure):
+        return "budget_reached" if outcome.kind == "budget" else "teacher_failed"
+    return "response_cut_off" if outcome.finish == "length" else "teacher_refused"
 
 
-class Session(Protocol):
+class Session(ABC):
     """An open teacher."""
 
-    @property
-    def thinking_tokens(self) -> int:
-        """Tokens that a response may have beyond its request's ``max_tokens``."""
+    #: Tokens that a response may use for reasoning beyond its request's ``max_tokens``.
+    thinking_tokens: int = 0
 
+    @abstractmethod
     async def generate(self, request: Request) -> Response | Failure:
-        """Answer the request. RebaseError where no further request could succeed."""
+        """Return the response to a request. Raises RebaseError if no further request could succeed."""
 
-    def stop(self) -> None:
-        """Send nothing more: what has not been sent fails at once, what is on its way goes on."""
+    def stop(self) -> None:  # noqa: B027  # many teachers have nothing to stop
+        """Send no more requests: those not yet sent fail immediately, those already sent continue."""
 
 
-class Teacher(Protocol):
-    """A cheap handle of a teacher; ``open`` loads weights or opens connections, and releases them at its end."""
+class Teacher(ABC):
+    """A cheap handle of a teacher. ``provider`` and ``model`` are part of the key of every request.
 
-    @property
-    def provider(self) -> str:
-        """The provider's name, part of every request's key."""
+    A provider implements ``from_settings`` and ``open``; the other members have defaults.
+    """
 
-    @property
-    def model(self) -> str:
-        """The model's name, part of every request's key."""
+    provider: str
+    model: str
+    #: The number format of computation on this machine; None if the model runs elsewhere.
+    compute_dtype: str | None = None
+    #: How many requests should wait at the same time to keep the teacher busy.
+    concurrency: int = 64
+    #: Whether each response costs money: it then needs a price, and a key unless all responses are cached.
+    is_hosted: ClassVar[bool] = False
 
-    @property
-    def compute_dtype(self) -> str | None:
-        """The number format in which the teacher computes here; None where it computes elsewhere."""
+    @classmethod
+    @abstractmethod
+    def from_settings(
+        cls, settings: TeacherSettings, *, key: str | None, cache_path: Path, model_folder: Path, dtype: str
+    ) -> Self:
+        """Create the teacher.
 
-    @property
-    def concurrency(self) -> int:
-        """How many requests should wait for their answers at once, to keep the teacher busy."""
+        Args:
+            settings: The group ``teacher`` of globals.yml, with the run's parameters.
+            key: The API key of the provider, if there is one.
+            cache_path: The file of cached responses.
+            model_folder: Where weights from Python packages are converted to.
+            dtype: The number format of computation (``rebase.weights.Dtype``).
+        """
 
-    def check(self) -> None:
-        """Raise RebaseError where the teacher cannot work: a key is missing, say. Cheap, and asks nobody."""
+    def check(self) -> None:  # noqa: B027  # not every teacher has something to check
+        """Raise RebaseError if the teacher cannot work, for example without a key. Cheap; sends nothing."""
 
+    @abstractmethod
     def open(self) -> AbstractAsyncContextManager[Session]:
-        """Make the teacher ready; raises RebaseError where a key or a model is missing."""
+        """Load weights or open connections, and release them at the end. Raises RebaseError if that fails."""
+
+    def open_batches(self, cache: "ResponseCache") -> AbstractAsyncContextManager[Session]:  # noqa: ARG002
+        """Open the teacher's batch API, whose batches the cache records; without a batch API the same as ``open``."""
+        return self.open()

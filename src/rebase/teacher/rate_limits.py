@@ -1,8 +1,8 @@
-"""How fast to ask: token buckets for the provider's limits, and a window of requests in flight (AIMD).
+"""Rate limiting: token buckets for the provider's limits, and an adaptive bound on concurrent requests (AIMD).
 
-The buckets hold what the provider grants a minute, from the settings and from the headers of its responses; the
-window finds out what the headers do not tell, as TCP does: it doubles a round until the first complaint, shrinks by the
-share of complaints and grows by one a round.
+The buckets follow the limits per minute in the headers of the responses. The bound on concurrency covers what headers
+do not tell, as TCP does: it doubles in every round until the provider is overloaded, shrinks by the share of overloaded
+responses, and then grows by one in every round.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 
 #: What providers limit. OpenAI limits the sum of input and output: ``tokens``.
 Kind = Literal["requests", "input_tokens", "output_tokens", "tokens"]
-#: A bucket holds what so many seconds grant: providers enforce a minute's limit over shorter times as well.
+#: A bucket holds what this many seconds grant: providers enforce a limit per minute over shorter times as well.
 BURST_SECONDS = 1.0
-#: The share of a limit that is used: clocks and roads are not exact.
+#: The used share of a limit: clocks and latencies are not exact.
 USED_SHARE = 0.995
-#: Seconds after which who waits looks whether there is still something to wait for.
+#: Seconds after which a waiting request checks again whether it still has to wait.
 _LONGEST_SLEEP = 0.5
-#: A wait that is worth a word.
-_LONG_QUIET = 30.0
-#: The window at the start.
-FIRST_WINDOW = 8
-#: Statuses that say: too fast, or too much for us just now.
+#: Log waits longer than this many seconds.
+_LONG_WAIT = 30.0
+#: Concurrent requests at the start.
+FIRST_CONCURRENCY = 8
+#: Statuses that mean: too many requests, or too much load.
 OVERLOADED = frozenset({429, 503, 529})
 
 _ANTHROPIC = "anthropic-ratelimit-{}-{}"
@@ -47,9 +47,9 @@ _HEADERS: tuple[tuple[str, Kind, str], ...] = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What a request takes out of the buckets: its tokens, counted or expected.
+    """What a request takes from the buckets: its tokens, counted or expected.
 
-    ``reserved_tokens`` are the output that it may have at most: what OpenAI counts.
+    ``reserved_tokens`` is the largest possible output, which is what OpenAI counts.
     """
 
     input_tokens: float = 0.0
@@ -57,18 +57,14 @@ class Cost:
     reserved_tokens: float = 0.0
 
     def of(self, kind: Kind) -> float:
-        """The share of one bucket."""
-        match kind:
-            case "requests":
-                return 1.0
-            case "tokens":
-                return self.input_tokens + self.reserved_tokens
-            case _:
-                return float(getattr(self, kind))
+        """What it takes from one bucket."""
+        if kind == "requests":
+            return 1.0
+        return self.input_tokens + self.reserved_tokens if kind == "tokens" else float(getattr(self, kind))
 
 
 class Bucket:
-    """A token bucket: ``per_minute`` flow in evenly, and ``BURST_SECONDS`` of them are held at most."""
+    """A token bucket: it fills at ``per_minute`` and holds at most ``BURST_SECONDS`` of that."""
 
     def __init__(self, per_minute: float, now: float) -> None:
         self.per_minute = per_minute
@@ -85,50 +81,45 @@ class Bucket:
         return max(1.0, self._rate * BURST_SECONDS)
 
     def wait(self, amount: float, now: float) -> float:
-        """Seconds until the amount may be taken. What is more than the bucket holds waits for a full one."""
+        """Seconds until the amount can be taken. An amount above the capacity waits for a full bucket."""
         self._level = min(self._capacity, self._level + (now - self._filled_at) * self._rate)
         self._filled_at = now
         return max(0.0, (min(amount, self._capacity) - self._level) / self._rate)
 
     def take(self, amount: float) -> None:
-        """Take an amount, down to a debt; a negative one puts back."""
+        """Take an amount, which may leave a debt; a negative amount is put back."""
         self._level = min(self._capacity, self._level - amount)
         self.taken += amount
 
-    def hear(self, limit: float, remaining: float, taken_then: float, seconds: float, per_minute: float | None) -> None:
-        """Learn what the provider says: its limit, and what remained when it answered a request.
+    def update(self, limit: float, remaining: float, taken_then: float, seconds: float) -> None:
+        """Adopt the provider's limit, and what remained of it when it answered a request.
 
-        ``taken_then`` is ``taken`` when that request was sent, ``seconds`` ago: what was taken and what has flowed in
-        since may not yet be in ``remaining``. ``per_minute`` is the user's own limit, which stands if it is the lower
-        one.
+        ``taken_then`` is ``taken`` when that request was sent, ``seconds`` ago: what was taken since, and what the
+        provider has granted since, may not be in ``remaining`` yet.
         """
-        self.per_minute = min(limit, per_minute) if per_minute else limit
+        self.per_minute = limit
         self._level = min(self._level, remaining + seconds * self._rate - (self.taken - taken_then))
 
 
-class Pacer:
-    """Lets requests pass one by one, as fast as every bucket allows, and not at all while the provider says wait.
+class RateLimiter:
+    """Lets requests pass one by one, as fast as every bucket allows, and never while the provider asks to wait."""
 
-    ``per_minute`` are the user's limits; a kind that is missing there is limited by what the headers say.
-    """
-
-    def __init__(self, per_minute: Mapping[Kind, float | None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._own = {kind: limit for kind, limit in per_minute.items() if limit}
-        self._buckets = {kind: Bucket(limit, clock()) for kind, limit in self._own.items()}
-        self._queue = asyncio.Lock()  # wakes its waiters in their order
-        self._quiet_until = 0.0
+        self._buckets: dict[Kind, Bucket] = {}
+        self._queue = asyncio.Lock()  # first come, first served
+        self._wait_until = 0.0
         self._is_open = True
 
     @property
     def per_minute(self) -> dict[Kind, float]:
-        """The limits as they are known now."""
+        """The limits known so far."""
         return {kind: bucket.per_minute for kind, bucket in self._buckets.items()}
 
-    async def turn(self, cost: Cost) -> dict[Kind, float] | None:
-        """Wait for one's turn and take the cost. Returns what had been taken in all by then, for ``hear``.
+    async def acquire(self, cost: Cost) -> dict[Kind, float] | None:
+        """Wait until the request may be sent, and take its cost.
 
-        Returns None where the pacer has been closed: nothing may be sent.
+        Returns what had been taken in all by then, for ``update``; None if the limiter was closed.
         """
         async with self._queue:
             while self._is_open and (wait := self._wait(cost)) > 0:
@@ -140,115 +131,112 @@ class Pacer:
         return {kind: bucket.taken for kind, bucket in self._buckets.items()}
 
     def close(self) -> None:
-        """Let nobody pass any more."""
+        """Let no more requests pass."""
         self._is_open = False
 
     def correct(self, expected: Cost, actual: Cost) -> None:
-        """Take the difference between what a request was expected to take and what it took."""
+        """Take the difference between the expected and the actual cost of a request."""
         for kind, bucket in self._buckets.items():
             bucket.take(actual.of(kind) - expected.of(kind))
 
-    def hear(
+    def update(
         self, status: int, headers: Mapping[str, str], taken_then: Mapping[Kind, float], seconds: float = 0.0
     ) -> None:
-        """Learn from a response's headers, and keep quiet where it asks for that. It took so many ``seconds``."""
+        """Adopt the limits in the headers of a response that took ``seconds``, and wait if it asks for that."""
         now = self._clock()
         for kind, (limit, remaining) in read_limits(headers).items():
-            if kind not in self._buckets:
-                self._buckets[kind] = Bucket(limit, now)
-            bucket = self._buckets[kind]
-            bucket.hear(limit, remaining, taken_then.get(kind, bucket.taken), seconds, self._own.get(kind))
+            bucket = self._buckets.setdefault(kind, Bucket(limit, now))
+            bucket.update(limit, remaining, taken_then.get(kind, bucket.taken), seconds)
         if status in OVERLOADED:
             wait = read_retry_after(headers) or 0.0
-            if wait > _LONG_QUIET and now + wait > self._quiet_until + _LONG_QUIET:
-                logger.warning("The provider asks to wait for %.0f seconds; the run goes on then.", wait)
-            self._quiet_until = max(self._quiet_until, now + wait)
+            if wait > _LONG_WAIT and now + wait > self._wait_until + _LONG_WAIT:
+                logger.warning("The provider asks to wait %.0f seconds; the run continues after that.", wait)
+            self._wait_until = max(self._wait_until, now + wait)
 
     def _wait(self, cost: Cost) -> float:
         now = self._clock()
         waits = [bucket.wait(cost.of(kind), now) for kind, bucket in self._buckets.items()]
-        return max([self._quiet_until - now, *waits])
+        return max([self._wait_until - now, *waits])
 
 
-class Window:
-    """The requests in flight: a limit that grows while all goes well and shrinks as the provider complains.
+class Concurrency:
+    """The adaptive bound on concurrent requests.
 
-    Outcomes are counted in rounds of as many attempts as may be in flight. A round's cut is half the share of its
-    complaints: where all complain the window is halved, where a few do, by chance, it hardly shrinks.
+    Results are counted in rounds of as many attempts as the bound. At the end of a round the bound shrinks by half the
+    share of overloaded responses: if all were, it is halved; if few were, by chance, it hardly changes.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._limit = float(min(FIRST_WINDOW, most))
-        self._threshold = float(most)
-        self._in_flight = 0
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self._limit = float(min(FIRST_CONCURRENCY, maximum))
+        self._threshold = float(maximum)
+        self._running = 0
         self._round = self.limit
-        self._outcomes = 0
-        self._complaints = 0
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._results = 0
+        self._overloads = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_open = True
 
     @property
     def limit(self) -> int:
-        """Requests that may be in flight now."""
+        """How many requests may run at the same time now."""
         return max(1, int(self._limit))
 
     @asynccontextmanager
-    async def entered(self) -> AsyncIterator[bool]:
-        """Wait for a place and hold it. Gives False where the window has been closed: nothing may be sent."""
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append(place)
-        self._let_in()
+    async def slot(self) -> AsyncIterator[bool]:
+        """Wait for a slot and hold it. Gives False after ``close``: the request may not be sent."""
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(slot)
+        self._admit()
         try:
-            await place
+            await slot
             yield self._is_open
         finally:
-            if place.done() and not place.cancelled():
-                self._in_flight -= 1
-                self._let_in()
+            if slot.done() and not slot.cancelled():
+                self._running -= 1
+                self._admit()
 
-    def grow(self) -> None:
-        """An attempt has succeeded. The window grows only while it is what holds requests back."""
-        if self._in_flight >= self.limit - 1:
-            self._limit = min(self._most, self._limit + (1 if self._limit < self._threshold else 1 / self._limit))
+    def report_success(self) -> None:
+        """Count a successful attempt. The bound grows only while it holds requests back."""
+        if self._running >= self.limit - 1:
+            self._limit = min(self._maximum, self._limit + (1 if self._limit < self._threshold else 1 / self._limit))
         self._count()
-        self._let_in()
+        self._admit()
 
-    def complain(self) -> None:
-        """The provider complained of an attempt."""
-        self._complaints += 1
+    def report_overload(self) -> None:
+        """Count an attempt that the provider rejected because of its load."""
+        self._overloads += 1
         self._count()
-
-    def _count(self) -> None:
-        self._outcomes += 1
-        if self._outcomes >= self._round:
-            if self._complaints:
-                self._limit = self._threshold = max(1.0, self._limit * (1 - self._complaints / self._outcomes / 2))
-            self._outcomes = self._complaints = 0
-            self._round = self.limit
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Admit all waiting requests, which then may not be sent."""
         self._is_open = False
-        self._let_in()
+        self._admit()
 
-    def _let_in(self) -> None:
-        """Give those in the line their places, in their order, as long as there are any; all where it is closed."""
-        while self._line and (self._in_flight < self.limit or not self._is_open):
-            place = self._line.popleft()
-            if not place.done():
-                place.set_result(None)
-                self._in_flight += 1
+    def _count(self) -> None:
+        self._results += 1
+        if self._results >= self._round:
+            if self._overloads:
+                self._limit = self._threshold = max(1.0, self._limit * (1 - self._overloads / self._results / 2))
+            self._results = self._overloads = 0
+            self._round = self.limit
+
+    def _admit(self) -> None:
+        while self._waiting and (self._running < self.limit or not self._is_open):
+            slot = self._waiting.popleft()
+            if not slot.done():
+                slot.set_result(None)
+                self._running += 1
 
 
 def read_limits(headers: Mapping[str, str]) -> dict[Kind, tuple[float, float]]:
-    """What a response's headers say of each limit: how much a minute, and how much is left."""
-    found: dict[Kind, tuple[float, float]] = {}
+    """Read each limit per minute, and what remains of it, from the headers of a response."""
+    limits: dict[Kind, tuple[float, float]] = {}
     for template, kind, name in _HEADERS:
         try:
             limit, remaining = (float(headers[template.format(name, what)]) for what in ("limit", "remaining"))
         except (KeyError, ValueError):
             continue
         if 0 < limit < math.inf and math.isfinite(remaining):
-            found[kind] = (limit, remaining)
-    return found
+            limits[kind] = (limit, remaining)
+    return limits

@@ -1,51 +1,46 @@
-"""The teacher that says only what it once said: it answers from stored responses, without a network."""
+"""A teacher that only uses cached responses and needs neither network nor key."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rebase.errors import RebaseError
-from rebase.teacher.protocol import Failure, Request, Response
+from rebase.teacher.protocol import Failure, Request, Response, Session, Teacher
+from rebase.teacher.settings import TeacherSettings
 
 
 @dataclass(frozen=True)
-class ReplayTeacher:
-    """Stands for the teacher ``provider``/``model`` whose responses lie in the store at ``path``: it asks nobody."""
+class ReplayTeacher(Teacher, Session):
+    """Stands in for the teacher ``provider``/``model`` whose responses are in the cache file at ``path``."""
 
     provider: str
     model: str
     path: Path
-    concurrency: int = 64
-    thinking_tokens: int = 0
-    compute_dtype: None = None
 
     @classmethod
-    def of(cls, name: str, path: Path) -> "ReplayTeacher":
-        """The teacher named as PROVIDER/MODEL."""
-        provider, slash, model = name.partition("/")
+    def from_settings(cls, settings: TeacherSettings, *, cache_path: Path, **_: Any) -> "ReplayTeacher":
+        """Create the teacher that ``settings.model`` names as PROVIDER/MODEL."""
+        provider, slash, model = settings.model.partition("/")
         if not (provider and slash and model):
             raise RebaseError(
-                f"teacher.model is {name!r}: for teacher.provider replay it must be PROVIDER/MODEL of the teacher "
-                "whose responses are stored, such as anthropic/claude-haiku-5-5. `kedro responses list` shows them."
+                f"teacher.model is {settings.model!r}. With teacher.provider replay, set it to PROVIDER/MODEL of the "
+                "teacher whose responses are cached, such as anthropic/claude-haiku-5-5 (see `kedro responses list`)."
             )
-        return cls(provider, model, path)
+        return cls(provider, model, cache_path)
 
     def check(self) -> None:
-        """Raise RebaseError where there is no store to answer from."""
+        """Raise RebaseError if there is no cache."""
         if not self.path.exists():
-            raise RebaseError(
-                f"There are no stored responses to replay: {self.path} is missing (kedro responses import)."
-            )
+            raise RebaseError(f"There are no cached responses to replay: {self.path} is missing. "
+                              "Run `kedro responses import FILE` first.")  # fmt: skip
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["ReplayTeacher"]:
-        """Nothing to open."""
+        """Open nothing."""
         yield self
 
     async def generate(self, request: Request) -> Response | Failure:
-        """What is not stored cannot be answered."""
-        return Failure(request.key(self.provider, self.model), f"no stored response of {self.provider}/{self.model}")
-
-    def stop(self) -> None:
-        """Nothing is sent anyway."""
+        """Fail: the response is not in the cache."""
+        return Failure(request.key(self.provider, self.model), f"no cached response of {self.provider}/{self.model}")
