@@ -26,11 +26,11 @@ from typing import Any
 from loopback import ROOT, page, serving
 
 from rebase.teacher.anthropic import AnthropicTeacher
-from rebase.teacher.api import Limits
-from rebase.teacher.budget import Budget, BudgetSettings, Price, PriceTable
+from rebase.teacher.budget import Budget, Price, PriceTable
 from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.concurrency import in_order
 from rebase.teacher.protocol import Message, Request, Response, Sampling
+from rebase.teacher.settings import BudgetSettings
 
 LIMIT = 4_000
 LATENCY = 2.0
@@ -83,7 +83,7 @@ async def steady(address: str, seconds: int) -> dict[str, float]:
         statuses = page(address, "_state")["by_status"]
         marks.append((time.monotonic(), time.process_time(), done, statuses.get("429", 0)))
 
-    async with AnthropicTeacher("good-model", "sk-right-key", address, Limits(max_concurrency=256)).open() as session:
+    async with AnthropicTeacher("good-model", "sk-right-key", address, max_concurrency=256).open() as session:
         answers = in_order(session.generate, requests(10**9), lambda: 2048)
         async with aclosing(answers):
             async for answer in answers:
@@ -141,7 +141,7 @@ def memory_client(address: str, rows: str) -> None:
     """Generate a response for each row through the cache, as the stages do, and print the peak memory."""
 
     async def generate_all(path: Path) -> None:
-        inner = AnthropicTeacher("good-model", "sk-right-key", address, Limits(max_concurrency=64))
+        inner = AnthropicTeacher("good-model", "sk-right-key", address, max_concurrency=64)
         prices = PriceTable(as_of="2026-11-21", models={})
         teacher = CachedTeacher(inner, path, Budget(BudgetSettings(), Price(input=1, output=5)), prices)
         async with teacher.open() as session:

@@ -7,14 +7,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from rebase.teacher.budget import FREE, Budget, BudgetSettings, Price, PriceTable
+from rebase.teacher.budget import FREE, Budget, Price, PriceTable
 from rebase.teacher.cached import CachedTeacher
-from rebase.teacher.protocol import Failure, Request, Response, Teacher
+from rebase.teacher.protocol import Failure, Request, Response, Session, Teacher
+from rebase.teacher.settings import BudgetSettings, TeacherSettings
 
 NO_PRICES = PriceTable(as_of="2026-11-21", models={})
 
 
-class Scripted:
+class Scripted(Teacher, Session):
     """Implements the teacher's protocol; ``say`` gives a response's text, a Failure's reason, or ``(text, finish)``.
 
     Asked to repair a response it says the same again.
@@ -22,8 +23,6 @@ class Scripted:
 
     provider = "scripted"
     model = "test"
-    thinking_tokens = 0
-    compute_dtype = None
 
     def __init__(self, say: Callable[[Request], "str | tuple[str, str] | Exception"], concurrency: int = 16) -> None:
         self.say = say
@@ -31,8 +30,10 @@ class Scripted:
         self.opened = 0
         self.concurrency = concurrency
 
-    def check(self) -> None:
-        """Nothing can be missing."""
+    @classmethod
+    def from_settings(cls, settings: TeacherSettings, **_: Any) -> "Scripted":
+        """Not used: tests create it with its function."""
+        raise NotImplementedError
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Scripted"]:
@@ -50,9 +51,6 @@ class Scripted:
             return Failure(key, str(said))
         text, finish = said if isinstance(said, tuple) else (said, "stop")
         return Response(key, text, finish, 7, 3)
-
-    def stop(self) -> None:
-        """Nothing is on its way."""
 
 
 def cached(teacher: Teacher, path: Path | None = None, price: Price | None = FREE, **budget: Any) -> CachedTeacher:

@@ -50,7 +50,7 @@ def test_export_and_import_carry_responses_to_another_store(path: Path, tmp_path
     [
         ("{", "not JSON"),
         ("[]", "not an exported response"),
-        ("{}", "no exported response"),
+        ("{}", "not an exported response"),
         (None, "not that of the request"),
     ],
 )

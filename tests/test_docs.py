@@ -1,7 +1,5 @@
 """The documentation: it builds without a network and without a broken link, and what it names is there."""
 
-import asyncio
-import importlib.util
 import json
 import os
 import re
@@ -16,7 +14,6 @@ from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
 
 from rebase.records import Task
-from rebase.teacher.protocol import Failure, Message, Request, Response, Sampling
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "conf" / "base"
@@ -163,20 +160,3 @@ def test_the_tutorial_s_task_is_whole():
     for item in items:
         assert item["answers"][0] in item["notice"]
         assert task.render_query({name: item[task.evaluation.fields[name]] for name in task.query_fields})
-
-
-def test_the_provider_of_the_how_to_works():
-    file = ROOT / "docs" / "howto" / "rule_teacher.py"
-    spec = importlib.util.spec_from_file_location("rule_teacher", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    teacher = module.RuleTeacher("echo", lambda request: {"said": {"hello": "good day"}[request.messages[-1].content]})
-    teacher.check()
-
-    async def ask(text: str) -> Response | Failure:
-        async with teacher.open() as session:
-            return await session.generate(Request("", (Message("user", text),), {}, Sampling()))
-
-    assert asyncio.run(ask("hello")).parsed == {"said": "good day"}
-    assert "knows nothing" in asyncio.run(ask("what?")).reason

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.teacher.plugin import install_rule_teacher
 from tests.teacher.server import KEY, Provider, serving
 from tests.test_end_to_end import KEDRO, copy_of_project, outputs
 
@@ -40,6 +41,7 @@ def run(
     check: bool = True,
     key: str = KEY,
     temperature: float = 0.7,
+    path: str = "",
     **settings,
 ) -> str:
     """What a run prints, with the loopback provider as the teacher."""
@@ -48,6 +50,7 @@ def run(
     params += ["task=news_topic", "transform.guided=false", "transform.sampling.max_tokens=200"]
     params.append(f"transform.sampling.temperature={temperature}")
     environment = {**os.environ, "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "250", "ANTHROPIC_API_KEY": key}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (path, os.environ.get("PYTHONPATH"))))
     command = [*KEDRO, "run", "--env=test", f"--params={','.join(params)}", *arguments]
     done = subprocess.run(
         command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
@@ -92,6 +95,15 @@ def test_stored_responses_can_be_replayed_without_network_or_key(project, provid
     assert len(provider.asked()) == before
 
 
+def test_the_provider_of_another_package_runs(project, provider, tmp_path):
+    before = len(provider.asked())
+    run(project, provider, NODES, provider="rule", model="first-words", path=str(install_rule_teacher(tmp_path)))
+    assert len(provider.asked()) == before
+    assert usage(project).loc["total", "used"] > 0
+    examples = pd.read_parquet(outputs(project) / "05_model_input" / "news_topic" / "examples.parquet")
+    assert set(examples["teacher"]) <= {"rule/first-words"}
+
+
 def test_batches_bring_responses_at_half_the_price(project, provider):
     run(project, provider, NODES, batch="true", temperature=0.5)
     found = usage(project).loc["total"]
@@ -121,7 +133,7 @@ def test_wrong_settings_are_one_line_before_any_request(project, provider):
     for settings, words in (
         ({"budget_usd": 0}, "budget_usd: Input should be greater than 0"),
         ({"budget_usd": 1, "model": "unheard-of"}, "no price for anthropic/unheard-of"),
-        ({"provider": "nobody"}, "provider: Input should be"),
+        ({"provider": "nobody"}, "Set it to one of: local, anthropic, openai, replay"),
         ({"key": ""}, "needs an API key"),
     ):
         said = run(project, provider, NODES, check=False, **settings)

@@ -1,44 +1,49 @@
-"""A teacher that answers by a rule instead of a model: the whole of what a provider must be."""
+"""A complete provider: a teacher that follows a rule instead of a model."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rebase.errors import RebaseError
-from rebase.teacher.protocol import Failure, Request, Response
+from rebase.teacher.protocol import Failure, Request, Response, Session, Teacher
+from rebase.teacher.settings import TeacherSettings
 
 
 @dataclass(frozen=True)
-class RuleTeacher:
-    """Implements the teacher's protocol; ``rule`` makes the content of a response from a request."""
+class RuleTeacher(Teacher, Session):
+    """Writes the first words of the prompt into every text field, and chooses the first of several labels."""
 
     model: str
-    rule: Callable[[Request], dict[str, Any]]
     provider: ClassVar[str] = "rule"
-    concurrency: int = 8  # requests that should wait at once, to keep it busy
-    thinking_tokens: int = 0
-    compute_dtype: None = None  # nothing is computed here
 
-    def check(self) -> None:
-        """Say what is missing, before any work."""
-        if not self.model:
-            raise RebaseError("teacher.model is empty: name the rule.")
+    @classmethod
+    def from_settings(cls, settings: TeacherSettings, **_: Any) -> "RuleTeacher":
+        """Take what this teacher needs from the group ``teacher`` of globals.yml."""
+        return cls(settings.model)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["RuleTeacher"]:
-        """Here weights would be loaded, or connections opened, and released again after the ``yield``."""
+        """Load weights or open connections here, and release them after the ``yield``."""
         yield self
 
     async def generate(self, request: Request) -> Response | Failure:
-        """One request, one response. What fails with this request alone is a Failure; what would with any, an error."""
+        """Return one response. A Failure concerns this request only; raise RebaseError if no request can succeed."""
         key = request.key(self.provider, self.model)
+        words = request.messages[-1].content.split()[:8]
         try:
-            text = json.dumps(self.rule(request))
+            text = json.dumps(fill(request.schema, " ".join(words)))
         except KeyError as error:
-            return Failure(key, f"the rule knows nothing of {error}")
+            return Failure(key, f"the rule does not support a schema without {error}")
         return Response(key, text, "stop", input_tokens=0, output_tokens=0)
 
-    def stop(self) -> None:
-        """Nothing is on its way that could be held back."""
+
+def fill(schema: dict[str, Any], text: str) -> Any:
+    """Return a value that fits the schema."""
+    if "anyOf" in schema:
+        return fill(schema["anyOf"][0], text)
+    if "enum" in schema:
+        return schema["enum"][0]
+    if schema["type"] == "object":
+        return {name: fill(inner, text) for name, inner in schema["properties"].items()}
+    return text

@@ -20,6 +20,7 @@ from rich.console import Console
 from rebase.errors import RebaseError
 from rebase.reporting.console import STAGES, comparison_table, estimate_line, estimate_table, final_table, stage_line
 from rebase.tasks.evaluation_items import make_evaluation_items
+from rebase.teacher.settings import TeacherSettings
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,8 @@ def _check_runtime_params(loader: AbstractConfigLoader) -> None:
     texts = [(file.name, file.read_text("utf-8")) for file in Path(loader.conf_source).rglob("*.yml")]
     stages = {name for file, text in texts if file.startswith("parameters") for name in yaml.safe_load(text) or ()}
     declared = {name for _, text in texts for name in re.findall(r"\$\{runtime_params:([\w.]+)", text)}
+    # The catalog takes the whole group; its type has the names.
+    declared = declared - {"teacher"} | {f"teacher.{name}" for name in TeacherSettings.model_fields}
     given = {name: value for name, value in loader.runtime_params.items() if name not in stages}
     known = sorted(declared | stages)
     for name in _leaves(given, declared):

@@ -2,7 +2,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.generation.cost_estimate import CostEstimate, estimate_requests, input_tokens
-from rebase.teacher.api import Limits
 from rebase.teacher.budget import Price
 from rebase.teacher.protocol import Message, Request, Sampling
 from rebase.text import approximate_tokens
@@ -30,15 +29,12 @@ def test_a_response_is_no_longer_than_it_may_be():
     assert estimate_requests([request("a", max_tokens=3)], 1, ["word " * 50], None).output_tokens == (3, 3)
 
 
-def test_dollars_and_hours():
+def test_dollars():
     found = CostEstimate((600, 1200), (1e6, 2e6), (1e5, 4e5))
     price = Price(input=1.0, output=5.0)
     assert found.dollars(price) == [1.5, 4.0]
     assert found.dollars(price, batch=True) == [0.75, 2.0]
     assert found.dollars(None) is None
-    assert found.hours(Limits(requests=10)) == [1.0, 2.0]
-    assert found.hours(Limits(requests=1e6, output_tokens=1e4)) == [1e5 / 1e4 / 60, 4e5 / 1e4 / 60]
-    assert found.hours(Limits()) is found.hours(None) is None
 
 
 @given(st.lists(st.text(max_size=50), max_size=10), st.integers(0, 12), st.lists(st.text(max_size=30), min_size=1))

@@ -8,9 +8,9 @@ from rebase.pipelines.estimate.nodes import estimate_comparison, estimate_cost
 from rebase.pipelines.evaluate.teacher import predict_teacher
 from rebase.pipelines.report.nodes import compare_usage
 from rebase.teacher.anthropic import AnthropicTeacher
-from rebase.teacher.api import Limits
-from rebase.teacher.budget import Budget, BudgetSettings, Price, PriceTable
+from rebase.teacher.budget import Budget, Price, PriceTable
 from rebase.teacher.cached import CachedTeacher
+from rebase.teacher.settings import BudgetSettings
 from tests.pipelines.test_distil import PROMPT as LABEL_PROMPT
 from tests.pipelines.test_distil import SAMPLING, SUMMARIES
 from tests.pipelines.test_evaluate_teacher import items
@@ -41,9 +41,9 @@ COT = CotParameters.model_validate(
 PRICE = Price(input=1.0, output=5.0)
 
 
-def hosted(tmp_path, price=PRICE, **limits):
+def hosted(tmp_path, price=PRICE):
     table = PriceTable(as_of="2026-11-21", models={"anthropic": {"some-model": price}}) if price else NO_PRICES
-    teacher = AnthropicTeacher("some-model", None, limits=Limits(**limits))
+    teacher = AnthropicTeacher("some-model", None)
     return CachedTeacher(teacher, tmp_path / "responses.sqlite", Budget(BudgetSettings(), price), table)
 
 
@@ -111,14 +111,12 @@ def test_a_comparison_counts_what_the_baselines_ask_as_well(task, style, samples
 def test_it_needs_no_key_and_says_what_it_does_not_know(tmp_path):
     found = estimate(READING, retrieved(passages=PASSAGES), hosted(tmp_path, price=None))
     assert found["total"]["dollars"] is None
-    assert found["total"]["hours"] is None
     assert "no price for anthropic/some-model" in found["price"]
 
 
-def test_hours_at_the_given_limits_and_half_the_dollars_by_batches(tmp_path):
-    teacher = hosted(tmp_path, requests=6)
+def test_batches_cost_half_the_dollars(tmp_path):
+    teacher = hosted(tmp_path)
     total = estimate(READING, retrieved(passages=PASSAGES), teacher, max_examples=6)["total"]
-    assert total["hours"] == [6 / 6 / 60, 12 / 6 / 60]
     assert total["dollars_batch"] == [dollars / 2 for dollars in total["dollars"]]
 
 

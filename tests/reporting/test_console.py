@@ -32,7 +32,7 @@ ESTIMATE = {
     "stage": "estimate", "task": "squad", "teacher": "anthropic/m", "price": "$1 / $5 per million tokens",
     "tokens": "as counted", "rows": 220, "stages": {}, "total": {
         "requests": [120, 220], "input_tokens": [40_000, 80_000], "output_tokens": [5_000, 9_000],
-        "dollars": [0.065, 0.125], "dollars_batch": [0.0325, 0.0625], "hours": [0.5, 1.0],
+        "dollars": [0.065, 0.125], "dollars_batch": [0.0325, 0.0625],
     },
 }  # fmt: skip
 
@@ -48,7 +48,7 @@ def test_estimate_is_told_from_low_to_high():
 
 
 def test_unknown_price_is_said():
-    total = {**ESTIMATE["total"], "dollars": None, "dollars_batch": None, "hours": None}
+    total = {**ESTIMATE["total"], "dollars": None, "dollars_batch": None}
     unknown = {**ESTIMATE, "total": total, "price": "no price for anthropic/m"}
     assert "no price for anthropic/m" in estimate_line(unknown)
     out = StringIO()

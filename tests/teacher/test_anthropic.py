@@ -50,7 +50,7 @@ def test_temperature_is_left_out_and_that_is_said_once(provider: Provider, caplo
     with caplog.at_level(logging.WARNING):
         ask(AnthropicTeacher(MODEL, KEY, provider.address), "a", "b", "c")
     assert all("temperature" not in entry.body for entry in provider.asked())
-    assert len([record for record in caplog.records if "takes no temperature" in record.message]) == 1
+    assert len([record for record in caplog.records if "accepts no temperature" in record.message]) == 1
 
 
 def test_no_system_prompt_is_left_out(provider: Provider) -> None:

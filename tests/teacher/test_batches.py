@@ -20,11 +20,13 @@ import pytest
 from rebase.errors import RebaseError
 from rebase.teacher import anthropic, openai
 from rebase.teacher import batches as batch
+from rebase.teacher.batch_journal import Batch, BatchJournal
 from rebase.teacher.batches import TRIES, BatchState, read_item
-from rebase.teacher.budget import Budget, BudgetSettings, Price
+from rebase.teacher.budget import Budget, Price
 from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.protocol import Failure, Request, Response
-from rebase.teacher.response_cache import Batch, ResponseCache
+from rebase.teacher.response_cache import ResponseCache
+from rebase.teacher.settings import BudgetSettings
 from tests.scripted import NO_PRICES, generate_all
 from tests.teacher.asking import echo, hosted, prompts, request, said, stored_keys
 from tests.teacher.server import ANTHROPIC, KEY, MODEL, OPENAI, Answer, Faults, Provider
@@ -38,10 +40,10 @@ PROCESSES.set_forkserver_preload(["anthropic", "openai", __name__])
 
 def client(kind: str, address: str, path: Path, where: str, count: int, most: int, output: Path) -> None:
     """A run in a process of its own: asks by batches of ``most``, and kills itself where it is told to."""
-    batch.FIRST_LOOK = 0.02
+    batch.FIRST_POLL = 0.02
     api = APIS[kind]
     api.most_requests = most
-    look, put = api.state, ResponseCache.put_batch
+    look, put = api.state, BatchJournal.close
 
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -62,10 +64,10 @@ def client(kind: str, address: str, path: Path, where: str, count: int, most: in
     owner, name, instead = {
         "nowhere": (api, "most_requests", most),
         "before it is submitted": (api, "submit", die_waiting),
-        "before its id is known": (ResponseCache, "name_batch", die),
+        "before its id is known": (BatchJournal, "set_id", die),
         "while it is worked on": (api, "state", look_and_die),
-        "before its responses are stored": (ResponseCache, "put_batch", die),
-        "when its responses are stored": (ResponseCache, "put_batch", put_and_die),
+        "before its responses are stored": (BatchJournal, "close", die),
+        "when its responses are stored": (BatchJournal, "close", put_and_die),
     }[where]
     setattr(owner, name, instead)
     answers = generate_all(batched(kind, address, path), map(request, prompts(count)))
@@ -126,7 +128,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def ask(kind: str, provider: Provider, path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Asks the teacher under test, with short waits."""
-    monkeypatch.setattr(batch, "FIRST_LOOK", 0.02)
+    monkeypatch.setattr(batch, "FIRST_POLL", 0.02)
     provider.batch_seconds = 0.1
     return lambda requests: generate_all(batched(kind, provider.address, path), requests)
 
@@ -164,8 +166,8 @@ def test_responses_come_in_order_at_half_the_price_and_are_stored(
     )
     with closing(ResponseCache(path)) as store:
         assert all(store.get(answer.key).batch for answer in answers)
-        assert store.open_batches(kind, MODEL) == []
-        assert store.batch_ids()
+        assert store.journal.open_batches(kind, MODEL) == []
+        assert store.journal.batch_ids()
     assert all(KEY.encode() not in file.read_bytes() for file in path.parent.iterdir())
 
     calls = len(provider.ledger)
@@ -262,23 +264,23 @@ def test_lines_that_stand_twice_count_once(ask: Ask, provider: Provider) -> None
 def test_batch_that_fails_as_a_whole_is_an_error_in_the_providers_words(
     provider: Provider, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "FIRST_LOOK", 0.02)
+    monkeypatch.setattr(batch, "FIRST_POLL", 0.02)
     teacher = batched(OPENAI, provider.address, path)
     wrong = replace(teacher, teacher=replace(teacher.teacher, model="no-model"))
     with pytest.raises(RebaseError, match=r"(?s)The batch \S+ of openai/no-model failed: .*model_not_found"):
         generate_all(wrong, [request("a")])
     with closing(ResponseCache(path)) as store:
-        assert store.open_batches(OPENAI, "no-model") == []
+        assert store.journal.open_batches(OPENAI, "no-model") == []
     assert not provider.billed()
 
 
 def test_wrong_key_and_no_server_are_errors(kind: str, provider: Provider, path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(batch, "FIRST_LOOK", 0.02)
+    monkeypatch.setattr(batch, "FIRST_POLL", 0.02)
     teacher = batched(kind, provider.address, path)
     with pytest.raises(RebaseError, match="status 401"):
         generate_all(replace(teacher, teacher=replace(teacher.teacher, api_key="sk-wrong")), [request("a")])
     with closing(ResponseCache(path)) as store:
-        assert store.open_batches(kind, MODEL) == []
+        assert store.journal.open_batches(kind, MODEL) == []
     assert said(generate_all(teacher, [request("a")])) == [echo("a")]
 
 
@@ -311,7 +313,7 @@ def test_killed_run_finds_its_batch_again(ask: Ask, kind: str, provider: Provide
     assert billed_once(provider, 8)
     assert submitted(provider) == 1
     with closing(ResponseCache(path)) as store:
-        assert store.open_batches(kind, MODEL) == []
+        assert store.journal.open_batches(kind, MODEL) == []
 
 
 def test_run_killed_among_several_batches_submits_the_rest(ask: Ask, kind: str, provider: Provider, path: Path) -> None:
@@ -326,10 +328,10 @@ def test_what_nobody_asks_for_any_more_is_left_alone(ask: Ask, kind: str, provid
     foreign = request("another run's")
     with closing(ResponseCache(path)) as store:
         entry = Batch("token", "unknown", (foreign.key(kind, MODEL),), datetime.now(UTC))
-        store.open_batch(entry, [foreign], kind, MODEL)
+        store.journal.add(entry, [foreign], kind, MODEL)
     assert said(ask([request("a")])) == [echo("a")]
     with closing(ResponseCache(path)) as store:
-        assert [found.token for found in store.open_batches(kind, MODEL)] == ["token"]
+        assert [found.token for found in store.journal.open_batches(kind, MODEL)] == ["token"]
 
 
 def test_batch_that_the_provider_does_not_know_any_more_is_submitted_again(
@@ -337,9 +339,9 @@ def test_batch_that_the_provider_does_not_know_any_more_is_submitted_again(
 ) -> None:
     asked = request("a")
     with closing(ResponseCache(path)) as store:
-        store.open_batch(Batch("token", "unknown", (asked.key(kind, MODEL),), datetime.now(UTC)), [asked], kind, MODEL)
+        store.journal.add(Batch("token", "unknown", (asked.key(kind, MODEL),), datetime.now(UTC)), [asked], kind, MODEL)
     assert said(ask([asked])) == [echo("a")]
-    assert "batch unknown is not known to the provider any more" in caplog.text
+    assert "batch unknown no longer exists at the provider" in caplog.text
     assert submitted(provider) == 1
 
 
@@ -383,13 +385,13 @@ def test_early_close_waits_for_no_batch_and_the_next_run_collects_it(
 
     asyncio.run(asyncio.wait_for(run(), 30))
     with closing(ResponseCache(path)) as store:
-        (left,) = store.open_batches(kind, MODEL)
+        (left,) = store.journal.open_batches(kind, MODEL)
     assert left.batch_id
     assert len(left.keys) == 5
 
 
 def test_budget_holds_for_batches_too(kind: str, provider: Provider, path: Path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(batch, "FIRST_LOOK", 0.02)
+    monkeypatch.setattr(batch, "FIRST_POLL", 0.02)
     provider.batch_seconds = 0.05
     with caplog.at_level(logging.INFO):
         answers = generate_all(batched(kind, provider.address, path, max_requests=4), map(request, prompts(6)))
@@ -401,7 +403,7 @@ def test_budget_holds_for_batches_too(kind: str, provider: Provider, path: Path,
 def test_worst_case_of_a_batch_is_put_aside_at_its_price(
     kind: str, provider: Provider, path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(batch, "FIRST_LOOK", 0.02)
+    monkeypatch.setattr(batch, "FIRST_POLL", 0.02)
     provider.batch_seconds = 0.05
     one = request("prompt 0")
     worst = PRICE.dollars(len(one.to_json()) + 500, 100, batch=True)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rebase.errors import RebaseError
-from rebase.teacher.budget import FREE, Budget, BudgetSettings, Price, PriceTable, Usage, describe_price, progress
+from rebase.teacher.budget import FREE, Budget, Price, PriceTable, Usage, describe_price, progress
 from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.protocol import Failure, Request, Response, Sampling
+from rebase.teacher.settings import BudgetSettings
 from tests.scripted import NO_PRICES, cached, generate_all
 from tests.teacher.asking import Candid, Echo, echo, hosted, prompts, request, said
 from tests.teacher.server import MODEL, Provider
@@ -157,9 +158,9 @@ def test_what_rounding_leaves_behind_keeps_nobody_waiting() -> None:
             budget = Budget(BudgetSettings(budget_usd=price.dollars(*full(large))), price)
             small = [request("x" * (1_500 + 100 * step), sampling=Sampling(0.7, limit * step)) for step in (1, 3, 5)]
             for aside in [await budget.reserve(one, 0, batch=False) for one in small]:
-                budget.settle(aside)
+                budget.release(aside)
             # It fits exactly, and nothing else is on its way.
-            budget.settle(await asyncio.wait_for(budget.reserve(large, 0, batch=False), 5))
+            budget.release(await asyncio.wait_for(budget.reserve(large, 0, batch=False), 5))
 
     asyncio.run(run())
 
@@ -196,7 +197,7 @@ def test_stop_is_an_error_that_tells_how_to_go_on(tmp_path: Path) -> None:
     ):
         generate_all(cached(teacher, path, max_requests=4, on_budget="stop"), map(request, prompts(10)))
     assert len(teacher.asked) == 4
-    with pytest.raises(RebaseError, match="with a larger budget a new run goes on"):
+    with pytest.raises(RebaseError, match="run again with a larger budget to continue"):
         generate_all(cached(teacher, path, max_requests=4, on_budget="stop"), map(request, prompts(10)))
     assert len(teacher.asked) == 4  # all of them are stored, and they count
 
@@ -325,5 +326,5 @@ def test_usage_of_nothing() -> None:
 
 
 def test_progress_tells_refusals_and_dollars() -> None:
-    assert progress(3, 1, 10, Usage()) == "refused 25%"
-    assert progress(0, 0, 10, Usage(dollars=0.05)) == "refused 0%, $0.0500 of about $0.50"
+    assert progress(3, 1, 10, Usage()) == "rejected 25%"
+    assert progress(0, 0, 10, Usage(dollars=0.05)) == "rejected 0%, $0.0500 of about $0.50"

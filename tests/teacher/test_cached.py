@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
+from rebase.teacher.batch_journal import Batch
 from rebase.teacher.budget import Price, PriceTable
-from rebase.teacher.cached import find_fault, price_of, repair_request
+from rebase.teacher.cached import find_error, price_of, repair_request
 from rebase.teacher.protocol import Failure, Message, Request, Response
-from rebase.teacher.response_cache import Batch, ResponseCache
+from rebase.teacher.response_cache import ResponseCache
 from tests.scripted import NO_PRICES, cached, generate_all
 from tests.teacher.asking import SCHEMA, Candid, Echo, echo, hosted, prompts, request, said, stored_keys
 from tests.teacher.server import MODEL, Answer, Provider
@@ -179,10 +180,10 @@ def test_repairs_are_counted(path: Path) -> None:
 
 def test_faults_are_those_of_the_schema() -> None:
     asked = request("a")
-    assert find_fault(asked, Response("", echo("a"), "stop", 1, 1)) is None
-    assert "JSON" in find_fault(asked, Response("", '{"echo":', "stop", 1, 1))
-    assert find_fault(asked, Response("", '{"echo":', "length", 1, 1)) is None
-    assert len(find_fault(asked, Response("", json.dumps({"echo": "x" * 5000}), "stop", 1, 1))) < 400
+    assert find_error(asked, Response("", echo("a"), "stop", 1, 1)) is None
+    assert "JSON" in find_error(asked, Response("", '{"echo":', "stop", 1, 1))
+    assert find_error(asked, Response("", '{"echo":', "length", 1, 1)) is None
+    assert len(find_error(asked, Response("", json.dumps({"echo": "x" * 5000}), "stop", 1, 1))) < 400
     assert repair_request(asked, "said", "fault").key("a", "b") != asked.key("a", "b")
 
 
@@ -332,9 +333,9 @@ def test_batches_that_were_left_are_warned_of_before_they_are_paid_for_again(
     teacher = hosted("openai", provider.address)
     asked = request("a")
     with closing(ResponseCache(path)) as store:
-        store.open_batch(Batch("t", "b", (asked.key("openai", MODEL),), datetime.now(UTC)), [asked], "openai", MODEL)
+        store.journal.add(Batch("t", "b", (asked.key("openai", MODEL),), datetime.now(UTC)), [asked], "openai", MODEL)
     generate_all(cached(teacher, path), [asked])
-    assert f"1 batches of openai/{MODEL} were submitted and not collected" in caplog.text
+    assert f"1 batches of openai/{MODEL} were submitted but not collected" in caplog.text
     caplog.clear()
     generate_all(cached(teacher, path), [asked])
     assert "batches" not in caplog.text  # nothing is asked for

@@ -321,7 +321,7 @@ def test_an_error_is_raised_to_all_of_its_group_who_have_no_answer_yet() -> None
     async def answer(group: list[Request], say: Callable[[int, Response | Failure], None]) -> None:
         if number_of(group[0]) == 0:
             say(0, Response("", "0", "stop", 0, 0))
-            raise ValueError("out of order")
+            raise ValueError("does not work")
         for place, asked in enumerate(group):
             say(place, Response("", str(number_of(asked)), "stop", 0, 0))
 
@@ -331,7 +331,7 @@ def test_an_error_is_raised_to_all_of_its_group_who_have_no_answer_yet() -> None
 
     first, second, third, *others = asyncio.run(main())
     assert first.text == "0"
-    assert [str(error) for error in (second, third)] == ["out of order"] * 2
+    assert [str(error) for error in (second, third)] == ["does not work"] * 2
     assert [response.text for response in others] == ["3", "4"]
 
 

@@ -1,4 +1,4 @@
-"""Pacing: the buckets keep every limit, complaints are obeyed, and the window finds its size."""
+"""Rate limiting: every limit is kept, the provider's waits are obeyed, and concurrency adapts."""
 
 import asyncio
 from collections import deque
@@ -10,15 +10,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rebase.teacher import rate_limits as pacing
+from rebase.teacher import rate_limits
 from rebase.teacher.rate_limits import (
     BURST_SECONDS,
-    FIRST_WINDOW,
+    FIRST_CONCURRENCY,
     USED_SHARE,
     Bucket,
+    Concurrency,
     Cost,
-    Pacer,
-    Window,
+    RateLimiter,
     read_limits,
 )
 
@@ -35,14 +35,14 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The pacer's sleeps take no time; they move this clock."""
+    """The limiter's sleeps take no time; they move this clock."""
     clock, sleep = Clock(), asyncio.sleep
 
     async def moved(seconds: float) -> None:
         await sleep(0)
         clock.now += seconds + 1e-9
 
-    monkeypatch.setattr(pacing.asyncio, "sleep", moved)
+    monkeypatch.setattr(rate_limits.asyncio, "sleep", moved)
     return clock
 
 
@@ -143,23 +143,33 @@ def test_a_limit_that_is_none_is_passed_over(garbage: str, name: str) -> None:
 @example("anthropic-ratelimit-requests-remaining", "-inf")
 @example("anthropic-ratelimit-requests-remaining", "nan")
 @example("x-ratelimit-limit-requests", "inf")
-def test_no_header_stops_the_pacer_for_ever(name: str, value: str) -> None:
+def test_no_header_stops_the_limiter_for_ever(name: str, value: str) -> None:
     clock = Clock()
-    pacer = Pacer({}, clock)
-    pacer.hear(200, {**ANTHROPIC, **OPENAI, name: value}, {})
-    limits = pacer.per_minute
+    limiter = RateLimiter(clock)
+    limiter.update(200, {**ANTHROPIC, **OPENAI, name: value}, {})
+    limits = limiter.per_minute
     assert set(limits) <= {"requests", "input_tokens", "output_tokens", "tokens"}
     assert all(0 < limit < float("inf") for limit in limits.values())
 
 
-# The pacer
+# The limiter
 
 
-async def pass_all(pacer: Pacer, clock: Clock, cost: Cost, number: int) -> list[float]:
+def limited(clock: Clock, **limits: int) -> RateLimiter:
+    """A limiter that has read these limits per minute, none of which is used up."""
+    limiter = RateLimiter(clock)
+    for kind, limit in limits.items():
+        name = kind.replace("_", "-")
+        headers = {f"anthropic-ratelimit-{name}-{part}": str(limit) for part in ("limit", "remaining")}
+        limiter.update(200, headers, {})
+    return limiter
+
+
+async def pass_all(limiter: RateLimiter, clock: Clock, cost: Cost, number: int) -> list[float]:
     """When each of the requests passes, asked for at once."""
 
     async def one() -> float:
-        await pacer.turn(cost)
+        await limiter.acquire(cost)
         return clock.now
 
     return list(await asyncio.gather(*(one() for _ in range(number))))
@@ -177,8 +187,8 @@ def check_rate(times: list[float], per_minute: float, amount: float = 1.0) -> No
 
 def test_every_kind_of_limit_is_kept_and_the_narrowest_counts(clock: Clock) -> None:
     async def main() -> None:
-        limits: Any = {"requests": 6000, "input_tokens": 60_000, "output_tokens": 5_000, "tokens": None}
-        times = await pass_all(Pacer(limits, clock), clock, Cost(100, 20), 200)
+        limiter = limited(clock, requests=6000, input_tokens=60_000, output_tokens=5_000)
+        times = await pass_all(limiter, clock, Cost(100, 20), 200)
         check_rate(times, 5_000, 20)
 
     asyncio.run(main())
@@ -186,7 +196,7 @@ def test_every_kind_of_limit_is_kept_and_the_narrowest_counts(clock: Clock) -> N
 
 def test_a_request_larger_than_a_minute_of_tokens_passes_all_the_same(clock: Clock) -> None:
     async def main() -> None:
-        times = await pass_all(Pacer({"input_tokens": 600}, clock), clock, Cost(1200), 3)
+        times = await pass_all(limited(clock, input_tokens=600), clock, Cost(1200), 3)
         assert times[1] - times[0] == pytest.approx(120, rel=0.02)
         assert times[2] - times[1] == pytest.approx(120, rel=0.02)
 
@@ -194,7 +204,7 @@ def test_a_request_larger_than_a_minute_of_tokens_passes_all_the_same(clock: Clo
 
 
 def test_without_limits_all_pass_at_once(clock: Clock) -> None:
-    assert set(asyncio.run(pass_all(Pacer({}, clock), clock, Cost(10**9), 50))) == {1000.0}
+    assert set(asyncio.run(pass_all(RateLimiter(clock), clock, Cost(10**9), 50))) == {1000.0}
 
 
 @pytest.mark.parametrize(
@@ -209,10 +219,10 @@ def test_without_limits_all_pass_at_once(clock: Clock) -> None:
 @pytest.mark.parametrize("status", [429, 503, 529])
 def test_a_complaint_keeps_all_quiet(clock: Clock, status: int, headers: dict[str, str], wait: float) -> None:
     async def main() -> None:
-        pacer = Pacer({}, clock)
-        pacer.hear(status, headers, {})
-        pacer.hear(status, {"retry-after": "0.1"}, {})  # a shorter one does not shorten a longer one
-        times = await pass_all(pacer, clock, Cost(), 3)
+        limiter = RateLimiter(clock)
+        limiter.update(status, headers, {})
+        limiter.update(status, {"retry-after": "0.1"}, {})  # a shorter one does not shorten a longer one
+        times = await pass_all(limiter, clock, Cost(), 3)
         assert all(1000 + wait <= time <= 1000 + wait + 0.1 for time in times)
 
     asyncio.run(main())
@@ -220,10 +230,10 @@ def test_a_complaint_keeps_all_quiet(clock: Clock, status: int, headers: dict[st
 
 def test_a_complaint_reaches_those_who_wait_for_their_turn_already(clock: Clock) -> None:
     async def main() -> None:
-        pacer = Pacer({"requests": 60}, clock)
-        passing = asyncio.create_task(pass_all(pacer, clock, Cost(), 4))
+        limiter = limited(clock, requests=60)
+        passing = asyncio.create_task(pass_all(limiter, clock, Cost(), 4))
         await asyncio.wait([passing], timeout=0)
-        pacer.hear(429, {"retry-after": "100"}, {})
+        limiter.update(429, {"retry-after": "100"}, {})
         times = await passing
         assert times[0] == 1000
         assert all(time >= 1100 for time in times[2:])
@@ -233,40 +243,26 @@ def test_a_complaint_reaches_those_who_wait_for_their_turn_already(clock: Clock)
 
 @pytest.mark.parametrize("status", [200, 400, 500])
 def test_other_statuses_keep_nobody_quiet(clock: Clock, status: int) -> None:
-    pacer = Pacer({}, clock)
-    pacer.hear(status, {"retry-after": "100"}, {})
-    assert asyncio.run(pass_all(pacer, clock, Cost(), 2)) == [1000.0, 1000.0]
-
-
-@pytest.mark.parametrize(("own", "said", "counts"), [(60, 600, 60), (600, 60, 60), (None, 60, 60)])
-def test_the_lower_of_the_users_and_the_providers_limit_counts(
-    clock: Clock, own: float | None, said: int, counts: float
-) -> None:
-    async def main() -> None:
-        pacer = Pacer({"requests": own}, clock)
-        headers = {"x-ratelimit-limit-requests": str(said), "x-ratelimit-remaining-requests": "1000"}
-        pacer.hear(200, headers, {})
-        assert pacer.per_minute == {"requests": counts}
-        check_rate(await pass_all(pacer, clock, Cost(), 30), counts)
-
-    asyncio.run(main())
+    limiter = RateLimiter(clock)
+    limiter.update(status, {"retry-after": "100"}, {})
+    assert asyncio.run(pass_all(limiter, clock, Cost(), 2)) == [1000.0, 1000.0]
 
 
 def test_what_remains_by_the_headers_corrects_the_bucket(clock: Clock) -> None:
     async def main() -> None:
-        pacer = Pacer({"requests": 600}, clock)
-        taken = await pacer.turn(Cost())
+        limiter = limited(clock, requests=600)
+        taken = await limiter.acquire(Cost())
         # Another program has used up what is left but one; of ours one more is on its way.
-        await pacer.turn(Cost())
-        pacer.hear(200, {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "1"}, taken)
-        (passed,) = await pass_all(pacer, clock, Cost(), 1)
+        await limiter.acquire(Cost())
+        limiter.update(200, {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "1"}, taken)
+        (passed,) = await pass_all(limiter, clock, Cost(), 1)
         assert passed - 1000 == pytest.approx(0.1, rel=0.1)
         # A limit that was raised is used, and one that was lowered is kept.
         for limit in (6000, 60):
             clock.now += 1000
-            pacer = Pacer({}, clock)
-            pacer.hear(200, {"x-ratelimit-limit-requests": str(limit), "x-ratelimit-remaining-requests": "60"}, {})
-            check_rate(await pass_all(pacer, clock, Cost(), 100), limit)
+            limiter = RateLimiter(clock)
+            limiter.update(200, {"x-ratelimit-limit-requests": str(limit), "x-ratelimit-remaining-requests": "60"}, {})
+            check_rate(await pass_all(limiter, clock, Cost(), 100), limit)
 
     asyncio.run(main())
 
@@ -287,10 +283,10 @@ def test_steady_rate_at_a_provider_that_allows_short_bursts_only(clock: Clock, t
         return level
 
     async def main() -> list[float]:
-        pacer = Pacer({}, clock)
+        limiter = RateLimiter(clock)
         times = []
         for _ in range(400):
-            taken = await pacer.turn(Cost())
+            taken = await limiter.acquire(Cost())
             times.append(clock.now)
             on_its_way.append((clock.now, remaining(1), taken))
             if len(times) < 5:
@@ -299,8 +295,8 @@ def test_steady_rate_at_a_provider_that_allows_short_bursts_only(clock: Clock, t
                 sent_at, left, taken = on_its_way.popleft()
                 left = left if told == "as the request comes" else remaining(0)
                 headers = {"x-ratelimit-limit-requests": "1200", "x-ratelimit-remaining-requests": str(int(left))}
-                pacer.hear(200, headers, taken, clock.now - sent_at)
-            if not pacer.per_minute:
+                limiter.update(200, headers, taken, clock.now - sent_at)
+            if not limiter.per_minute:
                 clock.now += latency
         return times
 
@@ -310,14 +306,14 @@ def test_steady_rate_at_a_provider_that_allows_short_bursts_only(clock: Clock, t
 
 def test_expectations_are_corrected_by_what_was_counted(clock: Clock) -> None:
     async def main() -> None:
-        pacer = Pacer({"output_tokens": 6000}, clock)  # a hundred a second
+        limiter = limited(clock, output_tokens=6000)  # a hundred a second
         expected = Cost(0, 100, 100)
-        await pacer.turn(expected)
-        pacer.correct(expected, Cost(0, 10, 100))
-        (early,) = await pass_all(pacer, clock, Cost(0, 90), 1)
+        await limiter.acquire(expected)
+        limiter.correct(expected, Cost(0, 10, 100))
+        (early,) = await pass_all(limiter, clock, Cost(0, 90), 1)
         assert early - 1000 < 0.05
-        pacer.correct(Cost(), Cost(0, 500, 0))  # it was far more than expected
-        (late,) = await pass_all(pacer, clock, Cost(0, 50), 1)
+        limiter.correct(Cost(), Cost(0, 500, 0))  # it was far more than expected
+        (late,) = await pass_all(limiter, clock, Cost(0, 50), 1)
         assert late - early > 5
 
     asyncio.run(main())
@@ -325,10 +321,10 @@ def test_expectations_are_corrected_by_what_was_counted(clock: Clock) -> None:
 
 def test_who_is_cancelled_while_waiting_takes_nothing(clock: Clock) -> None:
     async def main() -> None:
-        pacer = Pacer({"requests": 60}, clock)
-        await pacer.turn(Cost())
-        waiting = [asyncio.create_task(pacer.turn(Cost())) for _ in range(10)]
-        last = asyncio.create_task(pass_all(pacer, clock, Cost(), 1))
+        limiter = limited(clock, requests=60)
+        await limiter.acquire(Cost())
+        waiting = [asyncio.create_task(limiter.acquire(Cost())) for _ in range(10)]
+        last = asyncio.create_task(pass_all(limiter, clock, Cost(), 1))
         await asyncio.wait([last], timeout=0)
         for task in waiting:
             task.cancel()
@@ -344,7 +340,7 @@ class Door:
     """Requests that enter a window and leave it when they are told to."""
 
     def __init__(self, most: int) -> None:
-        self.window = Window(most)
+        self.concurrency = Concurrency(most)
         self.inside: list[tuple[int, bool, AsyncExitStack]] = []
         self.entered: list[int] = []
         self.tasks: dict[int, asyncio.Task[None]] = {}
@@ -355,7 +351,7 @@ class Door:
 
     async def _enter(self, name: int) -> None:
         stack = AsyncExitStack()
-        may_send = await stack.enter_async_context(self.window.entered())
+        may_send = await stack.enter_async_context(self.concurrency.slot())
         self.inside.append((name, may_send, stack))
         self.entered.append(name)
 
@@ -367,9 +363,9 @@ class Door:
         """The one that is inside for the longest time goes."""
         _, _, stack = self.inside.pop(0)
         if how == "ok":
-            self.window.grow()
+            self.concurrency.report_success()
         elif how == "complaint":
-            self.window.complain()
+            self.concurrency.report_overload()
         await stack.aclose()
         await self.settle()
 
@@ -390,7 +386,7 @@ def test_the_window_doubles_a_round_until_the_first_complaint_and_never_passes_m
             sizes.append(len(door.inside))
             for _ in range(sizes[-1]):
                 await door.leave()
-        assert sizes == [FIRST_WINDOW, 16, 32, 64, 100, 100]
+        assert sizes == [FIRST_CONCURRENCY, 16, 32, 64, 100, 100]
         assert door.entered == sorted(door.entered)
 
     asyncio.run(main())
@@ -399,7 +395,7 @@ def test_the_window_doubles_a_round_until_the_first_complaint_and_never_passes_m
 async def at_full_size(most: int) -> Door:
     """A window that has grown as far as it may, at the beginning of a round."""
     door = await filled(most, 2000)
-    for size in (FIRST_WINDOW, 16, 32, 64):
+    for size in (FIRST_CONCURRENCY, 16, 32, 64):
         if size <= most:
             for _ in range(size):
                 await door.leave()
@@ -412,7 +408,7 @@ def test_where_all_complain_it_is_halved_a_round_and_then_it_grows_by_one_a_roun
         door = await at_full_size(32)
         for _ in range(32):
             await door.leave("complaint")
-        assert door.window.limit == 16
+        assert door.concurrency.limit == 16
         while len(door.inside) > 16:
             await door.leave("failure")
         sizes = []
@@ -432,10 +428,10 @@ def test_a_few_complaints_by_chance_hardly_shrink_it() -> None:
         door = await at_full_size(64)
         for number in range(64):
             await door.leave("complaint" if number % 16 == 0 else "ok")
-        assert door.window.limit == int(64 * (1 - 1 / 32))
+        assert door.concurrency.limit == int(64 * (1 - 1 / 32))
         for number in range(320):
             await door.leave("complaint" if number % 20 == 0 else "ok")
-        assert door.window.limit >= 32  # it settles near 2 / share of complaints
+        assert door.concurrency.limit >= 32  # it settles near 2 / share of complaints
 
     asyncio.run(main())
 
@@ -445,7 +441,7 @@ def test_it_is_never_less_than_one() -> None:
         door = await filled(4, 40)
         for _ in range(30):
             await door.leave("complaint")
-        assert door.window.limit == len(door.inside) == 1
+        assert door.concurrency.limit == len(door.inside) == 1
 
     asyncio.run(main())
 
@@ -457,7 +453,7 @@ def test_it_does_not_grow_while_it_holds_nobody_back() -> None:
             door.arrive(name)
             await door.settle()
             await door.leave()
-        assert door.window.limit == FIRST_WINDOW
+        assert door.concurrency.limit == FIRST_CONCURRENCY
 
     asyncio.run(main())
 
@@ -482,10 +478,10 @@ def test_first_come_first_served_and_no_place_is_lost(most: int, events: list[st
             waiting = [name for name, task in door.tasks.items() if not task.done()]
             assert door.entered == sorted(door.entered)
             assert not waiting or max(door.entered) < min(waiting)
-            assert door.window.limit <= most
-            assert len(door.inside) <= max(before, door.window.limit)
+            assert door.concurrency.limit <= most
+            assert len(door.inside) <= max(before, door.concurrency.limit)
             # Nobody waits while there is room.
-            assert not waiting or len(door.inside) >= door.window.limit
+            assert not waiting or len(door.inside) >= door.concurrency.limit
         while door.inside:
             await door.leave("failure")
         assert door.entered == [name for name in door.tasks if name not in cancelled]
@@ -508,12 +504,12 @@ def test_new_callers_do_not_overtake_those_who_wait() -> None:
 def test_closing_releases_all_who_wait_and_lets_none_send() -> None:
     async def main() -> None:
         door = await filled(64, 100)
-        assert len(door.inside) == FIRST_WINDOW
-        door.window.close()
+        assert len(door.inside) == FIRST_CONCURRENCY
+        door.concurrency.close()
         door.arrive(100)
         await door.settle()
         may_send = [may for _, may, _ in door.inside]
-        assert may_send == [True] * FIRST_WINDOW + [False] * (101 - FIRST_WINDOW)
+        assert may_send == [True] * FIRST_CONCURRENCY + [False] * (101 - FIRST_CONCURRENCY)
         while door.inside:
             await door.leave("failure")
 

@@ -9,9 +9,14 @@ from rebase.errors import RebaseError
 from rebase.teacher.protocol import Failure
 from rebase.teacher.replay import ReplayTeacher
 from rebase.teacher.response_cache import ResponseCache
+from rebase.teacher.settings import TeacherSettings
 from tests.scripted import cached, generate_all
 from tests.teacher.asking import echo, hosted, prompts, request, said
 from tests.teacher.server import MODEL, Provider, serving
+
+
+def replaying(name: str, path: Path) -> ReplayTeacher:
+    return ReplayTeacher.from_settings(TeacherSettings(provider="replay", model=name or " "), cache_path=path)
 
 
 @pytest.fixture
@@ -23,12 +28,12 @@ def path(tmp_path: Path) -> Path:
 def test_a_run_is_repeated_without_network_or_key(path: Path, kind: str) -> None:
     with serving() as provider:
         first = generate_all(cached(hosted(kind, provider.address), path), map(request, prompts(5)))
-    replay = cached(ReplayTeacher.of(f"{kind}/{MODEL}", path), path)
+    replay = cached(replaying(f"{kind}/{MODEL}", path), path)
     replay.check()
     again = generate_all(replay, map(request, [*prompts(5), "new"]))
     assert said(again[:5]) == said(first) == list(map(echo, prompts(5)))
     assert [answer.key for answer in again[:5]] == [answer.key for answer in first]
-    assert again[5] == Failure(request("new").key(kind, MODEL), f"no stored response of {kind}/{MODEL}")
+    assert again[5] == Failure(request("new").key(kind, MODEL), f"no cached response of {kind}/{MODEL}")
 
 
 def test_responses_can_come_from_elsewhere(path: Path, tmp_path: Path, provider: Provider) -> None:
@@ -36,22 +41,22 @@ def test_responses_can_come_from_elsewhere(path: Path, tmp_path: Path, provider:
     other = tmp_path / "other.sqlite"
     with closing(ResponseCache(path)) as source, closing(ResponseCache(other)) as target:
         target.load(source.export())
-    replay = cached(ReplayTeacher.of(f"openai/{MODEL}", other), other)
+    replay = cached(replaying(f"openai/{MODEL}", other), other)
     assert said(generate_all(replay, map(request, prompts(3)))) == list(map(echo, prompts(3)))
 
 
 def test_model_may_hold_slashes(path: Path) -> None:
-    teacher = ReplayTeacher.of("openai/org/model", path)
+    teacher = replaying("openai/org/model", path)
     assert (teacher.provider, teacher.model) == ("openai", "org/model")
 
 
 @pytest.mark.parametrize("name", ["", "openai", "openai/", "/model"])
 def test_wrong_name_is_an_error_that_shows_the_form(path: Path, name: str) -> None:
-    with pytest.raises(RebaseError, match="must be PROVIDER/MODEL"):
-        ReplayTeacher.of(name, path)
+    with pytest.raises(RebaseError, match="set it to PROVIDER/MODEL"):
+        replaying(name, path)
 
 
 def test_missing_store_is_an_error_before_any_work(path: Path) -> None:
     with pytest.raises(RebaseError, match=r"responses.sqlite is missing"):
-        cached(ReplayTeacher.of("openai/gpt", path), path).check()
+        cached(replaying("openai/gpt", path), path).check()
     assert not path.exists()

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from rebase.errors import RebaseError
+from rebase.teacher.batch_journal import Batch
+from rebase.teacher.cache_file import use_earlier_file
 from rebase.teacher.protocol import Message, Request, Response, Sampling
-from rebase.teacher.response_cache import Batch, ResponseCache
+from rebase.teacher.response_cache import ResponseCache
 from tests.scripted import cached, generate_all
 from tests.teacher.asking import Echo, echo, hosted, prompts, request, said, start, stored_keys
 from tests.teacher.server import KEY, MODEL, Answer, Provider
@@ -240,7 +242,7 @@ def test_damaged_store_is_rebuilt_from_what_is_whole(
     assert all(answer in (None, response(one)) for one, answer in zip(asked, answers, strict=True))
     (aside,) = path.parent.glob("responses.sqlite.damaged-*")
     assert aside.read_bytes() == damaged
-    assert f"the {len(whole)} responses that are whole were saved" in caplog.text
+    assert f"Saved the {len(whole)} responses that are whole" in caplog.text
     assert str(aside) in caplog.text
 
     caplog.clear()
@@ -262,14 +264,14 @@ def test_damage_of_the_last_page_of_responses_takes_only_its_own(path: Path) -> 
 def test_damage_leaves_the_journal_of_batches_whole(path: Path) -> None:
     batch = Batch("token", "batch-1", tuple(one.key("echo", "echo-1") for one in map(request, "ab")), datetime.now(UTC))
     with closing(ResponseCache(path)) as store:
-        assert store.open_batch(batch, map(request, "ab"), "echo", "echo-1")
+        assert store.journal.add(batch, map(request, "ab"), "echo", "echo-1")
     fill(path, 100)
     content = bytearray(path.read_bytes())
     page = pages_of(path, "responses")[3]
     content[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096
     path.write_bytes(content)
     with closing(ResponseCache(path)) as store:
-        (found,) = store.open_batches("echo", "echo-1")
+        (found,) = store.journal.open_batches("echo", "echo-1")
     assert (found.token, found.batch_id, found.created) == (batch.token, batch.batch_id, batch.created)
     assert set(found.keys) == set(batch.keys)
 
@@ -307,28 +309,28 @@ def test_other_database_is_left_alone(path: Path) -> None:
     assert not list(path.parent.glob("*damaged*"))
 
 
-def test_store_of_the_first_version_gets_the_new_columns(path: Path) -> None:
+def test_file_of_an_earlier_version_is_renamed_and_gets_the_new_names(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path.parent.mkdir()
-    with closing(sqlite3.connect(path)) as connection:
+    earlier = path.with_name("replies.sqlite")
+    asked = request("a")
+    with closing(sqlite3.connect(earlier)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(
-            "CREATE TABLE responses (key TEXT PRIMARY KEY, provider TEXT NOT NULL, model TEXT NOT NULL,"
+            "CREATE TABLE replies (key TEXT PRIMARY KEY, provider TEXT NOT NULL, model TEXT NOT NULL,"
             " text TEXT NOT NULL, finish TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,"
             " created TEXT NOT NULL, request TEXT NOT NULL)"
         )
-        asked = request("a")
-        values = (
-            asked.key("echo", "echo-1"),
-            "echo",
-            "echo-1",
-            echo("a"),
-            "stop",
-            10,
-            2,
-            "2026-01-01",
-            asked.to_json(),
-        )
-        connection.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        connection.execute("CREATE INDEX replies_by_model ON replies (provider, model)")
+        values = ("echo", "echo-1", echo("a"), "stop", 10, 2, "2026-01-01", asked.to_json())
+        connection.execute(f"INSERT INTO replies VALUES (?{', ?' * 8})", (asked.key("echo", "echo-1"), *values))
         connection.commit()
+    with caplog.at_level(logging.INFO):
+        use_earlier_file(path)
+        use_earlier_file(path)
+    assert caplog.text.count("replies.sqlite") == 1
+    assert not earlier.exists()
     with closing(ResponseCache(path)) as store:
         assert store.get(asked.key("echo", "echo-1")) == response(asked)
 
@@ -347,23 +349,23 @@ def test_put_keeps_the_response_that_came_first(path: Path) -> None:
 
 def journalled(store: ResponseCache, token: str, asked: list[Request], **changes: object) -> Batch | None:
     batch = replace(Batch(token, None, tuple(one.key("echo", "echo-1") for one in asked), datetime.now(UTC)), **changes)
-    return batch if store.open_batch(batch, asked, "echo", "echo-1") else None
+    return batch if store.journal.add(batch, asked, "echo", "echo-1") else None
 
 
 def test_batch_is_open_until_its_responses_are_stored(path: Path) -> None:
     asked = list(map(request, "abc"))
     with closing(ResponseCache(path)) as store:
         batch = journalled(store, "token", asked)
-        (found,) = store.open_batches("echo", "echo-1")
+        (found,) = store.journal.open_batches("echo", "echo-1")
         assert (found.batch_id, set(found.keys), found.owner) == (None, set(batch.keys), batch.owner)
-        assert store.open_batches("echo", "echo-2") == []
-        store.name_batch("token", "batch-1")
-        assert store.open_batches("echo", "echo-1")[0].batch_id == "batch-1"
+        assert store.journal.open_batches("echo", "echo-2") == []
+        store.journal.set_id("token", "batch-1")
+        assert store.journal.open_batches("echo", "echo-1")[0].batch_id == "batch-1"
 
         foreign = request("d")
-        store.put_batch("token", [response(one, batch=True) for one in (*asked[:2], foreign)])
-        assert store.open_batches("echo", "echo-1") == []
-        assert store.batch_ids() == {"batch-1"}
+        store.journal.close("token", [response(one, batch=True) for one in (*asked[:2], foreign)])
+        assert store.journal.open_batches("echo", "echo-1") == []
+        assert store.journal.batch_ids() == {"batch-1"}
         assert store.get(batch.keys[0]) == response(asked[0], batch=True)
         assert store.get(batch.keys[2]) is None
         assert store.get(foreign.key("echo", "echo-1")) is None
@@ -378,20 +380,20 @@ def test_request_stands_in_one_open_batch_at_a_time(path: Path) -> None:
         assert journalled(store, "stored", [a, b]) is None
         assert journalled(store, "first", [b]) is not None
         assert journalled(store, "second", [b, c]) is None
-        assert [batch.token for batch in store.open_batches("echo", "echo-1")] == ["first"]
-        store.close_batch("first")
+        assert [batch.token for batch in store.journal.open_batches("echo", "echo-1")] == ["first"]
+        store.journal.close("first")
         assert journalled(store, "third", [b, c]) is not None
 
 
 def test_batch_without_an_id_is_adopted_by_one_process(path: Path) -> None:
     with closing(ResponseCache(path)) as store:
         batch = journalled(store, "token", [request("a")], owner="elsewhere:1")
-        assert store.adopt_batch(batch)
-        assert not store.adopt_batch(batch)
-        (now,) = store.open_batches("echo", "echo-1")
+        assert store.journal.adopt(batch)
+        assert not store.journal.adopt(batch)
+        (now,) = store.journal.open_batches("echo", "echo-1")
         assert now.owner == Batch("", None, (), datetime.now(UTC)).owner
-        store.name_batch("token", "batch-1")
-        assert not store.adopt_batch(now)
+        store.journal.set_id("token", "batch-1")
+        assert not store.journal.adopt(now)
 
 
 def test_whose_submission_is_going_on() -> None:
@@ -431,11 +433,11 @@ def test_exported_responses_can_be_loaded_elsewhere(path: Path, tmp_path: Path) 
     [
         ({"key": "0" * 64}, "Line 3: the key is not that of the request"),
         ({"model": "echo-2"}, "Line 3: the key is not that of the request"),
-        ({"request": "{}"}, "Line 3 is no exported response"),
-        ({"request": "no JSON"}, "Line 3 is no exported response"),
-        ({"text": None}, "Line 3 is no exported response: TypeError text is None"),
-        ({"input_tokens": "many"}, "Line 3 is no exported response: TypeError input_tokens is 'many'"),
-        ({"text": "\ud800"}, "Line 3 is no exported response"),
+        ({"request": "{}"}, "Line 3 is not an exported response"),
+        ({"request": "no JSON"}, "Line 3 is not an exported response"),
+        ({"text": None}, "Line 3 is not an exported response: TypeError text is None"),
+        ({"input_tokens": "many"}, "Line 3 is not an exported response: TypeError input_tokens is 'many'"),
+        ({"text": "\ud800"}, "Line 3 is not an exported response"),
     ],
 )
 def test_wrong_line_is_named_and_nothing_is_loaded(path: Path, tmp_path: Path, change: dict, complaint: str) -> None:
@@ -445,7 +447,7 @@ def test_wrong_line_is_named_and_nothing_is_loaded(path: Path, tmp_path: Path, c
     with closing(ResponseCache(tmp_path / "other.sqlite")) as store:
         with pytest.raises(RebaseError, match=complaint):
             store.load(lines)
-        with pytest.raises(RebaseError, match="Line 1 is no exported response"):
+        with pytest.raises(RebaseError, match="Line 1 is not an exported response"):
             store.load([{"some": "thing"}])
         assert list(store.export()) == []
 
@@ -467,8 +469,8 @@ def test_summary_and_prune(path: Path) -> None:
         assert store.prune(None, None, "2000-01-01") == 0
         assert store.prune("echo", "echo-1", "2000-01-01") == 0
         assert store.prune("echo", "echo-1", None) == 2
-        assert store.holds_any("echo", "echo-2")
-        assert not store.holds_any("echo", "echo-1")
+        assert store.has_responses_of("echo", "echo-2")
+        assert not store.has_responses_of("echo", "echo-1")
         assert store.prune(None, "echo-1", None) == 1
         tomorrow = (datetime.fromisoformat(today) + timedelta(days=1)).isoformat()[:10]
         assert store.prune(None, None, tomorrow) == 1

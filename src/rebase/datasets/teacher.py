@@ -1,69 +1,39 @@
-"""The teacher's catalog entry: a cheap handle of a local or hosted model, behind the store of responses."""
+"""The teacher's catalog entry: a cheap handle of a local or hosted model, behind the response cache."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kedro.io import AbstractDataset
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from rebase.datasets.inputs import Handle
 from rebase.errors import RebaseError
 from rebase.records import explain_validation
 from rebase.reporting.redaction import public
-from rebase.teacher.anthropic import AnthropicTeacher
-from rebase.teacher.api import Limits
-from rebase.teacher.budget import Budget, BudgetSettings, PriceTable
+from rebase.teacher.budget import Budget, PriceTable
+from rebase.teacher.cache_file import use_earlier_file
 from rebase.teacher.cached import CachedTeacher, price_of
-from rebase.teacher.local import LocalTeacher
-from rebase.teacher.openai import OpenAITeacher
-from rebase.teacher.protocol import Teacher
-from rebase.teacher.replay import ReplayTeacher
-
-_HOSTED = {teacher.provider: teacher for teacher in (AnthropicTeacher, OpenAITeacher)}
-
-
-class TeacherSettings(BudgetSettings):
-    """Which teacher, how it is asked, and what it may cost: the group ``teacher`` of globals.yml.
-
-    ``provider`` is ``local`` (a packaged model, a folder or a hub id; ``revision`` is for it), ``anthropic`` or
-    ``openai`` (``base_url`` is for these), or ``replay`` (``model`` is then PROVIDER/MODEL of stored responses).
-    ``batch`` asks a hosted teacher by batches. Limits are a minute; null goes by the headers of the responses.
-    """
-
-    provider: Literal["local", "anthropic", "openai", "replay"]
-    model: str = Field(min_length=1)
-    revision: str | None = None
-    base_url: str | None = None
-    batch: bool = False
-    max_concurrency: int = Field(default=64, ge=1)
-    requests_per_minute: float | None = Field(default=None, gt=0)
-    input_tokens_per_minute: float | None = Field(default=None, gt=0)
-    output_tokens_per_minute: float | None = Field(default=None, gt=0)
-    timeout: float = Field(default=120.0, gt=0)
-
-    @property
-    def limits(self) -> Limits:
-        """How much may be asked at once and a minute."""
-        return Limits(
-            self.max_concurrency,
-            self.requests_per_minute,
-            self.input_tokens_per_minute,
-            self.output_tokens_per_minute,
-            self.timeout,
-        )
+from rebase.teacher.registry import find_provider
+from rebase.teacher.settings import TeacherSettings
 
 
 class TeacherDataset(Handle, AbstractDataset[Any, CachedTeacher]):
-    """Loads a ``CachedTeacher``. All that are loaded from one entry, in one run, share one budget.
+    """Loads a ``CachedTeacher``. All handles loaded from one entry in one run share one budget.
 
-    ``settings`` are those of ``TeacherSettings``. ``filepath`` is the store of responses, ``folder`` where packaged
-    weights are converted to. ``prices`` is the table of prices, ``credentials`` give each provider's key by its name,
-    ``dtype`` is the number format in which a local one computes.
+    Args:
+        settings: The values of ``TeacherSettings``, as one mapping or as several, of which later ones override.
+        filepath: The response cache.
+        folder: Where weights from Python packages are converted to.
+        prices: The price table.
+        credentials: The API keys by provider.
+        dtype: The number format of computation of a local teacher.
+        metadata: For Kedro-Viz.
+
     """
 
     def __init__(
         self,
-        settings: dict[str, Any],
+        settings: dict[str, Any] | list[dict[str, Any]],
         filepath: str,
         folder: str,
         prices: dict[str, Any],
@@ -71,7 +41,8 @@ class TeacherDataset(Handle, AbstractDataset[Any, CachedTeacher]):
         dtype: str = "auto",
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        self._settings = settings
+        layers = [settings] if isinstance(settings, dict) else settings
+        self._settings = {name: value for layer in layers for name, value in layer.items()}
         self._filepath = Path(filepath)
         self._folder = Path(folder)
         self._prices = prices
@@ -82,29 +53,26 @@ class TeacherDataset(Handle, AbstractDataset[Any, CachedTeacher]):
 
     @property
     def filepath(self) -> Path:
-        """The store of responses."""
+        """The response cache; a file of an earlier version is renamed."""
+        use_earlier_file(self._filepath)
         return self._filepath
 
     def load(self) -> CachedTeacher:
         try:
             settings = TeacherSettings.model_validate(self._settings)
         except ValidationError as error:
-            raise RebaseError(
-                f"teacher (globals.yml, or --params): a wrong setting.\n{explain_validation(error)}"
-            ) from None
-        teacher, prices = self._teacher(settings), PriceTable.parse(self._prices)
+            raise RebaseError(f"teacher (globals.yml or --params) is wrong:\n{explain_validation(error)}") from None
+        teacher = find_provider(settings.provider).from_settings(
+            settings,
+            key=self._credentials.get(settings.provider),
+            cache_path=self.filepath,
+            model_folder=self._folder,
+            dtype=self._dtype,
+        )
+        prices = PriceTable.parse(self._prices)
         if self._budget is None:
             self._budget = Budget(settings, price_of(teacher, prices))
         return CachedTeacher(teacher, self._filepath, self._budget, prices, settings.batch)
 
-    def _teacher(self, settings: TeacherSettings) -> Teacher:
-        if hosted := _HOSTED.get(settings.provider):
-            key = self._credentials.get(settings.provider)
-            return hosted(settings.model, key, settings.base_url, settings.limits)
-        if settings.provider == "replay":
-            return ReplayTeacher.of(settings.model, self._filepath)
-        return LocalTeacher(settings.model, settings.revision, self._folder, self._dtype)
-
     def _describe(self) -> dict[str, Any]:
-        # Kedro's messages repeat it.
-        return {"filepath": str(self._filepath), **public(self._settings)}
+        return {"filepath": str(self._filepath), **public(self._settings)}  # part of Kedro's messages

@@ -1,11 +1,10 @@
-"""Estimate requests, tokens, dollars and hours before any request is sent, each as a range from low to high."""
+"""Estimate requests, tokens and dollars before any request is sent, each as a range from low to high."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rebase.teacher.api import Limits
 from rebase.teacher.budget import Price
 from rebase.teacher.protocol import Request
 from rebase.text import approximate_tokens
@@ -36,18 +35,11 @@ class CostEstimate:
         tokens = zip(self.input_tokens, self.output_tokens, strict=True)
         return [price.dollars(read, written, batch=batch) for read, written in tokens] if price else None
 
-    def hours(self, limits: Limits | None) -> list[float] | None:
-        """The shortest time that the rate limits allow, low and high; None without limits."""
-        per_minute = limits.per_minute if limits else {}
-        waits = [[amount / limit / 60 for amount in vars(self)[kind]] for kind, limit in per_minute.items() if limit]
-        return [max(low for low, _ in waits), max(high for _, high in waits)] if waits else None
-
-    def summary(self, price: Price | None, limits: Limits | None) -> dict[str, Any]:
+    def summary(self, price: Price | None) -> dict[str, Any]:
         """The estimate as JSON, each quantity as ``[low, high]``."""
         return {name: list(quantity) for name, quantity in vars(self).items()} | {
             "dollars": self.dollars(price),
             "dollars_batch": self.dollars(price, batch=True),
-            "hours": self.hours(limits),
         }
 
 

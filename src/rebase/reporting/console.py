@@ -46,26 +46,20 @@ def estimate_line(estimate: Mapping[str, Any]) -> str:
 
 
 def estimate_table(estimate: Mapping[str, Any]) -> Table:
-    """The estimated requests, tokens, dollars and hours of each stage, from low to high."""
+    """The estimated requests, tokens and dollars of each stage, from low to high."""
     table = Table(
         title=f"rebase · estimated cost of {estimate['teacher']} for task {estimate['task']}", title_justify="left"
     )
     lines = [*estimate["stages"].items(), ("total", estimate["total"])]
-    # Without rate limits there are no hours to show.
-    limited = any(costs["hours"] for _, costs in lines)
-    names = ["", "requests", "tokens in", "tokens out", "dollars", "by batches", *(["hours at the limits"] * limited)]
-    for column in names:
+    for column in ("", "requests", "tokens in", "tokens out", "dollars", "by batches"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
     for stage, costs in lines:
         table.add_row(
             stage,
             *(_range(costs[name]) for name in ("requests", "input_tokens", "output_tokens")),
             *(_dollars(costs[name]) for name in ("dollars", "dollars_batch")),
-            *(["–".join(f"{hours:.2f}" for hours in costs["hours"] or ())] * limited),
         )
     table.caption = f"{estimate['rows']:,} rows · {estimate['price']} · tokens {estimate['tokens']}"
-    if not limited:
-        table.caption += " · no hours: there are no rate limits"
     return table
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rebase.errors import RebaseError
 from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, Clients, Connection
-from rebase.teacher.batches import Retry, BatchState, read_item
+from rebase.teacher.batches import BatchState, Retry, read_item
 from rebase.teacher.protocol import Failure, Request, Response
 
 if TYPE_CHECKING:
@@ -130,9 +130,7 @@ def model_settings(model: str, capabilities: dict[str, Any]) -> ModelSettings:
     ``capabilities`` come from the Models API; if they are empty, the API's defaults apply.
     """
     if _supports(capabilities, "structured_outputs") is False:
-        raise RebaseError(
-            f"The model {model} does not support JSON schemas. Set another teacher.model in globals.yml."
-        )
+        raise RebaseError(f"The model {model} does not support JSON schemas. Set another teacher.model in globals.yml.")
     for kind in ("disabled", "between_tools"):
         if _supports(capabilities, "thinking", "types", kind):
             return ModelSettings({"thinking": {"type": kind}})

@@ -50,9 +50,9 @@ _SMOOTHING = 0.1
 class Connection:
     """The open clients of an SDK.
 
-    ``sdk`` is the SDK's module, which defines the error types. ``send`` sends one request, and ``read`` makes a Response
-    of the JSON body and the request's key. ``temperature`` says whether the model accepts one. ``thinking_tokens`` are
-    the tokens that a response may have beyond ``max_tokens``.
+    ``sdk`` is the SDK's module, which defines the error types. ``send`` sends one request; ``read`` makes a Response of
+    the JSON body and the request's key. ``temperature`` says whether the model accepts one. ``thinking_tokens`` are the
+    tokens that a response may have beyond ``max_tokens``.
     """
 
     sdk: Any
@@ -244,6 +244,7 @@ class ApiSession(Session):
 
         Raises:
             RebaseError: No further request could succeed (wrong key, no credit), or too many have failed in a row.
+
         """
         key = request.key(self._teacher.provider, self._teacher.model)
         async with self._concurrency.slot() as may_send:

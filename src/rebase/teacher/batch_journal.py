@@ -75,8 +75,9 @@ class BatchJournal:
         )
         batches = []
         for token, batch_id, created, owner in rows:
-            keys = self._file.execute("SELECT key FROM batch_items WHERE token = ?", (token,))
-            batches.append(Batch(token, batch_id, tuple(key for (key,) in keys), datetime.fromisoformat(created), owner))
+            items = self._file.execute("SELECT key FROM batch_items WHERE token = ?", (token,))
+            keys = tuple(key for (key,) in items)
+            batches.append(Batch(token, batch_id, keys, datetime.fromisoformat(created), owner))
         return batches
 
     def batch_ids(self) -> set[str]:

@@ -49,7 +49,7 @@ class PriceTable(Strict):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise RebaseError(f"globals.yml, prices: not a valid table of prices.\n{explain_validation(error)}") from None
+            raise RebaseError(f"globals.yml, prices: not a valid table.\n{explain_validation(error)}") from None
 
     def find(self, provider: str, model: str) -> Price | None:
         """Return the price of a model, or None."""

@@ -74,6 +74,7 @@ class CacheFile:
 
     Raises:
         RebaseError: The file cannot be opened or used.
+
     """
 
     def __init__(self, path: Path) -> None:

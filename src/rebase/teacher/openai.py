@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, Clients, Connection
-from rebase.teacher.batches import Retry, BatchState, read_item
+from rebase.teacher.batches import BatchState, Retry, read_item
 from rebase.teacher.protocol import Failure, Request, Response
 
 if TYPE_CHECKING:

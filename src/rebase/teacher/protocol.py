@@ -174,6 +174,7 @@ class Teacher(ABC):
             cache_path: The file of cached responses.
             model_folder: Where weights from Python packages are converted to.
             dtype: The number format of computation (``rebase.weights.Dtype``).
+
         """
 
     def check(self) -> None:  # noqa: B027  # not every teacher has something to check
@@ -183,6 +184,6 @@ class Teacher(ABC):
     def open(self) -> AbstractAsyncContextManager[Session]:
         """Load weights or open connections, and release them at the end. Raises RebaseError if that fails."""
 
-    def open_batches(self, cache: "ResponseCache") -> AbstractAsyncContextManager[Session]:  # noqa: ARG002
+    def open_batches(self, cache: "ResponseCache") -> AbstractAsyncContextManager[Session]:
         """Open the teacher's batch API, whose batches the cache records; without a batch API the same as ``open``."""
         return self.open()

@@ -24,6 +24,7 @@ def find_provider(name: str) -> type[Teacher]:
 
     Raises:
         RebaseError: There is no such provider, or its package cannot be imported.
+
     """
     if name in PROVIDERS:
         return PROVIDERS[name]

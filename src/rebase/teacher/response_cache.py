@@ -1,6 +1,7 @@
 """The response cache: every response of a teacher, by its key, so that none is paid for twice."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ class ResponseCache:
         rows = self._file.execute(
             "SELECT key, text, finish, input_tokens, output_tokens, seconds, batch FROM responses WHERE key = ?", (key,)
         )
-        return Response(*rows[0][:-1], batch=bool(rows[0][-1])) if rows else None
+        if not rows:
+            return None
+        *values, batch = rows[0]
+        return replace(Response(*values), batch=bool(batch))
 
     def look_up(self, key: str) -> dict[str, Any] | None:
         """Return a response's row by column, with the request as JSON text, or None."""
@@ -72,6 +76,7 @@ class ResponseCache:
 
         Raises:
             RebaseError: A line is not an exported response, or has a wrong key; then none is added.
+
         """
         new = total = 0
         with self._file.transaction() as connection:
@@ -79,13 +84,13 @@ class ResponseCache:
                 try:
                     row = tuple(line[name] for name in COLUMNS)
                     has_right_key = is_valid(row)
+                    new += connection.execute(INSERT, row).rowcount if has_right_key else 0
                 except (KeyError, TypeError, ValueError) as error:
                     raise RebaseError(
                         f"Line {total} is not an exported response: {type(error).__name__} {error}."
                     ) from None
                 if not has_right_key:
                     raise RebaseError(f"Line {total}: the key is not that of the request. Export the responses again.")
-                new += connection.execute(INSERT, row).rowcount
         return new, total
 
     def prune(self, provider: str | None, model: str | None, before: str | None) -> int:

@@ -21,7 +21,6 @@ from rebase.generation.prompts.templates import CotPrompt, DistilPrompt, Transfo
 from rebase.parameters import CotParameters, DistilParameters, EvaluateParameters, TransformParameters
 from rebase.records import Task
 from rebase.tasks.evaluation_items import select_items
-from rebase.teacher.api import ApiTeacher
 from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.protocol import Request
 
@@ -35,7 +34,7 @@ def estimate_cost(
     transform: TransformParameters,
     cot: CotParameters,
 ) -> dict[str, Any]:
-    """Estimate requests, tokens, dollars and hours by stage and in total, each as ``[low, high]``.
+    """Estimate requests, tokens and dollars by stage and in total, each as ``[low, high]``.
 
     Low: every response passes and is as short as the shortest of the task's examples. High: all rows are requested and
     responses are as long as the longest. Cached responses are counted as well. Thinking tokens are not, because they
@@ -106,10 +105,9 @@ def estimate_comparison(
 def _summarize(stages: dict[str, CostEstimate], teacher: CachedTeacher) -> dict[str, Any]:
     """The stages and their total, for JSON."""
     first, *others = stages.values()
-    limits = teacher.teacher.limits if isinstance(teacher.teacher, ApiTeacher) else None
     return {
-        "stages": {name: stage.summary(teacher.price, limits) for name, stage in stages.items()},
-        "total": sum(others, start=first).summary(teacher.price, limits),
+        "stages": {name: stage.summary(teacher.price) for name, stage in stages.items()},
+        "total": sum(others, start=first).summary(teacher.price),
     }
 
 
