@@ -14,6 +14,7 @@ from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
 
 from rebase.records import Task
+from rebase.teacher.settings import TeacherSettings
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "conf" / "base"
@@ -108,6 +109,7 @@ def known():
     bootstrap_project(ROOT)
     pipelines.set_requested(None)
     declared = set(re.findall(r"runtime_params:([a-z_.]+)", "".join(f.read_text() for f in BASE.glob("catalog*.yml"))))
+    declared |= {f"teacher.{name}" for name in TeacherSettings.model_fields}
     nodes = {node.name for pipeline in pipelines.values() for node in pipeline.nodes}
     every = {name: [command, *getattr(command, "commands", {}).values()] for name, command in cli.commands.items()}
     return {
