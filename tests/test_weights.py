@@ -12,17 +12,17 @@ def test_a_local_folder_is_itself(tmp_path):
     assert locate_model(str(tmp_path), tmp_path / "unused") == str(tmp_path.resolve())
 
 
-def test_a_hub_id_is_left_alone(tmp_path):
+def test_a_hub_id_is_returned_unchanged(tmp_path):
     assert locate_model("owner/name", tmp_path) == "owner/name"
 
 
-def test_a_missing_folder_says_so(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     with pytest.raises(RebaseError, match="does not exist"):
         locate_model(str(tmp_path / "nowhere"), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["no_such_package_at_all", "not-a-name", ""])
-def test_a_missing_package_says_what_to_install(name, tmp_path):
+def test_a_missing_package_error_names_what_to_install(name, tmp_path):
     with pytest.raises(RebaseError, match="pip install"):
         locate_model(f"package:{name}", tmp_path)
 
@@ -33,23 +33,23 @@ def test_a_package_with_a_model_folder_is_not_converted(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_package_without_a_model_says_so(tmp_path, monkeypatch):
+def test_a_package_without_a_model_is_reported(tmp_path, monkeypatch):
     (tmp_path / "empty_model").mkdir()
-    (tmp_path / "empty_model" / "__init__.py").write_text("raise ImportError('found, never imported')")
+    (tmp_path / "empty_model" / "__init__.py").write_text("raise ImportError('must not be imported')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with pytest.raises(RebaseError, match="holds 0 GGUF files"):
+    with pytest.raises(RebaseError, match="has 0 GGUF files"):
         locate_model("package:empty_model", tmp_path / "out")
 
 
-def test_a_conversion_that_breaks_leaves_nothing(tmp_path):
+def test_a_failed_conversion_leaves_no_files(tmp_path):
     gguf = tmp_path / "broken.gguf"
     gguf.write_bytes(b"not a model")
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the reader says
+    with pytest.raises(Exception):  # noqa: B017, PT011 - any error of the reader
         convert_gguf(gguf, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_what_is_converted_already_is_used(tmp_path):
+def test_a_finished_conversion_is_used(tmp_path):
     gguf = tmp_path / "broken.gguf"
     gguf.write_bytes(b"not a model")
     with pytest.raises(Exception):  # noqa: B017, PT011
@@ -61,7 +61,7 @@ def test_what_is_converted_already_is_used(tmp_path):
     assert convert_gguf(gguf, tmp_path) == done
 
 
-def test_auto_is_the_format_that_this_machine_is_fast_in(monkeypatch):
+def test_auto_is_the_fastest_format_of_this_machine(monkeypatch):
     assert preferred_dtype() in ("float32", "bfloat16")
     for dtype in ("float32", "bfloat16"):
         monkeypatch.setattr(models, "preferred_dtype", lambda: dtype)  # noqa: B023
@@ -91,7 +91,7 @@ def test_the_machine_has_a_name():
 
 
 @pytest.mark.slow
-def test_the_embedded_model_is_converted_once_and_speaks(tmp_path):
+def test_the_embedded_model_is_converted_once_and_generates(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

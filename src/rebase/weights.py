@@ -1,10 +1,9 @@
-"""Model weights: their location, and the number format of computing."""
+"""Where a model's weights are, and the number format of computing."""
 
 import hashlib
 import importlib.util
 import platform
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,16 +12,16 @@ from rebase.errors import RebaseError
 
 PACKAGE = "package:"
 
-#: The number format of computing, as ``compute.dtype`` names it. Every processor supports all, some of them slowly.
+#: The number format of computing in ``compute.dtype``. Every processor computes in any of them, some slowly.
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 def locate_model(model: str, folder: Path) -> str:
-    """Return the argument of ``from_pretrained`` for a model's name.
+    """The argument of ``from_pretrained`` for a model's name.
 
-    ``package:NAME`` is a model in an installed Python package: its folder if the package has one, else its GGUF file,
-    converted once to safetensors under ``folder``. Any other name is a local folder or a hub id. Raises RebaseError if
-    the package or the folder is missing.
+    ``package:NAME`` is a model inside an installed Python package: its folder, or its GGUF file, converted to
+    safetensors under ``folder`` the first time. Anything else is a local folder or a hub id.
+    Raises RebaseError if the package or the folder is missing.
     """
     if model.startswith(PACKAGE):
         return _locate_packaged(model.removeprefix(PACKAGE), folder)
@@ -34,7 +33,7 @@ def locate_model(model: str, folder: Path) -> str:
 
 
 def resolve_dtype(dtype: str) -> str:
-    """Return the number format of ``compute.dtype`` on this machine: ``float32`` or ``bfloat16``."""
+    """The number format of ``compute.dtype`` on this machine: ``float32`` or ``bfloat16``."""
     return preferred_dtype() if dtype == "auto" else dtype
 
 
@@ -48,7 +47,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def preferred_dtype() -> str:
-    """Return the fastest number format: bfloat16 if the GPU or the processor multiplies it, else float32."""
+    """The fastest number format here: bfloat16 if the GPU or the processor multiplies it, else float32."""
     import torch
 
     if torch.cuda.is_available():
@@ -60,7 +59,7 @@ def preferred_dtype() -> str:
 
 
 def machine_name() -> str:
-    """Return the name of the GPU, or the processor's name and architecture."""
+    """The GPU, or the processor and its architecture."""
     import torch
 
     if torch.cuda.is_available():
@@ -72,7 +71,7 @@ def machine_name() -> str:
 
 
 def _locate_packaged(package: str, folder: Path) -> str:
-    """Return the folder of a packaged model's weights, without importing the package and its dependencies."""
+    """The folder with a packaged model's weights. The package is not imported: it may need other packages."""
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         raise RebaseError(
@@ -86,17 +85,16 @@ def _locate_packaged(package: str, folder: Path) -> str:
     ggufs = sorted(root.rglob("*.gguf"))
     if len(ggufs) != 1:
         raise RebaseError(
-            f"The package {package!r} holds {len(ggufs)} GGUF files and no config.json: exactly one model is needed. "
-            "Set another model in globals.yml."
+            f"The package {package!r} has {len(ggufs)} GGUF files and no config.json; it needs exactly one GGUF file."
         )
     return str(convert_gguf(ggufs[0], folder))
 
 
 def convert_gguf(gguf: Path, folder: Path) -> Path:
-    """Dequantize a GGUF file to float32 safetensors (with tokenizer and chat template) in a folder under ``folder``.
+    """Dequantize a GGUF file to float32 safetensors, with tokenizer and chat template, in a folder under ``folder``.
 
-    The folder's name includes the file's fingerprint. The folder is written under a temporary name and then renamed, so
-    it exists only if it is complete. If two processes convert at once, the second uses the first one's result.
+    The folder's name contains the file's fingerprint. The folder is renamed when it is complete; if two processes
+    convert at once, the second uses the result of the first.
     """
     with gguf.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:12]
@@ -104,28 +102,25 @@ def convert_gguf(gguf: Path, folder: Path) -> Path:
     if target.is_dir():
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        _write_safetensors(gguf, temporary)
-        # mkdtemp creates a private folder; other users must be able to read a model folder.
-        temporary.chmod(0o755)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=folder) as temporary:
+        converted = Path(temporary) / target.name
+        _write_safetensors(gguf, converted)
         try:
-            temporary.rename(target)
+            converted.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
 def _write_safetensors(gguf: Path, folder: Path) -> None:
+    """Convert the file; relies on two attributes of transformers' models (see tests/test_weights.py)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are plain float32 now. Without these two lines, saving fails as for GGUF weights.
+    # The weights are plain float32 now, but with these attributes saving would reject them as GGUF.
     model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
     model.config.name_or_path = gguf.stem

@@ -1,4 +1,4 @@
-"""Compare, run as a pipeline over a tiny student: what the teacher made is given."""
+"""The compare pipeline over a tiny student; the teacher's outputs are given."""
 
 import json
 from io import StringIO
@@ -42,7 +42,7 @@ def teacher_generations() -> pd.DataFrame:
 
 
 def run(task: Task, student: Student, folder: Path, seeds=(), synthesized=6) -> dict[str, object]:
-    """What the pipeline makes of given examples: the stages that ask the teacher are left out."""
+    """Outputs of the pipeline for given examples, without the stages that use the teacher."""
     examples = reasoned_examples(10)
     unproven = examples.assign(dataset=None, license=None).drop(columns="rationale")
     given = {
@@ -92,18 +92,18 @@ def test_every_system_answers_the_same_items(made):
     assert prompts.drop(["student_few_shot", "teacher"]).nunique() == 1
 
 
-def test_the_table_says_what_each_system_took(made):
+def test_the_table_has_the_cost_of_each_system(made):
     table = made["comparison"]
     assert len(table) == 2 * 7  # metrics x systems
-    line = table.drop_duplicates("system").set_index("system")
-    assert line["examples"].to_dict() == {
+    rows = table.drop_duplicates("system").set_index("system")
+    assert rows["examples"].to_dict() == {
         "student": 0, "student_few_shot": 2, "synthesized": 6, "distilled": 7, "rebase": 10, "rebase_cot": 10,
         "teacher": 2,
     }  # fmt: skip
-    assert line["requests"].to_list() == [0, 0, 12, 24, 12, 24, 12]
-    assert line["dollars"].to_list() == [0, 0, 0.5, 1.0, 0.5, 1.0, 0.5]
-    assert line["seeds"].to_list() == [0, 0, 2, 2, 2, 2, 0]
-    assert line.loc["rebase", "seed_deviation"] >= 0
+    assert rows["requests"].to_list() == [0, 0, 12, 24, 12, 24, 12]
+    assert rows["dollars"].to_list() == [0, 0, 0.5, 1.0, 0.5, 1.0, 0.5]
+    assert rows["seeds"].to_list() == [0, 0, 2, 2, 2, 2, 0]
+    assert rows.loc["rebase", "seed_deviation"] >= 0
     assert len(made["scores"]["differences"]) == 7 * 6 / 2
 
 
@@ -121,21 +121,21 @@ def test_curves_have_every_seed(made):
 def test_every_size_is_trained_with_every_seed(student: Student, monkeypatch: pytest.MonkeyPatch):
     sets: list[tuple[int, list[str]]] = []
 
-    def note(student, training_set, parameters):
+    def record(student, training_set, parameters):
         sets.append((parameters.seed, training_set["prompt"].to_list()))
         return Adapter(Path("somewhere"), "tiny"), None, {}
 
-    monkeypatch.setattr("rebase.pipelines.compare.nodes.train_adapter", note)
-    whole = pd.DataFrame({"prompt": list("abcdef"), "completion": list("abcdef")})
+    monkeypatch.setattr("rebase.pipelines.compare.nodes.train_adapter", record)
+    full = pd.DataFrame({"prompt": list("abcdef"), "completion": list("abcdef")})
     compare = CompareParameters(sizes=(4, 2, 100), seeds=(2,), targets=TARGETS)
-    runs = learn_curve(whole, student, train_parameters(), compare)
+    runs = learn_curve(full, student, train_parameters(), compare)
     assert list(zip(runs["examples"], runs["seed"], strict=True)) == [(4, 1), (2, 1), (4, 2), (2, 2), (6, 2)]
     assert [(len(chosen), seed) for seed, chosen in sets] == list(zip(runs["examples"], runs["seed"], strict=True))
-    assert set(sets[1][1]) < set(sets[0][1])  # of one seed a smaller set is part of a larger one
+    assert set(sets[1][1]) < set(sets[0][1])  # with one seed a smaller set is part of a larger one
     assert sets[-1][1] == list("abcdef")
 
 
-def test_without_chain_of_thought_rebase_stands_once(student: Student, reading_task: Task, tmp_path: Path):
+def test_without_chain_of_thought_rebase_is_compared_once(student: Student, reading_task: Task, tmp_path: Path):
     made = run(reading_task, student, tmp_path)
     assert list(made["scores"]["systems"]) == [
         "student",
@@ -148,7 +148,7 @@ def test_without_chain_of_thought_rebase_stands_once(student: Student, reading_t
     assert set(made["curves"]["training_set"]) == {"synthesized", "distilled", "rebase"}
 
 
-def test_a_set_that_is_too_small_is_left_out_and_said(student: Student, reading_task: Task, tmp_path: Path):
+def test_a_set_that_is_too_small_is_left_out_with_the_reason(student: Student, reading_task: Task, tmp_path: Path):
     made = run(reading_task, student, tmp_path, synthesized=1)
     assert list(made["scores"]["systems"]) == ["student", "student_few_shot", "distilled", "rebase", "teacher"]
     assert "fewer than one batch" in made["scores"]["left_out"]["synthesized"]
@@ -159,7 +159,7 @@ def test_a_set_that_is_too_small_is_left_out_and_said(student: Student, reading_
     assert "Left out: synthesized. train: there are 1 training examples" in console.file.getvalue()
 
 
-def test_a_stage_that_fails_leaves_its_set_out():
+def test_a_failed_stage_leaves_its_set_out():
     def label(task):
         raise RebaseError("distil: nothing usable")
 
@@ -180,7 +180,7 @@ def test_a_stage_that_fails_leaves_its_set_out():
     assert outputs["labels"].load().empty
 
 
-def test_an_unknown_price_is_no_number(reading_task: Task):
+def test_an_unknown_price_is_null(reading_task: Task):
     cell = {"value": 1.0, "low": 0.0, "high": 2.0}
     scores = {"n": 3, "systems": {"rebase": {"f1": cell}}}
     curves = pd.DataFrame(columns=["training_set", "metric", "examples", "value"])
@@ -188,7 +188,7 @@ def test_an_unknown_price_is_no_number(reading_task: Task):
         "transform": {"usage": {"used": 3, "used_dollars": None}},
         "train_rebase": {"kept": 3, "seconds": 60},
     }
-    (line,) = tabulate(scores, reading_task, curves, **summaries).to_dict("records")
-    assert line["dollars"] is None
-    assert line["minutes"] == 1
-    assert json.dumps(line)
+    (row,) = tabulate(scores, reading_task, curves, **summaries).to_dict("records")
+    assert row["dollars"] is None
+    assert row["minutes"] == 1
+    assert json.dumps(row)

@@ -14,7 +14,7 @@ from tests.tiny import make_student, train_parameters, training_set
 
 
 def test_weights_are_merged_in_the_published_number_format(tmp_path: Path) -> None:
-    """Also where bfloat16 is computed with: merged into 8 bits, an adapter's small changes would be lost."""
+    """Even when computing in bfloat16: its 8 bits would lose an adapter's small changes."""
     student = make_student(tmp_path / "student", dtype="bfloat16")
     adapter, _, _ = train_adapter(student, training_set(8), train_parameters(four_bit=False))
     model, _ = merge_adapter(student, adapter)
@@ -24,7 +24,7 @@ def test_weights_are_merged_in_the_published_number_format(tmp_path: Path) -> No
         torch.testing.assert_close(weights, exact.state_dict()[name], rtol=0, atol=0)
 
 
-def test_merged_model_loads_by_itself_and_says_what_the_expert_says(tmp_path: Path) -> None:
+def test_merged_model_has_the_logits_of_the_expert(tmp_path: Path) -> None:
     student = make_student(tmp_path / "student")
     adapter, _, _ = train_adapter(student, training_set(8), train_parameters(four_bit=False))
     dataset = ModelFolderDataset(str(tmp_path / "merged"))

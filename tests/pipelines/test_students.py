@@ -1,4 +1,4 @@
-"""Students, run as a pipeline over two tiny ones of one name."""
+"""The students pipeline over two tiny students of the same name."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> tuple[Student, ...]:
 
 
 def run(task: Task, students: tuple[Student, ...], folder: Path) -> dict[str, object]:
-    kept = {
+    datasets = {
         "students_adapters": PartitionedDataset(
             path=str(folder / "adapters"), dataset=AdapterDataset, overwrite=True,
             load_args={"maxdepth": 1, "withdirs": True},
@@ -51,10 +51,10 @@ def run(task: Task, students: tuple[Student, ...], folder: Path) -> dict[str, ob
     catalog = DataCatalog(
         {name: MemoryDataset(value) for name, value in given.items()}
         | {"students": MemoryDataset(students, copy_mode="assign")}
-        | kept
+        | datasets
     )
     made = SequentialRunner().run(create_pipeline() - prepare.create_pipeline(), catalog)
-    return {name: dataset.load() for name, dataset in (made | kept).items()}
+    return {name: dataset.load() for name, dataset in (made | datasets).items()}
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +70,16 @@ def test_each_student_has_an_adapter_with_its_card(made):
         assert (folder / "training_data.json").exists()
 
 
-def test_the_table_says_before_after_and_gain(made, reading_task):
+def test_the_table_has_before_after_and_gain(made, reading_task):
     table = made["students_table"].set_index(["student", "metric"])
     assert list(table.index) == [(name, metric) for name in ("tiny", "tiny-2") for metric in reading_task.metrics]
-    for place, line in table.iterrows():
-        assert line["gain"] == pytest.approx(line["after"] - line["before"], abs=0.01), place
+    for index, row in table.iterrows():
+        assert row["gain"] == pytest.approx(row["after"] - row["before"], abs=0.01), index
         for which in ("before", "after", "gain"):
-            assert line[f"{which}_low"] <= line[which] <= line[f"{which}_high"]
-        assert 0 < line["gain_p"] <= 1
-        assert (line["items"], line["examples"]) == (4, 9)
-        assert line["trainable_parameters"] > 0
+            assert row[f"{which}_low"] <= row[which] <= row[f"{which}_high"]
+        assert 0 < row["gain_p"] <= 1
+        assert (row["items"], row["examples"]) == (4, 9)
+        assert row["trainable_parameters"] > 0
     assert list(made["students_scores"]["differences"]) == [
         "tiny expert - tiny student",
         "tiny-2 expert - tiny-2 student",
@@ -104,7 +104,7 @@ def test_each_student_has_a_training_log(made):
     assert log["loss"].notna().all()
 
 
-def test_a_student_that_is_trained_already_is_not_trained_again(made, students, reading_task, tmp_path):
+def test_a_finished_run_is_not_trained_again(made, students, reading_task, tmp_path):
     adapters = {file: file.stat().st_mtime_ns for file in students[0].workdir.rglob("*.safetensors")}
     assert len(adapters) == 2
     again = run(reading_task, students[:1], tmp_path)
@@ -112,7 +112,7 @@ def test_a_student_that_is_trained_already_is_not_trained_again(made, students, 
     assert again["students_table"].equals(made["students_table"].head(2))
 
 
-def test_nothing_is_trained_where_one_student_cannot_be(students, reading_task, tmp_path):
+def test_nothing_is_trained_if_one_student_cannot_be(students, reading_task, tmp_path):
     first = replace(students[0], workdir=tmp_path / "work")
     absent = replace(first, model=str(tmp_path / "absent"))
     with pytest.raises(RebaseError, match="absent does not exist"):
@@ -120,7 +120,7 @@ def test_nothing_is_trained_where_one_student_cannot_be(students, reading_task, 
     assert not (tmp_path / "work").exists()
 
 
-def test_what_cannot_be_answered_is_said_first(students, reading_task):
+def test_missing_adapters_and_one_server_for_several_students_are_rejected(students, reading_task):
     given = (reading_task, evaluation_items(2), students)
     with pytest.raises(RebaseError, match="no adapter of tiny-2"):
         predict_students(*given, {"tiny": None}, evaluate_parameters())
@@ -128,21 +128,21 @@ def test_what_cannot_be_answered_is_said_first(students, reading_task):
         predict_students(*given, {"tiny": None, "tiny-2": None}, evaluate_parameters(server="http://localhost:1/v1"))
 
 
-def test_names_are_safe_and_each_its_own():
+def test_names_are_safe_and_unique():
     models = ["package:llm", "owner/Model-8.1B", "owner/Model-8.1B", "OWNER/model-8.1b-2", "../..", "a b"]
     names = list(by_name([Student(model, None, Path(), Path()) for model in models if not Path(model).is_dir()]))
     assert names == ["package-llm", "owner-Model-8.1B", "owner-Model-8.1B-2", "OWNER-model-8.1b-2-2", "a-b"]
     assert list(by_name([Student("::", None, Path(), Path())])) == ["student"]
 
 
-def test_the_catalog_gives_handles():
+def test_the_catalog_loads_handles():
     listed = [{"model": "a/b", "revision": "c"}, {"model": "a/b"}]
     students = StudentsDataset(listed, "base", "work").load()
     assert students == tuple(Student("a/b", revision, Path("base"), Path("work")) for revision in ("c", None))
 
 
 @pytest.mark.parametrize(
-    ("listed", "said"),
+    ("listed", "message"),
     [
         ([], "at least 1"),
         (None, "list"),
@@ -152,6 +152,6 @@ def test_the_catalog_gives_handles():
         ([{"model": "a/b"}, {"model": "a/b", "revision": None}], "lists a/b twice"),
     ],
 )
-def test_a_wrong_list_is_told(listed, said):
-    with pytest.raises((DatasetError, RebaseError), match=said):
+def test_a_wrong_list_is_rejected(listed, message):
+    with pytest.raises((DatasetError, RebaseError), match=message):
         StudentsDataset(listed, "base", "work").load()

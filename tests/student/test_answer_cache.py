@@ -19,35 +19,35 @@ texts = st.text(max_size=20)
 
 
 @given(prompts=st.lists(texts, max_size=12), killed_after=st.integers(0, 12), cut=st.integers(0, 30))
-def test_a_killed_evaluation_asks_only_for_what_is_missing(
+def test_an_interrupted_evaluation_generates_only_missing_answers(
     tmp_path_factory: pytest.TempPathFactory, prompts: list[str], killed_after: int, cut: int
 ) -> None:
-    file = tmp_path_factory.mktemp("kept") / "answers" / "one.jsonl"
-    asked: list[str] = []
+    file = tmp_path_factory.mktemp("cache") / "answers" / "one.jsonl"
+    generated: list[str] = []
 
-    def write(left: Sequence[str], keep: SaveAnswers) -> None:
-        for number in reversed(range(len(left))):  # the longest first: not in the order of the prompts
-            if len(asked) == killed_after:
+    def generate_until_killed(missing: Sequence[str], save: SaveAnswers) -> None:
+        for index in reversed(range(len(missing))):  # the longest first: not in the order of the prompts
+            if len(generated) == killed_after:
                 raise KeyboardInterrupt
-            asked.append(left[number])
-            keep([number], [f"{left[number]}\n!"])
+            generated.append(missing[index])
+            save([index], [f"{missing[index]}\n!"])
 
-    def write_on(left: Sequence[str], keep: SaveAnswers) -> None:
-        asked.extend(left)
-        keep(range(len(left)), [f"{prompt}\n!" for prompt in left])
+    def generate_rest(missing: Sequence[str], save: SaveAnswers) -> None:
+        generated.extend(missing)
+        save(range(len(missing)), [f"{prompt}\n!" for prompt in missing])
 
-    wanted = [f"{prompt}\n!" for prompt in prompts]
+    expected = [f"{prompt}\n!" for prompt in prompts]
     try:
-        assert complete_answers(file, prompts, write) == wanted
+        assert complete_answers(file, prompts, generate_until_killed) == expected
     except KeyboardInterrupt:
-        assert len(asked) == killed_after
-    assert complete_answers(file, prompts, write_on) == wanted
-    assert sorted(asked) == sorted(set(prompts))
+        assert len(generated) == killed_after
+    assert complete_answers(file, prompts, generate_rest) == expected
+    assert sorted(generated) == sorted(set(prompts))
     if cut and file.exists():
-        # A kill in the midst of a write: the line is not whole, and is all that is lost.
+        # A kill in the middle of a write: only the truncated line is lost.
         file.write_bytes(file.read_bytes()[:-cut])
-        assert complete_answers(file, prompts, write_on) == wanted
-        assert complete_answers(file, prompts, write_on) == wanted
+        assert complete_answers(file, prompts, generate_rest) == expected
+        assert complete_answers(file, prompts, generate_rest) == expected
 
 
 def test_other_weights_have_another_file(student: Student, tmp_path: Path) -> None:
@@ -61,22 +61,22 @@ def test_other_weights_have_another_file(student: Student, tmp_path: Path) -> No
     assert answers_file(student, copied, 8) != adapted
 
 
-def test_the_student_does_not_answer_twice(
+def test_cached_answers_are_not_generated_again(
     student: Student, reading_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = replace(student, workdir=tmp_path)
+    isolated = replace(student, workdir=tmp_path)
 
     def answer(prompts: Sequence[str]) -> list[str]:
-        with open_student(reading_task, own, {}, evaluate_parameters()) as answered:
+        with open_student(reading_task, isolated, {}, evaluate_parameters()) as answered:
             return answered(None, prompts)
 
     first = answer(["Where?", "Who?"])
-    asked: list[str] = []
+    generated: list[str] = []
 
-    def generate_noting(*arguments: Any) -> list[str]:
-        asked.extend(arguments[2])
+    def generate_and_record(*arguments: Any) -> list[str]:
+        generated.extend(arguments[2])
         return generate(*arguments)
 
-    monkeypatch.setattr("rebase.student.answering.generate", generate_noting)
+    monkeypatch.setattr("rebase.student.answering.generate", generate_and_record)
     assert answer(["Who?", "When?", "Where?"])[::2] == first[::-1]
-    assert asked == ["When?"]
+    assert generated == ["When?"]

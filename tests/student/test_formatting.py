@@ -21,10 +21,10 @@ def test_training_sees_the_prompt_ids_of_generation(
     tokenizer = student.tokenizer()
     prompt = render_prompt(tokenizer, reading_task, query)
     ids, labels = tokenize_example(tokenizer, prompt, completion)
-    asked = tokenize_prompt(tokenizer, prompt)
-    assert ids[: len(asked)] == asked
-    assert labels[: len(asked)] == [IGNORED] * len(asked)
-    assert labels[len(asked) :] == ids[len(asked) :]
+    prompt_ids = tokenize_prompt(tokenizer, prompt)
+    assert ids[: len(prompt_ids)] == prompt_ids
+    assert labels[: len(prompt_ids)] == [IGNORED] * len(prompt_ids)
+    assert labels[len(prompt_ids) :] == ids[len(prompt_ids) :]
 
 
 def test_one_bos_and_one_end_of_turn(tokenizer, reading_task: Task) -> None:
@@ -43,11 +43,11 @@ def test_prompt_holds_instruction_and_query(tokenizer, reading_task: Task) -> No
     assert prompt.endswith("assistant\n" if tokenizer.chat_template else "Answer:\n")
 
 
-def test_examples_are_turns_that_were_answered(tokenizer, reading_task: Task) -> None:
+def test_few_shot_examples_are_earlier_turns(tokenizer, reading_task: Task) -> None:
     prompt = render_prompt(tokenizer, reading_task, QUERY, few_shot=True)
-    shown = [text for shot in reading_task.examples for text in (shot["question"], shot["answer"])]
-    places = [prompt.rindex(text) for text in [reading_task.instruction, *shown, QUERY]]
-    assert places == sorted(places)
+    texts = [text for shot in reading_task.examples for text in (shot["question"], shot["answer"])]
+    positions = [prompt.rindex(text) for text in [reading_task.instruction, *texts, QUERY]]
+    assert positions == sorted(positions)
     assert prompt.endswith(render_prompt(tokenizer, reading_task, QUERY)[-20:])
     assert prompt.count(tokenizer.bos_token) == 1
 

@@ -17,21 +17,21 @@ PROMPTS = [
 SHARED = [f"Answer the question. {prompt}" for prompt in PROMPTS]
 
 
-def plainly(model, tokenizer, prompt: str) -> str:
-    """One prompt through the model without a batch, padding, or a cache of ours."""
+def generate_alone(model, tokenizer, prompt: str) -> str:
+    """Generate with transformers alone: no batch, no padding, no shared prefix."""
     import torch
 
     ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
     with torch.inference_mode():
-        written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-    return tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, SHARED, ["Same?", "Same?"]])
 @pytest.mark.parametrize("batch_size", [2, 5])
-def test_batches_give_what_single_prompts_give(student: Student, prompts: list[str], batch_size: int) -> None:
+def test_batches_generate_what_single_prompts_generate(student: Student, prompts: list[str], batch_size: int) -> None:
     with student.open() as (model, tokenizer):
-        alone = [plainly(model, tokenizer, prompt) for prompt in prompts]
+        alone = [generate_alone(model, tokenizer, prompt) for prompt in prompts]
         together = generate(model, tokenizer, prompts, 8, batch_size, "together")
     assert together == alone
     assert len(set(alone)) >= min(2, len(set(prompts)))
@@ -41,7 +41,7 @@ def test_text_ends_with_the_turn(student: Student) -> None:
     import torch
 
     with student.open() as (model, tokenizer):
-        # A head that always says "end of turn".
+        # A head that always predicts the end of the turn.
         with torch.no_grad():
             model.lm_head.weight.zero_()
             model.lm_head.weight[tokenizer.eos_token_id] = 1.0
@@ -50,17 +50,17 @@ def test_text_ends_with_the_turn(student: Student) -> None:
         assert generate(model, tokenizer, PROMPTS, 8, 5, "ends") == [""] * len(PROMPTS)
 
 
-def test_bfloat16_writes_what_single_prompts_write_or_a_token_as_likely(student: Student) -> None:
-    """Where a batch writes another token than the prompt alone, both were equally likely within 8 bits."""
+def test_bfloat16_generates_the_same_or_an_equally_likely_token(student: Student) -> None:
+    """If a batch generates another token than the prompt alone, both are equally likely within 8 bits."""
     import torch
 
     with replace(student, dtype="bfloat16").open() as (model, tokenizer):
         together = generate(model, tokenizer, PROMPTS, 8, len(PROMPTS), "together")
         for prompt, text in zip(PROMPTS, together, strict=True):
-            alone = plainly(model, tokenizer, prompt)
+            alone = generate_alone(model, tokenizer, prompt)
             if text == alone:
                 continue
-            same = next(place for place in range(len(text) + 1) if text[: place + 1] != alone[: place + 1])
+            same = next(end for end in range(len(text) + 1) if text[: end + 1] != alone[: end + 1])
             ids = tokenizer(prompt + alone[:same], add_special_tokens=False, return_tensors="pt")["input_ids"]
             with torch.inference_mode():
                 best = model(ids).logits[0, -1].float().topk(2).values
@@ -76,8 +76,8 @@ def test_rows_that_end_leave_the_batch(student: Student) -> None:
     import torch
 
     with student.open() as (model, tokenizer):
-        alone = [set(tokenizer(plainly(model, tokenizer, prompt))["input_ids"]) for prompt in PROMPTS]
-        # What some of them write, and not all, ends the turn from now on.
+        alone = [set(tokenizer(generate_alone(model, tokenizer, prompt))["input_ids"]) for prompt in PROMPTS]
+        # A token that some answers have, but not all, ends the turn from now on.
         end = min(set.union(*alone) - set.intersection(*alone))
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
         rows: list[int] = []

@@ -38,13 +38,13 @@ TASK = Task.parse(
 
 
 def from_scratch(model, tokenizer, prompt: str, label: str) -> float:
-    """The log-likelihood by the training loss's own labels, one text at a time."""
+    """The log-likelihood by the labels of the training loss, one text at a time."""
     import torch
 
     ids, labels = tokenize_example(tokenizer, prompt, label)
     with float32_logits(model):
-        found = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    return float(sum(found[place - 1, token] for place, token in enumerate(labels) if token != IGNORED))
+        likelihoods = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return float(sum(likelihoods[position - 1, token] for position, token in enumerate(labels) if token != IGNORED))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
@@ -60,22 +60,22 @@ def test_likelihoods_are_those_of_each_text_alone(
     longest = max(map(len, labels)) + 1  # tokens of a label: each adds its own error to the sum
     bounds = tolerances(any_student.dtype)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=longest * bounds["atol"])
-    assert chosen == [labels[place] for place in np.argmax(scores, axis=1)]
+    assert chosen == [labels[index] for index in np.argmax(scores, axis=1)]
     if any_student.dtype == "float32":
-        assert chosen == [labels[place] for place in np.argmax(expected, axis=1)]
+        assert chosen == [labels[index] for index in np.argmax(expected, axis=1)]
 
 
-def test_bfloat16_likelihoods_are_near_those_of_float32_and_not_rounded_to_8_bits(student: Student) -> None:
+def test_bfloat16_likelihoods_are_close_to_float32_and_not_rounded_to_8_bits(student: Student) -> None:
     from dataclasses import replace
 
     import torch
 
-    found = {}
+    scores = {}
     for dtype in ("float32", "bfloat16"):
         with replace(student, dtype=dtype).open() as (model, tokenizer):
-            _, found[dtype] = choose_labels(model, tokenizer, PROMPTS, LABELS, 4, "labels")
-    np.testing.assert_allclose(found["bfloat16"], found["float32"], atol=15 * tolerances("bfloat16")["atol"])
-    assert (torch.tensor(found["bfloat16"]).bfloat16().double().numpy() != found["bfloat16"]).mean() > 0.5
+            _, scores[dtype] = choose_labels(model, tokenizer, PROMPTS, LABELS, 4, "labels")
+    np.testing.assert_allclose(scores["bfloat16"], scores["float32"], atol=15 * tolerances("bfloat16")["atol"])
+    assert (torch.tensor(scores["bfloat16"]).bfloat16().double().numpy() != scores["bfloat16"]).mean() > 0.5
 
 
 def test_no_prompts(student: Student) -> None:
@@ -85,7 +85,7 @@ def test_no_prompts(student: Student) -> None:
     assert scores.shape == (0, 4)
 
 
-def test_labels_are_answered_as_the_parameters_say(student: Student) -> None:
+def test_labels_by_likelihood_or_by_generation(student: Student) -> None:
     def answers(task: Task, labels_by: str) -> list[str]:
         parameters = evaluate_parameters(labels_by=labels_by)
         with open_student(task, student, {}, parameters) as answer:
@@ -98,7 +98,7 @@ def test_labels_are_answered_as_the_parameters_say(student: Student) -> None:
     assert not set(written) <= set(LABELS)
 
 
-def test_a_label_alone_is_no_answer_where_reasoning_comes_first(student: Student) -> None:
+def test_likelihood_is_rejected_for_a_task_with_chain_of_thought(student: Student) -> None:
     reasoning = TASK.model_copy(update={"cot": True})
     with (
         pytest.raises(RebaseError, match="chain of thought"),

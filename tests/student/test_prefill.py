@@ -16,32 +16,33 @@ PROMPTS = [f"Answer. {passage}{question}" for question in QUESTIONS for passage 
 ]
 
 
-def test_what_comes_next_is_as_if_each_prompt_was_read_alone(any_student: Student) -> None:
+def test_logits_are_those_of_each_prompt_alone(any_student: Student) -> None:
     import torch
 
     with any_student.open() as (model, tokenizer), torch.inference_mode():
         for batch_size in (1, 2, 3, 7):
             seen = []
-            for numbers, _, logits in prefill(model, tokenizer, PROMPTS, batch_size, "read"):
-                for number, found in zip(numbers, logits, strict=True):
-                    ids = tokenizer(PROMPTS[number], add_special_tokens=False, return_tensors="pt")["input_ids"]
-                    torch.testing.assert_close(found, model(ids).logits[0, -1], **tolerances(any_student.dtype))
-                seen += numbers
+            for positions, _, logits in prefill(model, tokenizer, PROMPTS, batch_size, "prefill"):
+                for position, row in zip(positions, logits, strict=True):
+                    ids = tokenizer(PROMPTS[position], add_special_tokens=False, return_tensors="pt")["input_ids"]
+                    torch.testing.assert_close(row, model(ids).logits[0, -1], **tolerances(any_student.dtype))
+                seen += positions
             assert sorted(seen) == list(range(len(PROMPTS)))
 
 
-def test_shared_passages_are_read_once(student: Student) -> None:
+def test_shared_passages_are_computed_once(student: Student) -> None:
     import torch
 
     with student.open() as (model, tokenizer), torch.inference_mode():
-        read: list[int] = []
-        hook = model.model.embed_tokens.register_forward_hook(lambda *at: read.append(at[1][0].numel()))
-        list(prefill(model, tokenizer, PROMPTS, len(PROMPTS), "read"))
+        token_counts: list[int] = []
+        hook = model.model.embed_tokens.register_forward_hook(lambda *at: token_counts.append(at[1][0].numel()))
+        list(prefill(model, tokenizer, PROMPTS, len(PROMPTS), "prefill"))
         hook.remove()
-    assert sum(read) < 0.9 * sum(map(len, PROMPTS))  # though it is padded
+    assert sum(token_counts) < 0.9 * sum(map(len, PROMPTS))  # even with padding
 
 
-def test_selecting_leaves_the_batch_as_it_is(student: Student) -> None:
+def test_selecting_rows_does_not_change_the_batch(student: Student) -> None:
+    """Relies on `DynamicCache`: copies of its layers must not share what `extend` changes."""
     import torch
 
     with student.open() as (model, _), torch.inference_mode():
@@ -55,8 +56,8 @@ def test_selecting_leaves_the_batch_as_it_is(student: Student) -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=40), max_size=12))
-def test_groups_part_the_prompts(prompts: list[list[int]]) -> None:
+def test_each_prompt_is_in_one_group(prompts: list[list[int]]) -> None:
     groups = group_prompts(prompts)
-    assert sorted(number for group in groups for number in group) == list(range(len(prompts)))
+    assert sorted(index for group in groups for index in group) == list(range(len(prompts)))
     for group in groups:
-        assert len({tuple(prompts[number][:16]) for number in group}) == 1
+        assert len({tuple(prompts[index][:16]) for index in group}) == 1

@@ -18,7 +18,7 @@ from tests.tiny import train_parameters, training_set
 SHAPE = Shape(linear=1000, head=500, widths=100, vocabulary=50, weights=6000, activation=4)
 
 
-def look(student: Student, data: pd.DataFrame, parameters: TrainParameters) -> dict:
+def inspect_set(student: Student, data: pd.DataFrame, parameters: TrainParameters) -> dict:
     return inspect(tokenize(student, data, parameters), student.tokenizer(), parameters, SHAPE, rate=1e3)
 
 
@@ -26,7 +26,7 @@ def test_record(student: Student) -> None:
     data = training_set(10)
     data.loc[7, "prompt"] += "x" * 100
     data.loc[9, "completion"] = "y" * 500
-    record = look(student, data, train_parameters(epochs=2))
+    record = inspect_set(student, data, train_parameters(epochs=2))
     assert (record["in"], record["kept"], record["rejected"]) == (10, 9, {"target_truncated": 1})
     assert record["steps"] == 5
     first, longest = record["examples"]
@@ -46,19 +46,19 @@ def test_record(student: Student) -> None:
 def test_padding_share_is_that_of_the_batches(student: Student) -> None:
     data = pd.DataFrame({"prompt": ["<s>" + "a" * 18, "<s>" + "a" * 8], "completion": ["", ""]})
     settings = {"batch_size": 2, "gradient_accumulation": 1}
-    assert look(student, data, train_parameters(**settings))["padding_share"] == 0.25
-    assert look(student, data, train_parameters(packing=True, **settings))["padding_share"] == 0
+    assert inspect_set(student, data, train_parameters(**settings))["padding_share"] == 0.25
+    assert inspect_set(student, data, train_parameters(packing=True, **settings))["padding_share"] == 0
 
 
-def test_everything_cut(student: Student) -> None:
+def test_all_targets_are_cut(student: Student) -> None:
     with pytest.raises(RebaseError, match=r"all 5 targets would be cut.*train\.max_length = 8"):
-        look(student, training_set(5), train_parameters(max_length=8))
+        inspect_set(student, training_set(5), train_parameters(max_length=8))
 
 
-def test_nothing_carries_loss(student: Student) -> None:
-    silent = TokenizedExamples([TokenizedExample([1, 2], [IGNORED, IGNORED])] * 4, [], 0)
+def test_no_token_has_loss(student: Student) -> None:
+    empty = TokenizedExamples([TokenizedExample([1, 2], [IGNORED, IGNORED])] * 4, [], 0)
     with pytest.raises(RebaseError, match="4 of 4 examples have no token with loss"):
-        inspect(silent, student.tokenizer(), train_parameters(), SHAPE, 1.0)
+        inspect(empty, student.tokenizer(), train_parameters(), SHAPE, 1.0)
 
 
 def test_end_of_turn_missing(student: Student) -> None:
@@ -82,7 +82,7 @@ def test_shape_is_that_of_the_weights(student: Student) -> None:
         assert shape.head == model.lm_head.weight.numel()
 
 
-def test_node_says_it_in_a_few_lines(student: Student, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_record_is_logged_in_a_few_lines(student: Student, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         record = inspect_training(training_set(9), replace(student, workdir=tmp_path), train_parameters())
     text = describe(record)

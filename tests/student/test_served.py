@@ -1,4 +1,4 @@
-"""The served student, over real HTTP: a server that speaks as much of the completions API as is needed."""
+"""The served student over HTTP, with a server that has the needed part of the completions API."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ from rebase.student.served import generate_served
 
 
 class Server:
-    """Answers with the prompt in capitals, the earlier prompts the later; each ``failing`` status is given once."""
+    """Answers with the prompt in capitals, earlier prompts later; returns each ``failing`` status once."""
 
     def __init__(self, failing: tuple[int, ...] = ()) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ def serving(server: Server) -> Iterator[str]:
         listener.close()
 
 
-def test_texts_come_in_order_and_prompts_go_as_they_are() -> None:
+def test_texts_are_in_order_and_prompts_are_sent_unchanged() -> None:
     server, prompts = Server(), [f"<s>prompt {number}\n" for number in range(12)]
     with serving(server) as address:
         texts = generate_served(address, "expert", prompts, 7, 4, "served")
@@ -71,7 +71,7 @@ def test_texts_come_in_order_and_prompts_go_as_they_are() -> None:
     assert all(sent.items() <= body.items() for body in server.bodies)
 
 
-def test_a_busy_server_is_asked_again() -> None:
+def test_a_busy_server_gets_the_request_again() -> None:
     with serving(Server(failing=(503, 429))) as address:
         assert generate_served(address, "expert", ["a", "b"], 7, 2, "served") == ["A", "B"]
 

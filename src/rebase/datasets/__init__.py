@@ -14,5 +14,5 @@ from rebase.datasets.optional_table import OptionalTableDataset as OptionalTable
 from rebase.datasets.prompts import PromptDataset as PromptDataset
 from rebase.datasets.shards import ShardStore as ShardStore
 from rebase.datasets.student import StudentDataset as StudentDataset
-from rebase.datasets.students import StudentsDataset as StudentsDataset
+from rebase.datasets.student import StudentsDataset as StudentsDataset
 from rebase.datasets.teacher import TeacherDataset as TeacherDataset

@@ -16,9 +16,9 @@ _UNTRAINED = "untrained.json"
 
 
 class AdapterDataset(AbstractVersionedDataset[Adapter | Untrained, Adapter | Untrained]):
-    """Saving copies the adapter's folder, whole or not at all; loading names the folder it lies in.
+    """Saves a copy of the adapter's folder, completely or not at all; loads its location.
 
-    For one that could not be trained the folder says why.
+    For an adapter that could not be trained, the folder has the reason.
     """
 
     def __init__(self, filepath: str, version: Version | None = None, metadata: dict[str, Any] | None = None) -> None:
@@ -29,8 +29,8 @@ class AdapterDataset(AbstractVersionedDataset[Adapter | Untrained, Adapter | Unt
         with replacing_folder(Path(self._get_save_path())) as temporary:
             if isinstance(data, Untrained):
                 (temporary / _UNTRAINED).write_text(json.dumps({"reason": data.reason}), encoding="utf-8")
-                return
-            shutil.copytree(data.folder, temporary, dirs_exist_ok=True)
+            else:
+                shutil.copytree(data.folder, temporary, dirs_exist_ok=True)
 
     def load(self) -> Adapter | Untrained:
         folder = Path(self._get_load_path())
@@ -43,7 +43,7 @@ class AdapterDataset(AbstractVersionedDataset[Adapter | Untrained, Adapter | Unt
             raise DatasetError(f"There is no adapter in {folder}: {error}. Run the train pipeline.") from error
 
     def preview(self) -> JSONPreview:
-        """The adapter's configuration as kedro-viz shows it."""
+        """The adapter's configuration for kedro-viz."""
         loaded = self.load()
         if isinstance(loaded, Untrained):
             return JSONPreview(json.dumps({"untrained": loaded.reason}))

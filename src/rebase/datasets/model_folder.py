@@ -1,4 +1,4 @@
-"""A whole model as a folder."""
+"""A complete model as a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from rebase.files import replacing_folder
 
 
 class ModelFolderDataset(AbstractDataset[tuple[Any, Any], Path]):
-    """Saving writes model and tokenizer, safetensors only, whole or not at all; loading names the folder."""
+    """Saves model and tokenizer as safetensors, completely or not at all; loads the folder's path."""
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         self._filepath = Path(filepath)

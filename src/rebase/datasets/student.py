@@ -1,18 +1,29 @@
-"""The student's catalog entry: a cheap handle."""
+"""Catalog entries of one student and of several: cheap handles."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from kedro.io import AbstractDataset
+from pydantic import Field, TypeAdapter, ValidationError
 
 from rebase.datasets.inputs import Handle
+from rebase.errors import RebaseError
+from rebase.records import Strict, explain_validation
 from rebase.student.handle import Student
+
+
+class _Entry(Strict):
+    model: str = Field(min_length=1)
+    revision: str | None = None
+
+
+_ENTRIES = TypeAdapter(Annotated[list[_Entry], Field(min_length=1)])
 
 
 class StudentDataset(Handle, AbstractDataset[Any, Student]):
     """Loads a ``Student`` handle; weights are read when it is opened.
 
-    ``folder`` takes the converted weights of packaged models, ``workdir`` the checkpoints of training.
+    ``folder`` has the converted weights of packaged models, ``workdir`` the checkpoints of training.
     """
 
     def __init__(
@@ -33,3 +44,37 @@ class StudentDataset(Handle, AbstractDataset[Any, Student]):
     def _describe(self) -> dict[str, Any]:
         model, revision, *_, dtype = self._settings
         return {"model": model, "revision": revision, "dtype": dtype}
+
+
+class StudentsDataset(Handle, AbstractDataset[Any, tuple[Student, ...]]):
+    """Loads a ``Student`` handle for each entry of ``students``, which has ``model`` and ``revision``.
+
+    It may share ``folder`` and ``workdir`` with a ``StudentDataset``: each training run has a unique name.
+    """
+
+    def __init__(
+        self,
+        students: list[dict[str, Any]],
+        folder: str,
+        workdir: str,
+        dtype: str = "auto",
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self._students = students
+        self._settings = (Path(folder), Path(workdir), dtype)
+        self.metadata = metadata
+
+    def load(self) -> tuple[Student, ...]:
+        try:
+            entries = _ENTRIES.validate_python(self._students)
+        except ValidationError as error:
+            raise RebaseError(
+                "`students` of globals.yml is not a list of entries {model: NAME, revision: COMMIT}.\n"
+                f"{explain_validation(error)}"
+            ) from None
+        if repeated := [entry.model for index, entry in enumerate(entries) if entry in entries[:index]]:
+            raise RebaseError(f"`students` of globals.yml lists {', '.join(repeated)} twice. Remove one entry.")
+        return tuple(Student(entry.model, entry.revision, *self._settings) for entry in entries)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"students": self._students, "dtype": self._settings[-1]}

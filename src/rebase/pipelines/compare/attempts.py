@@ -1,7 +1,7 @@
 """A failure in one training set ends that set, not the comparison."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -16,49 +16,44 @@ logger = logging.getLogger(__name__)
 #: The reason of the failure, in records that replace outputs.
 LEFT_OUT = "left_out"
 
-_EXAMPLES = pd.DataFrame(columns=["example_id", "query", "answer", "dataset", "license", "teacher"])
-_NO_COUNTS: dict[str, Any] = {"kept": 0, "rejected": {}, "seconds": 0}
-
-
-def tolerate(pipeline: Pipeline, replacements: dict[str, Callable[[str], Any]]) -> Pipeline:
-    """The pipeline with nodes that return a replacement, made from the error's message, if they raise a RebaseError.
-
-    ``replacements`` has a function for each node name; other nodes stay as they are.
-    """
-    return Pipeline(
-        [_tolerant(node, replacements[node.name]) if node.name in replacements else node for node in pipeline.nodes]
-    )
-
 
 def no_examples(stage: str) -> Callable[[str], Any]:
     """Replacement for a stage's examples, rejected rows and summary. The requests it made are not known."""
     usage = {"used": None, "used_dollars": None}
     return lambda reason: (
-        _EXAMPLES,
-        pd.DataFrame(columns=["row_id", "reason"]),
-        summarize_stage(stage, **_NO_COUNTS, usage=usage, left_out=reason),
+        _table("example_id", "query", "answer", "dataset", "license", "teacher"),
+        _table("row_id", "reason"),
+        summarize_stage(stage, kept=0, rejected={}, seconds=0, usage=usage, left_out=reason),
     )
-
-
-def no_training_set(reason: str) -> pd.DataFrame:
-    """Replacement for a training set."""
-    return pd.DataFrame(columns=["example_id", "prompt", "completion"], dtype="object")
-
-
-def no_preflight(reason: str) -> dict[str, Any]:
-    """Replacement for the preflight record."""
-    return {LEFT_OUT: reason}
 
 
 def no_adapter(reason: str) -> tuple[Untrained, pd.DataFrame, dict[str, Any]]:
     """Replacement for an adapter, its training log and the summary of its training."""
-    log = pd.DataFrame(columns=["step", "epoch", "loss", "validation_loss"], dtype="float64")
-    return Untrained(reason), log, summarize_stage("train", **_NO_COUNTS, left_out=reason)
+    log = _table("step", "epoch", "loss", "validation_loss").astype("float64")
+    return Untrained(reason), log, summarize_stage("train", kept=0, rejected={}, seconds=0, left_out=reason)
 
 
-def no_curve(reason: str) -> pd.DataFrame:
-    """Replacement for the runs of a learning curve."""
-    return pd.DataFrame(columns=["examples", "seed", "folder", "base_model"])
+def _table(*columns: str) -> pd.DataFrame:
+    return pd.DataFrame(columns=columns, dtype="object")
+
+
+#: What replaces a node's outputs, made from the error's message; by node name.
+REPLACEMENTS: dict[str, Callable[[str], Any]] = {
+    "synthesize_examples": no_examples("synthesize"),
+    "distil_inputs": no_examples("distil"),
+    "reason_examples": no_examples("cot"),
+    "format_training_set": lambda reason: _table("example_id", "prompt", "completion"),
+    "inspect_training": lambda reason: {LEFT_OUT: reason},
+    "train_student": no_adapter,
+    "learn_curve": lambda reason: _table("examples", "seed", "folder", "base_model"),
+}
+
+
+def tolerate(pipeline: Pipeline, replacements: Mapping[str, Callable[[str], Any]] = REPLACEMENTS) -> Pipeline:
+    """The pipeline whose nodes return their replacement if they raise a RebaseError; others stay as they are."""
+    return Pipeline(
+        [_tolerant(node, replacements[node.name]) if node.name in replacements else node for node in pipeline.nodes]
+    )
 
 
 def _tolerant(node: Node, replace: Callable[[str], Any]) -> Node:

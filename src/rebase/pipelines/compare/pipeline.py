@@ -14,15 +14,8 @@ from rebase.pipelines import (
     synthesize,
     train,
     transform,
-)
-from rebase.pipelines.compare.attempts import (
-    no_adapter,
-    no_curve,
-    no_examples,
-    no_preflight,
-    no_training_set,
-    tolerate,
 )  # fmt: skip
+from rebase.pipelines.compare.attempts import tolerate
 from rebase.pipelines.compare.nodes import learn_curve, predict_systems, score_curves, score_systems, tabulate
 from rebase.pipelines.estimate.nodes import estimate_comparison
 from rebase.reporting.plots import plot_curves, plot_scores
@@ -41,14 +34,7 @@ def create_pipeline() -> Pipeline:
     stages = (ingest, embed, index, retrieve, estimate, transform)
     pipeline = sum((stage.create_pipeline() for stage in stages), Pipeline([_estimate()]))
     distilled = Pipeline(distil.create_pipeline(), inputs={"unlabeled_inputs": "examples"})
-    pipeline += tolerate(
-        synthesize.create_pipeline() + distilled + cot.create_pipeline(),
-        {
-            "synthesize_examples": no_examples("synthesize"),
-            "distil_inputs": no_examples("distil"),
-            "reason_examples": no_examples("cot"),
-        },
-    )
+    pipeline += tolerate(synthesize.create_pipeline() + distilled + cot.create_pipeline())
     pipeline += evaluate.create_teacher_pipeline().only_nodes("predict_teacher")
     return sum((_train(name, examples) for name, examples in TRAINING_SETS.items()), pipeline + _compare())
 
@@ -71,15 +57,7 @@ def _train(name: str, examples: str) -> Pipeline:
         tags="gpu",
     )  # fmt: skip
     return Pipeline(
-        tolerate(
-            Pipeline([*train.create_pipeline().nodes, curve]),
-            {
-                "format_training_set": no_training_set,
-                "inspect_training": no_preflight,
-                "train_student": no_adapter,
-                "learn_curve": no_curve,
-            },
-        ),
+        tolerate(Pipeline([*train.create_pipeline().nodes, curve])),
         namespace=name,
         # Outputs that leave the namespace have names without a dot.
         outputs={output: f"{name}_{output}" for output in ("adapter", "curve", "train_summary")},
@@ -93,12 +71,7 @@ def _train(name: str, examples: str) -> Pipeline:
 
 
 def _compare() -> Pipeline:
-    inputs = {
-        "task": "task",
-        "evaluation_items": "evaluation_items",
-        "student": "student",
-        "parameters": "params:evaluate",
-    }
+    inputs = {name: name for name in ("task", "evaluation_items", "student")} | {"parameters": "params:evaluate"}
     adapters = {name: f"{name}_adapter" for name in TRAINING_SETS}
     curves = {f"{name}_curve": f"{name}_curve" for name in TRAINING_SETS}
     train_summaries = {name: f"{name}_train_summary" for name in TRAINING_SETS}
