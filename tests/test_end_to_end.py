@@ -81,7 +81,7 @@ def test_counts_add_up_from_stage_to_stage(project):
 
 
 def test_every_example_leads_back_to_its_row(project):
-    examples = pd.read_parquet(outputs(project) / "05_model_input" / "reading_qa" / "examples.parquet")
+    examples = pd.read_parquet(latest(outputs(project) / "05_model_input" / "reading_qa" / "examples.parquet"))
     retrieved = pd.read_parquet(latest(outputs(project) / "04_feature" / "reading_qa" / "retrieved.parquet"))
     joined = examples.merge(retrieved, on="row_id", suffixes=("", "_row"))
     assert len(joined) == len(examples) > 0
@@ -137,7 +137,7 @@ def test_a_run_killed_in_transform_goes_on_where_it_was(project, tmp_path):
     kedro(killed, "run", "--env=test", "--pipelines=transform")
     assert 0 < bought <= responses(store)
     first, second = (
-        pd.read_parquet(outputs(one) / "05_model_input" / "reading_qa" / "examples.parquet")
+        pd.read_parquet(latest(outputs(one) / "05_model_input" / "reading_qa" / "examples.parquet"))
         for one in (project, killed)
     )
     pd.testing.assert_frame_equal(first, second)

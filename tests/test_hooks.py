@@ -7,75 +7,79 @@ from kedro.framework.context import KedroContext
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
-from kedro.pipeline import Pipeline
 
 from rebase.hooks import RunReporter
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_a_summary_tells_how_long_its_stage_took() -> None:
-    reporter = RunReporter()
-    summaries = [{"stage": "cot", "in": 1, "kept": 1, "rejected": {}} for _ in range(2)]
-    summaries[1]["seconds"] = 12.5  # what a stage measured itself stays
-    reporter.after_node_run({"cot_summary": summaries[0], "train_summary": summaries[1], "other": {}})
-    assert summaries[0]["seconds"] >= 0
-    assert summaries[1]["seconds"] == 12.5
+def test_the_line_of_a_stage_has_the_stage_s_own_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    summary = {"stage": "cot", "in": 1, "kept": 1, "rejected": {}, "seconds": 12.5}
+    before = dict(summary)
+    with caplog.at_level("INFO"):
+        RunReporter().after_node_run({"cot_summary": summary, "other": {}})
+    assert summary == before
+    assert [record.getMessage() for record in caplog.records] == ["cot       in 1 · kept 1 · 12 s"]
 
 
-def check(names: str, **params: str) -> None:
-    """What is checked before ``kedro run --pipelines=NAMES --params=...`` begins its work."""
+def test_kedro_orders_what_tables_of_examples_are_read_and_made() -> None:
     bootstrap_project(ROOT)
-    with KedroSession.create(ROOT, env="base", runtime_params=params) as session:
-        catalog = session.load_context().catalog
-    asked = sum((pipelines[name] for name in names.split(",")), Pipeline([]))
-    RunReporter().before_pipeline_run({}, asked, catalog)
+    for names in ("distil,students", "mix,students", "distil,mix", "transform,distil", "evaluate,groups"):
+        maker, reader = (pipelines[name] for name in names.split(","))
+        assert reader.inputs() & maker.all_outputs(), names
 
 
-@pytest.mark.parametrize(
-    ("names", "params", "words"),
-    [
-        ("distil,students", {"students_examples": "distilled_examples"}, "train_students reads .* distilled_examples"),
-        ("mix,students", {"students_examples": "mixed_examples"}, "train_students reads .* mixed_examples"),
-    ],
-)
-def test_a_run_does_not_read_by_path_what_it_makes(names: str, params: dict[str, str], words: str) -> None:
-    with pytest.raises(click.ClickException, match=f"{words}.*one after the other"):
-        check(names, **params)
-
-
-@pytest.mark.parametrize(
-    ("names", "params"),
-    [
-        ("distil,students", {}),
-        ("groups", {}),
-        ("mix,train", {}),
-        ("compare", {}),
-    ],
-)
-def test_files_of_earlier_runs_may_be_read(names: str, params: dict[str, str]) -> None:
-    check(names, **params)
-
-
-def create_context(conf: Path | None = None, **params: object) -> KedroContext:
+def create_context(conf: Path | None = None, env: str = "base", **params: object) -> KedroContext:
     """The context of a run with these ``--params``, and with another configuration than the project's."""
     bootstrap_project(ROOT)
     source = str(conf) if conf else None
-    with KedroSession.create(ROOT, env="base", runtime_params=params, conf_source=source) as session:
+    with KedroSession.create(ROOT, env=env, runtime_params=params, conf_source=source) as session:
         return session.load_context()
 
 
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"teacher": {"budgt_usd": 1}}, r"nothing reads teacher\.budgt_usd\. Is teacher\.budget_usd meant"),
-        ({"trian": {"epochs": 1}}, r"nothing reads trian\.epochs\. Is train meant"),
-        ({"task": "squad", "zzz": 1}, r"nothing reads zzz\. A run takes .*student\.model, .*train"),
+        ({"teacher": {"budgt_usd": 1}}, r"nothing reads teacher\.budgt_usd\. Did you mean teacher\.budget_usd"),
+        ({"trian": {"epochs": 1}}, r"nothing reads trian\.epochs\. Did you mean train"),
+        ({"task": "squad", "zzz": 1}, r"nothing reads zzz\. Parameters of a run: .*student\.model, .*train"),
     ],
 )
 def test_a_setting_that_nothing_reads_stops_the_run(params: dict[str, object], words: str) -> None:
     with pytest.raises(click.ClickException, match=words):
         create_context(**params)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"transform": {"led": False}}, r"--params: transform\.led is now called transform\.guided"),
+        (
+            {"replies": "a.sqlite", "synthesize": {"spend": "dollars"}},
+            r"synthesize\.spend no longer exists.* responses",
+        ),
+    ],
+)
+def test_an_old_name_stops_the_run_with_the_new_one(params: dict[str, object], words: str) -> None:
+    with pytest.raises(click.ClickException, match=words):
+        create_context(**params)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("parameters.yml", "train: {exclude: {licences: [x]}}", r"train\.exclude\.licences is now .*exclude\.licenses"),
+        ("globals.yml", "teacher: {in_flight: 4}", r"globals\.yml: teacher\.in_flight is now .*max_concurrency"),
+        ("catalog_own.yml", "evaluation_set: {type: pandas.CSVDataset}", "evaluation_items"),
+    ],
+)
+def test_an_old_name_in_the_environment_s_files_stops_the_run(
+    tmp_path: Path, file: str, content: str, words: str
+) -> None:
+    conf = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
+    (conf / "test" / file).write_text(content)
+    with pytest.raises(click.ClickException, match=words):
+        create_context(conf, "test")
 
 
 def test_settings_of_stages_and_of_the_catalog_are_taken() -> None:

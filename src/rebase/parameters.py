@@ -231,6 +231,12 @@ class CompareParameters(Strict):
     targets: dict[str, Literal["answer", "rationale_then_answer"]]
 
 
+class StudentsParameters(Strict):
+    """``examples`` names the table of examples that all students are trained on."""
+
+    examples: Literal["examples", "reasoned_examples", "synthesized_examples", "distilled_examples", "mixed_examples"]
+
+
 class JudgeParameters(Strict):
     """Judge a systematic sample of ``limit`` items (null: all), and put ``sheet_items`` of them on the grading sheet.
 

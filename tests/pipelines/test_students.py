@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from kedro.io import DataCatalog, DatasetError, MemoryDataset
 from kedro.runner import SequentialRunner
@@ -12,9 +13,10 @@ from kedro_datasets.partitions import PartitionedDataset
 
 from rebase.datasets import AdapterDataset, StudentsDataset
 from rebase.errors import RebaseError
+from rebase.parameters import StudentsParameters
 from rebase.pipelines import prepare
 from rebase.pipelines.students import create_pipeline
-from rebase.pipelines.students.nodes import by_name, predict_students, train_students
+from rebase.pipelines.students.nodes import by_name, predict_students, select_examples, train_students
 from rebase.records import Task
 from rebase.student.handle import Student
 from tests.pipelines.test_train_evaluate import evaluation_items
@@ -42,7 +44,9 @@ def run(task: Task, students: tuple[Student, ...], folder: Path) -> dict[str, ob
     }  # fmt: skip
     given = {
         "task": task,
-        "students_examples": reasoned_examples(9),
+        "params:students": StudentsParameters(examples="reasoned_examples"),
+        "reasoned_examples": reasoned_examples(9),
+        **dict.fromkeys(("examples", "synthesized_examples", "distilled_examples", "mixed_examples"), pd.DataFrame()),
         "evaluation_items": evaluation_items(5),
         "params:train": train_parameters(),
         "params:train.target": "answer",
@@ -155,3 +159,10 @@ def test_the_catalog_loads_handles():
 def test_a_wrong_list_is_rejected(listed, message):
     with pytest.raises((DatasetError, RebaseError), match=message):
         StudentsDataset(listed, "base", "work").load()
+
+
+def test_examples_come_from_the_table_that_is_named():
+    tables = {"reasoned_examples": reasoned_examples(2), "mixed_examples": pd.DataFrame()}
+    assert select_examples(StudentsParameters(examples="reasoned_examples"), **tables) is tables["reasoned_examples"]
+    with pytest.raises(RebaseError, match="there are no mixed_examples"):
+        select_examples(StudentsParameters(examples="mixed_examples"), **tables)

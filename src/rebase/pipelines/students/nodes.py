@@ -12,7 +12,7 @@ import pandas as pd
 
 from rebase.errors import RebaseError
 from rebase.generation.filters import remove_excluded
-from rebase.parameters import EvaluateParameters, TrainParameters
+from rebase.parameters import EvaluateParameters, StudentsParameters, TrainParameters
 from rebase.records import Adapter, Task, summarize_stage
 from rebase.student.answering import EXPERT, STUDENT, answer_items
 from rebase.student.experts import format_examples, inspect_training, train_expert
@@ -39,6 +39,17 @@ def by_name(students: Sequence[Student]) -> dict[str, Student]:
             name = f"{first}-{number}"
         named[name] = student
     return named
+
+
+def select_examples(parameters: StudentsParameters, **tables: pd.DataFrame) -> pd.DataFrame:
+    """Return the table that ``parameters`` name. Raises RebaseError if it is empty."""
+    examples = tables[parameters.examples]
+    if examples.empty:
+        raise RebaseError(
+            f"students: there are no {parameters.examples}. Run the pipeline that writes them, or name another table "
+            "in `students.examples`."
+        )
+    return examples
 
 
 def train_students(

@@ -3,17 +3,26 @@
 from kedro.pipeline import Node, Pipeline
 
 from rebase.pipelines import prepare
-from rebase.pipelines.students.nodes import predict_students, score_students, train_students
+from rebase.pipelines.students.nodes import predict_students, score_students, select_examples, train_students
 from rebase.reporting.plots import plot_scores
+
+#: The tables that ``students.examples`` can name.
+TABLES = ("examples", "reasoned_examples", "synthesized_examples", "distilled_examples", "mixed_examples")
 
 
 def create_pipeline() -> Pipeline:
-    """``students`` and ``students_examples`` to ``students_adapters``, ``students_scores`` and ``students_table``."""
+    """From ``students`` and one table of examples to ``students_adapters``, ``students_scores`` and ``students_table``."""
     return prepare.create_pipeline() + Pipeline(
         [
             Node(
+                select_examples,
+                {"parameters": "params:students", **{name: name for name in TABLES}},
+                "selected_examples",
+                name="select_examples",
+            ),
+            Node(
                 train_students,
-                ["task", "students_examples", "students", "params:train", "params:train.target"],
+                ["task", "selected_examples", "students", "params:train", "params:train.target"],
                 ["students_adapters", "students_training_log", "students_train_summary"],
                 name="train_students",
                 tags="gpu",
