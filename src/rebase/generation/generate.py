@@ -185,7 +185,8 @@ class ExampleStage:
                 logger.warning("%s: %s", self.name, warning)
         summary = summarize_stage(
             self.name, kept=len(self.kept), rejected=reasons + Counter(not_listed),
-            seconds=time.monotonic() - self.started, **shared, dtype=self.teacher.compute_dtype, usage=self.usage.summary(), **details,
+            seconds=time.monotonic() - self.started, **shared, dtype=self.teacher.compute_dtype,
+            usage=self.usage.summary(), **details,
         )  # fmt: skip
         return examples, pd.DataFrame(self.rejected, columns=REJECTED_COLUMNS), summary
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -19,9 +19,9 @@ from rebase.generation.generate import (
 )
 from rebase.generation.prompts.parsing import Example, read_example, read_synthesized
 from rebase.generation.prompts.requests import ask_request, synthesize_request, without_passage
-from rebase.generation.prompts.templates import SynthesizePrompt, TransformPrompt
+from rebase.generation.prompts.templates import AskPrompt, SynthesizePrompt, TransformPrompt
 from rebase.generation.verification import ProtectedTexts
-from rebase.parameters import ContaminationParameters, SynthesizeParameters
+from rebase.parameters import ContaminationParameters, SamplingParameters, SynthesizeParameters
 from rebase.records import Task
 from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
@@ -53,22 +53,31 @@ def synthesize_examples(
 
     """
     stage = ExampleStage("synthesize", task, teacher, synthesize_prompt)
-    protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
-    writer = _Writer(
-        task,
-        synthesize_prompt,
-        transform_prompt,
-        parameters,
-        parameters.guided and task.passage is not None and can_be_guided(task),
-        bool(transform_summary.get("consistency_filter")),
-        ProtectedTexts.of(without_passage(task), evaluation_items["query"], contamination.ngram),
-        contamination_filter(protected, contamination.ngram),
-    )
+    sampling = parameters.sampling
+    guided = parameters.guided and task.passage is not None and can_be_guided(task)
+    consistency_filter = bool(transform_summary.get("consistency_filter"))
+    protected = ProtectedTexts.of(without_passage(task), evaluation_items["query"], contamination.ngram)
+    items = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
+    row_filter = contamination_filter(items, contamination.ngram)
+
+    async def generate(session: CachedSession, number: int) -> GenerationResult:
+        request = synthesize_request(task, number, synthesize_prompt, sampling, guided=guided)
+        response = await session.generate(request)
+        example = read_response(response, lambda text: read_synthesized(task, text, guided=guided))
+        result = GenerationResult({"row_id": f"synthesized-{number:05d}"}, response, example)
+        if guided and isinstance(example, Example):
+            result = await _add_question(session, task, result, example, transform_prompt.ask, sampling)
+        if isinstance(result.outcome, Example):
+            result = replace(result, outcome=_verify(task, result.outcome, protected, row_filter))
+        if consistency_filter:
+            return await apply_consistency_filter(session, task, result, transform_prompt.check, sampling)
+        return result
+
     used = transform_summary["usage"]
-    budget, affordable = match_requests(used, writer.requests_per_example)
+    budget, affordable = match_requests(used, 1 + guided + consistency_filter)
     stage.generate(
         range(1, budget + 1),
-        writer.generate,
+        generate,
         budget,
         lambda kept, rejected, usage: min(teacher.concurrency, affordable(usage)),
     )
@@ -84,61 +93,35 @@ def synthesize_examples(
     return tables
 
 
-@dataclass(frozen=True)
-class _Writer:
-    """Generates and checks one example. A ``guided`` teacher writes a passage first, then a question for a span."""
+async def _add_question(
+    session: CachedSession,
+    task: Task,
+    result: GenerationResult,
+    written: Example,
+    prompt: AskPrompt,
+    sampling: SamplingParameters,
+) -> GenerationResult:
+    """Request the question for a span of the passage that the teacher wrote."""
+    passage = written.fields[str(task.passage)]
+    cue = choose_cue(passage, seed=result.item["row_id"])
+    if cue is None:
+        return replace(result, outcome=Rejection("no_cue"))
+    response = await session.generate(ask_request(task, cue, prompt, sampling))
+    example = read_response(response, lambda text: read_example(task, text, passage, cue))
+    if isinstance(response, Response) and isinstance(result.response, Response):
+        response = response.with_cost_of(result.response)
+    return GenerationResult(result.item, response, example or Rejection("invalid_response"))
 
-    task: Task
-    prompt: SynthesizePrompt
-    transform_prompt: TransformPrompt
-    parameters: SynthesizeParameters
-    guided: bool
-    consistency_filter: bool
-    protected: ProtectedTexts
-    filter: Filter
 
-    @property
-    def requests_per_example(self) -> int:
-        """The largest number of requests that an example needs."""
-        return 1 + self.guided + self.consistency_filter
-
-    async def generate(self, session: CachedSession, number: int) -> GenerationResult:
-        """Generate new example ``number`` and check it."""
-        sampling = self.parameters.sampling
-        request = synthesize_request(self.task, number, self.prompt, sampling, guided=self.guided)
-        response = await session.generate(request)
-        example = read_response(response, lambda text: read_synthesized(self.task, text, guided=self.guided))
-        result = GenerationResult({"row_id": f"synthesized-{number:05d}"}, response, example)
-        if self.guided and isinstance(example, Example):
-            result = await self._add_question(session, result, example.fields[str(self.task.passage)])
-        if isinstance(result.outcome, Example):
-            result = replace(result, outcome=self._verify(result.outcome))
-        if self.consistency_filter:
-            return await apply_consistency_filter(session, self.task, result, self.transform_prompt.check, sampling)
-        return result
-
-    async def _add_question(self, session: CachedSession, result: GenerationResult, passage: str) -> GenerationResult:
-        """Request the question for a span of the passage that the teacher wrote."""
-        cue = choose_cue(passage, seed=result.item["row_id"])
-        if cue is None:
-            return replace(result, outcome=Rejection("no_cue"))
-        request = ask_request(self.task, cue, self.transform_prompt.ask, self.parameters.sampling)
-        response = await session.generate(request)
-        example = read_response(response, lambda text: read_example(self.task, text, passage, cue))
-        if isinstance(response, Response) and isinstance(result.response, Response):
-            response = response.with_cost_of(result.response)
-        return GenerationResult(result.item, response, example or Rejection("invalid_response"))
-
-    def _verify(self, example: Example) -> Example | Rejection:
-        outcome = verify(self.task, example, self.protected)
-        if self.task.passage is None or isinstance(outcome, Rejection):
-            return outcome
-        # A written passage must not copy an example's, and must pass the filter that rows pass.
-        outcome = verify(without_passage(self.task), outcome, self.protected)
-        if isinstance(outcome, Example):
-            rejection = self.filter(Candidate.of({self.task.passage: outcome.fields[self.task.passage]}))
-            return rejection or outcome
+def _verify(task: Task, example: Example, protected: ProtectedTexts, row_filter: Filter) -> Example | Rejection:
+    outcome = verify(task, example, protected)
+    if task.passage is None or isinstance(outcome, Rejection):
         return outcome
+    # A written passage must not copy an example's, and must pass the filter that rows pass.
+    outcome = verify(without_passage(task), outcome, protected)
+    if isinstance(outcome, Rejection):
+        return outcome
+    return row_filter(Candidate.of({task.passage: outcome.fields[task.passage]})) or outcome
 
 
 def match_requests(transform_usage: dict[str, Any], requests_per_example: int) -> tuple[int, Callable[[Usage], int]]:
