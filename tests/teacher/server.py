@@ -166,31 +166,27 @@ class Provider:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request of either API, as far as the server looks at it. ``tool`` is the tool that the model must use."""
+class ParsedRequest:
+    """The parts of a request of either API that the server reads."""
 
     body: dict[str, Any]
     prompt: str
     schema: dict[str, Any] | None
-    tool: str | None
     request_id: str
     tokens: int
 
     @classmethod
-    def read(cls, body: dict[str, Any]) -> "Asked":
+    def read(cls, body: dict[str, Any]) -> "ParsedRequest":
         """Raises KeyError, IndexError, TypeError or AttributeError where the body is not what it should be."""
         messages = [{"role": turn["role"], "content": _plain(turn["content"])} for turn in body["messages"]]
         given = body.get("output_config", {}).get("format") or body.get("response_format", {}).get("json_schema") or {}
-        schema, tool = given.get("schema"), None
-        if body.get("tool_choice", {}).get("type") in ("tool", "any"):
-            name = body["tool_choice"].get("name", body["tools"][0]["name"])
-            schema, tool = next((tool["input_schema"], name) for tool in body["tools"] if tool["name"] == name)
+        schema = given.get("schema")
         limit = body.get("max_tokens", body.get("max_completion_tokens"))
         system = _plain(body.get("system") or "")
         identity = json.dumps([body["model"], system, messages, schema, limit, body.get("temperature")], sort_keys=True)
         size = len(system) + sum(len(turn["content"]) for turn in messages)
         digest = sha256(identity.encode()).hexdigest()
-        return cls(body, messages[-1]["content"], schema, tool, digest, max(1, size // 4))
+        return cls(body, messages[-1]["content"], schema, digest, max(1, size // 4))
 
 
 def _plain(content: str | list[dict[str, Any]]) -> str:
@@ -278,17 +274,15 @@ class _Batch:
 
     id: str
     api: str
-    items: list[tuple[str, Asked]]
+    items: list[tuple[str, ParsedRequest]]
     given: dict[str, Any]  # what OpenAI repeats of the call: input_file_id, endpoint, metadata, ...
     created: float = field(default_factory=time.time)
-    cancelled: float | None = None
     ended: float | None = None
     invalid: list[dict[str, Any]] = field(default_factory=list)
     tally: Counter[str] = field(default_factory=Counter)
     usage: Counter[str] = field(default_factory=Counter)
     results: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
-    timer: asyncio.TimerHandle | None = None
 
 
 class _Server:
@@ -312,13 +306,11 @@ class _Server:
                 Route("/v1/messages/batches", guard(self.list_batches)),
                 Route("/v1/messages/batches/{id}", guard(self.retrieve_batch)),
                 Route("/v1/messages/batches/{id}/results", guard(self.batch_results)),
-                Route("/v1/messages/batches/{id}/cancel", guard(self.cancel_batch), methods=["POST"]),
                 Route("/v1/files", guard(self.upload), methods=["POST"]),
                 Route("/v1/files/{id}/content", guard(self.download)),
                 Route("/v1/batches", guard(self.create_batch), methods=["POST"]),
                 Route("/v1/batches", guard(self.list_batches)),
                 Route("/v1/batches/{id}", guard(self.retrieve_batch)),
-                Route("/v1/batches/{id}/cancel", guard(self.cancel_batch), methods=["POST"]),
                 Route("/_ledger", self.show_ledger),
                 Route("/_state", self.show_state),
             ],
@@ -331,7 +323,7 @@ class _Server:
         """One request of either API, from its first check to its bill."""
         provider = self.provider
         try:
-            asked = Asked.read(json.loads(await request.body()))
+            asked = ParsedRequest.read(json.loads(await request.body()))
         except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
             return _error(_api(request), 400, f"not a request: {error!r}")
         with provider.lock:
@@ -343,7 +335,7 @@ class _Server:
             with provider.lock:
                 provider.max_concurrency -= 1
 
-    async def answer(self, request: Request, asked: Asked) -> Response:
+    async def answer(self, request: Request, asked: ParsedRequest) -> Response:
         provider, faults, api = self.provider, self.provider.faults, _api(request)
         limiter = self.limiter(api)
         if (denied := self.denied(request) or _unknown_model(api, asked)) is not None:
@@ -401,7 +393,7 @@ class _Server:
         headers = {"retry-after": f"{faults.retry_after:g}"} if fault == "429" else {}
         return _error(api, EARLY[fault], f"fault: {fault}", headers | (limiter.headers() if limiter else {}))
 
-    def reply(self, api: str, asked: Asked, answer: Answer, fault: str | None) -> tuple[dict[str, Any], tuple]:
+    def reply(self, api: str, asked: ParsedRequest, answer: Answer, fault: str | None) -> tuple[dict[str, Any], tuple]:
         """The response's content, and the tokens in and out."""
         by_schema = self.provider.answers == "schema"
         text, finish = answer.text, answer.finish
@@ -416,13 +408,13 @@ class _Server:
             text, finish = text[: len(text) // 2], "length"
         usage = (asked.tokens, max(1, len(text) // 4)) if by_schema else (12, 5)
         form = _message if api == ANTHROPIC else _completion
-        return form(next(self.numbers), asked, text, finish, usage, cached=0 if by_schema else 2), usage
+        return form(next(self.numbers), text, finish, usage, cached=0 if by_schema else 2), usage
 
     def log(
         self,
         request: Request,
         response: Response,
-        asked: Asked | None = None,
+        asked: ParsedRequest | None = None,
         usage: tuple[int, int] | None = None,
         batch: str | None = None,
         fault: str | None = None,
@@ -461,10 +453,7 @@ class _Server:
 
     async def create_message_batch(self, request: Request) -> Response:
         """Anthropic's: the requests come with the call."""
-        items = [(item["custom_id"], Asked.read(item["params"])) for item in (await request.json())["requests"]]
-        names = [name for name, _ in items]
-        if not names or len(set(names)) < len(names) or not all(re.fullmatch(r"[\w-]{1,64}", name) for name in names):
-            raise ValueError("requests need custom_ids, unique and of 1 to 64 letters, digits, _ and -")
+        items = [(item["custom_id"], ParsedRequest.read(item["params"])) for item in (await request.json())["requests"]]
         return self.start(_Batch(f"msgbatch_{next(self.numbers):06}", ANTHROPIC, items, {}))
 
     async def create_batch(self, request: Request) -> Response:
@@ -472,29 +461,15 @@ class _Server:
         given = await request.json()
         if given["input_file_id"] not in self.files:
             raise ValueError(f"no file {given['input_file_id']}")
-        if given["completion_window"] != "24h" or given["endpoint"] != "/v1/chat/completions":
-            raise ValueError("unsupported completion_window or endpoint")
         batch = _Batch(f"batch_{next(self.numbers):06}", OPENAI, [], {"metadata": None, **given})
-        seen = set()
         for number, line in enumerate(self.files[given["input_file_id"]][1].splitlines(), 1):
-            try:
-                item = json.loads(line)
-                asked, code = Asked.read(item["body"]), None
-                if item["custom_id"] in seen:
-                    code = "duplicate_custom_id"
-                elif (item["method"], item["url"]) != ("POST", given["endpoint"]):
-                    code = "invalid_url"
-                elif asked.body["model"] != MODEL:
-                    code = "model_not_found"
-            except (ValueError, LookupError, TypeError, AttributeError):
-                code = "invalid_json_line"
-            if code:
-                batch.invalid.append({"code": code, "line": number, "message": f"line {number}: {code}", "param": None})
-            else:
-                seen.add(item["custom_id"])
+            item = json.loads(line)
+            asked = ParsedRequest.read(item["body"])
+            if asked.body["model"] == MODEL:
                 batch.items.append((item["custom_id"], asked))
-        if not batch.items and not batch.invalid:
-            batch.invalid.append({"code": "empty_file", "line": None, "message": "the file is empty", "param": None})
+            else:
+                code = "model_not_found"
+                batch.invalid.append({"code": code, "line": number, "message": f"line {number}: {code}", "param": None})
         return self.start(batch)
 
     def start(self, batch: _Batch) -> Response:
@@ -503,19 +478,17 @@ class _Server:
             batch.ended = batch.created
         else:
             loop = asyncio.get_running_loop()
-            batch.timer = loop.call_later(self.provider.batch_seconds, self.finish, batch)
+            loop.call_later(self.provider.batch_seconds, self.finish, batch)
         faults = self.provider.faults
         return _Dropped(status_code=0) if faults and faults.happens(faults.batch_lost) else self.show(batch)
 
     def finish(self, batch: _Batch) -> None:
-        """Work off the items, of a cancelled batch those that it had come to, and bill what succeeded."""
+        """Process the items, and bill those that succeed."""
         batch.ended = time.time()
         shuffle = random.Random(batch.id)
-        share = 1.0 if not batch.cancelled else (batch.cancelled - batch.created) / self.provider.batch_seconds
-        reached = int(share * len(batch.items))
-        for position, (name, asked) in enumerate(batch.items):
-            outcome, line = self.work_off(batch, name, asked) if position < reached else ("canceled", None)
-            line = line or _unworked(batch.api, name, outcome)
+        for name, asked in batch.items:
+            outcome, line = self.work_off(batch, name, asked)
+            line = line or _expired(batch.api, name)
             batch.tally[outcome] += 1
             kept = batch.results if batch.api == ANTHROPIC or outcome == "succeeded" else batch.failures
             kept.append(line)
@@ -529,7 +502,7 @@ class _Server:
                     name = f"{batch.id}_{kind}.jsonl"
                     batch.given[f"{kind}_file_id"] = self.keep(name, "batch_output", _jsonl(lines))["id"]
 
-    def work_off(self, batch: _Batch, name: str, asked: Asked) -> tuple[str, dict[str, Any] | None]:
+    def work_off(self, batch: _Batch, name: str, asked: ParsedRequest) -> tuple[str, dict[str, Any] | None]:
         """One item's outcome, and its line in the results (None: there is nothing to say but the outcome)."""
         provider, faults = self.provider, self.provider.faults
         if faults and faults.happens(faults.batch_expired):
@@ -568,19 +541,10 @@ class _Server:
         return JSONResponse(self.view(batch))
 
     def view(self, batch: _Batch) -> dict[str, Any]:
-        form = _message_batch_view if batch.api == ANTHROPIC else _batch_view
-        return form(batch, self.provider)
+        return _message_batch_view(batch, self.provider) if batch.api == ANTHROPIC else _batch_view(batch)
 
     async def retrieve_batch(self, request: Request) -> Response:
         return self.show(self.find(request))
-
-    async def cancel_batch(self, request: Request) -> Response:
-        batch = self.find(request)
-        if not batch.ended and not batch.cancelled:
-            batch.cancelled = time.time()
-            batch.timer.cancel()
-            batch.timer = asyncio.get_running_loop().call_later(0.05, self.finish, batch)
-        return self.show(batch)
 
     async def batch_results(self, request: Request) -> Response:
         batch = self.find(request)
@@ -589,19 +553,14 @@ class _Server:
         return Response(_jsonl(batch.results), media_type="application/x-jsonl")
 
     async def list_batches(self, request: Request) -> Response:
-        """A page of them, the newest first; ``before_id`` asks for the page that ends before that batch."""
+        """A page of them, the newest first."""
         found = [batch for batch in reversed(self.batches.values()) if batch.api == _api(request)]
         names, query = [batch.id for batch in found], request.query_params
         limit = int(query.get("limit", 20))
-        if before := query.get("before_id"):
-            end = names.index(before)
-            begin = max(0, end - limit)
-            more = begin > 0
-        else:
-            after = query.get("after_id") or query.get("after")
-            begin = names.index(after) + 1 if after else 0
-            end = begin + limit
-            more = end < len(names)
+        after = query.get("after_id") or query.get("after")
+        begin = names.index(after) + 1 if after else 0
+        end = begin + limit
+        more = end < len(names)
         data = [self.view(batch) for batch in found[begin:end]]
         first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
         page = {"data": data, "has_more": more, "first_id": first, "last_id": last}
@@ -704,19 +663,16 @@ def _error(
     return JSONResponse(_complaint(api, status, message), status, headers)
 
 
-def _unknown_model(api: str, asked: Asked) -> Response | None:
+def _unknown_model(api: str, asked: ParsedRequest) -> Response | None:
     model = asked.body["model"]
     return None if model == MODEL else _error(api, 404, f"model {model} not found")
 
 
-def _message(number: int, asked: Asked, text: str, finish: str, usage: tuple[int, int], cached: int) -> dict[str, Any]:
+def _message(number: int, text: str, finish: str, usage: tuple[int, int], cached: int) -> dict[str, Any]:
     """A response of the Messages API; a thinking block stands first, as newer models send it."""
-    reasons = {"stop": "tool_use" if asked.tool else "end_turn", "length": "max_tokens", "refusal": "refusal"}
+    reasons = {"stop": "end_turn", "length": "max_tokens", "refusal": "refusal"}
     refused = finish == "refusal"
-    written: dict[str, Any] = {"type": "text", "text": text}
-    if asked.tool:
-        whole = json.loads(text) if finish == "stop" else {}
-        written = {"type": "tool_use", "id": f"toolu_{number}", "name": asked.tool, "input": whole}
+    written = {"type": "text", "text": text}
     return {
         "id": f"msg_{number}",
         "type": "message",
@@ -735,9 +691,7 @@ def _message(number: int, asked: Asked, text: str, finish: str, usage: tuple[int
     }
 
 
-def _completion(
-    number: int, asked: Asked, text: str, finish: str, usage: tuple[int, int], cached: int
-) -> dict[str, Any]:
+def _completion(number: int, text: str, finish: str, usage: tuple[int, int], cached: int) -> dict[str, Any]:
     """A response of the chat completions API."""
     refused = finish == "refusal"
     message = {"role": "assistant", "content": None if refused else text, "refusal": text if refused else None}
@@ -756,12 +710,11 @@ def _completion(
     }
 
 
-def _unworked(api: str, name: str, outcome: str) -> dict[str, Any]:
-    """The line of an item that was not worked off: expired or canceled."""
+def _expired(api: str, name: str) -> dict[str, Any]:
+    """The line of an item that has expired."""
     if api == ANTHROPIC:
-        return {"custom_id": name, "result": {"type": outcome}}
-    code = {"expired": "batch_expired", "canceled": "batch_cancelled"}[outcome]
-    error = {"code": code, "message": f"This request could not be executed: {code}."}
+        return {"custom_id": name, "result": {"type": "expired"}}
+    error = {"code": "batch_expired", "message": "This request could not be executed: batch_expired."}
     return {"id": f"batch_req_{name}", "custom_id": name, "response": None, "error": error}
 
 
@@ -773,31 +726,23 @@ def _message_batch_view(batch: _Batch, provider: Provider) -> dict[str, Any]:
     return {
         "id": batch.id,
         "type": "message_batch",
-        "processing_status": "ended" if batch.ended else "canceling" if batch.cancelled else "in_progress",
+        "processing_status": "ended" if batch.ended else "in_progress",
         "request_counts": {"processing": 0 if batch.ended else len(batch.items)}
         | {outcome: batch.tally[outcome] for outcome in outcomes},
         "created_at": stamp(batch.created),
         "expires_at": stamp(batch.created + 86400),
         "ended_at": stamp(batch.ended),
-        "cancel_initiated_at": stamp(batch.cancelled),
+        "cancel_initiated_at": None,
         "archived_at": None,
         "results_url": f"{provider.address}/v1/messages/batches/{batch.id}/results" if batch.ended else None,
     }
 
 
-def _batch_view(batch: _Batch, provider: Provider) -> dict[str, Any]:
-    progress = (time.time() - batch.created) / max(provider.batch_seconds, 1e-9)
-    if batch.invalid:
-        status = "failed"
-    elif batch.cancelled:
-        status = "cancelled" if batch.ended else "cancelling"
-    elif batch.ended:
+def _batch_view(batch: _Batch) -> dict[str, Any]:
+    status = "failed" if batch.invalid else "in_progress"
+    if batch.ended and not batch.invalid:
         status = "expired" if batch.tally["expired"] else "completed"
-    else:
-        status = "validating" if progress < 0.1 else "in_progress" if progress < 0.9 else "finalizing"
     done, failed = batch.tally["succeeded"], batch.tally.total() - batch.tally["succeeded"]
-    if not batch.ended and not batch.cancelled:
-        done = int(min(progress, 1) * len(batch.items))
     over = {f"{status}_at": int(batch.ended)} if batch.ended else {}
     usage = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
     return {
@@ -811,7 +756,6 @@ def _batch_view(batch: _Batch, provider: Provider) -> dict[str, Any]:
         "errors": {"object": "list", "data": batch.invalid} if batch.invalid else None,
         "created_at": int(batch.created),
         "expires_at": int(batch.created) + 86400,
-        "cancelling_at": int(batch.cancelled) if batch.cancelled else None,
         **over,
         "request_counts": {"total": len(batch.items), "completed": done, "failed": failed},
         "usage": usage
