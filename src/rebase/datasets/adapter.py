@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kedro.io import AbstractVersionedDataset, DatasetError, Version
-from kedro_datasets._typing import JSONPreview
 
+from rebase.datasets.previews import JSONPreview
 from rebase.files import replacing_folder
 from rebase.records import Adapter, Untrained
 

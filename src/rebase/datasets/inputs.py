@@ -1,14 +1,14 @@
-"""What people give: raw datasets, task files, prompts for them, evaluation sets."""
+"""Inputs that people provide: raw datasets, task files, evaluation sets, unlabeled inputs and real examples."""
 
 import json
 from pathlib import Path
-from typing import Any, NewType, NoReturn
+from typing import Any, NoReturn
 
 import pandas as pd
 import yaml
 from kedro.io import AbstractDataset, DatasetError
-from kedro_datasets._typing import JSONPreview, TablePreview
 
+from rebase.datasets.previews import JSONPreview, TablePreview, TextPreview
 from rebase.datastore.sources import FolderSource, Source, find_sources
 from rebase.records import EVALUATION_COLUMNS, Task
 from rebase.reporting.redaction import public
@@ -16,22 +16,19 @@ from rebase.tasks.evaluation_items import make_evaluation_items, make_unlabeled_
 from rebase.tasks.source_rows import SourceRows, read_source_rows
 from rebase.tasks.task_files import load_task
 
-#: A text as it stands. kedro-viz goes by the name of the type that ``preview`` returns; kedro-datasets lacks this one.
-TextPreview = NewType("TextPreview", str)
-
 
 class ReadOnly:
-    """A dataset that people write by hand or that is only a handle."""
+    """A dataset that no pipeline writes to."""
 
     def save(self, data: Any) -> NoReturn:
         raise DatasetError(f"{type(self).__name__} is read-only: a pipeline cannot write to it.")
 
 
 class Handle(ReadOnly):
-    """What loads cheaply and opens later: which model it is, is all there is to look at."""
+    """A dataset that loads a handle: it is cheap to load, and opens a model or a connection later."""
 
     def preview(self) -> JSONPreview:
-        """The settings as kedro-viz shows them, also on a site that is published: without what is secret."""
+        """The settings for kedro-viz, without secrets: its site may be published."""
         return JSONPreview(json.dumps(public(self._describe())))  # type: ignore[attr-defined]
 
 
@@ -61,7 +58,7 @@ class SourcesDataset(ReadOnly, AbstractDataset[Any, list[Source]]):
 
 
 class TaskDataset(ReadOnly, AbstractDataset[Any, Task]):
-    """One task file of a folder, validated; with the instruction and examples of ``prompts``, if given."""
+    """Loads a validated task from its file, with the instruction and examples of ``prompts`` if given."""
 
     def __init__(
         self, folder: str, name: str, prompts: str | None = None, metadata: dict[str, Any] | None = None
@@ -75,16 +72,16 @@ class TaskDataset(ReadOnly, AbstractDataset[Any, Task]):
         return load_task(self._folder, self._name, self._prompts)
 
     def preview(self) -> TextPreview:
-        """The task as kedro-viz shows it: what its file says, with the published prompts if they are used."""
-        said = self.load().model_dump(mode="json", exclude_defaults=True)
-        return TextPreview(yaml.dump(said, Dumper=_ReadableDumper, sort_keys=False, allow_unicode=True, width=100))
+        """The task for kedro-viz: the content of its file, with the published prompts if they are used."""
+        content = self.load().model_dump(mode="json", exclude_defaults=True)
+        return TextPreview(yaml.dump(content, Dumper=_ReadableDumper, sort_keys=False, allow_unicode=True, width=100))
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._folder / f"{self._name}.yml"), "prompts": self._prompts}
 
 
 class EvaluationRowsDataset(ReadOnly, AbstractDataset[Any, SourceRows]):
-    """The raw rows of a task's evaluation set, read once: from where the task file says, or from ``source`` instead."""
+    """Loads the raw rows of a task's evaluation set, once: from the task file's source, or from ``source`` instead."""
 
     _content, _parameter = "evaluation set", "evaluation_source"
 
@@ -110,7 +107,7 @@ class EvaluationRowsDataset(ReadOnly, AbstractDataset[Any, SourceRows]):
         return self._rows
 
     def preview(self, nrows: int = 20) -> TablePreview:
-        """The first rows as kedro-viz shows them."""
+        """The first rows, for kedro-viz."""
         return TablePreview(pd.DataFrame(self.load().rows[:nrows]).astype(str).to_dict(orient="split"))
 
     def _read(self, task: Task, location: str, split: str) -> SourceRows:
@@ -136,7 +133,7 @@ class InputsDataset(EvaluationRowsDataset):
         return make_unlabeled_inputs(task, self._read(task, self._source, "train"))
 
     def preview(self, nrows: int = 20) -> TablePreview:
-        """The first inputs as kedro-viz shows them."""
+        """The first inputs, for kedro-viz."""
         return TablePreview(self.load().head(nrows).to_dict(orient="split"))
 
 
@@ -154,7 +151,7 @@ class RealDataset(InputsDataset):
 
 
 class _ReadableDumper(yaml.SafeDumper):
-    """Texts of several lines as they are."""
+    """Writes texts of several lines as blocks."""
 
 
 _ReadableDumper.add_representer(

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
-from kedro_datasets._typing import TablePreview
 from kedro_datasets.json import JSONDataset
+
+from rebase.datasets.previews import TablePreview
 
 
 class MetricsDataset(JSONDataset):

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 from kedro.io import AbstractDataset, DatasetError
-from kedro_datasets._typing import TablePreview
 from pyarrow import ipc
 from tqdm import tqdm
 
+from rebase.datasets.previews import TablePreview
 from rebase.datastore.engines import open_engine
 from rebase.datastore.shards import Shard, ShardPlan, Shards, is_provisional
 from rebase.errors import RebaseError

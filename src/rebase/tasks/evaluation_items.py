@@ -1,4 +1,4 @@
-"""Evaluation items: the rows of an evaluation set as the task's queries and accepted answers."""
+"""Evaluation items: the rows of an evaluation set as queries and references of the task."""
 
 import hashlib
 import json
@@ -15,15 +15,15 @@ from rebase.tasks.metrics import same_number
 from rebase.tasks.source_rows import SourceRows
 from rebase.text import comparable, tokens, weight
 
-#: A field with fewer words may be the same in two items by chance: a name, a short question.
+#: A shorter field may be the same in two items by chance: a name, a short question.
 MIN_SHOWN_WORDS = 6
 
 
 def make_evaluation_items(task: Task, source: SourceRows) -> pd.DataFrame:
     """Map raw rows to evaluation items by the task's ``evaluation.fields``; a list in a field becomes lettered options.
 
-    Returns ``item_id``, ``fields`` (JSON), ``query`` and ``answers`` (JSON list), in the order of the rows. The frame's
-    ``attrs`` say where the rows come from (``SourceRows.origin``), with the SHA-256 of the items as ``content_hash``.
+    Returns ``item_id``, ``fields`` (JSON), ``query`` and ``references`` (JSON list), in the order of the rows. The
+    frame's ``attrs`` have the origin of the rows (``SourceRows.origin``) and ``content_hash``, the SHA-256 of the items.
 
     Raises:
         RebaseError: There is no row, a column is missing, an answer does not fit, or two rows have one id. The message
@@ -63,14 +63,14 @@ def make_unlabeled_inputs(task: Task, source: SourceRows) -> pd.DataFrame:
 
 
 def remove_shown_items(task: Task, evaluation_items: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Part the items (kept, removed): those that the prompt's examples show measure memory.
+    """Split the items into kept and removed: items that the task's examples show would measure memory.
 
-    An item is shown where its query is an example's, or a field of six words and more is: whatever the case, spacing
-    and punctuation. All six examples of the published MCoNaLa prompt are test items.
+    An item is shown if its query, or one of its fields of at least six words, is an example's, without regard to case,
+    spacing and punctuation. All six examples of the published MCoNaLa prompt are test items.
     """
-    shown = set().union(*(_told(task, example) for example in task.examples))
+    shown = set().union(*(_comparable_texts(task, example) for example in task.examples))
     is_shown = pd.Series(
-        [not shown.isdisjoint(_told(task, json.loads(fields))) for fields in evaluation_items["fields"]],
+        [not shown.isdisjoint(_comparable_texts(task, json.loads(fields))) for fields in evaluation_items["fields"]],
         index=evaluation_items.index,
         dtype=bool,
     )
@@ -78,33 +78,36 @@ def remove_shown_items(task: Task, evaluation_items: pd.DataFrame) -> tuple[pd.D
 
 
 def select_items(task: Task, evaluation_items: pd.DataFrame, limit: int | None) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The items that systems are asked, ``limit`` of them by even stride, and how many others there are, by reason.
+    """Return the items that systems answer, and the number of other items by reason.
 
-    Raises RebaseError where the prompt's examples show every one.
+    Items that the task's examples show are left out; of the others, ``limit`` are taken as a systematic sample (None:
+    all). Raises RebaseError if the examples show every item.
     """
     unseen, shown = remove_shown_items(task, evaluation_items)
     if unseen.empty:
-        raise RebaseError(f"evaluate: the examples of task {task.name!r} show every evaluation item. Write others.")
+        raise RebaseError(
+            f"evaluate: the examples of task {task.name!r} show every evaluation item. Write other examples."
+        )
     items = unseen.iloc[systematic_positions(len(unseen), limit or len(unseen))]
     rejected = {"shown_in_prompt": len(shown), "over_limit": len(unseen) - len(items)}
     return items, {reason: count for reason, count in rejected.items() if count}
 
 
-def _told(task: Task, fields: Mapping[str, str]) -> set[tuple[str, str]]:
-    """The query, and each field that is long enough to be known again, as they are compared."""
-    told = {(name, fields[name]) for name in task.query_fields if weight(tokens(fields[name])) >= MIN_SHOWN_WORDS}
-    return {(name, comparable(text)) for name, text in told | {("", task.render_query(fields))}}
+def _comparable_texts(task: Task, fields: Mapping[str, str]) -> set[tuple[str, str]]:
+    """The query and each long field, by name, in the form in which they are compared."""
+    texts = {(name, fields[name]) for name in task.query_fields if weight(tokens(fields[name])) >= MIN_SHOWN_WORDS}
+    return {(name, comparable(text)) for name, text in texts | {("", task.render_query(fields))}}
 
 
 def _item(task: Task, number: int, row: Mapping[str, Any], where: str) -> dict[str, str]:
     here = f"{where}, row {number}"
-    answers = _answers(task, _lookup(row, task.evaluation.fields["references"], here), here)
+    references = _references(task, _lookup(row, task.evaluation.fields["references"], here), here)
     fields = _query_fields(task, row, here)
     return {
         "item_id": str(number if row.get("id") is None else row["id"]),
         "fields": json.dumps(fields, ensure_ascii=False),
         "query": task.render_query(fields),
-        "references": json.dumps(answers, ensure_ascii=False),
+        "references": json.dumps(references, ensure_ascii=False),
     }
 
 
@@ -113,21 +116,23 @@ def _query_fields(task: Task, row: Mapping[str, Any], here: str) -> dict[str, st
     values = {field: _lookup(row, column, here) for field, column in columns.items()}
     missing = [columns[field] for field, value in values.items() if value is None or value == []]
     if missing:
-        raise RebaseError(f"{here}: there is no value in {', '.join(missing)}. Mend the row.")
+        raise RebaseError(f"{here}: there is no value in {', '.join(missing)}. Correct the row.")
     return {field: _text(value) for field, value in values.items()}
 
 
-def _answers(task: Task, value: Any, here: str) -> list[str]:
-    """The accepted answers as the task has them: labels by their names, without the working."""
+def _references(task: Task, value: Any, here: str) -> list[str]:
+    """The references in the task's form: labels by their names, without the working."""
     spec, labels = task.evaluation, task.answer.labels
     values = [_named(item, spec.label_names) for item in (value if isinstance(value, list) else [value])]
     answers = [str(item) for item in values if item is not None]
     column = f"column {spec.fields['references']!r}"
     if not answers:
-        raise RebaseError(f"{here}: there is no answer in {column}. Mend the row.")
+        raise RebaseError(f"{here}: there is no answer in {column}. Correct the row.")
     if mark := spec.answer_after:
         if not all(mark in answer for answer in answers):
-            raise RebaseError(f"{here}: there is no {mark!r} in {column}. Mend the row, or `evaluation.answer_after`.")
+            raise RebaseError(
+                f"{here}: there is no {mark!r} in {column}. Correct the row, or `evaluation.answer_after`."
+            )
         answers = [answer.rpartition(mark)[2].strip() for answer in answers]
     if labels:
         answers = [as_label(answer, labels) or answer for answer in answers]
@@ -135,10 +140,10 @@ def _answers(task: Task, value: Any, here: str) -> list[str]:
             raise RebaseError(
                 f"{here}: the answer {', '.join(map(repr, outside))} in {column} is outside the task's labels "
                 f"({', '.join(labels)}). "
-                "Mend the row, or `evaluation.label_names` of the task."
+                "Correct the row, or `evaluation.label_names` of the task."
             )
     if task.answer.type == "number" and (other := [answer for answer in answers if not same_number(answer, answer)]):
-        raise RebaseError(f"{here}: the answer {other[0]!r} in {column} is no number. Mend the row.")
+        raise RebaseError(f"{here}: the answer {other[0]!r} in {column} is no number. Correct the row.")
     return list(dict.fromkeys(answers))
 
 
@@ -147,10 +152,10 @@ def _named(value: Any, names: tuple[str, ...]) -> Any:
 
 
 def _text(value: Any) -> str:
-    """The value of a field as text: a list as options, ``(A)``, ``(B)``, one a line."""
+    """The value of a field as text; a list becomes options, ``(A)``, ``(B)``, one per line."""
     if not isinstance(value, list):
         return str(value)
-    return "\n".join(f"({chr(ord('A') + place)}) {option}" for place, option in enumerate(value))
+    return "\n".join(f"({chr(ord('A') + index)}) {option}" for index, option in enumerate(value))
 
 
 def _lookup(row: Mapping[str, Any], column: str, here: str) -> Any:
@@ -159,7 +164,7 @@ def _lookup(row: Mapping[str, Any], column: str, here: str) -> Any:
         if not isinstance(value, Mapping) or part not in value:
             raise RebaseError(
                 f"{here}: there is no column {column!r} (there are {sorted(row)}). "
-                "Mend `evaluation.fields` of the task."
+                "Correct `evaluation.fields` of the task."
             )
         value = value[part]
     return value

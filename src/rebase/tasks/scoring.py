@@ -1,4 +1,4 @@
-"""From what systems wrote to scores: each answer's own, each system's with an interval, and paired differences."""
+"""Scores of answers, scores of systems with intervals, and paired differences."""
 
 import json
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ from rebase.tasks.metrics import bootstrap_chrf, bootstrap_interval, permutation
 
 
 def score_answers(task: Task, generations: pd.DataFrame) -> pd.DataFrame:
-    """``generations`` with ``extracted`` and one column a metric of the task, 0 .. 1."""
-    predictions = generations.assign(extracted=[extract(raw, task.answer) for raw in generations["raw_output"]])
-    accepted = [json.loads(answers) for answers in predictions["references"]]
+    """Add ``extracted`` and one column per metric of the task, 0 to 1, to ``generations``."""
+    predictions = generations.assign(extracted=[extract(output, task.answer) for output in generations["raw_output"]])
+    references = [json.loads(text) for text in predictions["references"]]
     for metric in task.metrics:
         predictions[metric] = [
-            score(metric, extracted, answers)
-            for extracted, answers in zip(predictions["extracted"], accepted, strict=True)
+            score(metric, extracted, item_references)
+            for extracted, item_references in zip(predictions["extracted"], references, strict=True)
         ]
     return predictions
 
@@ -29,18 +29,18 @@ def score_answers(task: Task, generations: pd.DataFrame) -> pd.DataFrame:
 def aggregate(
     task: Task, predictions: pd.DataFrame, pairs: Iterable[tuple[str, str]], parameters: EvaluateParameters
 ) -> dict[str, Any]:
-    """Scores as percentages with bootstrap intervals, for each system and for the paired difference of each pair.
+    """Return scores in percent with bootstrap intervals, for each system and for the difference of each pair.
 
-    ``predictions`` are of ``score_answers``. A difference has ``p`` as well, by ``permutation_p`` on the items' own
-    scores. Raises RebaseError where two systems answered other items: they do not compare.
+    ``predictions`` come from ``score_answers``. Differences are paired and also have ``p`` (``permutation_p`` on the
+    item scores). Raises RebaseError if the systems answered different items, since their scores do not compare.
     """
     by_system = {str(system): frame.set_index("item_id") for system, frame in predictions.groupby("system", sort=False)}
     first = next(iter(by_system))
     for system, frame in by_system.items():
         if set(frame.index) != set(by_system[first].index):
             raise RebaseError(
-                f"evaluate: {system!r} answered {len(frame)} items, {first!r} {len(by_system[first])} or others. They "
-                "were asked with another `evaluate.limit` or evaluation set: run from the nodes that ask them again."
+                f"evaluate: {system!r} answered {len(frame)} items, {first!r} {len(by_system[first])}, or not the same "
+                "ones. `evaluate.limit` or the evaluation set has changed: run the nodes again that generate answers."
             )
     draws = (parameters.bootstrap_samples, parameters.confidence, parameters.seed)
 
@@ -48,9 +48,9 @@ def aggregate(
         frame = by_system[system]
         other = None if baseline is None else by_system[baseline].loc[frame.index]
         if metric == "chrf":
-            answers = [json.loads(accepted) for accepted in frame["references"]]
-            theirs = None if other is None else other["extracted"].to_list()
-            return bootstrap_chrf(frame["extracted"].to_list(), answers, *draws, baseline=theirs)
+            references = [json.loads(text) for text in frame["references"]]
+            baseline_texts = None if other is None else other["extracted"].to_list()
+            return bootstrap_chrf(frame["extracted"].to_list(), references, *draws, baseline=baseline_texts)
         return bootstrap_interval((frame[metric] - (0 if other is None else other[metric])).to_list(), *draws)
 
     def difference(metric: Metric, system: str, baseline: str) -> dict[str, float]:
