@@ -6,7 +6,8 @@ from typing import Any
 import yaml
 from kedro.io import AbstractDataset
 
-from rebase.datasets.inputs import ReadOnly, TextPreview
+from rebase.datasets.inputs import ReadOnly
+from rebase.datasets.previews import TextPreview
 from rebase.errors import RebaseError
 from rebase.generation.prompts.templates import CotPrompt, DistilPrompt, Prompt, SynthesizePrompt, TransformPrompt
 from rebase.judging.llm_judge import PairPrompt, RubricPrompt

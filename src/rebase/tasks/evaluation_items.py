@@ -23,7 +23,7 @@ def make_evaluation_items(task: Task, source: SourceRows) -> pd.DataFrame:
     """Map raw rows to evaluation items by the task's ``evaluation.fields``; a list in a field becomes lettered options.
 
     Returns ``item_id``, ``fields`` (JSON), ``query`` and ``references`` (JSON list), in the order of the rows. The
-    frame's ``attrs`` have the origin of the rows (``SourceRows.origin``) and ``content_hash``, the SHA-256 of the items.
+    frame's ``attrs`` have the rows' origin (``SourceRows.origin``) and ``content_hash``, the SHA-256 of the items.
 
     Raises:
         RebaseError: There is no row, a column is missing, an answer does not fit, or two rows have one id. The message
