@@ -17,7 +17,6 @@ from rebase.pipelines import prepare
 from rebase.pipelines.evaluate import create_pipeline as create_evaluate
 from rebase.pipelines.evaluate.nodes import predict, score_predictions
 from rebase.pipelines.train import create_pipeline as create_train
-from rebase.pipelines.train.nodes import format_training_set
 from rebase.records import Task
 from rebase.student.handle import Student
 from rebase.tasks.evaluation_items import remove_shown_items
@@ -119,19 +118,3 @@ def test_scores_and_paired_difference(generations: pd.DataFrame, reading_task: T
     assert scores["systems"]["expert"]["exact_match"] == {"value": 100, "low": 100, "high": 100}
     assert scores["differences"]["expert - student"]["exact_match"]["value"] == 50
     json.dumps(scores)
-
-
-def test_training_set_keeps_order_and_rationales(student: Student, reading_task: Task) -> None:
-    both = pd.concat([reasoned_examples(2, "Because."), reasoned_examples(1)], ignore_index=True)
-    frame = format_training_set(reading_task, both, student, train_parameters(), "rationale_then_answer")
-    assert list(frame.columns) == ["example_id", "prompt", "completion"]
-    assert list(frame["completion"]) == [
-        "Because. So the answer is in tree 0.",
-        "Because. So the answer is in tree 1.",
-        "in tree 0",
-    ]
-
-
-def test_no_examples(student: Student, reading_task: Task) -> None:
-    with pytest.raises(RebaseError, match=r"no examples for the task 'tiny_reading'.*examples_rejected"):
-        format_training_set(reading_task, reasoned_examples(0), student, train_parameters(), "answer")

@@ -1,19 +1,14 @@
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.records import Adapter, Task
+from rebase.records import Adapter
 from rebase.student.answer_cache import SaveAnswers, answers_file, complete_answers
-from rebase.student.answering import open_student
-from rebase.student.generation import generate
 from rebase.student.handle import Student
-from tests.tiny import evaluate_parameters
 
 texts = st.text(max_size=20)
 
@@ -59,24 +54,3 @@ def test_other_weights_have_another_file(student: Student, tmp_path: Path) -> No
     assert answers_file(student, copied, 8) == adapted != alone != answers_file(student, None, 9)
     (copied.folder / "adapter_model.safetensors").write_bytes(b"other weights")
     assert answers_file(student, copied, 8) != adapted
-
-
-def test_cached_answers_are_not_generated_again(
-    student: Student, reading_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    isolated = replace(student, workdir=tmp_path)
-
-    def answer(prompts: Sequence[str]) -> list[str]:
-        with open_student(reading_task, isolated, {}, evaluate_parameters()) as answered:
-            return answered(None, prompts)
-
-    first = answer(["Where?", "Who?"])
-    generated: list[str] = []
-
-    def generate_and_record(*arguments: Any) -> list[str]:
-        generated.extend(arguments[2])
-        return generate(*arguments)
-
-    monkeypatch.setattr("rebase.student.answering.generate", generate_and_record)
-    assert answer(["Who?", "When?", "Where?"])[::2] == first[::-1]
-    assert generated == ["When?"]

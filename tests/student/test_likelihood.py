@@ -1,15 +1,10 @@
-import json
-
 import numpy as np
 import pytest
 
-from rebase.errors import RebaseError
-from rebase.records import Task
-from rebase.student.answering import open_student
 from rebase.student.formatting import IGNORED, tokenize_example
 from rebase.student.handle import Student, float32_logits
 from rebase.student.likelihood import choose_labels
-from tests.tiny import evaluate_parameters, tolerances
+from tests.tiny import tolerances
 
 LABELS = ("no", "n", "entailment", "yes, of course")
 PROMPTS = [
@@ -21,20 +16,6 @@ PROMPTS = [
         "",
     )
 ]
-TASK = Task.parse(
-    {
-        "name": "owls",
-        "version": 1,
-        "instruction": "Is it so?",
-        "query": "{text}",
-        "examples": [{"text": "Owls sleep.", "answer": "no"}],
-        "answer": {"type": "label", "labels": LABELS},
-        "metrics": ["accuracy"],
-        "evaluation": {"source": "given", "fields": {"text": "text", "references": "label"}},
-        "max_new_tokens": 6,
-    },
-    "here",
-)
 
 
 def from_scratch(model, tokenizer, prompt: str, label: str) -> float:
@@ -83,25 +64,3 @@ def test_no_prompts(student: Student) -> None:
         chosen, scores = choose_labels(model, tokenizer, [], LABELS, 4, "none")
     assert chosen == []
     assert scores.shape == (0, 4)
-
-
-def test_labels_by_likelihood_or_by_generation(student: Student) -> None:
-    def answers(task: Task, labels_by: str) -> list[str]:
-        parameters = evaluate_parameters(labels_by=labels_by)
-        with open_student(task, student, {}, parameters) as answer:
-            return answer(None, PROMPTS)
-
-    chosen, written = answers(TASK, "likelihood"), answers(TASK, "generation")
-    free = Task.parse(json.loads(TASK.model_dump_json()) | {"answer": {"type": "text"}}, "here")
-    assert answers(free, "likelihood") == written
-    assert set(chosen) <= set(LABELS)
-    assert not set(written) <= set(LABELS)
-
-
-def test_likelihood_is_rejected_for_a_task_with_chain_of_thought(student: Student) -> None:
-    reasoning = TASK.model_copy(update={"cot": True})
-    with (
-        pytest.raises(RebaseError, match="chain of thought"),
-        open_student(reasoning, student, {}, evaluate_parameters(labels_by="likelihood")),
-    ):
-        pass

@@ -1,1 +1,1 @@
-"""The model side: the student, how it is asked, trained and run."""
+"""The student: prompts, training, generation and its adapters."""

@@ -27,7 +27,7 @@ def answers_file(student: Student, adapter: Adapter | None, max_new_tokens: int)
 def complete_answers(
     file: Path, prompts: Sequence[str], generate: Callable[[Sequence[str], SaveAnswers], object]
 ) -> list[str]:
-    """Answers to rendered prompts, in order: from the cache ``file``, and generated where it has none.
+    """Answers to rendered prompts, in order: from the cache ``file``, or generated if it has none.
 
     ``generate`` gets each prompt without an answer once, and a function to call with every batch of answers. Each line
     of the file is the digest of a prompt and the answer; a truncated line is ignored.

@@ -48,6 +48,6 @@ def check_disk(run: Path, trainable: int) -> None:
 
 
 def is_write_error(error: Exception) -> bool:
-    """Whether a file could not be written: torch and safetensors raise errors of their own for that."""
+    """Whether a file could not be written: torch and safetensors raise other errors than OSError."""
     texts = ("PytorchStreamWriter", "inline_container", "No space left", "File too large")
     return isinstance(error, OSError) or any(text in str(error) for text in texts)

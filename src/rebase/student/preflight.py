@@ -119,10 +119,7 @@ def inspect(
         "longest": max(lengths),
         "max_length": parameters.max_length,
         "end_of_turn": {"token": str(tokenizer.eos_token), "id": tokenizer.eos_token_id, "examples": len(examples)},
-        "examples": [
-            _show(tokenizer, examples[0], "first"),
-            _show(tokenizer, max(examples, key=len), "longest"),
-        ],
+        "examples": [_show(tokenizer, examples[0], "first"), _show(tokenizer, max(examples, key=len), "longest")],
         "memory": {
             "bytes": shape.memory(parameters.lora.rank, padded_sizes[largest], batch_targets),
             "how": "weights, adapter with optimizer, and the activations of the largest batch",

@@ -27,7 +27,7 @@ def keep_differentiable(model: Any) -> None:
 def dequantize_if_it_fits(model: Any, shape: "Shape") -> Any:
     """Dequantize NF4 weights to the number format of computing, if they fit in half of the available memory.
 
-    For CPUs, where decoding the weights for each product takes a good part of a step. The values stay those of NF4,
+    On a CPU, decoding the weights for each product takes a good part of a step. The values stay those of NF4,
     so the adapter is the one that QLoRA trains.
     """
     import psutil  # type: ignore[import-untyped]

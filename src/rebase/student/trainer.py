@@ -1,4 +1,4 @@
-"""Training on top of TRL's ``SFTTrainer``: logits only where there is loss, smaller parts when out of memory.
+"""Training on top of TRL's ``SFTTrainer``: logits only at positions with loss, smaller parts when out of memory.
 
 Import it only when training starts: it imports torch and TRL.
 """
@@ -39,7 +39,7 @@ _TIMED_STEPS = 5
 
 
 class Step:
-    """The examples of one optimizer step. A class of its own, so that no library looks for tensors in it."""
+    """The examples of one optimizer step. A class, so that no library looks for tensors in it."""
 
     def __init__(self, rows: list[dict[str, list[int]]]) -> None:
         self.examples = [TokenizedExample(row["input_ids"], row["labels"]) for row in rows]
