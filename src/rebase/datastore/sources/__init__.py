@@ -10,12 +10,11 @@ from rebase.datastore.sources.errors import failure_reason
 from rebase.datastore.sources.folder import FolderSource
 from rebase.datastore.sources.hub import HubSource
 from rebase.datastore.sources.locations import find_sources
-from rebase.datastore.sources.reading import RawBatch, RowSample, read_files, read_rows, rows_of
+from rebase.datastore.sources.reading import RowSample, read_files, read_rows
 
 __all__ = [
     "FolderSource",
     "HubSource",
-    "RawBatch",
     "Reading",
     "RowSample",
     "Source",
@@ -24,5 +23,4 @@ __all__ = [
     "parse_card",
     "read_files",
     "read_rows",
-    "rows_of",
 ]

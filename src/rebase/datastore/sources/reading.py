@@ -34,12 +34,8 @@ _TOO_MANY_FIELDS = re.compile(r"Expected \d+ fields in line (\d+), saw \d+")
 ParquetFile = str | Callable[[], IO[bytes]]
 
 
-@dataclass(frozen=True)
-class RawBatch:
-    """Consecutive rows of a config, undecoded, with the class names of their label columns."""
-
-    table: pa.Table
-    label_names: dict[str, list[str]]
+#: Consecutive rows of a config, undecoded, and the class names of their label columns.
+RawBatch = tuple[pa.Table, dict[str, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -80,9 +76,9 @@ def sample_stream(batches: Iterable[RawBatch], max_rows: int) -> RowSample:
     names: dict[str, list[str]] = {}
 
     def tables() -> Iterator[pa.Table]:
-        for batch in batches:
-            names.update(batch.label_names)
-            yield batch.table
+        for table, batch_names in batches:
+            names.update(batch_names)
+            yield table
 
     pieces, positions, total = systematic_sample(tables(), max_rows)
     rows = chain.from_iterable(map(rows_of, pieces))
@@ -126,13 +122,13 @@ def batches_of(stream: "IterableDataset", features: Any = None) -> Iterator[RawB
     """The undecoded rows of a stream of the ``datasets`` library."""
     names = label_names(stream.features) | label_names(features)
     for table in stream.with_format("arrow").iter(batch_size=_BATCH_ROWS):
-        yield RawBatch(table, names)
+        yield table, names
 
 
 def read_rows(batches: Iterable[RawBatch]) -> Iterator[dict[str, Any]]:
     """The rows of the batches as dictionaries."""
-    for batch in batches:
-        yield from rows_of(batch.table)
+    for table, _ in batches:
+        yield from rows_of(table)
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
