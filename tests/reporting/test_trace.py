@@ -231,7 +231,7 @@ def other_pipelines() -> dict[str, pd.DataFrame]:
         "distilled_examples": labeled,
         "distilled_rejected": pd.DataFrame([rejected]),
         "mixed_examples": labeled.assign(example_id="distilled_examples/birds/a/train/0", origin="distilled_examples"),
-        "labeled.training_set": tables()["training_set"].assign(completion="on a branch"),
+        "distilled.training_set": tables()["training_set"].assign(completion="on a branch"),
         "comparison_predictions": predictions.assign(system=["student", "rebase"]),
         "students_predictions": predictions.assign(prompt="Another template.", system=["tiny student", "tiny expert"]),
     }

@@ -41,7 +41,7 @@ _OPTIONAL_TABLES = {
     "distilled_rejected": "distil",
     "mixed_examples": "mix",
     "synthesized.training_set": "compare",
-    "labeled.training_set": "compare",
+    "distilled.training_set": "compare",
     "comparison_predictions": "compare",
     "students_predictions": "students",
     "teacher_predictions": "evaluate_teacher",

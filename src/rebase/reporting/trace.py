@@ -25,7 +25,7 @@ _TRAINING_SETS = {
     "examples": "training_set",
     "reasoned_examples": "training_set",
     "synthesized_examples": "synthesized.training_set",
-    "distilled_examples": "labeled.training_set",
+    "distilled_examples": "distilled.training_set",
     "mixed_examples": "",
 }
 _SOURCE_COLUMNS = ("dataset", "config", "split", "revision", "row_index", "license")
