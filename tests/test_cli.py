@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from kedro.io import DataCatalog
 
 from rebase import cli
 from rebase.teacher.protocol import Message, Request, Response, Sampling
@@ -14,9 +15,16 @@ from rebase.teacher.response_cache import ResponseCache
 REQUEST = Request("Write.", (Message("user", "one"),), {"type": "object"}, Sampling())
 
 
+@pytest.fixture(scope="module")
+def catalog() -> DataCatalog:
+    """The catalog as the commands load it, once for all tests."""
+    return cli._load_catalog(None, None)
+
+
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store with one response, in the place of the catalog's."""
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, catalog: DataCatalog) -> Path:
+    """A cache with one response instead of the catalog's."""
+    monkeypatch.setattr(cli, "_load_catalog", lambda env, parameters: catalog)
     path = tmp_path / "responses.sqlite"
     monkeypatch.setattr("rebase.datasets.teacher.TeacherDataset.filepath", path)
     with closing(ResponseCache(path)) as store:

@@ -43,13 +43,17 @@ def cli() -> None:
     """Commands of rebase."""
 
 
+def _load_catalog(env: str | None, parameters: dict[str, Any] | None) -> Any:
+    metadata = bootstrap_project(Path.cwd())
+    with KedroSession.create(metadata.project_path, env=env, runtime_params=parameters) as session:
+        return session.load_context().catalog  # type: ignore[attr-defined]
+
+
 @contextmanager
 def _catalog(env: str | None, parameters: dict[str, Any] | None = None) -> Iterator[Any]:
     """The catalog of an environment; its errors, and those of the block, are printed without a traceback."""
-    metadata = bootstrap_project(Path.cwd())
     try:
-        with KedroSession.create(metadata.project_path, env=env, runtime_params=parameters) as session:
-            yield session.load_context().catalog  # type: ignore[attr-defined]
+        yield _load_catalog(env, parameters)
     except (RebaseError, DatasetError) as error:
         raise click.ClickException(str(error)) from None
 

@@ -134,7 +134,9 @@ def test_what_cannot_be_read_is_rejected_with_a_reason():
 
 
 def test_a_judge_that_says_nothing_is_told():
-    with pytest.raises(RebaseError, match=r"no response of .* can be read: {'invalid_response': 22, 'same_answers': 2}"):
+    with pytest.raises(
+        RebaseError, match=r"no response of .* can be read: {'invalid_response': 22, 'same_answers': 2}"
+    ):
         judged(lambda _: "five")
     with pytest.raises(RebaseError, match=r"gave no judgment .* Its error: no line"):
         judged(lambda _: ConnectionError("no line"))

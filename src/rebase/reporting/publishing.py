@@ -5,8 +5,8 @@ sharing adaptations. Permitted are public-domain dedications, Creative Commons l
 licenses of Open Data Commons and the Linux Foundation, free software licenses and OpenRAIL. Their conditions (name the
 source, same license, no commercial use, pass on restrictions) are printed and written on the card; the publisher must
 keep them. Rejected are ND licenses, unknown ones (``unknown``, ``other``), and all others. To fix it, train without
-these sources (``train.exclude``), or check their licenses and confirm them (``checked``). Adapters follow the same rule, since it is disputed whether a model is an adaptation of its training data. This prevents
-mistakes; it is no legal advice.
+these sources (``train.exclude``), or check their licenses and confirm them (``checked``). Adapters follow the same
+rule, since it is disputed whether a model is an adaptation of its training data. This is no legal advice.
 """
 
 import re
