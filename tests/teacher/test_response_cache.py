@@ -469,8 +469,8 @@ def test_summary_and_prune(path: Path) -> None:
         assert store.prune(None, None, "2000-01-01") == 0
         assert store.prune("echo", "echo-1", "2000-01-01") == 0
         assert store.prune("echo", "echo-1", None) == 2
-        assert store.has_responses_of("echo", "echo-2")
-        assert not store.has_responses_of("echo", "echo-1")
+        assert store.tokens_per_character("echo", "echo-2")
+        assert store.tokens_per_character("echo", "echo-1") is None
         assert store.prune(None, "echo-1", None) == 1
         tomorrow = (datetime.fromisoformat(today) + timedelta(days=1)).isoformat()[:10]
         assert store.prune(None, None, tomorrow) == 1

@@ -71,7 +71,7 @@ class CachedTeacher:
         try:
             self.teacher.check()
         except RebaseError as error:
-            if not self.teacher.is_hosted or not self._has_cached_responses():
+            if not self.teacher.is_hosted or self.tokens_per_character() is None:
                 raise
             logger.warning("Only the responses cached in %s can be used. %s", self.path, error)
 
@@ -81,12 +81,6 @@ class CachedTeacher:
             return None
         with closing(ResponseCache(self.path)) as cache:
             return cache.tokens_per_character(self.provider, self.model)
-
-    def _has_cached_responses(self) -> bool:
-        if not self.path.exists():
-            return False
-        with closing(ResponseCache(self.path)) as cache:
-            return cache.has_responses_of(self.provider, self.model)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["CachedSession"]:

@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,14 +34,10 @@ FIRST_CONCURRENCY = 8
 #: Statuses that mean: too many requests, or too much load.
 OVERLOADED = frozenset({429, 503, 529})
 
-_ANTHROPIC = "anthropic-ratelimit-{}-{}"
-_OPENAI = "x-ratelimit-{1}-{0}"
-_HEADERS: tuple[tuple[str, Kind, str], ...] = (
-    (_ANTHROPIC, "requests", "requests"),
-    (_ANTHROPIC, "input_tokens", "input-tokens"),
-    (_ANTHROPIC, "output_tokens", "output-tokens"),
-    (_OPENAI, "requests", "requests"),
-    (_OPENAI, "tokens", "tokens"),
+#: The providers' headers, with the kind and what they tell of it (limit or remaining).
+_HEADERS: tuple[tuple[str, tuple[Kind, ...]], ...] = (
+    ("anthropic-ratelimit-{0}-{1}", ("requests", "input_tokens", "output_tokens")),
+    ("x-ratelimit-{1}-{0}", ("requests", "tokens")),
 )
 
 
@@ -232,11 +228,11 @@ class Concurrency:
 def read_limits(headers: Mapping[str, str]) -> dict[Kind, tuple[float, float]]:
     """Read each limit per minute, and what remains of it, from the headers of a response."""
     limits: dict[Kind, tuple[float, float]] = {}
-    for template, kind, name in _HEADERS:
-        try:
-            limit, remaining = (float(headers[template.format(name, what)]) for what in ("limit", "remaining"))
-        except (KeyError, ValueError):
-            continue
-        if 0 < limit < math.inf and math.isfinite(remaining):
-            limits[kind] = (limit, remaining)
+    for template, kinds in _HEADERS:
+        for kind in kinds:
+            names = (template.format(kind.replace("_", "-"), part) for part in ("limit", "remaining"))
+            with suppress(KeyError, ValueError):
+                limit, remaining = (float(headers[name]) for name in names)
+                if 0 < limit < math.inf and math.isfinite(remaining):
+                    limits[kind] = (limit, remaining)
     return limits

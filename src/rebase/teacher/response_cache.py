@@ -43,11 +43,6 @@ class ResponseCache:
         """Add a response; an existing one stays."""
         self._file.execute(INSERT, response_row(response, request.to_json(), provider, model))
 
-    def has_responses_of(self, provider: str, model: str) -> bool:
-        """Whether there is any response of this teacher."""
-        statement = "SELECT 1 FROM responses WHERE provider = ? AND model = ? LIMIT 1"
-        return bool(self._file.execute(statement, (provider, model)))
-
     def tokens_per_character(self, provider: str, model: str, sample: int = 200) -> float | None:
         """Input tokens per character in this teacher's latest ``sample`` prompts; None if there are none."""
         rows = self._file.execute(
