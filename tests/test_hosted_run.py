@@ -82,14 +82,14 @@ def test_an_estimate_sends_nothing_and_the_run_keeps_to_it(project, provider):
     assert f"${found['dollars']:.4f}" in said
 
 
-def test_running_again_asks_nothing(project, provider):
+def test_running_again_sends_nothing(project, provider):
     before = len(provider.asked())
     run(project, provider, NODES)
     assert len(provider.asked()) == before
     assert usage(project).loc["total", "cached"] == usage(project).loc["total", "used"]
 
 
-def test_stored_responses_can_be_replayed_without_network_or_key(project, provider):
+def test_cached_responses_are_replayed_without_network_or_key(project, provider):
     before = len(provider.asked())
     run(project, provider, NODES, key="", provider="replay", model="anthropic/good-model")
     assert len(provider.asked()) == before

@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "soak.py"
     ],
     ids=" ".join,
 )
-def test_every_row_ends_somewhere_and_nothing_is_billed_twice(arguments: list[str]) -> None:
+def test_every_row_is_accounted_for_and_nothing_is_billed_twice(arguments: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPT, "--rows=400", "--kills=2", *arguments], capture_output=True, text=True, check=False
     )

@@ -76,7 +76,7 @@ def test_hosted_teachers_get_their_own_key_and_address() -> None:
     assert openai.teacher == OpenAITeacher("llama", "o-key", "http://host/v1")
 
 
-def test_replayed_teacher_answers_from_the_same_store() -> None:
+def test_replay_uses_the_same_cache() -> None:
     teacher = dataset(provider="replay", model="anthropic/claude", filepath="some/r.sqlite").load()
     assert teacher.teacher == ReplayTeacher("anthropic", "claude", Path("some/r.sqlite"))
     assert (teacher.provider, teacher.model, teacher.price) == ("anthropic", "claude", FREE)
@@ -131,7 +131,7 @@ def test_wrong_prices_are_an_error() -> None:
         dataset(prices={"models": {}}).load()
 
 
-def test_what_is_loaded_twice_shares_one_budget_and_other_entries_have_their_own() -> None:
+def test_handles_of_one_entry_share_a_budget() -> None:
     one, other = dataset(max_requests=5), dataset(max_requests=5)
     assert one.load().budget is one.load().budget
     assert one.load().budget is not other.load().budget
@@ -185,7 +185,7 @@ def test_parameters_override_each_setting() -> None:
     assert teacher.price_in_words.startswith("$")
 
 
-def test_store_can_be_another_file() -> None:
+def test_cache_can_be_another_file() -> None:
     assert project_catalog(responses="elsewhere/r.sqlite").load("teacher").path == Path("elsewhere/r.sqlite")
 
 

@@ -14,8 +14,8 @@ from rebase.tasks.source_rows import SourceRows
 from rebase.teacher.budget import Price
 from tests.scripted import Scripted, cached
 from tests.shipped import shipped_prompt, shipped_task
-from tests.teacher.asking import hosted
 from tests.teacher.server import Answer, serving
+from tests.teacher.teachers import hosted
 
 PROMPT = shipped_prompt("distil")
 SAMPLING = {"temperature": 0.7, "max_tokens": 100}
@@ -53,7 +53,7 @@ HENS = [f"Hen {n} lays 3 eggs and then 3 more. How many eggs are that?" for n in
 SPORT = '{"answer": "sport"}'
 
 
-def said(rationale, answer):
+def texts_of(rationale, answer):
     return json.dumps({"rationale": rationale, "answer": answer})
 
 
@@ -122,7 +122,7 @@ def test_max_inputs_are_taken_evenly():
 
 
 def test_chains_of_thought_are_checked_and_kept():
-    responses = iter([said("3 + 3 = 6.", 6), said("3 + 3 = 7.", 7), said("That is 6.", 6)])
+    responses = iter([texts_of("3 + 3 = 6.", 6), texts_of("3 + 3 = 7.", 7), texts_of("That is 6.", 6)])
     examples, rejected, _, teacher = distil(SUMS, HENS[:3], lambda _: next(responses), style="cot")
     assert list(examples["rationale"]) == ["3 + 3 = 6."]
     assert list(rejected["reason"]) == ["wrong_equation", "answer_not_derived"]
@@ -130,7 +130,7 @@ def test_chains_of_thought_are_checked_and_kept():
 
 
 def test_the_majority_of_samples_decides():
-    responses = iter([said("3 + 3 = 6.", 6), said("3 * 3 = 9.", 9), said("He has 3 + 3 = 6 eggs.", 6)])
+    responses = iter([texts_of("3 + 3 = 6.", 6), texts_of("3 * 3 = 9.", 9), texts_of("He has 3 + 3 = 6 eggs.", 6)])
     examples, _, summary, teacher = distil(SUMS, HENS[:1], lambda _: next(responses), style="cot", samples=3)
     (line,) = examples.to_dict("records")
     assert (line["answer"], line["rationale"], line["agreement"]) == ("6", "3 + 3 = 6.", pytest.approx(2 / 3))
@@ -242,7 +242,7 @@ def test_a_teacher_behind_an_api_labels_by_direct_and_by_reasoning(tmp_path, kin
         return Answer(json.dumps({"answer": "entailment" if is_even else "neutral"}))
 
     def reason(prompt):
-        return Answer(said("Boats lie there, so one does.", "entailment"))
+        return Answer(texts_of("Boats lie there, so one does.", "entailment"))
 
     def label(provider, style):
         parameters = DistilParameters.model_validate(

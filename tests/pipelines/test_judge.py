@@ -23,8 +23,8 @@ from rebase.pipelines.judge.nodes import (
 from rebase.teacher.budget import Price
 from tests.judging.test_llm_judge import PAIR, PARAMETERS, RUBRIC, TASK
 from tests.scripted import Scripted, cached
-from tests.teacher.asking import ROOT, hosted, stored_keys
 from tests.teacher.server import Answer, serving
+from tests.teacher.teachers import ROOT, cached_keys, hosted
 
 LABELS = ("sport", "food", "travel", "science", "business", "sport")
 
@@ -246,7 +246,7 @@ def test_a_judge_behind_an_api(tmp_path, kind):
         billed = len(provider.billed())
         assert summary["usage"]["responses"] == billed == 21
         assert summary["usage"]["dollars"] == pytest.approx(billed * (12 * 1e-6 + 5 * 5e-6))
-        assert set(judgments["response_key"]) <= stored_keys(path)
+        assert set(judgments["response_key"]) <= cached_keys(path)
         again, _, _ = judged(given=given, teacher=cached(hosted(kind, provider.address), path))
         assert len(provider.billed()) == billed
         assert list(again["response_key"]) == list(judgments["response_key"])

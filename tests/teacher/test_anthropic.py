@@ -46,7 +46,7 @@ def test_request_holds_the_response_to_the_schema(provider: Provider) -> None:
     assert "thinking" not in sent
 
 
-def test_temperature_is_left_out_and_that_is_said_once(provider: Provider, caplog: pytest.LogCaptureFixture) -> None:
+def test_temperature_is_left_out_with_one_warning(provider: Provider, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         ask(AnthropicTeacher(MODEL, KEY, provider.address), "a", "b", "c")
     assert all("temperature" not in entry.body for entry in provider.asked())
@@ -69,7 +69,7 @@ def test_no_system_prompt_is_left_out(provider: Provider) -> None:
     ],
     ids=["can be off", "off but between tools", "always thinks", "never thinks", "unknown"],
 )
-def test_model_is_kept_from_thinking_as_far_as_it_can(
+def test_reasoning_is_turned_off_as_far_as_possible(
     provider: Provider, able: dict, thinking: dict | None, effort: str | None, max_tokens: int
 ) -> None:
     provider.capabilities = able
@@ -80,6 +80,6 @@ def test_model_is_kept_from_thinking_as_far_as_it_can(
     assert sent["max_tokens"] == max_tokens
 
 
-def test_model_that_cannot_follow_a_schema_is_refused() -> None:
+def test_model_without_json_schemas_is_an_error() -> None:
     with pytest.raises(RebaseError, match="JSON schema"):
         model_settings("old-model", capabilities(disabled=True, schema=False))

@@ -28,8 +28,8 @@ from rebase.teacher.protocol import Failure, Request, Response
 from rebase.teacher.response_cache import ResponseCache
 from rebase.teacher.settings import BudgetSettings
 from tests.scripted import NO_PRICES, generate_all
-from tests.teacher.asking import echo, hosted, prompts, request, said, stored_keys
 from tests.teacher.server import ANTHROPIC, KEY, MODEL, OPENAI, Answer, Faults, Provider
+from tests.teacher.teachers import cached_keys, echo, hosted, prompts, request, texts_of
 
 PRICE = Price(input=100_000, output=200_000)  # the server counts 12 tokens in and 5 out: 2.2 dollars, by a batch 1.1
 
@@ -71,7 +71,7 @@ def client(kind: str, address: str, path: Path, where: str, count: int, most: in
     }[where]
     setattr(owner, name, instead)
     answers = generate_all(batched(kind, address, path), map(request, prompts(count)))
-    output.write_text("\n".join(said(answers)))
+    output.write_text("\n".join(texts_of(answers)))
 
 
 def start(kind: str, provider: Provider, path: Path, where: str, count: int, most: int = 1000) -> tuple[Any, Path]:
@@ -152,11 +152,11 @@ def billed_once(provider: Provider, count: int) -> bool:
 # From end to end
 
 
-def test_responses_come_in_order_at_half_the_price_and_are_stored(
+def test_responses_are_in_order_at_half_the_price_and_cached(
     ask: Ask, kind: str, provider: Provider, path: Path
 ) -> None:
     answers = ask(map(request, prompts(30)))
-    assert said(answers) == list(map(echo, prompts(30)))
+    assert texts_of(answers) == list(map(echo, prompts(30)))
     assert all(answer.batch and answer.dollars == pytest.approx(1.1) for answer in answers)
     assert [answer.key for answer in answers] == [request(prompt).key(kind, MODEL) for prompt in prompts(30)]
     assert sorted(items(provider)) == sorted(prompts(30))
@@ -171,7 +171,7 @@ def test_responses_come_in_order_at_half_the_price_and_are_stored(
     assert all(KEY.encode() not in file.read_bytes() for file in path.parent.iterdir())
 
     calls = len(provider.ledger)
-    assert said(ask(map(request, prompts(30)))) == said(answers)
+    assert texts_of(ask(map(request, prompts(30)))) == texts_of(answers)
     assert len(provider.ledger) == calls
 
 
@@ -187,7 +187,7 @@ def test_requests_of_a_batch_are_those_of_single_ones(ask: Ask, kind: str, provi
 
 def test_many_requests_are_split_by_their_number(ask: Ask, kind: str, provider: Provider, monkeypatch) -> None:
     monkeypatch.setattr(APIS[kind], "most_requests", 4)
-    assert said(ask(map(request, prompts(10)))) == list(map(echo, prompts(10)))
+    assert texts_of(ask(map(request, prompts(10)))) == list(map(echo, prompts(10)))
     assert submitted(provider) == 3
     sizes = Counter(entry.batch for entry in provider.ledger if entry.batch)
     assert sorted(sizes.values()) == [2, 4, 4]
@@ -207,7 +207,7 @@ def test_large_requests_are_split_by_their_bytes(ask: Ask, kind: str, provider: 
     assert set(items(provider)) == {*long, "short"}
 
 
-def test_wrong_responses_are_repaired_in_a_batch_of_their_own(ask: Ask, provider: Provider) -> None:
+def test_invalid_responses_are_repaired_in_another_batch(ask: Ask, provider: Provider) -> None:
     provider.plan("prompt 1", Answer(text="no json"))
     answers = ask(map(request, prompts(4)))
     repair = next(entry.prompt for entry in provider.ledger if "cannot be used" in entry.prompt)
@@ -235,7 +235,7 @@ def test_expired_items_are_submitted_again(ask: Ask, provider: Provider) -> None
     assert max(Counter(entry.request_id for entry in provider.billed()).values()) == 1
 
 
-def test_items_that_always_expire_are_given_up(ask: Ask, provider: Provider) -> None:
+def test_items_that_always_expire_fail(ask: Ask, provider: Provider) -> None:
     provider.faults = Faults(batch_expired=1.0)
     answers = ask(map(request, prompts(3)))
     assert all(isinstance(answer, Failure) and "expired" in answer.reason for answer in answers)
@@ -252,16 +252,16 @@ def test_passing_errors_are_tried_again_and_lasting_ones_are_not(ask: Ask, provi
     assert answers[2].kind == "failed"
     assert Counter(items(provider))["prompt 1"] == 2
     assert Counter(items(provider))["prompt 2"] == 1
-    assert len(stored_keys(path)) == 3
+    assert len(cached_keys(path)) == 3
 
 
-def test_lines_that_stand_twice_count_once(ask: Ask, provider: Provider) -> None:
+def test_duplicate_lines_count_once(ask: Ask, provider: Provider) -> None:
     provider.faults = Faults(batch_duplicated=1.0)
-    assert said(ask(map(request, prompts(20)))) == list(map(echo, prompts(20)))
+    assert texts_of(ask(map(request, prompts(20)))) == list(map(echo, prompts(20)))
     assert billed_once(provider, 20)
 
 
-def test_batch_that_fails_as_a_whole_is_an_error_in_the_providers_words(
+def test_failed_batch_is_an_error_with_the_providers_message(
     provider: Provider, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "FIRST_POLL", 0.02)
@@ -281,15 +281,15 @@ def test_wrong_key_and_no_server_are_errors(kind: str, provider: Provider, path:
         generate_all(replace(teacher, teacher=replace(teacher.teacher, api_key="sk-wrong")), [request("a")])
     with closing(ResponseCache(path)) as store:
         assert store.journal.open_batches(kind, MODEL) == []
-    assert said(generate_all(teacher, [request("a")])) == [echo("a")]
+    assert texts_of(generate_all(teacher, [request("a")])) == [echo("a")]
 
 
 # Calls that go wrong
 
 
-def test_batch_whose_creation_was_not_heard_of_is_found(ask: Ask, provider: Provider) -> None:
+def test_batch_with_a_lost_response_is_found(ask: Ask, provider: Provider) -> None:
     provider.faults = Faults(batch_lost=1.0)
-    assert said(ask(map(request, prompts(5)))) == list(map(echo, prompts(5)))
+    assert texts_of(ask(map(request, prompts(5)))) == list(map(echo, prompts(5)))
     assert submitted(provider) == 1
     assert billed_once(provider, 5)
 
@@ -297,7 +297,7 @@ def test_batch_whose_creation_was_not_heard_of_is_found(ask: Ask, provider: Prov
 @pytest.mark.parametrize("seed", range(3))
 def test_calls_that_fail_now_and_then_are_made_again(ask: Ask, provider: Provider, seed: int) -> None:
     provider.faults = Faults(batch_calls=0.3, seed=seed, retry_after=0.01, hang_seconds=0.01)
-    assert said(ask(map(request, prompts(10)))) == list(map(echo, prompts(10)))
+    assert texts_of(ask(map(request, prompts(10)))) == list(map(echo, prompts(10)))
     assert billed_once(provider, 10)
 
 
@@ -309,7 +309,7 @@ def test_killed_run_finds_its_batch_again(ask: Ask, kind: str, provider: Provide
     provider.batch_seconds = 0.3
     kill(kind, provider, path, where, 8)
 
-    assert said(ask(map(request, prompts(8)))) == list(map(echo, prompts(8)))
+    assert texts_of(ask(map(request, prompts(8)))) == list(map(echo, prompts(8)))
     assert billed_once(provider, 8)
     assert submitted(provider) == 1
     with closing(ResponseCache(path)) as store:
@@ -319,17 +319,17 @@ def test_killed_run_finds_its_batch_again(ask: Ask, kind: str, provider: Provide
 def test_run_killed_among_several_batches_submits_the_rest(ask: Ask, kind: str, provider: Provider, path: Path) -> None:
     kill(kind, provider, path, "before its responses are stored", 8, most=3)
     # More is asked for now: only what was not submitted is.
-    assert said(ask(map(request, prompts(12)))) == list(map(echo, prompts(12)))
+    assert texts_of(ask(map(request, prompts(12)))) == list(map(echo, prompts(12)))
     assert billed_once(provider, 12)
     assert submitted(provider) == 4
 
 
-def test_what_nobody_asks_for_any_more_is_left_alone(ask: Ask, kind: str, provider: Provider, path: Path) -> None:
+def test_batches_of_other_requests_are_left_open(ask: Ask, kind: str, provider: Provider, path: Path) -> None:
     foreign = request("another run's")
     with closing(ResponseCache(path)) as store:
         entry = Batch("token", "unknown", (foreign.key(kind, MODEL),), datetime.now(UTC))
         store.journal.add(entry, [foreign], kind, MODEL)
-    assert said(ask([request("a")])) == [echo("a")]
+    assert texts_of(ask([request("a")])) == [echo("a")]
     with closing(ResponseCache(path)) as store:
         assert [found.token for found in store.journal.open_batches(kind, MODEL)] == ["token"]
 
@@ -340,7 +340,7 @@ def test_batch_that_the_provider_does_not_know_any_more_is_submitted_again(
     asked = request("a")
     with closing(ResponseCache(path)) as store:
         store.journal.add(Batch("token", "unknown", (asked.key(kind, MODEL),), datetime.now(UTC)), [asked], kind, MODEL)
-    assert said(ask([asked])) == [echo("a")]
+    assert texts_of(ask([asked])) == [echo("a")]
     assert "batch unknown no longer exists at the provider" in caplog.text
     assert submitted(provider) == 1
 
@@ -351,7 +351,7 @@ def test_item_that_is_no_response_is_a_failure() -> None:
     assert broken.reason == "not a response: {'choices': []}"
 
 
-def test_two_processes_on_one_store_submit_each_request_once(kind: str, provider: Provider, path: Path) -> None:
+def test_two_processes_with_one_cache_submit_each_request_once(kind: str, provider: Provider, path: Path) -> None:
     provider.batch_seconds = 0.5
     run_two(kind, provider, path, 10, most=4)
     assert billed_once(provider, 10)
@@ -409,6 +409,6 @@ def test_worst_case_of_a_batch_is_put_aside_at_its_price(
     worst = PRICE.dollars(len(one.to_json()) + 500, 100, batch=True)
     answers = generate_all(batched(kind, provider.address, path, budget_usd=worst * 2), map(request, prompts(5)))
     # Two fit at their worst; they cost little, and the others come in the batches after.
-    assert said(answers) == list(map(echo, prompts(5)))
+    assert texts_of(answers) == list(map(echo, prompts(5)))
     assert submitted(provider) >= 3 - 1
     assert sum(answer.dollars for answer in answers) <= 2 * worst

@@ -17,8 +17,8 @@ from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.protocol import Failure, Request, Response, Sampling
 from rebase.teacher.settings import BudgetSettings
 from tests.scripted import NO_PRICES, cached, generate_all
-from tests.teacher.asking import Candid, Echo, echo, hosted, prompts, request, said
 from tests.teacher.server import MODEL, Provider
+from tests.teacher.teachers import Candid, Echo, echo, hosted, prompts, request, texts_of
 
 PRICE = Price(input=1_000_000, output=2_000_000)  # dollars a token: 1 in, 2 out
 #: What a request of these tests costs at most, by ``PRICE``.
@@ -73,7 +73,7 @@ spent = st.one_of(st.none(), st.tuples(st.floats(0, 1), st.floats(0, 1)))
     first=st.integers(0, 25),
     lengths=st.lists(st.integers(1, 3000), min_size=25, max_size=25),
 )
-def test_budget_is_kept_whatever_comes_in_one_run_or_two(
+def test_budget_holds_for_any_responses_in_one_run_or_two(
     tmp_path_factory: pytest.TempPathFactory,
     shares: list[tuple[float, float] | None],
     budget: float,
@@ -127,7 +127,7 @@ def test_worst_case_counts_letters_that_take_several_tokens_and_thoughts() -> No
     assert asyncio.run(aside(request("aaaa"), 0, batch=True)) == plain / 2
 
 
-def test_requests_wait_while_others_on_their_way_may_leave_room() -> None:
+def test_requests_wait_while_open_ones_may_leave_room() -> None:
     # Three fit at their worst, but each costs next to nothing: all get their turn.
     teacher = Spender(lambda asked: (1, 1))
     answers = generate_all(cached(teacher, price=PRICE, budget_usd=3 * WORST + 60), map(request, prompts(10)))
@@ -149,7 +149,7 @@ def test_failures_cost_nothing() -> None:
     assert kinds(answers) == ["failed", "response", "response", "budget"]
 
 
-def test_what_rounding_leaves_behind_keeps_nobody_waiting() -> None:
+def test_rounding_errors_block_no_request() -> None:
     price = Price(input=0.1, output=0.7)
     large = request("x" * 10_000)
 
@@ -183,14 +183,14 @@ def test_repairs_are_within_the_budget(tmp_path: Path) -> None:
     assert len(teacher.asked) == 3
     assert kinds(answers) == ["response", "budget"]
     again = generate_all(cached(teacher, path, max_requests=4), map(request, prompts(2)))
-    assert said(again) == [echo("right")] * 2
+    assert texts_of(again) == [echo("right")] * 2
     assert len(teacher.asked) == 4
 
 
 # At the bound
 
 
-def test_stop_is_an_error_that_tells_how_to_go_on(tmp_path: Path) -> None:
+def test_stop_is_an_error_that_says_how_to_continue(tmp_path: Path) -> None:
     path, teacher = tmp_path / "r.sqlite", Echo()
     with pytest.raises(
         RebaseError, match=r"Stopped: the budget is reached \(teacher.max_requests 4\): 4 responses so far"
@@ -213,7 +213,7 @@ def test_larger_budget_buys_only_the_rest(tmp_path: Path) -> None:
     assert third.prompts == prompts(10)[7:]
 
 
-def test_stored_responses_count_with_what_they_cost_then(tmp_path: Path) -> None:
+def test_cached_responses_count_with_their_original_price(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
     generate_all(cached(Spender(full), path, PRICE), map(request, prompts(3)))
     teacher = Spender(full)
@@ -222,7 +222,7 @@ def test_stored_responses_count_with_what_they_cost_then(tmp_path: Path) -> None
     assert len(teacher.asked) == 1
 
 
-def test_stored_responses_are_used_even_beyond_the_budget(tmp_path: Path) -> None:
+def test_cached_responses_are_used_even_above_the_budget(tmp_path: Path) -> None:
     path, teacher = tmp_path / "r.sqlite", Spender(full)
     generate_all(cached(Spender(full), path, PRICE), map(request, prompts(3)))
     answers = generate_all(cached(teacher, path, PRICE, budget_usd=WORST), map(request, prompts(5)))
@@ -251,7 +251,7 @@ def test_budget_in_dollars_without_a_price_is_an_error_before_any_request(tmp_pa
     cached(hosted("openai", provider.address), tmp_path / "r.sqlite", price=None, max_requests=1).check()
 
 
-def test_unknown_price_is_said_and_never_guessed(tmp_path: Path) -> None:
+def test_unknown_price_is_reported(tmp_path: Path) -> None:
     teacher = cached(Echo(), tmp_path / "r.sqlite", price=None)
 
     async def run() -> tuple[Response | Failure, dict[str, Any]]:
@@ -291,7 +291,7 @@ def test_wrong_price_table_is_an_error_that_names_the_field(data: dict, field: s
 
 
 @pytest.mark.parametrize("wrong", [{"budget_usd": 0}, {"max_requests": 0}, {"budget_usd": -1}, {"on_budget": "ask"}])
-def test_wrong_settings_are_refused(wrong: dict) -> None:
+def test_wrong_settings_are_errors(wrong: dict) -> None:
     with pytest.raises(ValidationError):
         BudgetSettings(**wrong)
 
@@ -299,7 +299,7 @@ def test_wrong_settings_are_refused(wrong: dict) -> None:
 # What was used
 
 
-def test_usage_tells_bought_responses_from_stored_ones() -> None:
+def test_usage_separates_new_from_cached_responses() -> None:
     usage = Usage()
     price = Price(input=1, output=10)
     for seconds in range(1, 101):
@@ -325,6 +325,6 @@ def test_usage_of_nothing() -> None:
     assert (found["used"], found["dollars"], found["p50_seconds"], found["responses_per_minute"]) == (0, 0, None, None)
 
 
-def test_progress_tells_refusals_and_dollars() -> None:
+def test_progress_shows_rejections_and_dollars() -> None:
     assert progress(3, 1, 10, Usage()) == "rejected 25%"
     assert progress(0, 0, 10, Usage(dollars=0.05)) == "rejected 0%, $0.0500 of about $0.50"

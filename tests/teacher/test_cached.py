@@ -19,8 +19,8 @@ from rebase.teacher.cached import find_error, price_of, repair_request
 from rebase.teacher.protocol import Failure, Message, Request, Response
 from rebase.teacher.response_cache import ResponseCache
 from tests.scripted import NO_PRICES, cached, generate_all
-from tests.teacher.asking import SCHEMA, Candid, Echo, echo, hosted, prompts, request, said, stored_keys
 from tests.teacher.server import MODEL, Answer, Provider
+from tests.teacher.teachers import SCHEMA, Candid, Echo, cached_keys, echo, hosted, prompts, request, texts_of
 
 #: 7 tokens in and 3 out, as ``Candid`` counts, cost 1.3 dollars.
 PRICE = Price(input=100_000, output=200_000)
@@ -32,13 +32,13 @@ def path(tmp_path: Path) -> Path:
 
 
 def texts(teacher: Candid, path: Path, asked: list[str]) -> list[str]:
-    return said(generate_all(cached(teacher, path), map(request, asked)))
+    return texts_of(generate_all(cached(teacher, path), map(request, asked)))
 
 
 # The store comes first
 
 
-def test_second_run_asks_nothing_and_opens_nothing(path: Path) -> None:
+def test_second_run_sends_nothing_and_opens_nothing(path: Path) -> None:
     first, second = Echo(), Echo()
     asked = prompts(100)
     assert texts(first, path, asked) == list(map(echo, asked))
@@ -63,7 +63,7 @@ def test_what_a_response_depends_on_is_in_its_key(path: Path) -> None:
     assert teacher.asked == [asked, other_sample, other_schema]
 
 
-def test_failures_are_not_stored(path: Path) -> None:
+def test_failures_are_not_cached(path: Path) -> None:
     assert texts(Echo(), path, ["a", "fail", "b"]) == [echo("a"), "no luck", echo("b")]
     teacher = Echo()
     assert texts(teacher, path, ["a", "fail", "b"]) == [echo("a"), "no luck", echo("b")]
@@ -72,7 +72,7 @@ def test_failures_are_not_stored(path: Path) -> None:
 
 @settings(max_examples=20)
 @given(known=st.sets(st.integers(0, 90), max_size=60), asked=st.lists(st.integers(0, 90), max_size=150))
-def test_each_missing_response_is_asked_for_once(
+def test_each_missing_response_is_requested_once(
     tmp_path_factory: pytest.TempPathFactory, known: set[int], asked: list[int]
 ) -> None:
     path = tmp_path_factory.mktemp("store") / "responses.sqlite"
@@ -83,7 +83,7 @@ def test_each_missing_response_is_asked_for_once(
     assert sorted(teacher.prompts) == sorted({str(number) for number in asked if number not in known})
 
 
-def test_what_was_asked_in_this_run_is_cached_for_its_rest(path: Path) -> None:
+def test_responses_of_this_run_are_cached_for_this_run(path: Path) -> None:
     teacher, requests = Echo(), [request("a"), request("b")]
 
     async def run() -> tuple[list, dict]:
@@ -92,7 +92,7 @@ def test_what_was_asked_in_this_run_is_cached_for_its_rest(path: Path) -> None:
             return answers, session.usage.summary()
 
     answers, usage = asyncio.run(run())
-    assert said(answers) == [echo("a"), echo("b")] * 2
+    assert texts_of(answers) == [echo("a"), echo("b")] * 2
     assert teacher.prompts == ["a", "b"]
     assert (usage["responses"], usage["cached"], usage["used"]) == (2, 2, 4)
     assert (usage["input_tokens"], usage["output_tokens"]) == (14, 6)
@@ -115,7 +115,7 @@ def mend(first: str, second: "str | tuple[str, str] | Exception") -> Candid:
         (json.dumps({"echo": "a" * 41}), "is too long"),
     ],
 )
-def test_wrong_response_is_shown_to_the_teacher_with_its_error(path: Path, wrong: str, words: str) -> None:
+def test_invalid_response_is_shown_to_the_teacher_with_its_error(path: Path, wrong: str, words: str) -> None:
     teacher = mend(wrong, echo("right"))
     (answer,) = generate_all(cached(teacher, path, PRICE), [request("a")])
 
@@ -130,7 +130,7 @@ def test_wrong_response_is_shown_to_the_teacher_with_its_error(path: Path, wrong
     assert words in complaint
     assert json.dumps(SCHEMA) in complaint
     assert answer.key == second.key("scripted", "test")
-    assert stored_keys(path) == {one.key("scripted", "test") for one in teacher.asked}
+    assert cached_keys(path) == {one.key("scripted", "test") for one in teacher.asked}
 
 
 def test_repaired_response_is_found_again_with_the_cost_of_both(path: Path) -> None:
@@ -141,7 +141,7 @@ def test_repaired_response_is_found_again_with_the_cost_of_both(path: Path) -> N
     assert not teacher.asked
 
 
-def test_second_response_is_the_answer_even_if_it_is_wrong_too(path: Path) -> None:
+def test_second_response_is_returned_even_if_it_is_invalid(path: Path) -> None:
     teacher = mend("no json", "again none")
     (answer,) = generate_all(cached(teacher, path), [request("a")])
     assert answer.text == "again none"
@@ -212,7 +212,7 @@ class Slow(Echo):
         asyncio.get_running_loop().call_later(0.05, self.filter.set)
 
 
-def test_on_early_close_what_is_on_its_way_is_cached_and_nothing_more_is_sent(path: Path) -> None:
+def test_early_close_caches_open_requests_and_sends_no_more(path: Path) -> None:
     async def run() -> Slow:
         teacher = Slow(at_once=5)
         async with cached(teacher, path).open() as session:
@@ -226,7 +226,7 @@ def test_on_early_close_what_is_on_its_way_is_cached_and_nothing_more_is_sent(pa
 
     teacher = asyncio.run(run())
     assert teacher.prompts == prompts(5)
-    assert stored_keys(path) == {request(prompt).key("scripted", "test") for prompt in prompts(5)}
+    assert cached_keys(path) == {request(prompt).key("scripted", "test") for prompt in prompts(5)}
 
 
 def test_error_of_the_caller_ends_it_the_same_way(path: Path, provider: Provider) -> None:
@@ -245,10 +245,10 @@ def test_error_of_the_caller_ends_it_the_same_way(path: Path, provider: Provider
         asyncio.run(run())
     asked = {request(entry.prompt).key("openai", MODEL) for entry in provider.asked()}
     assert 0 < len(asked) < 100
-    assert stored_keys(path) == asked
+    assert cached_keys(path) == asked
 
 
-def test_same_question_at_the_same_time_is_asked_once_and_one_may_leave(path: Path) -> None:
+def test_equal_concurrent_requests_are_sent_once_and_one_may_be_cancelled(path: Path) -> None:
     async def run() -> tuple[Slow, Response | Failure]:
         teacher = Slow(at_once=5)
         async with cached(teacher, path).open() as session:
@@ -295,7 +295,7 @@ def test_missing_key_stops_a_first_run_but_not_a_replay(
     with caplog.at_level(logging.WARNING):
         keyless.check()
     assert "ANTHROPIC_API_KEY" in caplog.text
-    assert said(generate_all(keyless, map(request, prompts(3)))) == list(map(echo, prompts(3)))
+    assert texts_of(generate_all(keyless, map(request, prompts(3)))) == list(map(echo, prompts(3)))
     with pytest.raises(RebaseError, match="ANTHROPIC_API_KEY"):
         generate_all(keyless, [request("new")])
     assert len(provider.ledger) == asked
@@ -307,7 +307,7 @@ def test_right_key_needs_no_warning(path: Path, caplog: pytest.LogCaptureFixture
     assert not path.exists()
 
 
-def test_local_teacher_that_cannot_work_is_an_error_even_with_stored_responses(path: Path) -> None:
+def test_local_teacher_that_cannot_work_is_an_error_even_with_cached_responses(path: Path) -> None:
     class Broken(Echo):
         def check(self) -> None:
             raise RebaseError("no weights")

@@ -86,7 +86,7 @@ def test_room_may_shrink_and_grow(rooms: list[int], seed: int) -> None:
     asyncio.run(results())
 
 
-def test_no_room_ends_the_whole_after_what_was_begun() -> None:
+def test_zero_concurrency_ends_the_work_after_the_open_items() -> None:
     work = Worker()
     room = iter([3, 3, 3, 3])
     assert collect(work, count(), lambda: next(room, 0)) == [0, 2, 4]
@@ -157,7 +157,7 @@ def test_closing_early_cancels_what_is_worked_on() -> None:
     assert sorted(work.cancelled) == [1, 2, 3]
 
 
-def test_an_error_of_the_work_comes_in_its_place_and_cancels_the_rest() -> None:
+def test_an_error_of_the_work_is_raised_in_order_and_cancels_the_rest() -> None:
     working = set()
 
     async def work(item: int) -> int:
@@ -184,7 +184,7 @@ def test_an_error_of_the_work_comes_in_its_place_and_cancels_the_rest() -> None:
     assert not working
 
 
-def test_an_error_of_the_items_ends_the_whole() -> None:
+def test_an_error_of_the_items_ends_the_work() -> None:
     work = Worker()
 
     def items() -> Iterator[int]:
@@ -196,7 +196,7 @@ def test_an_error_of_the_items_ends_the_whole() -> None:
     assert not work.working
 
 
-def test_cancelling_who_waits_for_results_cancels_the_work() -> None:
+def test_cancelling_the_consumer_cancels_the_work() -> None:
     cancelled = []
 
     async def work(item: int) -> int:
@@ -275,7 +275,7 @@ class Answers:
 
 
 @given(st.integers(0, 40), st.integers(1, 12), st.integers(0, 10**6))
-def test_everyone_gets_their_own_answer_in_groups_of_bounded_size(number: int, size: int, seed: int) -> None:
+def test_each_request_gets_its_response_in_groups_of_bounded_size(number: int, size: int, seed: int) -> None:
     answers = Answers(size, seed)
 
     async def generate_all() -> list[int]:
@@ -303,7 +303,7 @@ def test_a_group_waits_until_nobody_adds_to_it() -> None:
     assert [len(group) for group in answers.groups] == [9, 1]
 
 
-def test_who_asks_while_a_group_is_answered_is_in_the_next() -> None:
+def test_requests_made_during_a_group_are_in_the_next_one() -> None:
     answers = Answers(2)
 
     async def twice(number: int) -> tuple[int, int]:
@@ -317,7 +317,7 @@ def test_who_asks_while_a_group_is_answered_is_in_the_next() -> None:
     assert sorted(asked for group in answers.groups for asked in group) == [0, 1, 2, 3, 10, 11, 12, 13]
 
 
-def test_an_error_is_raised_to_all_of_its_group_who_have_no_answer_yet() -> None:
+def test_an_error_is_raised_for_all_unresolved_requests_of_its_group() -> None:
     async def answer(group: list[Request], say: Callable[[int, Response | Failure], None]) -> None:
         if number_of(group[0]) == 0:
             say(0, Response("", "0", "stop", 0, 0))
@@ -346,7 +346,7 @@ async def _no_stray_errors() -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 5, 8])
-def test_cancelled_askers_take_nothing_from_the_others(turns: int) -> None:
+def test_cancelled_callers_do_not_affect_the_others(turns: int) -> None:
     answers = Answers(4)
 
     async def main() -> None:
@@ -365,7 +365,7 @@ def test_cancelled_askers_take_nothing_from_the_others(turns: int) -> None:
     asyncio.run(main())
 
 
-def test_nobody_is_left_to_ask_when_all_are_cancelled() -> None:
+def test_no_request_is_processed_after_all_were_cancelled() -> None:
     answers = Answers(4)
 
     async def main() -> None:

@@ -149,5 +149,5 @@ def test_a_folder_without_a_model_says_what_to_do(tmp_path):
         generate_all(LocalTeacher(str(tmp_path), None, tmp_path), [])
 
 
-def test_chunked_keeps_all_items_in_order():
+def test_chunked_yields_all_items_in_order():
     assert list(chunked(range(5), 2)) == [[0, 1], [2, 3], [4]]

@@ -24,7 +24,7 @@ def test_request_holds_the_response_to_the_schema(provider: Provider) -> None:
     }
 
 
-def test_server_of_ones_own_needs_no_key(provider: Provider) -> None:
+def test_other_servers_need_no_key(provider: Provider) -> None:
     provider.needs_key = False
     teacher = OpenAITeacher(MODEL, None, f"{provider.address}/v1")
     teacher.check()

@@ -185,7 +185,7 @@ def check_rate(times: list[float], per_minute: float, amount: float = 1.0) -> No
     assert times == sorted(times)
 
 
-def test_every_kind_of_limit_is_kept_and_the_narrowest_counts(clock: Clock) -> None:
+def test_all_limits_hold_and_the_lowest_decides(clock: Clock) -> None:
     async def main() -> None:
         limiter = limited(clock, requests=6000, input_tokens=60_000, output_tokens=5_000)
         times = await pass_all(limiter, clock, Cost(100, 20), 200)
@@ -217,7 +217,7 @@ def test_without_limits_all_pass_at_once(clock: Clock) -> None:
     ],
 )
 @pytest.mark.parametrize("status", [429, 503, 529])
-def test_a_complaint_keeps_all_quiet(clock: Clock, status: int, headers: dict[str, str], wait: float) -> None:
+def test_overload_delays_all_requests(clock: Clock, status: int, headers: dict[str, str], wait: float) -> None:
     async def main() -> None:
         limiter = RateLimiter(clock)
         limiter.update(status, headers, {})
@@ -228,7 +228,7 @@ def test_a_complaint_keeps_all_quiet(clock: Clock, status: int, headers: dict[st
     asyncio.run(main())
 
 
-def test_a_complaint_reaches_those_who_wait_for_their_turn_already(clock: Clock) -> None:
+def test_overload_delays_requests_that_already_wait(clock: Clock) -> None:
     async def main() -> None:
         limiter = limited(clock, requests=60)
         passing = asyncio.create_task(pass_all(limiter, clock, Cost(), 4))
@@ -242,7 +242,7 @@ def test_a_complaint_reaches_those_who_wait_for_their_turn_already(clock: Clock)
 
 
 @pytest.mark.parametrize("status", [200, 400, 500])
-def test_other_statuses_keep_nobody_quiet(clock: Clock, status: int) -> None:
+def test_other_statuses_delay_no_request(clock: Clock, status: int) -> None:
     limiter = RateLimiter(clock)
     limiter.update(status, {"retry-after": "100"}, {})
     assert asyncio.run(pass_all(limiter, clock, Cost(), 2)) == [1000.0, 1000.0]
@@ -319,7 +319,7 @@ def test_expectations_are_corrected_by_what_was_counted(clock: Clock) -> None:
     asyncio.run(main())
 
 
-def test_who_is_cancelled_while_waiting_takes_nothing(clock: Clock) -> None:
+def test_a_cancelled_waiting_request_takes_nothing(clock: Clock) -> None:
     async def main() -> None:
         limiter = limited(clock, requests=60)
         await limiter.acquire(Cost())
@@ -378,7 +378,7 @@ async def filled(most: int, waiting: int = 500) -> Door:
     return door
 
 
-def test_the_window_doubles_a_round_until_the_first_complaint_and_never_passes_most() -> None:
+def test_the_bound_doubles_every_round_until_the_first_overload_up_to_the_maximum() -> None:
     async def main() -> None:
         door = await filled(100)
         sizes = []
@@ -403,7 +403,7 @@ async def at_full_size(most: int) -> Door:
     return door
 
 
-def test_where_all_complain_it_is_halved_a_round_and_then_it_grows_by_one_a_round() -> None:
+def test_if_all_are_overloaded_the_bound_is_halved_and_then_grows_by_one_per_round() -> None:
     async def main() -> None:
         door = await at_full_size(32)
         for _ in range(32):
@@ -423,7 +423,7 @@ def test_where_all_complain_it_is_halved_a_round_and_then_it_grows_by_one_a_roun
     asyncio.run(main())
 
 
-def test_a_few_complaints_by_chance_hardly_shrink_it() -> None:
+def test_a_few_overloads_hardly_shrink_the_bound() -> None:
     async def main() -> None:
         door = await at_full_size(64)
         for number in range(64):
@@ -459,7 +459,7 @@ def test_it_does_not_grow_while_it_holds_nobody_back() -> None:
 
 
 @given(st.integers(1, 12), st.lists(st.sampled_from(["arrive", "ok", "failure", "complaint", "cancel"]), max_size=80))
-def test_first_come_first_served_and_no_place_is_lost(most: int, events: list[str]) -> None:
+def test_slots_are_first_come_first_served_and_none_is_lost(most: int, events: list[str]) -> None:
     async def main() -> None:
         door = Door(most)
         names = iter(range(1000))
@@ -489,7 +489,7 @@ def test_first_come_first_served_and_no_place_is_lost(most: int, events: list[st
     asyncio.run(main())
 
 
-def test_new_callers_do_not_overtake_those_who_wait() -> None:
+def test_new_requests_do_not_overtake_waiting_ones() -> None:
     async def main() -> None:
         door = await filled(1, 3)
         for name in range(3, 60):
@@ -501,7 +501,7 @@ def test_new_callers_do_not_overtake_those_who_wait() -> None:
     asyncio.run(main())
 
 
-def test_closing_releases_all_who_wait_and_lets_none_send() -> None:
+def test_closing_releases_all_waiting_requests_and_sends_none() -> None:
     async def main() -> None:
         door = await filled(64, 100)
         assert len(door.inside) == FIRST_CONCURRENCY
@@ -517,7 +517,7 @@ def test_closing_releases_all_who_wait_and_lets_none_send() -> None:
 
 
 @pytest.mark.parametrize("turns", range(4))
-def test_who_is_cancelled_gives_the_place_back(turns: int) -> None:
+def test_a_cancelled_request_returns_its_slot(turns: int) -> None:
     async def main() -> None:
         door = await filled(1, 4)
         stack = door.inside.pop()[2]

@@ -12,8 +12,8 @@ from rebase.errors import RebaseError
 from rebase.teacher.protocol import Failure
 from rebase.teacher.registry import PROVIDERS, find_provider
 from tests.scripted import generate_all
-from tests.teacher.asking import request
 from tests.teacher.plugin import install_rule_teacher
+from tests.teacher.teachers import request
 
 
 @pytest.fixture

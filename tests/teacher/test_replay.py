@@ -11,8 +11,8 @@ from rebase.teacher.replay import ReplayTeacher
 from rebase.teacher.response_cache import ResponseCache
 from rebase.teacher.settings import TeacherSettings
 from tests.scripted import cached, generate_all
-from tests.teacher.asking import echo, hosted, prompts, request, said
 from tests.teacher.server import MODEL, Provider, serving
+from tests.teacher.teachers import echo, hosted, prompts, request, texts_of
 
 
 def replaying(name: str, path: Path) -> ReplayTeacher:
@@ -31,7 +31,7 @@ def test_a_run_is_repeated_without_network_or_key(path: Path, kind: str) -> None
     replay = cached(replaying(f"{kind}/{MODEL}", path), path)
     replay.check()
     again = generate_all(replay, map(request, [*prompts(5), "new"]))
-    assert said(again[:5]) == said(first) == list(map(echo, prompts(5)))
+    assert texts_of(again[:5]) == texts_of(first) == list(map(echo, prompts(5)))
     assert [answer.key for answer in again[:5]] == [answer.key for answer in first]
     assert again[5] == Failure(request("new").key(kind, MODEL), f"no cached response of {kind}/{MODEL}")
 
@@ -42,7 +42,7 @@ def test_responses_can_come_from_elsewhere(path: Path, tmp_path: Path, provider:
     with closing(ResponseCache(path)) as source, closing(ResponseCache(other)) as target:
         target.load(source.export())
     replay = cached(replaying(f"openai/{MODEL}", other), other)
-    assert said(generate_all(replay, map(request, prompts(3)))) == list(map(echo, prompts(3)))
+    assert texts_of(generate_all(replay, map(request, prompts(3)))) == list(map(echo, prompts(3)))
 
 
 def test_model_may_hold_slashes(path: Path) -> None:
@@ -56,7 +56,7 @@ def test_wrong_name_is_an_error_that_shows_the_form(path: Path, name: str) -> No
         replaying(name, path)
 
 
-def test_missing_store_is_an_error_before_any_work(path: Path) -> None:
+def test_missing_cache_is_an_error_before_any_work(path: Path) -> None:
     with pytest.raises(RebaseError, match=r"responses.sqlite is missing"):
         cached(replaying("openai/gpt", path), path).check()
     assert not path.exists()

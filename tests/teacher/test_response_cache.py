@@ -21,15 +21,15 @@ from rebase.teacher.cache_file import use_earlier_file
 from rebase.teacher.protocol import Message, Request, Response, Sampling
 from rebase.teacher.response_cache import ResponseCache
 from tests.scripted import cached, generate_all
-from tests.teacher.asking import Echo, echo, hosted, prompts, request, said, start, stored_keys
 from tests.teacher.server import KEY, MODEL, Answer, Provider
+from tests.teacher.teachers import Echo, cached_keys, echo, hosted, prompts, request, start, texts_of
 
 #: Asks for 200 responses and prints them, as a run in a process of its own.
 CLIENT = """
 import sys
 from pathlib import Path
 from tests.scripted import generate_all, cached
-from tests.teacher.asking import hosted, prompts, request
+from tests.teacher.teachers import hosted, prompts, request
 
 address, store = sys.argv[1:]
 for response in generate_all(cached(hosted("openai", address), Path(store)), map(request, prompts(200))):
@@ -68,7 +68,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def texts(teacher: Echo, path: Path, asked: list[str]) -> list[str]:
-    return said(generate_all(cached(teacher, path), map(request, asked)))
+    return texts_of(generate_all(cached(teacher, path), map(request, asked)))
 
 
 def response(asked: Request, **changes: object) -> Response:
@@ -103,13 +103,13 @@ def test_response_is_cached_when_it_arrives_not_when_its_turn_comes(path: Path, 
         target=lambda: answers.extend(generate_all(cached(hosted("openai", provider.address), path), asked))
     )
     caller.start()
-    while len(stored_keys(path)) < 2:
+    while len(cached_keys(path)) < 2:
         assert caller.is_alive()
         time.sleep(0.01)
     assert not answers
     caller.join()
-    assert said(answers) == [echo("slow"), echo("b"), echo("c")]
-    assert len(stored_keys(path)) == 3
+    assert texts_of(answers) == [echo("slow"), echo("b"), echo("c")]
+    assert len(cached_keys(path)) == 3
 
 
 def test_cut_responses_and_refusals_are_responses(path: Path, provider: Provider) -> None:
@@ -121,7 +121,7 @@ def test_cut_responses_and_refusals_are_responses(path: Path, provider: Provider
     assert len(provider.asked()) == 2
 
 
-def test_row_tells_what_was_asked_and_no_key_is_in_the_file(path: Path, provider: Provider) -> None:
+def test_row_has_the_request_and_no_key_is_in_the_file(path: Path, provider: Provider) -> None:
     generate_all(cached(hosted("openai", provider.address), path), [request("a question")])
     with closing(sqlite3.connect(path)) as connection:
         connection.row_factory = sqlite3.Row
@@ -136,30 +136,30 @@ def test_row_tells_what_was_asked_and_no_key_is_in_the_file(path: Path, provider
     assert all(KEY.encode() not in file.read_bytes() for file in path.parent.iterdir())
 
 
-def test_stop_in_the_middle_keeps_what_arrived(path: Path, provider: Provider) -> None:
+def test_stop_keeps_received_responses(path: Path, provider: Provider) -> None:
     provider.plan("prompt 30", Answer(status=401, message="key revoked"))
     with pytest.raises(RebaseError, match="key revoked"):
         generate_all(cached(hosted("openai", provider.address), path), map(request, prompts(100)))
     answered = {entry.prompt for entry in provider.asked() if entry.status == 200}
-    assert len(stored_keys(path)) == len(answered) > 0
+    assert len(cached_keys(path)) == len(answered) > 0
 
 
-def test_killed_run_goes_on_where_it_was(path: Path, provider: Provider) -> None:
+def test_killed_run_resumes(path: Path, provider: Provider) -> None:
     provider.default = lambda prompt: Answer(seconds=0.2)
     client = start(CLIENT, provider.address, str(path))
-    while len(stored_keys(path)) < 50:
+    while len(cached_keys(path)) < 50:
         assert client.poll() is None, "the client ended before it was killed"
         time.sleep(0.01)
     client.send_signal(signal.SIGKILL)
     client.communicate()
     while provider.max_concurrency:
         time.sleep(0.01)
-    kept, asked_before = stored_keys(path), len(provider.asked())
+    kept, asked_before = cached_keys(path), len(provider.asked())
     most_in_flight = provider.most_in_flight
 
     provider.default = lambda prompt: Answer()
     asked = prompts(200)
-    assert said(generate_all(cached(hosted("openai", provider.address), path), map(request, asked))) == list(
+    assert texts_of(generate_all(cached(hosted("openai", provider.address), path), map(request, asked))) == list(
         map(echo, asked)
     )
 
@@ -170,16 +170,16 @@ def test_killed_run_goes_on_where_it_was(path: Path, provider: Provider) -> None
     assert len(provider.asked()) - 200 <= most_in_flight
 
 
-def test_two_processes_share_one_store(path: Path, provider: Provider) -> None:
+def test_two_processes_share_one_cache(path: Path, provider: Provider) -> None:
     provider.default = lambda prompt: Answer(seconds=0.005)
     clients = [start(CLIENT, provider.address, str(path)) for _ in range(2)]
     outputs = [client.communicate(timeout=120) for client in clients]
     assert [client.returncode for client in clients] == [0, 0], outputs
     assert [output.splitlines() for output, _ in outputs] == [list(map(echo, prompts(200)))] * 2
-    assert len(stored_keys(path)) == 200
+    assert len(cached_keys(path)) == 200
 
 
-def test_many_processes_begin_a_new_store_at_once(tmp_path: Path) -> None:
+def test_many_processes_create_a_cache_at_the_same_time(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", BEGINNERS, str(tmp_path), "0"], check=False, capture_output=True)
     assert result.returncode == 0, result.stderr
 
@@ -227,7 +227,7 @@ def pages_of(path: Path, name: str) -> list[int]:
 
 
 @pytest.mark.parametrize("place", [0.25, 0.5, 0.75, 1.0])
-def test_damaged_store_is_rebuilt_from_what_is_whole(
+def test_damaged_cache_is_rebuilt_from_its_readable_rows(
     path: Path, place: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = fill(path, 500)
@@ -251,7 +251,7 @@ def test_damaged_store_is_rebuilt_from_what_is_whole(
     assert not caplog.text
 
 
-def test_damage_of_the_last_page_of_responses_takes_only_its_own(path: Path) -> None:
+def test_damage_of_the_last_page_costs_only_its_rows(path: Path) -> None:
     asked = fill(path, 500)
     content = bytearray(path.read_bytes())
     last = max(pages_of(path, "responses"))
@@ -261,7 +261,7 @@ def test_damage_of_the_last_page_of_responses_takes_only_its_own(path: Path) -> 
         assert 480 <= sum(store.get(one.key("echo", "echo-1")) is not None for one in asked) < 500
 
 
-def test_damage_leaves_the_journal_of_batches_whole(path: Path) -> None:
+def test_damage_does_not_lose_the_journal_of_batches(path: Path) -> None:
     batch = Batch("token", "batch-1", tuple(one.key("echo", "echo-1") for one in map(request, "ab")), datetime.now(UTC))
     with closing(ResponseCache(path)) as store:
         assert store.journal.add(batch, map(request, "ab"), "echo", "echo-1")
@@ -276,7 +276,7 @@ def test_damage_leaves_the_journal_of_batches_whole(path: Path) -> None:
     assert set(found.keys) == set(batch.keys)
 
 
-def test_processes_that_meet_damage_at_once_rebuild_the_store_once(tmp_path: Path) -> None:
+def test_several_processes_rebuild_a_damaged_cache_once(tmp_path: Path) -> None:
     for number in range(3):
         path = tmp_path / f"{number}.sqlite"
         fill(path, 60)
@@ -287,11 +287,11 @@ def test_processes_that_meet_damage_at_once_rebuild_the_store_once(tmp_path: Pat
     result = subprocess.run([sys.executable, "-c", BEGINNERS, str(tmp_path), "60"], check=False, capture_output=True)
     assert result.returncode == 0, result.stderr
     for number in range(3):
-        assert len(stored_keys(tmp_path / f"{number}.sqlite")) == 60
+        assert len(cached_keys(tmp_path / f"{number}.sqlite")) == 60
         assert len(list(tmp_path.glob(f"{number}.sqlite.damaged-*T????????????"))) == 1
 
 
-def test_store_that_cannot_be_opened_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_cache_that_cannot_be_opened_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RebaseError, match=r"file/responses.sqlite cannot be opened"):
         texts(Echo(), tmp_path / "file" / "responses.sqlite", ["a"])
@@ -335,7 +335,7 @@ def test_file_of_an_earlier_version_is_renamed_and_gets_the_new_names(
         assert store.get(asked.key("echo", "echo-1")) == response(asked)
 
 
-def test_put_keeps_the_response_that_came_first(path: Path) -> None:
+def test_put_does_not_replace_a_response(path: Path) -> None:
     asked = request("a")
     with closing(ResponseCache(path)) as store:
         for text in ("first", "second"):
@@ -352,7 +352,7 @@ def journalled(store: ResponseCache, token: str, asked: list[Request], **changes
     return batch if store.journal.add(batch, asked, "echo", "echo-1") else None
 
 
-def test_batch_is_open_until_its_responses_are_stored(path: Path) -> None:
+def test_batch_is_open_until_its_responses_are_cached(path: Path) -> None:
     asked = list(map(request, "abc"))
     with closing(ResponseCache(path)) as store:
         batch = journalled(store, "token", asked)
@@ -373,7 +373,7 @@ def test_batch_is_open_until_its_responses_are_stored(path: Path) -> None:
     assert kept[batch.keys[0]]["messages"][0]["content"] == "a"
 
 
-def test_request_stands_in_one_open_batch_at_a_time(path: Path) -> None:
+def test_request_is_in_one_open_batch_at_a_time(path: Path) -> None:
     a, b, c = map(request, "abc")
     with closing(ResponseCache(path)) as store:
         store.put(a, response(a), "echo", "echo-1")
@@ -396,7 +396,7 @@ def test_batch_without_an_id_is_adopted_by_one_process(path: Path) -> None:
         assert not store.journal.adopt(now)
 
 
-def test_whose_submission_is_going_on() -> None:
+def test_batch_that_is_being_submitted() -> None:
     now, host = datetime.now(UTC), Batch("", None, (), datetime.now(UTC)).owner.rpartition(":")[0]
     assert not Batch("token", None, (), now).is_being_submitted  # by this process: it knows
     assert Batch("token", None, (), now, f"{host}:1").is_being_submitted

@@ -118,7 +118,7 @@ def test_key_and_model_are_checked_at_both_apis(provider: Provider, claude: anth
 # Limits
 
 
-def test_limits_refuse_say_so_and_refill(provider: Provider, ask: Callable[[str], Any]) -> None:
+def test_limits_reject_with_headers_and_refill(provider: Provider, ask: Callable[[str], Any]) -> None:
     provider.limits = Limits(requests=120, burst_seconds=2.5)  # five at once, then one each half second
     responses = [ask(str(number)) for number in range(5)]
     with pytest.raises((anthropic.RateLimitError, openai.RateLimitError)) as caught:
@@ -305,7 +305,7 @@ def test_openai_batch_from_end_to_end(provider: Provider, gpt: openai.OpenAI) ->
     assert len(provider.billed()) == 40
 
 
-def test_batch_whose_creation_was_not_heard_of_exists(provider: Provider, gpt: openai.OpenAI) -> None:
+def test_batch_with_a_lost_response_exists(provider: Provider, gpt: openai.OpenAI) -> None:
     provider.faults = Faults(batch_lost=1.0)
     file = upload(gpt, lines_of(1)).id
     with pytest.raises(openai.APIConnectionError):

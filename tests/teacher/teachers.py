@@ -1,4 +1,4 @@
-"""Requests to ask a teacher in tests, and teachers to ask."""
+"""Requests and teachers for tests."""
 
 import asyncio
 import json
@@ -35,16 +35,16 @@ def prompts(count: int) -> list[str]:
 
 
 def echo(prompt: str) -> str:
-    """What the provider on the loopback says to a prompt, and ``Echo``."""
+    """The response of the loopback provider, and of ``Echo``, to a prompt."""
     return json.dumps({"echo": prompt})
 
 
-def said(answers: list[Response | Failure]) -> list[str]:
+def texts_of(answers: list[Response | Failure]) -> list[str]:
     return [answer.text if isinstance(answer, Response) else answer.reason for answer in answers]
 
 
 class Candid(Scripted):
-    """Is asked for repairs as for all else. Each response takes 7 tokens in and 3 out."""
+    """Gets repair requests as well. Each response has 7 input and 3 output tokens."""
 
     async def generate(self, asked: Request) -> Response | Failure:
         self.asked.append(asked)
@@ -57,7 +57,7 @@ class Candid(Scripted):
 
 
 class Echo(Candid):
-    """Answers as the provider on the loopback does, or fails where the prompt says so."""
+    """Responds like the loopback provider, or fails if the prompt says so."""
 
     def __init__(self) -> None:
         super().__init__(self._say)
@@ -72,14 +72,14 @@ class Echo(Candid):
 
 
 def hosted(kind: str, address: str, key: str | None = KEY) -> ApiTeacher:
-    """The teacher of one of both APIs at the loopback."""
+    """The teacher for one of the two APIs of the loopback provider."""
     if kind == "anthropic":
         return AnthropicTeacher(MODEL, key, address)
     return OpenAITeacher(MODEL, key, f"{address}/v1")
 
 
-def stored_keys(path: Path) -> set[str]:
-    """The keys in the file, as another process sees them; none while it is only being made."""
+def cached_keys(path: Path) -> set[str]:
+    """The keys in the file, as another process sees them; none while it is being created."""
     if not path.exists():
         return set()
     with closing(sqlite3.connect(path, timeout=10)) as connection:
