@@ -76,7 +76,7 @@ class RunReporter:
         """Print the line of a stage that has ended, or of an estimate."""
         for name, output in outputs.items():
             if name.endswith(_SUMMARY):
-                logger.info(stage_line(output, output.get("seconds", 0.0)))
+                logger.info(stage_line(output, output["seconds"]))
             elif name in _ESTIMATES:
                 logger.info(estimate_line(output))
 

@@ -9,7 +9,10 @@ from rebase.errors import RebaseError
 OLD_NAMES = {
     # parameters
     "compare.targets.labelled": "compare.targets.distilled",
+    "index.segment_datasets": "",
+    "ingest.workers": "",
     "mix.weights.labelled_examples": "mix.weights.distilled_examples",
+    "retrieve.block_texts": "",
     "retrieve.contamination_ngram": "contamination.ngram",
     "retrieve.licences": "retrieve.licenses",
     "synthesize.led": "synthesize.guided",
@@ -22,11 +25,15 @@ OLD_NAMES = {
     "replies": "responses",
     "students_examples": "students.examples",
     "teacher.in_flight": "teacher.max_concurrency",
+    "teacher.input_tokens_per_minute": "",
+    "teacher.output_tokens_per_minute": "",
+    "teacher.requests_per_minute": "",
     # catalog entries
     "all_predictions": "item_scores",
     "evaluation_set": "evaluation_rows (what is read) and evaluation_items (what the stages use)",
     "example_sets": "",
     "examples_refused": "examples_rejected",
+    "forest": "annoy_index",
     "grades_refused": "grades_rejected",
     "ingest_refused": "ingest_rejected",
     "judge_refused": "judge_rejected",

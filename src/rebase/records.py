@@ -25,11 +25,14 @@ _SCORE_COLUMNS = ["score", "score_dataset", "score_query", "score_answer", "quer
 RETRIEVED_COLUMNS = ["rank", *ROW_COLUMNS, *_SCORE_COLUMNS, "query_value", "answer_value", "passage", "duplicates"]
 #: ``retrieval_rejected``.
 RETRIEVAL_REJECTED_COLUMNS = ["rank", "row_id", "dataset", "score", "reason", "detail"]
+#: The source row of an example: its columns of ``retrieved``.
+PROVENANCE_COLUMNS = [
+    "row_id", "dataset", "config", "revision", "row_index", "license", "rank", *_SCORE_COLUMNS,
+]  # fmt: skip
 #: ``examples`` and ``synthesized_examples``; a synthesized one has no source row.
 EXAMPLE_COLUMNS = [
-    "example_id", "row_id", "dataset", "config", "revision", "row_index", "license", "rank", *_SCORE_COLUMNS,
-    "fields", "query", "answer", "cut", "teacher", "prompt_hash", "response_key", "input_tokens", "output_tokens",
-    "dollars",
+    "example_id", *PROVENANCE_COLUMNS, "fields", "query", "answer", "cut", "teacher", "prompt_hash", "response_key",
+    "input_tokens", "output_tokens", "dollars",
 ]  # fmt: skip
 #: ``reasoned_examples``.
 REASONED_COLUMNS = [*EXAMPLE_COLUMNS, "rationale", "agreement"]

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from rebase.generation.filters import Rejection
 from rebase.generation.generate import (
-    EXAMPLE_COLUMNS,
     ExampleStage,
     GenerationResult,
     explain_silence,
@@ -17,6 +16,7 @@ from rebase.generation.generate import (
     rejected_line,
 )
 from rebase.generation.prompts.parsing import Example
+from rebase.records import EXAMPLE_COLUMNS
 from rebase.teacher.budget import Usage
 from rebase.teacher.protocol import Failure, Response
 from tests.shipped import shipped_prompt, shipped_task

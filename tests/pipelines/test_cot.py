@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
 from rebase.parameters import CotParameters
-from rebase.pipelines.cot.nodes import REJECTED_COLUMNS, reason_examples
+from rebase.pipelines.cot.nodes import reason_examples
+from rebase.records import REJECTED_COLUMNS
 from tests.scripted import Scripted, cached
 from tests.shipped import shipped_prompt, shipped_task
 

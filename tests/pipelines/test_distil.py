@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
-from rebase.generation.generate import REJECTED_COLUMNS
 from rebase.parameters import ContaminationParameters, DistilParameters
-from rebase.pipelines.distil.nodes import LABELED_COLUMNS, distil_inputs
+from rebase.pipelines.distil.nodes import distil_inputs
+from rebase.records import DISTILLED_COLUMNS, REJECTED_COLUMNS
 from rebase.tasks.evaluation_items import make_unlabeled_inputs
 from rebase.tasks.source_rows import SourceRows
 from rebase.teacher.budget import Price
@@ -59,7 +59,7 @@ def texts_of(rationale, answer):
 
 def test_inputs_are_labeled_in_the_form_that_train_takes():
     examples, rejected, summary, teacher = distil(TOPIC, NEWS, lambda _: SPORT)
-    assert list(examples) == LABELED_COLUMNS
+    assert list(examples) == DISTILLED_COLUMNS
     assert list(rejected) == REJECTED_COLUMNS
     assert list(examples["query"]) == [f"News item: {text}" for text in NEWS]
     assert set(examples["answer"]) == {"sport"}

@@ -13,13 +13,13 @@ from rebase.datasets import SheetsDataset
 from rebase.errors import RebaseError
 from rebase.pipelines import judge, prepare
 from rebase.pipelines.judge.nodes import (
-    REJECTED_COLUMNS,
     compare_graders,
     judge_answers,
     read_grades,
     score_judgments,
     write_sheets,
 )
+from rebase.records import JUDGE_REJECTED_COLUMNS
 from rebase.teacher.budget import Price
 from tests.judging.test_llm_judge import PAIR, PARAMETERS, RUBRIC, TASK
 from tests.scripted import Scripted, cached
@@ -89,7 +89,7 @@ def test_every_question_is_judged_or_rejected():
     assert summary["kept"] == len(judgments)
     assert summary["rejected"] == {"same_answers": 2} == rejected["reason"].value_counts().to_dict()
     assert summary["kinds"] == {"rubric": 12, "pair": 10}
-    assert list(rejected) == REJECTED_COLUMNS
+    assert list(rejected) == JUDGE_REJECTED_COLUMNS
     assert judgments["response_key"].notna().all()
     assert judgments["rationale"].str.len().gt(0).all()
     assert judgments["prompt_hash"].nunique() == 2

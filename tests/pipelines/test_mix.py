@@ -5,7 +5,6 @@ import pytest
 from pydantic import ValidationError
 
 from rebase.errors import RebaseError
-from rebase.generation.generate import EXAMPLE_COLUMNS
 from rebase.parameters import ContaminationParameters, MixParameters
 from rebase.pipelines.cot import create_pipeline as cot
 from rebase.pipelines.distil import create_pipeline as distil
@@ -13,6 +12,7 @@ from rebase.pipelines.mix import create_pipeline as mix_pipeline
 from rebase.pipelines.mix.nodes import mix_examples
 from rebase.pipelines.synthesize import create_pipeline as synthesize
 from rebase.pipelines.transform import create_pipeline as transform
+from rebase.records import EXAMPLE_COLUMNS
 
 
 def examples(name, count, **more):

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
-from rebase.generation.generate import EXAMPLE_COLUMNS, REJECTED_COLUMNS
 from rebase.parameters import ContaminationParameters, SynthesizeParameters
 from rebase.pipelines.report.nodes import measure_diversity
 from rebase.pipelines.synthesize.nodes import synthesize_examples
+from rebase.records import EXAMPLE_COLUMNS, REJECTED_COLUMNS
 from rebase.student.adapters import render_card
 from rebase.student.handle import Student
 from rebase.teacher.budget import FREE, Price

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
-from rebase.generation.generate import EXAMPLE_COLUMNS, REJECTED_COLUMNS
 from rebase.generation.prompts.templates import SolvePrompt
 from rebase.parameters import ContaminationParameters, TransformParameters
 from rebase.pipelines.transform.nodes import transform_rows
+from rebase.records import EXAMPLE_COLUMNS, REJECTED_COLUMNS
 from rebase.teacher.budget import Price
 from rebase.teacher.local import LocalTeacher
 from tests.scripted import Scripted, cached

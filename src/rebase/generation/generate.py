@@ -30,7 +30,7 @@ from rebase.generation.verification import (
     tidy_answer,
 )
 from rebase.parameters import SamplingParameters
-from rebase.records import Task, summarize_stage
+from rebase.records import EXAMPLE_COLUMNS, PROVENANCE_COLUMNS, REJECTED_COLUMNS, Task, summarize_stage
 from rebase.teacher.budget import Usage, progress
 from rebase.teacher.cached import CachedSession, CachedTeacher
 from rebase.teacher.concurrency import in_order, run
@@ -42,17 +42,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 Line = dict[str, Any]
-
-_PROVENANCE = [
-    "row_id", "dataset", "config", "revision", "row_index", "license", "rank", "score", "score_dataset", "score_query",
-    "score_answer", "query_column", "answer_column",
-]  # fmt: skip
-#: Columns of ``examples``: one line per example, with its provenance. Synthesized examples have no source row.
-EXAMPLE_COLUMNS = [
-    "example_id", *_PROVENANCE, "fields", "query", "answer", "cut", "teacher", "prompt_hash", "response_key",
-    "input_tokens", "output_tokens", "dollars",
-]  # fmt: skip
-REJECTED_COLUMNS = ["row_id", "dataset", "rank", "reason", "detail", "response_key", "text"]
 
 
 def generate_all(
@@ -194,7 +183,7 @@ class ExampleStage:
         """A line of ``examples``, without the columns that all examples share."""
         return {
             "example_id": result.item["row_id"],
-            **{name: result.item.get(name) for name in _PROVENANCE},
+            **{name: result.item.get(name) for name in PROVENANCE_COLUMNS},
             "fields": json.dumps(example.fields, ensure_ascii=False),
             "query": self.task.render_query(example.fields),
             "answer": example.answer,

@@ -19,11 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rebase.errors import RebaseError
 from rebase.judging.llm_judge import SCALE, RubricPrompt
-from rebase.records import Task
-
-KEY_COLUMNS = ["answer_id", "item_id", "system", "query", "answer"]
-GRADE_COLUMNS = ["person", "answer_id", "item_id", "criterion", "grade"]
-REJECTED_GRADE_COLUMNS = ["person", "file", "row", "answer_id", "criterion", "reason", "detail"]
+from rebase.records import KEY_COLUMNS, Task
 
 _LETTERS = str.maketrans("0123456789abcdef", "bcdfghjklmnpqrst")
 #: The start of a formula for a spreadsheet, wherever a cell can start: at a line, a tab or a semicolon, which

@@ -12,7 +12,6 @@ import pandas as pd
 from rebase.errors import RebaseError
 from rebase.generation.filters import Rejection
 from rebase.generation.generate import (
-    REJECTED_COLUMNS,
     explain_silence,
     generate_all,
     rejected_line,
@@ -24,7 +23,7 @@ from rebase.generation.prompts.templates import CotPrompt
 from rebase.generation.self_consistency import AnswerSample, Majority, sample_answers, vote
 from rebase.generation.verification import same_answer
 from rebase.parameters import CotParameters
-from rebase.records import Task, summarize_stage
+from rebase.records import REJECTED_COLUMNS, Task, summarize_stage
 from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
 

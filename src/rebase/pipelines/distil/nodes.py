@@ -11,7 +11,6 @@ from rebase.datastore.sampling import systematic_positions
 from rebase.errors import RebaseError
 from rebase.generation.filters import Candidate, Rejection, contamination_filter, protected_texts
 from rebase.generation.generate import (
-    EXAMPLE_COLUMNS,
     ExampleStage,
     GenerationResult,
     read_response,
@@ -24,13 +23,11 @@ from rebase.generation.prompts.templates import DistilPrompt
 from rebase.generation.self_consistency import sample_answers, vote
 from rebase.generation.verification import ProtectedTexts
 from rebase.parameters import ContaminationParameters, DistilParameters
-from rebase.records import Task
+from rebase.records import DISTILLED_COLUMNS, Task
 from rebase.teacher.cached import CachedSession, CachedTeacher
 from rebase.teacher.protocol import Failure, Response
 from rebase.text import ngrams, normalize, tokens
 
-#: As ``reasoned_examples``; ``drafts`` are all rounds of ``chain_of_density`` (JSON list of ``missing``, ``answer``).
-LABELED_COLUMNS = [*EXAMPLE_COLUMNS, "rationale", "agreement", "drafts"]
 #: A draft that shares this many consecutive words with the prompt repeats it.
 _REPEATED_WORDS = 8
 
@@ -86,7 +83,7 @@ def distil_inputs(
     stage.generate(clean, generate, max(1, len(clean)), lambda *_: concurrency)
     advice = f"Check the inputs and {distil_prompt.path}, or use a stronger teacher."
     not_listed = {"over_limit": len(inputs) - len(selected)}
-    return stage.conclude(advice, LABELED_COLUMNS, not_listed, style=parameters.style)
+    return stage.conclude(advice, DISTILLED_COLUMNS, not_listed, style=parameters.style)
 
 
 def _check_style(task: Task, parameters: DistilParameters) -> None:

@@ -16,8 +16,6 @@ from rebase.errors import RebaseError
 from rebase.generation.generate import generate_all
 from rebase.generation.prompts.templates import prompt_hash
 from rebase.judging.human_grading import (
-    GRADE_COLUMNS,
-    REJECTED_GRADE_COLUMNS,
     count_cells,
     make_key,
     measure_agreement,
@@ -41,15 +39,20 @@ from rebase.judging.llm_judge import (
     summarize_pairs,
 )
 from rebase.parameters import JudgeParameters
-from rebase.records import Task, summarize_stage
+from rebase.records import (
+    GRADE_COLUMNS,
+    JUDGE_REJECTED_COLUMNS,
+    JUDGMENT_COLUMNS,
+    REJECTED_GRADE_COLUMNS,
+    Task,
+    summarize_stage,
+)
 from rebase.teacher.cached import CachedSession, CachedTeacher
 from rebase.teacher.protocol import Failure, Request, Response, why_unreadable
 
 logger = logging.getLogger(__name__)
 
-_QUESTION = ["kind", "item_id", "system", "first", "second"]
 _COSTS = ["input_tokens", "output_tokens", "dollars"]
-REJECTED_COLUMNS = [*_QUESTION, "reason", "detail", "response_key", "text"]
 
 #: Two equal answers are a tie without a request.
 SAME_ANSWERS = "same_answers"
@@ -186,7 +189,17 @@ def judge_answers(
         raise RebaseError(_explain_no_judgment(judge, by_reason, rejected))
     name = f"{judge.provider}/{judge.model}"
     hashes = {"rubric": prompt_hash(judge_rubric, task), "pair": prompt_hash(judge_pair, task)}
-    columns = [*_QUESTION, *judge_rubric.names, "verdict", "rationale", "response_key", "judge", "prompt_hash", *_COSTS]
+    details = ["verdict", "rationale", "response_key", "judge", "prompt_hash"]
+    columns = [*JUDGMENT_COLUMNS, *judge_rubric.names, *details, *_COSTS]
+        *JUDGMENT_COLUMNS,
+        *judge_rubric.names,
+        "verdict",
+        "rationale",
+        "response_key",
+        "judge",
+        "prompt_hash",
+        *_COSTS,
+    ]
     lines = [
         {**result.line, **result.values, "judge": name, "prompt_hash": hashes[result.question.kind]}
         | {cost: getattr(result.response, cost) for cost in _COSTS}
@@ -213,7 +226,7 @@ def judge_answers(
         kinds=judgments["kind"].value_counts().to_dict(),
         usage=usage.summary(),
     )
-    return judgments, pd.DataFrame(rejections, columns=REJECTED_COLUMNS), summary
+    return judgments, pd.DataFrame(rejections, columns=JUDGE_REJECTED_COLUMNS), summary
 
 
 def score_judgments(

@@ -9,10 +9,9 @@ import pandas as pd
 
 from rebase.errors import RebaseError
 from rebase.generation.filters import Candidate, contamination_filter, protected_texts
-from rebase.generation.generate import EXAMPLE_COLUMNS
 from rebase.generation.mixing import mix
 from rebase.parameters import ContaminationParameters, MixParameters
-from rebase.records import Task, summarize_stage
+from rebase.records import EXAMPLE_COLUMNS, Task, summarize_stage
 
 #: How to make each origin that has no examples.
 _REMEDIES = {
