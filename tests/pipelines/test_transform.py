@@ -305,7 +305,7 @@ def test_a_budget_that_is_reached_keeps_what_there_is():
 
 def test_a_budget_that_stops_says_so():
     teacher = cached(Scripted(asks_for_the_year), max_requests=5, on_budget="stop")
-    with pytest.raises(RebaseError, match=r"max_requests 5.*5 responses so far.*All of them are stored"):
+    with pytest.raises(RebaseError, match=r"max_requests 5.*5 responses so far.*All of them are cached"):
         transform(READING, retrieved(passages=PASSAGES), NO_EVALUATION, teacher, PROMPT, parameters())
 
 

@@ -191,15 +191,6 @@ def judge_answers(
     hashes = {"rubric": prompt_hash(judge_rubric, task), "pair": prompt_hash(judge_pair, task)}
     details = ["verdict", "rationale", "response_key", "judge", "prompt_hash"]
     columns = [*JUDGMENT_COLUMNS, *judge_rubric.names, *details, *_COSTS]
-        *JUDGMENT_COLUMNS,
-        *judge_rubric.names,
-        "verdict",
-        "rationale",
-        "response_key",
-        "judge",
-        "prompt_hash",
-        *_COSTS,
-    ]
     lines = [
         {**result.line, **result.values, "judge": name, "prompt_hash": hashes[result.question.kind]}
         | {cost: getattr(result.response, cost) for cost in _COSTS}
