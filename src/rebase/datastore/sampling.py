@@ -37,7 +37,7 @@ def systematic_sample(tables: Iterable[pa.Table], cap: int) -> tuple[list[pa.Tab
 
 
 def systematic_positions(count: int, cap: int) -> np.ndarray:
-    """At most ``cap`` of the positions ``0 .. count - 1``, evenly spread."""
+    """Return a systematic sample of at most ``cap`` of the positions ``0 .. count - 1``."""
     return np.arange(count) if count <= cap else np.arange(cap) * count // cap
 
 

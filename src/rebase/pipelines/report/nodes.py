@@ -59,7 +59,7 @@ def measure_diversity(task: Task, examples: pd.DataFrame, encoder: Encoder) -> d
 def compare_usage(
     estimate: dict[str, Any], transform_summary: dict[str, Any], cot_summary: dict[str, Any]
 ) -> pd.DataFrame:
-    """Compare what the teacher was asked and paid with the estimate: a line for each stage, and one for the total.
+    """Compare the teacher's requests and cost with the estimate: one line for each stage, and one for the total.
 
     ``used`` counts bought and cached responses, and ``used_dollars`` is the price of both: compare these with the
     estimate. Seconds are those of bought responses.
