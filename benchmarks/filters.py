@@ -223,10 +223,10 @@ class LeakIndex:
 
 def find_leaks(cells: Iterable[str], protected: LeakIndex) -> bool:
     """Tell whether the cells contain a protected text: a full cell, a run of words, or an item over several cells."""
-    found = {plain(cell) for cell in cells}
-    if found & protected.full_texts or any(item <= found for item in protected.together):
+    texts_in_row = {plain(cell) for cell in cells}
+    if texts_in_row & protected.full_texts or any(item <= texts_in_row for item in protected.together):
         return True
-    for cell in found:
+    for cell in texts_in_row:
         words = cell.split(" ")
         for count, texts in protected.inside.items():
             if any(" ".join(words[start : start + count]) in texts for start in range(len(words))):
@@ -268,15 +268,15 @@ def runs(text: str, n: int) -> set[str]:
     """Return all shortest runs of the plain text that count as ``n`` words."""
     words = text.split()
     worths = [worth(word) for word in words]
-    found = set()
+    shortest = set()
     for start in range(len(words)):
         total, end = 0.0, start
         while total < n and end < len(words):
             total += worths[end]
             end += 1
         if total >= n:
-            found.add(" ".join(words[start:end]))
-    return found
+            shortest.add(" ".join(words[start:end]))
+    return shortest
 
 
 # The mixture of sources.
@@ -303,12 +303,12 @@ def ranked_rows(
     searched_for = [embed_task(task, encoder)]
     count, aggregation = parameters.top_n, parameters.aggregation
     lines = search_exact(index, vectors, searched_for, count, aggregation)[0].lines
-    found = []
+    ranked = []
     for dataset, group in lines.groupby("dataset"):
         cells = map(json.loads, rows[dataset].take(group["row"].to_numpy())["row"].to_pylist())
         for row, line in zip(cells, group.itertuples(), strict=True):
-            found.append((line.Index, dataset, row.get(line.query_column or ""), row.get(line.answer_column or "")))
-    return pd.DataFrame(sorted(found), columns=["rank", "dataset", "query_value", "answer_value"])
+            ranked.append((line.Index, dataset, row.get(line.query_column or ""), row.get(line.answer_column or "")))
+    return pd.DataFrame(sorted(ranked), columns=["rank", "dataset", "query_value", "answer_value"])
 
 
 def print_table(name: str, line: Mapping[str, Any], retrieved: pd.DataFrame, rejected: pd.DataFrame) -> None:

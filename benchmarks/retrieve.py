@@ -88,8 +88,8 @@ def synthetic(cells: int, dimension: int, seed: int) -> tuple[dict[str, pa.Table
         table = pa.table(
             {
                 "vector": pa.FixedSizeListArray.from_arrays(pa.array(texts.astype(np.float16).reshape(-1)), dimension),
-                "rows": pa.array([[row for row, _ in place] for place in places], pa.list_(pa.int32())),
-                "columns": pa.array([[column for _, column in place] for place in places], pa.list_(pa.int32())),
+                "rows": pa.array([[row for row, _ in cells] for cells in places], pa.list_(pa.int32())),
+                "columns": pa.array([[column for _, column in cells] for cells in places], pa.list_(pa.int32())),
             }
         )
         columns = ["", *(f"c{column}" for column in range(COLUMNS))]
@@ -106,10 +106,10 @@ def real(vectors: Shards, seed: int) -> TaskVectors:
     random = np.random.default_rng(seed)
     names = [name for name in vectors if metadata_of(vectors[name])["cells"] > 20]
     table = vectors[names[random.integers(len(names))]]
-    found = vectors_of(table).astype(np.float32)
-    texts = random.choice(len(found), size=6, replace=False)
+    embedded = vectors_of(table).astype(np.float32)
+    texts = random.choice(len(embedded), size=6, replace=False)
     described = next(text for text, rows in enumerate(table["rows"].to_pylist()) if DESCRIPTION in rows)
-    return TaskVectors(found[described], found[texts[:3]], found[texts[3:]], metadata_of(table)["encoder"])
+    return TaskVectors(embedded[described], embedded[texts[:3]], embedded[texts[3:]], metadata_of(table)["encoder"])
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -153,13 +153,13 @@ def describe(field: dict[str, Any]) -> str:
 def comments(files: str) -> dict[str, str]:
     """Return the comment beside each setting of conf/base, by dotted names."""
     setting = re.compile(r"^( *)([\w-]+):[^#\n]*(?:# (.*))?$", re.MULTILINE)
-    found: dict[str, str] = {}
+    comment_of: dict[str, str] = {}
     for file in BASE.glob(files):
         path: list[str] = []
         for indent, key, comment in setting.findall(file.read_text(encoding="utf-8")):
             path[len(indent) // 2 :] = [key]
-            found[".".join(path)] = comment
-    return found
+            comment_of[".".join(path)] = comment
+    return comment_of
 
 
 def catalog_table() -> str:

@@ -50,11 +50,11 @@ OLD_NAMES = {
 
 def reject_old_names(settings: Mapping[str, Any], where: str) -> None:
     """Raise RebaseError if nested ``settings`` use an old name; the message gives the new one."""
-    found = [name for name in OLD_NAMES if _contains(settings, name.split("."))]
-    if found:
+    old_names = [name for name in OLD_NAMES if _contains(settings, name.split("."))]
+    if old_names:
         changes = (
             f"{name} is now called {OLD_NAMES[name]}" if OLD_NAMES[name] else f"{name} no longer exists: remove it"
-            for name in found
+            for name in old_names
         )
         raise RebaseError(f"{where}: {'; '.join(changes)}.")
 

@@ -34,8 +34,8 @@ class RunCatalog:
             runs = self._versions("scores")
             matches = [run for run in runs if run.startswith(version)]
             if not matches:
-                known = ", ".join(runs[:5]) or "none"
-                raise RebaseError(f"There is no run {version!r} of this task with scores. The newest runs: {known}.")
+                names = ", ".join(runs[:5]) or "none"
+                raise RebaseError(f"There is no run {version!r} of this task with scores. The newest runs: {names}.")
             self.version = matches[0]
             self._next = min((run for run in runs if run > self.version), default=None)
 

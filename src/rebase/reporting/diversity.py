@@ -97,5 +97,5 @@ def measure_lengths(texts: Sequence[str]) -> dict[str, Any] | None:
     return {"mean": float(np.mean(words)), **dict(zip(("p10", "p50", "p90"), quantiles, strict=True))}
 
 
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _share(part: int, total: int) -> float | None:
+    return part / total if total else None

@@ -49,8 +49,8 @@ def trace(identifier: str, run: RunTables, system: str | None = None) -> Line:
     item_ids = {item for table in _PREDICTIONS for item in run.ids(table, "item_id")}
     if system is not None or identifier in item_ids:
         return trace_prediction(identifier, run, system)
-    if found := trace_row(identifier, run) or trace_dataset(identifier, run):
-        return found
+    if traced := trace_row(identifier, run) or trace_dataset(identifier, run):
+        return traced
     identifiers = {
         *run.ids("retrieved", "row_id"), *run.ids("retrieval_rejected", "row_id"), *run.ids("retrieved", "dataset"),
         *(example for table in _TRAINING_SETS for example in run.ids(table, "example_id")), *item_ids,

@@ -30,8 +30,8 @@ def find_provider(name: str) -> type[Teacher]:
         return PROVIDERS[name]
     others = entry_points(group=ENTRY_POINTS)
     if name not in others.names:
-        known = ", ".join([*PROVIDERS, *sorted(others.names)])
-        raise RebaseError(f"teacher.provider is {name!r}. Set it to one of: {known}.")
+        names = ", ".join([*PROVIDERS, *sorted(others.names)])
+        raise RebaseError(f"teacher.provider is {name!r}. Set it to one of: {names}.")
     try:
         return others[name].load()
     except (ImportError, AttributeError) as error:

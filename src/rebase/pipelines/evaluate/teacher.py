@@ -57,7 +57,7 @@ def predict_teacher(
             f"failed: {errors[0].reason}\nCheck `teacher` in globals.yml and the credentials, then run again: cached "
             "responses are not paid for twice."
         )
-    outputs = [read_answer(task, own, response) for own, response in zip(fields, responses, strict=True)]
+    outputs = [read_answer(task, answered, response) for answered, response in zip(fields, responses, strict=True)]
     generations = as_generations(TEACHER, items, [request.to_json() for request in requests], outputs)
     if failures:
         rejected, generations = rejected | {"over_budget": len(items)}, generations.head(0)

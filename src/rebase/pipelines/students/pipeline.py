@@ -11,7 +11,7 @@ TABLES = ("examples", "reasoned_examples", "synthesized_examples", "distilled_ex
 
 
 def create_pipeline() -> Pipeline:
-    """From ``students`` and one table of examples to ``students_adapters``, ``students_scores`` and ``students_table``."""
+    """From ``students`` and a table of examples to ``students_adapters``, ``students_scores``, ``students_table``."""
     return prepare.create_pipeline() + Pipeline(
         [
             Node(
