@@ -1,4 +1,4 @@
-"""A teacher that says what a function of the test says: any response, however bad, can be put before the nodes."""
+"""A teacher whose responses a test writes: any response, however bad, can be given to the nodes."""
 
 import asyncio
 import tempfile
@@ -18,7 +18,7 @@ NO_PRICES = PriceTable(as_of="2026-11-21", models={})
 class Scripted(Teacher, Session):
     """Implements the teacher's protocol; ``say`` gives a response's text, a Failure's reason, or ``(text, finish)``.
 
-    Asked to repair a response it says the same again.
+    It repeats a response that it is to repair.
     """
 
     provider = "scripted"
@@ -54,13 +54,13 @@ class Scripted(Teacher, Session):
 
 
 def cached(teacher: Teacher, path: Path | None = None, price: Price | None = FREE, **budget: Any) -> CachedTeacher:
-    """The teacher behind a store (a new one, unless ``path`` names it), as the stages get it."""
+    """The teacher with a response cache (a new one unless ``path`` is given), as the stages get it."""
     path = path or Path(tempfile.mkdtemp()) / "responses.sqlite"
     return CachedTeacher(teacher, path, Budget(BudgetSettings(**budget), price), NO_PRICES)
 
 
 def generate_all(teacher: Any, requests: Iterable[Request]) -> list[Response | Failure]:
-    """The answers to all the requests, asked at once, in their order."""
+    """The outcomes of all requests, sent at once, in their order."""
 
     async def ask() -> list[Response | Failure]:
         async with teacher.open() as session:

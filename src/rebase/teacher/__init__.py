@@ -1,1 +1,1 @@
-"""The LLM side: one small protocol, its providers, and the store that makes every response paid for once."""
+"""The teacher: one protocol, its providers, and the response cache, so that no response is paid for twice."""
