@@ -138,6 +138,13 @@ def test_commands_that_pages_show_name_what_is_there(known):
                 assert set(value.split(",")) <= known[kinds[name]], (page, value)
 
 
+def test_the_method_names_modules_that_exist():
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`([a-z_]+/[\w/]*(?:\.py)?)`", text)
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / "src" / "rebase" / path).exists()] == []
+
+
 def test_the_readme_describes_every_pipeline(known):
     table = re.findall(r"^\| `(\w+)` \| [^|]+ \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert known["pipeline"] - {"__default__"} == set(table)
