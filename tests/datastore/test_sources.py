@@ -327,7 +327,7 @@ for credentials in (None, {"token": token}):
     cards = summarize_ingest(rows)[0].set_index("dataset")
 rows = EvaluationRowsDataset(folder, "topic", credentials={"token": token})
 items = make_evaluation_items(load_task(Path(folder), "topic"), rows.load())
-inputs = InputsDataset(folder, "pinned", "", source="owner/chosen").load()
+inputs = InputsDataset(folder, "pinned", source="owner/chosen").load()
 output = {"items": items.to_dict("records"), "inputs": inputs.to_dict("records"), "cards": cards.to_dict("index")}
 print(json.dumps(output | {"runs": runs}))
 """
