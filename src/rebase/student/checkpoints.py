@@ -38,7 +38,7 @@ def checkpoint_to_resume(run: Path) -> Path | None:
 
 
 def check_disk(run: Path, trainable: int) -> None:
-    """Raise RebaseError if the checkpoints of so many trained numbers do not fit on the disk."""
+    """Raise RebaseError if the checkpoints of this many trained weights do not fit on the disk."""
     needed, free = _CHECKPOINTS * (_SAVED_BYTES * trainable + 2**24), shutil.disk_usage(run.parent).free
     if free < needed:
         raise RebaseError(

@@ -32,7 +32,7 @@ def choose_labels(
 
     targets = [tokenize_example(tokenizer, "", label)[0] for label in labels]
     scores = np.zeros((len(prompts), len(labels)))
-    # The labels of so many prompts are scored together that they make no more rows than a batch has.
+    # Score the labels of several prompts together, with at most ``batch_size`` rows.
     prompts_at_once = max(1, batch_size // len(labels))
     with torch.inference_mode(), float32_logits(model):
         for positions, batch, logits in prefill(model, tokenizer, prompts, batch_size, description):

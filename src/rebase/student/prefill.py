@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-#: Prompts are grouped (questions about one passage) if they share so many tokens beyond those that all prompts share.
+#: Prompts are grouped (questions about one passage) if they share this many tokens beyond those that all prompts share.
 MIN_SHARED_TOKENS = 16
 
 

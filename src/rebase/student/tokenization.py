@@ -17,7 +17,7 @@ TRUNCATED = "target_truncated"
 #: Rejection: the example belongs to the validation split.
 VALIDATION = "validation"
 
-# So many batches are sorted by length together: enough to save padding, few enough for a random order.
+# This many batches are sorted by length together: enough to save padding, few enough for a random order.
 _BATCHES_SORTED = 8
 
 T = TypeVar("T")

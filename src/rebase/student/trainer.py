@@ -34,7 +34,7 @@ from rebase.student.tokenization import TokenizedExample, TokenizedExamples, chu
 
 logger = logging.getLogger(__name__)
 
-# After so many steps of this process the log estimates the time that is left.
+# After this many steps of this process, the log estimates the remaining time.
 _TIMED_STEPS = 5
 
 
