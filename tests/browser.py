@@ -1,4 +1,4 @@
-"""A real browser (Chromium, headless) on pages that this machine serves."""
+"""Open local pages in a real browser (headless Chromium)."""
 
 import json
 import shutil
@@ -20,8 +20,8 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is install
 
 
 @dataclass
-class Seen:
-    """What a page asked for and what it complained of."""
+class PageLog:
+    """The requests and the errors of a page."""
 
     requests: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -34,31 +34,31 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """The folder on loopback; yields its address."""
+    """Serve a folder on loopback, and give its address."""
     with answering(partial(_Quiet, directory=str(folder))) as address:
         yield address
 
 
 @contextmanager
-def open_page(width: int, height: int, **settings: Any) -> Iterator[tuple[Page, Seen]]:
-    """An empty page of a fresh browser; ``settings`` are those of playwright's ``new_page``."""
+def open_page(width: int, height: int, **settings: Any) -> Iterator[tuple[Page, PageLog]]:
+    """Open an empty page in a new browser; ``settings`` are those of playwright's ``new_page``."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": width, "height": height}, **settings)
-        seen = Seen()
-        page.on("request", lambda request: seen.requests.append(request.url))
-        page.on("pageerror", lambda error: seen.errors.append(str(error)))
-        page.on("console", lambda said: seen.errors.append(said.text) if said.type == "error" else None)
+        log = PageLog()
+        page.on("request", lambda request: log.requests.append(request.url))
+        page.on("pageerror", lambda error: log.errors.append(str(error)))
+        page.on("console", lambda message: log.errors.append(message.text) if message.type == "error" else None)
         try:
-            yield page, seen
+            yield page, log
         finally:
             browser.close()
 
 
 def go_to_lineage(page: Page, address: str) -> None:
-    """See kedro-viz's graph as a visitor does who likes it light and has closed its hints, list and map."""
+    """Open kedro-viz's graph in the light theme, without hints, sidebar and minimap."""
     visitor = {"theme": "light", "showFeatureHints": False, "visible": {"sidebar": False, "miniMap": False}}
     page.add_init_script(f"localStorage.setItem('KedroViz', {json.dumps(json.dumps(visitor))})")
     page.goto(address)
     page.locator(".pipeline-node").first.wait_for()
-    page.wait_for_timeout(2000)  # The graph glides into its place.
+    page.wait_for_timeout(2000)  # The graph is animated.
