@@ -101,7 +101,7 @@ def test_what_lies_near_a_text_can_be_looked_up(project):
     assert similarities == sorted(similarities, reverse=True)
     unknown = kedro(project, "near", "x", "--env=test", "--datastore=nowhere", check=False)
     assert unknown.returncode == 1
-    assert "not there yet" in unknown.stderr
+    assert "is missing or not complete. Run the pipeline that writes it" in unknown.stderr
 
 
 def test_running_again_asks_nothing_twice_and_only_missing_outputs_do_run(project):

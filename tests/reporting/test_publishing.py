@@ -40,6 +40,7 @@ from tests.test_end_to_end import KEDRO, copy_of_project
 from tests.tiny import reasoned_examples
 
 TOKEN = "hf_not_to_be_seen_anywhere"
+VERSION = "2026-01-01T00.00.00.000Z"
 INTERVAL = {"value": 50.0, "low": 25.0, "high": 75.0}
 SCORES = {
     "task": "tiny_reading", "n": 4, "unit": "percent", "confidence": 0.95,
@@ -417,10 +418,10 @@ def test_the_command_from_end_to_end(reading_task: Task, adapter: Adapter, tmp_p
     assert code == 1
     assert "kedro run --pipelines=cot makes it" in said
     for name, table in tables.items():
-        file = made / "05_model_input" / "reading_qa" / f"{name}.parquet"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file = made / "05_model_input" / "reading_qa" / f"{name}.parquet" / VERSION / f"{name}.parquet"
+        file.parent.mkdir(parents=True)
         table.to_parquet(file)
-    shutil.copytree(adapter.folder, made / "06_models/reading_qa/adapter/2026-01-01T00.00.00.000Z/adapter")
+    shutil.copytree(adapter.folder, made / "06_models/reading_qa/adapter" / VERSION / "adapter")
     code, said = push()
     assert code == 1
     assert "birds (cc-by-nd-4.0): 1" in said

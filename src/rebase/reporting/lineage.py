@@ -43,7 +43,7 @@ def write_site(folder: Path, project: Path, env: str | None = None, parameters: 
 
     Paths are relative to the project, so that a published site reveals nothing about the machine.
     """
-    load_and_populate_data(project, env, package_name=__package__, extra_params=parameters)
+    load_and_populate_data(project, env, package_name=__package__.partition(".")[0], extra_params=parameters)
     _Site(folder).deploy(is_all_previews_enabled=True)
     for node in (folder / "api" / "nodes").iterdir():
         _rewrite(node, re.compile(re.escape(f"{project.as_posix()}/")), "")
