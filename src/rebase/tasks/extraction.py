@@ -1,51 +1,107 @@
-"""Extract the answer from a model's raw output. Extraction does not know the references."""
+"""Extract the answer from a model's raw output. Extraction never sees the references and scores nothing.
+
+The shapes are those that lm-evaluation-harness, OpenCompass and simple-evals accept, and others where they are known to
+read a value that the model did not mean. ``tests/tasks/test_extraction.py`` lists them by answer type.
+"""
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 from rebase.records import AnswerSpec
+from rebase.tasks.numbers import plain_math, stated_number, unstated_number
 
-# Rationales end with "So the answer is X."; models that explain their answers use similar words.
+# "So the answer is X." ends the rationales of this project.
 _ANSWER_IS = re.compile(r"\banswer\s+is\s*:?\s*", re.IGNORECASE)
-# Words that lead to it.
+# Words before "answer is" that belong to the same clause.
 _LEADS_TO_ANSWER = re.compile(r"(?:\b(?:so|thus|hence|therefore),?\s+)?(?:\bthe\s+(?:\w+\s+)?)?\Z", re.IGNORECASE)
-# An option's letter at the beginning, as in "B) because"; "A dog" and "I do" begin with words.
-_OPTION = re.compile(r"[\W_]*(?P<letter>[A-Z])(?![\w'’-])(?!(?<=[AI])\s+(?!because|since)[a-z])")
-_NUMBER = re.compile(r"(?<![\w.])[-\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])[-\u2212]?\.\d+")
+# What comes before a stated answer. The plain prompt writes "Answer:" on a separate line, so a base model that appends
+# questions writes it too: on a separate line it counts only at the beginning of the output.
+_STATEMENT = re.compile(
+    r"""\banswer(?:\s+to\s+[^.\n]{1,80}?)?\s+(?:is|was|(?:should|must|would|will)\s+be)(?!\w)[\s*:]*
+    | \b(?:correct|right|best)\s+(?:option|choice|letter)\s+is(?!\w)[\s*:]*
+    | \b(?:answer|antwort|respuesta|réponse|resposta|risposta)[ \t*]*:[ \t*]*(?=\S)
+    | \A[\W_]*answer[\s*]*:[\s*]*
+    | ^[^\w\n]*final\s+answer[ \t*]*:?[ \t*]*\n\s*
+    | \#{4} | <answer>
+    | 答案(?:应该)?[是为选]?\s*[:：]?\s* | (?:答え|正解)\s*[は:：]\s*""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+_BOX = re.compile(r"\\f?box(?:ed)?\s*\{(?P<content>(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+# Where a base model appends another question.
+_NEXT_QUESTION = re.compile(r"\n[ \t]*(?:question|problem|q)\s*\d*\s*:|\n[ \t]*\nanswer:\s*\n", re.IGNORECASE)
+# Where a sentence comments on the span that was stated before it.
+_COMMENT = re.compile(r"(?<=\w)\.\s+(?:It|This|That|The|He|She|They|These|In|I|We|So)\b")
+
+_THOUGHTS = r"(?:<(?:think|thinking|thought|reasoning)>|\[THINK\])"
+_THOUGHTS_END = r"(?:</(?:think|thinking|thought|reasoning)>|\[/THINK\])"
 _FENCE = re.compile(r"```[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
 
+# An option's letter at the beginning, as in "B) because". "A dog" and "I do" begin with words; "C is wrong" rejects C.
+_OPTION_FIRST = re.compile(
+    r"\A[\W_]*(?P<letter>[A-Z])(?![\w'’-])(?!(?<=[AI])\s+(?!because|since)[a-z])"
+    r"(?!\W*\s(?:is|are|was)\s*(?:not|n['’]t|wrong|incorrect|false)\b)"
+)
+_OPTION_IS_RIGHT = re.compile(
+    r"(?<!\w)(?P<letter>[A-Z])\W*\s(?:is|seems)\s+(?:the\s+)?(?:only\s+|most\s+)?"
+    r"(?:correct|right|best|true|answer|appropriate)\b"
+)
+_OPTION_IN_BRACKETS = re.compile(r"\((?P<letter>[A-Za-z])\)")
+_OPTION_NAMED = re.compile(
+    r"(?:\b(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Cc]hoose|[Pp]ick|[Ss]elect)\s+|选项?\s*)\W?(?P<letter>[A-Z])(?![\w'’-])"
+)
+_NEGATION = re.compile(
+    r"(?:\bnot|n['’]t|\brather\s+than|\binstead\s+of)\s+(?:be\s+)?(?:an?\s+|the\s+)?\W*\Z", re.IGNORECASE
+)
 
-def extract(raw_output: str, answer: AnswerSpec) -> str:
-    """Return the answer in ``raw_output``, by the task's answer type; empty if there is none.
 
-    - ``span``: what follows the last "answer is", else the first line.
-    - ``label``: the label that the answer consists of, else the first label in it. For labels such as ``(A)`` the
-      letter is enough if the answer consists of it or begins with it.
-    - ``number``: the last number after the last "answer is", else the last number; without thousands separators.
+def extract(raw: str, answer: AnswerSpec) -> str:
+    """Return the answer in ``raw`` by the task's answer type; an empty string where there is none.
+
+    Thoughts (``<think>...</think>``) are removed first. An answer is *stated* after "answer is", "Answer:", ``####`` or
+    ``<answer>``, or in a LaTeX box; of several statements the last one that holds an answer counts.
+
+    - ``span``: what is stated, else the first line.
+    - ``label``: the label that is stated, else the line that is a label, else the first label named. Of labels such as
+      ``(A)`` the letter suffices where the text shows that it means the option.
+    - ``number``: the number that is stated, else the last one; without separators, currency and exponent.
     - ``code``: the inside of the first code fence, else everything.
-    - ``text``: what follows "answer is" if that ends the text, else everything.
+    - ``text``: what follows "answer is" where that ends the text, else everything.
     """
-    text = raw_output.strip()
+    text = remove_thoughts(raw).strip()
     match answer.type:
         case "span":
-            return _first_line(_concluded(text))
+            return _span(text)
         case "label":
-            return _label(_concluded(text), answer.labels) or _label(text, answer.labels)
+            read_label = partial(_label, labels=answer.labels)
+            return _search(text, read_label, read_label)
         case "number":
-            return _number(_concluded(text)) or _number(text)
+            return _search(text, stated_number, unstated_number)
         case "code":
             fenced = _FENCE.search(text)
             return (fenced["code"] if fenced else text).strip("\n")
         case "text":
-            return _concluded(text) if "\n" not in text[_conclusion(text) :] else text
+            return _text(text)
+
+
+def remove_thoughts(raw: str) -> str:
+    """Return the output without the blocks in which a reasoning model thinks, also without one that never ends.
+
+    Some chat templates write the opening tag into the prompt: then all before the closing tag is thought.
+    """
+    flags = re.DOTALL | re.IGNORECASE
+    text = re.sub(rf"{_THOUGHTS}.*?{_THOUGHTS_END}", "", raw, flags=flags)
+    text = re.sub(rf"\A.*{_THOUGHTS_END}", "", text, flags=flags)
+    return re.sub(rf"{_THOUGHTS}.*\Z", "", text, flags=flags)
 
 
 def as_label(text: str, labels: tuple[str, ...]) -> str:
-    """Return the label that the text consists of, without regard to case and punctuation around it; empty if none."""
+    """Return the label that the text is, but for case, spacing and punctuation around it; empty where it is none."""
     return next((label for label in labels if _bare(label) == _bare(text)), "")
 
 
 def split_conclusion(text: str) -> tuple[str, str] | None:
-    """Split a rationale into its steps and the final "So the answer is X."; None if there is no such end."""
+    """Split a rationale into its steps and the "So the answer is X." that ends it; None where it states no answer."""
     starts = [match.start() for match in _ANSWER_IS.finditer(text)]
     if not starts:
         return None
@@ -53,36 +109,83 @@ def split_conclusion(text: str) -> tuple[str, str] | None:
     return steps.strip(), text[len(steps) :].strip()
 
 
-def _conclusion(text: str) -> int:
-    """The position after the last "answer is"; 0 if there is none."""
-    return max((match.end() for match in _ANSWER_IS.finditer(text)), default=0)
+def _search(text: str, read_statement: Callable[[str], str], read_text: Callable[[str], str]) -> str:
+    """Return what is read from the last statement that holds an answer, else from the whole text.
+
+    Questions that the model appended, with its answers to them, count only where there is nothing else.
+    """
+    for part in (_NEXT_QUESTION.split(text, maxsplit=1)[0], text):
+        values = map(read_statement, reversed(_statements(part)))
+        if value := next(filter(None, values), "") or read_text(part):
+            return value
+    return ""
 
 
-def _concluded(text: str) -> str:
-    """The rest of the line after the last "answer is", without its final period; else the whole text."""
-    start = _conclusion(text)
-    return text[start:].partition("\n")[0].strip().removesuffix(".").rstrip() if start else text
+def _statements(text: str) -> list[str]:
+    """Return what follows each "answer is" and the like on its line, and the content of LaTeX boxes, in order."""
+    matches = list(_STATEMENT.finditer(text))
+    ends = [*(match.start() for match in matches[1:]), len(text)]
+    statements = [(match.start(), _clause(text[match.end() : end])) for match, end in zip(matches, ends, strict=False)]
+    statements += [(match.start(), match["content"]) for match in _BOX.finditer(text)]
+    return [statement for _, statement in sorted(statements)]
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+def _clause(text: str) -> str:
+    """Return the first line, without a closing tag, the full stop that ends it and the end of bold type."""
+    line = text.partition("\n")[0].partition("</answer>")[0]
+    return line.strip("* \t\r").removesuffix(".").rstrip("* \t")
+
+
+def _span(text: str) -> str:
+    stated = _statements(_NEXT_QUESTION.split(text, maxsplit=1)[0])
+    line = stated[-1] if stated else next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return _unwrapped(_COMMENT.split(_BOX.sub(r"\g<content>", line), maxsplit=1)[0] if stated else line)
+
+
+def _unwrapped(span: str) -> str:
+    """Return the span without emphasis, quotes and LaTeX around all of it."""
+    wrapped = re.fullmatch(r"(\*\*|[*_`\"$]|\\text\w*\{)(?P<inside>[^*`\"$]+)(?:\1|\})[.]?", span)
+    return _unwrapped(wrapped["inside"].strip()) if wrapped else span
+
+
+def _text(text: str) -> str:
+    start = max((match.end() for match in _ANSWER_IS.finditer(text)), default=0)
+    return text if "\n" in text[start:] or not start else _clause(text[start:])
 
 
 def _label(text: str, labels: tuple[str, ...]) -> str:
-    if label := as_label(text, labels):
-        return label
-    # The longest label first, so that "not entailment" is not read as "entailment".
-    pattern = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
-    if match := re.search(rf"(?<!\w)(?:{pattern})(?!\w)", text, re.IGNORECASE):
-        return next(label for label in labels if label.casefold() == match[0].casefold())
-    option = _OPTION.match(text)
-    return f"({option['letter']})" if option and f"({option['letter']})" in labels else ""
+    lines = [line for line in text.splitlines() if line.strip()] or [""]
+    for part in (text, lines[0], lines[-1]):
+        if label := as_label(part, labels):
+            return label
+    letters = {label.strip("()"): label for label in labels if re.fullmatch(r"[A-Z]|\([A-Z]\)", label)}
+    named = "" if len(letters) == len(labels) else _named_label(text, labels)
+    return named or _option(text, letters)
+
+
+def _named_label(text: str, labels: tuple[str, ...]) -> str:
+    # The longest first, so that "not entailment" is not taken for "entailment".
+    names = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
+    for match in re.finditer(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE):
+        if not _is_negated(text, match.start()):
+            return next(label for label in labels if label.casefold() == match[0].casefold())
+    return ""
+
+
+def _option(text: str, letters: dict[str, str]) -> str:
+    """Return the label of the letter that the text gives as an option; "Vitamin C" gives none."""
+    text = re.sub(r"[*`$]", "", plain_math(text))
+    for pattern in (_OPTION_IS_RIGHT, _OPTION_FIRST, _OPTION_IN_BRACKETS, _OPTION_NAMED):
+        for match in pattern.finditer(text):
+            letter = match["letter"].upper()
+            if letter in letters and not _is_negated(text, match.start()):
+                return letters[letter]
+    return ""
+
+
+def _is_negated(text: str, start: int) -> bool:
+    return bool(_NEGATION.search(text[max(0, start - 40) : start]))
 
 
 def _bare(label: str) -> str:
     return label.strip(" \t\n.:;,!?\"'`*()").casefold()
-
-
-def _number(text: str) -> str:
-    numbers = _NUMBER.findall(text)
-    return numbers[-1].replace(",", "").replace("\u2212", "-") if numbers else ""
