@@ -65,6 +65,49 @@ def test_template_without_system_turn(student: Student, reading_task: Task, temp
     assert render_prompt(tokenizer, reading_task, QUERY) == f"{reading_task.instruction}\n\n{QUERY}"
 
 
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+def test_thinking_is_switched_off_where_the_template_has_a_switch(student: Student, reading_task: Task) -> None:
+    tokenizer = student.tokenizer()
+    tokenizer.chat_template = (
+        TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    )
+    for few_shot in (False, True):
+        prompt = render_prompt(tokenizer, reading_task, QUERY, few_shot)
+        assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+        assert prompt.count("<think>") == 1
+
+
+@pytest.mark.parametrize(
+    ("clock", "shown"),
+    [
+        (
+            "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}",
+            "26 Jul 2024",
+        ),
+        ('{%- set date_string = strftime_now( "%Y-%m-%d" ) %}', "2024-07-26"),
+        ("{% if strftime_now is defined %}{% set date_string = strftime_now('%B %d') %}{% endif %}", "July 26"),
+        ("", "26 Jul 2024"),
+    ],
+)
+def test_a_template_that_writes_the_date_gives_the_same_prompt_every_day(
+    student: Student, reading_task: Task, clock: str, shown: str
+) -> None:
+    tokenizer = student.tokenizer()
+    tokenizer.chat_template = clock + "Today is {{ date_string }}.\n" + TURNS
+    assert render_prompt(tokenizer, reading_task, QUERY).startswith(f"Today is {shown}.\n")
+    assert tokenizer.chat_template.startswith(clock)
+
+
+def test_the_target_ends_on_a_token_at_which_generation_stops(student: Student, reading_task: Task) -> None:
+    tokenizer = student.tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<t>{{ m.role }}\n{{ m.content }}</t>\n{% endfor %}<t>model\n"
+    ids, labels = encode_example(tokenizer, render_prompt(tokenizer, reading_task, QUERY), "in trees")
+    assert ids[-1] == labels[-1] == tokenizer.eos_token_id
+
+
 def test_completion_by_target() -> None:
     assert render_completion("18", "6 * 3 = 18.", "answer") == "18"
     assert render_completion("18", "6 * 3 = 18. ", "rationale_then_answer") == "6 * 3 = 18. So the answer is 18."

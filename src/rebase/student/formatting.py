@@ -1,6 +1,8 @@
 """The student's prompts and completions: the same text in training and in generation."""
 
+import re
 from collections.abc import Mapping
+from datetime import date
 from typing import TYPE_CHECKING, Literal
 
 from jinja2 import TemplateError
@@ -14,6 +16,11 @@ Target = Literal["answer", "rationale_then_answer"]
 
 #: The label that torch's cross-entropy ignores.
 IGNORED = -100
+
+# The date that prompts show where a template writes one: that of the Llama 3 templates where they have no clock. With
+# today's date training, serving and a resumed run would see different prompts.
+_DATE = date(2024, 7, 26)
+_CLOCK = re.compile(r"""strftime_now\(\s*(['"])(?P<format>.*?)\1\s*\)""")
 
 
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", task: Task, query: str, few_shot: bool = False) -> str:
@@ -73,7 +80,20 @@ def _shot_answer(task: Task, shot: Mapping[str, str]) -> str:
 
 
 def _apply(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]]) -> str:
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    """Render the turns without a thinking phase and with a fixed date; templates ignore settings that they do not know.
+
+    The clock is replaced in the template's text: transformers passes only plain data to a template, no functions.
+    """
+    template = _CLOCK.sub(lambda call: repr(_DATE.strftime(call["format"])), tokenizer.get_chat_template())
+    prompt = tokenizer.apply_chat_template(
+        turns,
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        date_string=f"{_DATE:%d %b %Y}",
+    )
+    return str(prompt)
 
 
 def _bos(tokenizer: "PreTrainedTokenizerBase") -> str:
