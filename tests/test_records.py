@@ -56,3 +56,39 @@ def test_a_wrong_field_is_named(change, named):
 def test_a_file_that_is_no_mapping_is_rejected(content):
     with pytest.raises(RebaseError, match="not a valid task"):
         Task.parse(content, "topic.yml")
+
+
+def typed_task(answer_type, answer, **fields):
+    example = {"text": "The mill at Orb was built of oak.", "question": "Of what?", "answer": answer}
+    columns = {"text": "text", "question": "question", "references": "answer"}
+    task = GOOD | {"query": "{text} {question}", "passage": "text", "examples": [example], "metrics": ["exact_match"]}
+    return task | {"answer": {"type": answer_type} | fields, "evaluation": {"source": "e.jsonl", "fields": columns}}
+
+
+@pytest.mark.parametrize(
+    ("written", "number"), [("1,200", "1200"), ("-1,234,567.50", "-1234567.50"), ("14", "14"), ("0.5", "0.5")]
+)
+def test_number_examples_lose_their_separators(written, number):
+    assert Task.parse(typed_task("number", written), "sums.yml").examples[0]["answer"] == number
+
+
+@pytest.mark.parametrize(
+    ("answer_type", "answer", "problem"),
+    [
+        ("number", "many", "'many' is not a number"),
+        ("number", "$5", r"'\$5' is not a number"),
+        ("number", "1,20", "'1,20' is not a number"),
+        ("span", "elm", "'elm' does not occur in `text`"),
+        ("span", "oa", "'oa' does not occur"),
+        ("text", " ", "is empty"),
+        ("code", "", "is empty"),
+    ],
+)
+def test_an_example_whose_answer_does_not_fit_the_type_is_rejected(answer_type, answer, problem):
+    with pytest.raises(RebaseError, match=rf"t.yml: not a valid task.\n.*examples\[0\]\.answer {problem}"):
+        Task.parse(typed_task(answer_type, answer), "t.yml")
+
+
+@pytest.mark.parametrize(("answer_type", "answer"), [("span", "built of Oak"), ("text", "elm"), ("code", "x = 1\n")])
+def test_an_example_whose_answer_fits_the_type_is_kept_as_written(answer_type, answer):
+    assert Task.parse(typed_task(answer_type, answer), "t.yml").examples[0]["answer"] == answer

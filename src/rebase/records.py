@@ -1,5 +1,6 @@
 """What the stages pass on: the columns of every table, and typed records."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rebase.errors import RebaseError
+from rebase.text import normalize
 
 AnswerType = Literal["span", "label", "number", "text", "code"]
 Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "rouge_l"]
@@ -55,6 +57,9 @@ KEY_COLUMNS = ["answer_id", "item_id", "system", "query", "answer"]
 #: ``grades`` and ``grades_rejected``.
 GRADE_COLUMNS = ["person", "answer_id", "item_id", "criterion", "grade"]
 REJECTED_GRADE_COLUMNS = ["person", "file", "row", "answer_id", "criterion", "reason", "detail"]
+
+
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
 class Strict(BaseModel):
@@ -129,13 +134,27 @@ class Task(Strict):
         for number, example in enumerate(self.examples):
             if set(example) != needed:
                 raise ValueError(f"examples[{number}] must have exactly the fields {sorted(needed)}")
-            if self.answer.labels and example["answer"] not in self.answer.labels:
-                raise ValueError(f"examples[{number}].answer is not one of the labels {list(self.answer.labels)}")
+            if problem := self._answer_problem(example):
+                raise ValueError(f"examples[{number}].answer {problem}")
         if "answers" in self.evaluation.fields:
             raise ValueError("`evaluation.fields.answers` is now called `references`")
         if set(self.evaluation.fields) != fields | {"references"}:
             raise ValueError(f"`evaluation.fields` must map exactly {sorted(fields | {'references'})}")
         return self
+
+    def _answer_problem(self, example: Mapping[str, str]) -> str | None:
+        """Return why the example's answer does not fit the type of the task's answers; None where it fits."""
+        answer = example["answer"]
+        if not answer.strip():
+            return "is empty"
+        if self.answer.labels and answer not in self.answer.labels:
+            return f"{answer!r} is not one of the labels {list(self.answer.labels)}"
+        if self.answer.type == "number" and not _NUMBER.fullmatch(answer):
+            return f"{answer!r} is not a number such as 1200, 1,200 or -0.5: write it without a unit or currency"
+        passage = normalize(example[self.passage]) if self.passage else ""
+        if self.answer.type == "span" and self.passage and f" {normalize(answer)} " not in f" {passage} ":
+            return f"{answer!r} does not occur in `{self.passage}`, from which a span is copied"
+        return None
 
     @property
     def query_fields(self) -> tuple[str, ...]:
@@ -153,11 +172,18 @@ class Task(Strict):
 
     @classmethod
     def parse(cls, data: Any, where: str) -> "Task":
-        """Validate the content of a task file; a RebaseError names the file and each wrong field."""
+        """Validate the content of a task file; a RebaseError names the file and each wrong field.
+
+        Number examples lose their thousands separators.
+        """
         try:
-            return cls.model_validate(data)
+            task = cls.model_validate(data)
         except ValidationError as error:
             raise RebaseError(f"{where}: not a valid task.\n{explain_validation(error)}") from None
+        if task.answer.type != "number":
+            return task
+        examples = tuple({**example, "answer": example["answer"].replace(",", "")} for example in task.examples)
+        return task.model_copy(update={"examples": examples})
 
 
 class DatasetCard(Strict):
