@@ -4,7 +4,7 @@ import pytest
 
 from rebase.errors import RebaseError
 from rebase.records import Task
-from rebase.tasks.evaluation_items import make_evaluation_items, remove_shown_items
+from rebase.tasks.evaluation_items import make_evaluation_items, remove_shown_items, select_items
 from rebase.tasks.source_rows import SourceRows
 
 
@@ -45,8 +45,6 @@ def test_nested_columns_label_names_and_repeated_answers():
         ({"txt": "t", "label": "sport"}, r"no column 'text' \(there are \['label', 'txt'\]\)"),
         ({"text": "t", "label": "art"}, r"'art' in column 'label' is outside the task's labels \(sport, science\)"),
         ({"text": "t", "label": -1}, "'-1' in column 'label' is outside"),
-        ({"text": "t", "label": None}, "no answer in column 'label'"),
-        ({"text": "t", "label": []}, "no answer in column 'label'"),
         ({"text": [], "label": "sport"}, "no value in text"),
         ({"text": None, "label": "sport"}, "no value in text"),
     ],
@@ -55,6 +53,38 @@ def test_a_wrong_row_is_named(row, said):
     rows = [{"text": "Goal!", "label": "sport"}, row]
     with pytest.raises(RebaseError, match=f"e.jsonl, row 1: .*{said}"):
         to_items(make_task(), rows, "e.jsonl")
+
+
+@pytest.mark.parametrize("gold", [None, [], [None], "", "  ", "-", -1, "-1", [-1, None]])
+def test_a_row_without_a_gold_answer_is_left_out_and_counted(gold):
+    task = make_task(label_names=["sport", "science"])
+    rows = [{"text": "Goal!", "label": 0}, {"text": None, "label": gold}, {"text": "Atoms", "label": [1, -1]}]
+    items = to_items(task, rows)
+    assert items["item_id"].tolist() == ["0", "2"]
+    assert items["references"].tolist() == ['["sport"]', '["science"]']
+    assert items.attrs["rejected"] == {"no_gold": 1}
+    selected, rejected = select_items(task, items, limit=1)
+    assert rejected == {"no_gold": 1, "over_limit": 1}
+    assert len(selected) + sum(rejected.values()) == len(rows)
+
+
+def test_questions_without_an_answer_are_left_out():
+    task = make_task({"text": "text", "references": "answers.text"})
+    rows = [{"text": "t", "answers": {"text": texts}} for texts in (["sport"], [])] + [{"text": "t", "answers": None}]
+    assert to_items(task, rows).attrs["rejected"] == {"no_gold": 2}
+    assert to_items(task, rows[:1]).attrs["rejected"] == {}
+
+
+def test_a_set_without_any_gold_answer_is_rejected():
+    rows = [{"text": "t", "label": -1}, {"text": "t", "label": None}]
+    with pytest.raises(RebaseError, match=r"e\.jsonl: none of the 2 rows has a gold answer in column 'label'"):
+        to_items(make_task(label_names=["sport", "science"]), rows, "e.jsonl")
+
+
+@pytest.mark.parametrize(("label", "name"), [(1, "sport"), ("1", "sport"), (True, "sport"), ("sport", "sport")])
+def test_class_labels_are_named_however_the_file_writes_them(label, name):
+    task = make_task(label_names=["science", "sport"])
+    assert to_items(task, [{"text": "t", "label": label}])["references"].tolist() == [f'["{name}"]']
 
 
 def test_an_empty_set_is_rejected():

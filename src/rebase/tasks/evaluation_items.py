@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,27 +23,37 @@ MIN_SHOWN_WORDS = 6
 def make_evaluation_items(task: Task, source: SourceRows) -> pd.DataFrame:
     """Map raw rows to evaluation items by the task's ``evaluation.fields``; a list in a field becomes lettered options.
 
+    Rows without a gold answer are left out: an empty cell or list, or a class label of -1.
+
     Returns ``item_id``, ``fields`` (JSON), ``query`` and ``references`` (JSON list), in the order of the rows. The
-    frame's ``attrs`` have the rows' origin (``SourceRows.origin``) and ``content_hash``, the SHA-256 of the items.
+    frame's ``attrs`` have the rows' origin (``SourceRows.origin``), ``content_hash``, the SHA-256 of the items, and
+    ``rejected``, the number of rows that were left out, by reason.
 
     Raises:
-        RebaseError: There is no row, a column is missing, an answer does not fit, or two rows have one id. The message
-            names the row and the column.
+        RebaseError: There is no row, none has a gold answer, a column is missing, an answer does not fit, or two rows
+            have one id. The message names the row and the column.
 
     """
-    items = [_item(task, number, row, source.location) for number, row in enumerate(source.rows)]
-    if not items:
+    rows = list(source.rows)
+    column = task.evaluation.fields["references"]
+    gold = [_gold(task, _lookup(row, column, f"{source.location}, row {number}")) for number, row in enumerate(rows)]
+    if not rows:
         raise RebaseError(f"The evaluation set of task {task.name!r} is empty: {source.location}.")
-    frame = pd.DataFrame(items, columns=EVALUATION_COLUMNS)
-    if (repeated := frame["item_id"].duplicated()).any():
-        number = int(repeated.argmax())
-        first = int((frame["item_id"] == frame["item_id"][number]).argmax())
+    if not any(gold):
         raise RebaseError(
-            f"{source.location}, row {number}: column 'id' has {frame['item_id'][number]!r}, as row {first} has. "
-            "Give each row an id of its own, or leave the column out."
+            f"{source.location}: none of the {len(rows)} rows has a gold answer in column {column!r}, so nothing can "
+            "be scored. Correct `evaluation.split` or `evaluation.fields.references` of the task."
         )
-    content = json.dumps(items, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    frame.attrs = {**source.origin, "content_hash": hashlib.sha256(content).hexdigest()}
+    items = {
+        number: _item(task, number, row, answers, f"{source.location}, row {number}")
+        for number, (row, answers) in enumerate(zip(rows, gold, strict=True))
+        if answers
+    }
+    _check_ids(items, source.location)
+    content = json.dumps(list(items.values()), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    frame = pd.DataFrame(list(items.values()), columns=EVALUATION_COLUMNS)
+    rejected = {"no_gold": gold.count([])} if [] in gold else {}
+    frame.attrs = {**source.origin, "content_hash": hashlib.sha256(content).hexdigest(), "rejected": rejected}
     return frame
 
 
@@ -89,7 +100,11 @@ def select_items(task: Task, evaluation_items: pd.DataFrame, limit: int | None) 
             f"evaluate: the examples of task {task.name!r} show every evaluation item. Write other examples."
         )
     items = unseen.iloc[systematic_positions(len(unseen), limit or len(unseen))]
-    rejected = {"shown_in_prompt": len(shown), "over_limit": len(unseen) - len(items)}
+    rejected = {
+        **evaluation_items.attrs.get("rejected", {}),
+        "shown_in_prompt": len(shown),
+        "over_limit": len(unseen) - len(items),
+    }
     return items, {reason: count for reason, count in rejected.items() if count}
 
 
@@ -99,9 +114,20 @@ def _comparable_texts(task: Task, fields: Mapping[str, str]) -> set[tuple[str, s
     return {(name, comparable(text)) for name, text in texts | {("", task.render_query(fields))}}
 
 
-def _item(task: Task, number: int, row: Mapping[str, Any], where: str) -> dict[str, str]:
-    here = f"{where}, row {number}"
-    references = _references(task, _lookup(row, task.evaluation.fields["references"], here), here)
+def _check_ids(items: Mapping[int, Mapping[str, str]], location: str) -> None:
+    """Raise RebaseError if two items, by row number, have one id."""
+    row_numbers: dict[str, int] = {}
+    for number, item in items.items():
+        first = row_numbers.setdefault(item["item_id"], number)
+        if first != number:
+            raise RebaseError(
+                f"{location}, row {number}: column 'id' has {item['item_id']!r}, as row {first} has. "
+                "Give each row an id of its own, or leave the column out."
+            )
+
+
+def _item(task: Task, number: int, row: Mapping[str, Any], gold: list[str], here: str) -> dict[str, str]:
+    references = _references(task, gold, here)
     fields = _query_fields(task, row, here)
     return {
         "item_id": str(number if row.get("id") is None else row["id"]),
@@ -120,14 +146,21 @@ def _query_fields(task: Task, row: Mapping[str, Any], here: str) -> dict[str, st
     return {field: _text(value) for field, value in values.items()}
 
 
-def _references(task: Task, value: Any, here: str) -> list[str]:
-    """The references in the task's form: labels by their names, without the working."""
+def _gold(task: Task, value: Any) -> list[str]:
+    """Return the gold answers in a cell, class labels by their names.
+
+    There is none in an empty cell or list, for the class label -1, and for the label "-", which SNLI gives to items on
+    which its annotators did not agree.
+    """
+    values = [_named(item, task.evaluation.label_names) for item in (value if isinstance(value, list) else [value])]
+    empty = {"", "-"} - {*task.answer.labels} if task.answer.labels else {""}
+    return [str(item) for item in values if item is not None and str(item).strip() not in empty]
+
+
+def _references(task: Task, answers: list[str], here: str) -> list[str]:
+    """The gold answers in the task's form: labels as the task spells them, without the working."""
     spec, labels = task.evaluation, task.answer.labels
-    values = [_named(item, spec.label_names) for item in (value if isinstance(value, list) else [value])]
-    answers = [str(item) for item in values if item is not None]
     column = f"column {spec.fields['references']!r}"
-    if not answers:
-        raise RebaseError(f"{here}: there is no answer in {column}. Correct the row.")
     if mark := spec.answer_after:
         if not all(mark in answer for answer in answers):
             raise RebaseError(
@@ -148,7 +181,13 @@ def _references(task: Task, value: Any, here: str) -> list[str]:
 
 
 def _named(value: Any, names: tuple[str, ...]) -> Any:
-    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+    """Return the name of a class label, which a CSV file has as text; None for -1, which stands for no label."""
+    index = int(value) if isinstance(value, bool) else value
+    if not names or value in names or not re.fullmatch(r"-1|\d{1,6}", str(index)):
+        return value
+    if int(index) == -1:
+        return None
+    return names[int(index)] if int(index) < len(names) else value
 
 
 def _text(value: Any) -> str:
@@ -161,6 +200,8 @@ def _text(value: Any) -> str:
 def _lookup(row: Mapping[str, Any], column: str, here: str) -> Any:
     value: Any = row
     for part in column.split("."):
+        if value is None:
+            return None
         if not isinstance(value, Mapping) or part not in value:
             raise RebaseError(
                 f"{here}: there is no column {column!r} (there are {sorted(row)}). "
