@@ -48,6 +48,14 @@ def test_the_teacher_sees_examples_and_no_gold_answer():
     assert json.loads(predictions["prompt"][0]) == json.loads(first.to_json())
 
 
+def test_rows_without_a_gold_answer_are_counted_and_not_sent():
+    teacher = Scripted(lambda _: '{"answer": "sport"}')
+    evaluation_items = items(TOPIC, ["sport", None, "business", ""])
+    generations, summary = predict_teacher(TOPIC, evaluation_items, cached(teacher), PROMPT, PARAMETERS)
+    assert len(generations) == len(teacher.asked) == 2
+    assert (summary["in"], summary["kept"], summary["rejected"]) == (4, 2, {"no_gold": 2})
+
+
 def test_with_chain_of_thought_it_reasons_and_the_same_extraction_reads_it():
     teacher = Scripted(lambda _: '{"rationale": "3 and 4 make 7.", "answer": 7}')
     generations, _ = predict_teacher(SUMS, items(SUMS, ["7"]), cached(teacher), PROMPT, PARAMETERS)

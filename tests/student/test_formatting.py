@@ -104,7 +104,7 @@ def test_a_template_that_writes_the_date_gives_the_same_prompt_every_day(
 def test_the_target_ends_on_a_token_at_which_generation_stops(student: Student, reading_task: Task) -> None:
     tokenizer = student.tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<t>{{ m.role }}\n{{ m.content }}</t>\n{% endfor %}<t>model\n"
-    ids, labels = encode_example(tokenizer, render_prompt(tokenizer, reading_task, QUERY), "in trees")
+    ids, labels = tokenize_example(tokenizer, render_prompt(tokenizer, reading_task, QUERY), "in trees")
     assert ids[-1] == labels[-1] == tokenizer.eos_token_id
 
 
