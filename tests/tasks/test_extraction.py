@@ -344,6 +344,8 @@ SPANS = [
     ("Answer:\ncolza oil", "colza oil"),
     ("**colza oil**", "colza oil"),
     ('"colza oil"', "colza oil"),
+    ("“colza oil”.", "colza oil"),
+    ("The answer is colza oil.\nThe answer is", "colza oil"),
     ("The answer is **colza oil**.", "colza oil"),
     ('The answer is "colza oil".', "colza oil"),
     ("The answer is colza oil. It was cheap.", "colza oil"),
@@ -351,6 +353,12 @@ SPANS = [
     ("The lamp burned oil.\n\nFinal answer: colza oil", "colza oil"),
     (r"The answer is \boxed{\text{colza oil}}.", "colza oil"),
     ("colza oil\n\nThe mill stands at Orb.\n\nQuestion: Where is the mill?\n\nAnswer:\nat Orb", "colza oil"),
+]
+
+TEXTS = [
+    ("Answer: ] } >", "] } >"),
+    ("**Answer:**\nTwo lines\nof text.", "Two lines\nof text."),
+    ("The answer is a * b *.", "a * b *"),
 ]
 
 THOUGHTS = [
@@ -372,6 +380,7 @@ THOUGHTS = [
     + [(raw, LETTERS, answer) for raw, answer in OPTION_OUTPUTS]
     + [(raw, ENTAILMENT, answer) for raw, answer in LABEL_OUTPUTS]
     + [(raw, SPAN, answer) for raw, answer in SPANS]
+    + [(raw, TEXT, answer) for raw, answer in TEXTS]
     + THOUGHTS,
 )
 def test_raw_outputs_of_other_harnesses(raw: str, spec: AnswerSpec, answer: str) -> None:

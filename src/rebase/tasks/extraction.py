@@ -137,20 +137,22 @@ def _clause(text: str) -> str:
 
 
 def _span(text: str) -> str:
-    stated = _statements(_NEXT_QUESTION.split(text, maxsplit=1)[0])
-    line = stated[-1] if stated else next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return _unwrapped(_COMMENT.split(_BOX.sub(r"\g<content>", line), maxsplit=1)[0] if stated else line)
+    stated = [part for part in _statements(_NEXT_QUESTION.split(text, maxsplit=1)[0]) if part]
+    if stated:
+        return _unwrapped(_COMMENT.split(_BOX.sub(r"\g<content>", stated[-1]), maxsplit=1)[0])
+    return _unwrapped(next((line.strip() for line in text.splitlines() if line.strip()), ""))
 
 
 def _unwrapped(span: str) -> str:
     """Return the span without emphasis, quotes and LaTeX around all of it."""
-    wrapped = re.fullmatch(r"(\*\*|[*_`\"$]|\\text\w*\{)(?P<inside>[^*`\"$]+)(?:\1|\})[.]?", span)
+    wrapped = re.fullmatch(r"(?:\*\*|[*_`\"“$]|\\text\w*\{)(?P<inside>[^*`\"“”$]+)(?:\*\*|[*_`\"”$}])\.?", span)
     return _unwrapped(wrapped["inside"].strip()) if wrapped else span
 
 
 def _text(text: str) -> str:
+    text = re.sub(r"\A[*_#\s]*answer[*\s]*:[*\s]*", "", text, flags=re.IGNORECASE)
     start = max((match.end() for match in _ANSWER_IS.finditer(text)), default=0)
-    return text if "\n" in text[start:] or not start else _clause(text[start:])
+    return text if "\n" in text[start:] or not start else text[start:].strip().removesuffix(".").rstrip()
 
 
 def _label(text: str, labels: tuple[str, ...]) -> str:
