@@ -34,7 +34,7 @@ def make_evaluation_items(task: Task, source: SourceRows) -> pd.DataFrame:
             have one id. The message names the row and the column.
 
     """
-    rows = list(source.rows)
+    rows = source.rows
     column = task.evaluation.fields["references"]
     gold = [_gold(task, _lookup(row, column, f"{source.location}, row {number}")) for number, row in enumerate(rows)]
     if not rows:

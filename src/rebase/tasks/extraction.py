@@ -1,6 +1,6 @@
-"""Extract the answer from a model's raw output. Extraction never sees the references and scores nothing.
+"""Extract the answer from a model's raw output. Extraction does not know the references.
 
-The shapes are those that lm-evaluation-harness, OpenCompass and simple-evals accept, and others where they are known to
+The shapes are those that lm-evaluation-harness, OpenCompass and simple-evals accept, except where these are known to
 read a value that the model did not mean. ``tests/tasks/test_extraction.py`` lists them by answer type.
 """
 
@@ -11,9 +11,9 @@ from functools import partial
 from rebase.records import AnswerSpec
 from rebase.tasks.numbers import plain_math, stated_number, unstated_number
 
-# "So the answer is X." ends the rationales of this project.
+# Rationales end with "So the answer is X."; models that explain their answers use similar words.
 _ANSWER_IS = re.compile(r"\banswer\s+is\s*:?\s*", re.IGNORECASE)
-# Words before "answer is" that belong to the same clause.
+# Words that lead to it.
 _LEADS_TO_ANSWER = re.compile(r"(?:\b(?:so|thus|hence|therefore),?\s+)?(?:\bthe\s+(?:\w+\s+)?)?\Z", re.IGNORECASE)
 # What comes before a stated answer. The plain prompt writes "Answer:" on a separate line, so a base model that appends
 # questions writes it too: on a separate line it counts only at the beginning of the output.
@@ -55,8 +55,8 @@ _NEGATION = re.compile(
 )
 
 
-def extract(raw: str, answer: AnswerSpec) -> str:
-    """Return the answer in ``raw`` by the task's answer type; an empty string where there is none.
+def extract(raw_output: str, answer: AnswerSpec) -> str:
+    """Return the answer in ``raw_output``, by the task's answer type; empty if there is none.
 
     Thoughts (``<think>...</think>``) are removed first. An answer is *stated* after "answer is", "Answer:", ``####`` or
     ``<answer>``, or in a LaTeX box; of several statements the last one that holds an answer counts.
@@ -68,7 +68,7 @@ def extract(raw: str, answer: AnswerSpec) -> str:
     - ``code``: the inside of the first code fence, else everything.
     - ``text``: what follows "answer is" where that ends the text, else everything.
     """
-    text = remove_thoughts(raw).strip()
+    text = remove_thoughts(raw_output).strip()
     match answer.type:
         case "span":
             return _span(text)
@@ -84,24 +84,24 @@ def extract(raw: str, answer: AnswerSpec) -> str:
             return _text(text)
 
 
-def remove_thoughts(raw: str) -> str:
+def remove_thoughts(raw_output: str) -> str:
     """Return the output without the blocks in which a reasoning model thinks, also without one that never ends.
 
     Some chat templates write the opening tag into the prompt: then all before the closing tag is thought.
     """
     flags = re.DOTALL | re.IGNORECASE
-    text = re.sub(rf"{_THOUGHTS}.*?{_THOUGHTS_END}", "", raw, flags=flags)
+    text = re.sub(rf"{_THOUGHTS}.*?{_THOUGHTS_END}", "", raw_output, flags=flags)
     text = re.sub(rf"\A.*{_THOUGHTS_END}", "", text, flags=flags)
     return re.sub(rf"{_THOUGHTS}.*\Z", "", text, flags=flags)
 
 
 def as_label(text: str, labels: tuple[str, ...]) -> str:
-    """Return the label that the text is, but for case, spacing and punctuation around it; empty where it is none."""
+    """Return the label that the text consists of, without regard to case and punctuation around it; empty if none."""
     return next((label for label in labels if _bare(label) == _bare(text)), "")
 
 
 def split_conclusion(text: str) -> tuple[str, str] | None:
-    """Split a rationale into its steps and the "So the answer is X." that ends it; None where it states no answer."""
+    """Split a rationale into its steps and the final "So the answer is X."; None if there is no such end."""
     starts = [match.start() for match in _ANSWER_IS.finditer(text)]
     if not starts:
         return None
