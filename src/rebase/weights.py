@@ -1,19 +1,28 @@
-"""Where a model's weights are, and the number format of computing."""
+"""Where a model's weights are, the number format of computing, and a conversation as the model's prompt."""
 
 import hashlib
 import importlib.util
 import platform
 import re
 import tempfile
+from datetime import date
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from rebase.errors import RebaseError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PACKAGE = "package:"
 
 #: The number format of computing in ``compute.dtype``. Every processor computes in any of them, some slowly.
 Dtype = Literal["auto", "float32", "bfloat16"]
+
+# The date in prompts of templates that write one; the Llama 3 templates write it where they have no clock. With today's
+# date, training, serving and a resumed run would have different prompts.
+_DATE = date(2024, 7, 26)
+_CLOCK = re.compile(r"""strftime_now\(\s*(['"])(?P<format>.*?)\1\s*\)""")
 
 
 def locate_model(model: str, folder: Path) -> str:
@@ -56,6 +65,24 @@ def preferred_dtype() -> str:
         capabilities = torch.cpu.get_capabilities()
         fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bfloat16" if fast else "float32"
+
+
+def render_chat(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]]) -> str:
+    """The turns in the model's chat template, up to the beginning of its answer: without thinking, with a fixed date.
+
+    Templates ignore the settings that they do not use. The clock is replaced in the template's text, because
+    transformers passes no functions to a template.
+    """
+    template = _CLOCK.sub(lambda call: repr(_DATE.strftime(call["format"])), tokenizer.get_chat_template())
+    prompt = tokenizer.apply_chat_template(
+        turns,
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        date_string=f"{_DATE:%d %b %Y}",
+    )
+    return str(prompt)
 
 
 def machine_name() -> str:

@@ -33,7 +33,7 @@ def reads(monkeypatch):
 
 def test_a_run_reads_the_evaluation_set_once(tmp_path, reads):
     source = tmp_path / "own.jsonl"
-    lines = [{"context": "A hen.", "question": f"Which {n}?", "answers": ["hen"]} for n in range(3)]
+    lines = [{"context": "A hen.", "question": f"Which {n}?", "answers": ["hen"] if n < 3 else []} for n in range(4)]
     source.write_text("\n".join(map(json.dumps, lines)))
     entry = ParquetDataset(filepath=str(tmp_path / "items.parquet"), version=Version(None, "2026-01-01"))
     catalog = DataCatalog(
@@ -54,6 +54,7 @@ def test_a_run_reads_the_evaluation_set_once(tmp_path, reads):
     origin = entry.load().attrs
     assert origin["dataset"] == "own.jsonl"
     assert len(origin["content_hash"]) == 64
+    assert origin["rejected"] == {"no_gold": 1}
 
 
 def test_each_pipeline_that_reads_evaluation_items_prepares_them():

@@ -115,6 +115,25 @@ def test_text_cannot_end_its_own_turn(teacher):
     assert first == second
 
 
+def test_the_prompt_skips_the_thinking_phase_and_shows_a_fixed_date(teacher):
+    template = (
+        "{{ strftime_now('%d %b %Y') }}\n{% for m in messages %}{{ m.content }}\n{% endfor %}"
+        "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+    )
+
+    async def prompts() -> list[str]:
+        async with teacher.open() as session:
+            plain = session._tokenizer.decode(session._encode_prompt(request("hello")))
+            turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "hello"}]
+            rendered = session._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            session._tokenizer.chat_template = template
+            return [plain, rendered, session._tokenizer.decode(session._encode_prompt(request("hello")))]
+
+    plain, rendered, prompt = asyncio.run(prompts())
+    assert plain == rendered
+    assert prompt == f"26 Jul 2024\n{SYSTEM}\nhello\n<think></think>"
+
+
 def test_stop_decodes_nothing_more(teacher):
     async def main() -> list[Response | Failure]:
         async with LocalTeacher(teacher.model, None, teacher.folder, batch_size=2, window=6).open() as session:

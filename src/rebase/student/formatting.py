@@ -1,13 +1,12 @@
 """The student's prompts and completions: the same text in training and in generation."""
 
-import re
 from collections.abc import Mapping
-from datetime import date
 from typing import TYPE_CHECKING, Literal
 
 from jinja2 import TemplateError
 
 from rebase.records import Task
+from rebase.weights import render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,11 +15,6 @@ Target = Literal["answer", "rationale_then_answer"]
 
 #: The label that torch's cross-entropy ignores.
 IGNORED = -100
-
-# The date that prompts show where a template writes one: that of the Llama 3 templates where they have no clock. With
-# today's date training, serving and a resumed run would see different prompts.
-_DATE = date(2024, 7, 26)
-_CLOCK = re.compile(r"""strftime_now\(\s*(['"])(?P<format>.*?)\1\s*\)""")
 
 
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", task: Task, query: str, few_shot: bool = False) -> str:
@@ -41,13 +35,13 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", task: Task, query: str, 
         for role, text in zip(("user", "assistant"), shot, strict=True)
     ] + [{"role": "user", "content": query}]
     try:
-        prompt = _apply(tokenizer, [{"role": "system", "content": task.instruction}, *turns])
+        prompt = render_chat(tokenizer, [{"role": "system", "content": task.instruction}, *turns])
     except TemplateError:
         prompt = ""
     if task.instruction.strip() in prompt:
         return prompt
     turns[0]["content"] = f"{task.instruction}\n\n{turns[0]['content']}"
-    return _apply(tokenizer, turns)
+    return render_chat(tokenizer, turns)
 
 
 def render_completion(answer: str, rationale: str | None, target: Target) -> str:
@@ -77,23 +71,6 @@ def tokenize_example(tokenizer: "PreTrainedTokenizerBase", prompt: str, completi
 
 def _shot_answer(task: Task, shot: Mapping[str, str]) -> str:
     return render_completion(shot["answer"], shot.get("rationale"), "rationale_then_answer" if task.cot else "answer")
-
-
-def _apply(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]]) -> str:
-    """Render the turns without a thinking phase and with a fixed date; templates ignore settings that they do not know.
-
-    The clock is replaced in the template's text: transformers passes only plain data to a template, no functions.
-    """
-    template = _CLOCK.sub(lambda call: repr(_DATE.strftime(call["format"])), tokenizer.get_chat_template())
-    prompt = tokenizer.apply_chat_template(
-        turns,
-        chat_template=template,
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-        date_string=f"{_DATE:%d %b %Y}",
-    )
-    return str(prompt)
 
 
 def _bos(tokenizer: "PreTrainedTokenizerBase") -> str:

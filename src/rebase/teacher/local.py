@@ -21,7 +21,7 @@ from rebase.teacher.concurrency import RequestGroup
 from rebase.teacher.protocol import Failure, Request, Response, Session, Teacher
 from rebase.teacher.settings import TeacherSettings
 from rebase.text import common_prefix_length
-from rebase.weights import check_dtype, locate_model, resolve_dtype
+from rebase.weights import check_dtype, locate_model, render_chat, resolve_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -183,8 +183,7 @@ class LocalSession(Session):
         """
         turns = [("system", request.system)] + [(message.role, message.content) for message in request.messages]
         conversation = [{"role": role, "content": self._without_control_tokens(content)} for role, content in turns]
-        text = self._tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenizer.encode(render_chat(self._tokenizer, conversation), add_special_tokens=False)
 
     def _without_control_tokens(self, text: str) -> str:
         while True:
