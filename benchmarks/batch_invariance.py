@@ -37,7 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     task = Task.parse(yaml.safe_load((ROOT / f"data/01_raw/tasks/{options.task}.yml").read_text()), options.task)
     items = read_items(task, options.items or ROOT / task.evaluation.source, options.count)
-    lines = []
+    print(f"{machine_name()}; {options.model}; task {options.task}; {len(items)} items")
+    first: tuple[list[str], pd.Series] | None = None
     for dtype in options.dtypes:
         student = Student(options.model, None, MODELS, MODELS, dtype)
         adapters = {"expert": Adapter(options.adapter, student.name)} if options.adapter else {}
@@ -45,24 +46,22 @@ def main() -> None:
             prompts = [render_prompt(tokenizer, task, query) for query in items["query"]]
             for size in options.batch_sizes:
                 texts = generate(model, tokenizer, prompts, task.max_new_tokens, size, f"{dtype}, batch {size}")
-                lines.append({"dtype": dtype, "batch_size": size, "texts": texts, "scores": scores(task, items, texts)})
-    print(f"{machine_name()}; {options.model}; task {options.task}; {len(items)} items")
-    base = lines[0]
-    for line in lines:
-        same = sum(text == other for text, other in zip(line["texts"], base["texts"], strict=True))
-        result = {
-            "dtype": line["dtype"],
-            "batch_size": line["batch_size"],
-            "score": round(100 * line["scores"].mean(), 2),
-            "identical": round(same / len(items), 4),
-            "items_that_score_otherwise": int((line["scores"] != base["scores"]).sum()),
-        }
-        print(json.dumps(result))
+                item_scores = scores(task, items, texts)
+                first_texts, first_scores = first = first or (texts, item_scores)
+                same = sum(text == other for text, other in zip(texts, first_texts, strict=True))
+                result = {
+                    "dtype": dtype,
+                    "batch_size": size,
+                    "score": round(100 * item_scores.mean(), 2),
+                    "identical": round(same / len(items), 4),
+                    "items_that_score_otherwise": int((item_scores != first_scores).sum()),
+                }
+                print(json.dumps(result), flush=True)
 
 
 def scores(task: Task, items: pd.DataFrame, texts: list[str]) -> pd.Series:
     """The first metric of each answer, 0 .. 1."""
-    answered = items.assign(system="student", prompt=items["query"], raw=texts)
+    answered = items.assign(system="student", prompt=items["query"], raw_output=texts)
     return score_answers(task, answered)[task.metrics[0]]
 
 

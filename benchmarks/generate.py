@@ -99,7 +99,9 @@ def read_items(task: Task, path: Path, count: int) -> pd.DataFrame:
     """Return a systematic sample of ``count`` evaluation items of a file."""
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
     rows = frame.iloc[systematic_positions(len(frame), min(count, len(frame)))].to_dict("records")
-    return make_evaluation_items(task, SourceRows(json.loads(json.dumps(rows, default=list)), str(path)))
+    return make_evaluation_items(
+        task, SourceRows(json.loads(json.dumps(rows, default=lambda value: value.tolist())), str(path))
+    )
 
 
 def alone(model: torch.nn.Module, tokenizer: object, prompt: str, max_new_tokens: int) -> str:
