@@ -10,7 +10,7 @@ import pytest
 
 from tests.teacher.plugin import install_rule_teacher
 from tests.teacher.server import KEY, Provider, serving
-from tests.test_end_to_end import KEDRO, copy_of_project, outputs
+from tests.test_end_to_end import KEDRO, copy_of_project, latest, outputs
 
 pytestmark = pytest.mark.slow
 NODES = "--nodes=transform_rows,reason_examples,compare_usage"
@@ -100,7 +100,7 @@ def test_the_provider_of_another_package_runs(project, provider, tmp_path):
     run(project, provider, NODES, provider="rule", model="first-words", path=str(install_rule_teacher(tmp_path)))
     assert len(provider.asked()) == before
     assert usage(project).loc["total", "used"] > 0
-    examples = pd.read_parquet(outputs(project) / "05_model_input" / "news_topic" / "examples.parquet")
+    examples = pd.read_parquet(latest(outputs(project) / "05_model_input" / "news_topic" / "examples.parquet"))
     assert set(examples["teacher"]) <= {"rule/first-words"}
 
 
