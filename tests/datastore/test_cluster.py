@@ -152,7 +152,7 @@ def test_a_run_on_the_cluster_retrieves_what_a_laptop_retrieves(bucket, tmp_path
     data = project / "data"
     found = {}
     for environment, elsewhere in {"local": "", "cluster": f",datastores={bucket.url}/stores"}.items():
-        params = f"--params=ingest.max_rows=12,retrieve.top_n=20{elsewhere}"
+        params = f"--params=ingest.max_rows=12,retrieve.top_n=20,compute.dtype=float32{elsewhere}"
         done = kedro(project, "run", "--pipelines=ingest,embed,index,retrieve", f"--env={environment}", params)
         assert "hush-hush" not in done.stdout + done.stderr
         summary = json.loads((data / "08_reporting" / "reading_qa" / "retrieve_summary.json").read_text())
