@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rebase.tasks.chrf import chrf
 from rebase.tasks.metrics import (
     bootstrap_chrf,
     bootstrap_interval,
-    chrf,
     exact_match,
     f1,
     normalize_answer,

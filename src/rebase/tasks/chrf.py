@@ -6,17 +6,14 @@ n-grams again for each draw. ``tests/tasks/test_chrf.py`` checks that the parts 
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from sacrebleu.metrics.chrf import CHRF
 
-
-def sentence_chrf(prediction: str, reference: str) -> float:
-    """Return the chrF++ of one answer, 0 to 100."""
-    return float(_metric().sentence_score(prediction, [reference]).score)
+def chrf(prediction: str, reference: str) -> float:
+    """Return the chrF++ of one answer, 0 to 1. Published scores are a corpus's (``metrics.bootstrap_chrf``)."""
+    return float(_metric().sentence_score(prediction, [reference]).score) / 100
 
 
 def count_ngrams(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
@@ -30,11 +27,11 @@ def count_ngrams(predictions: Sequence[str], references: Sequence[Sequence[str]]
 
 def corpus_chrf(counts: np.ndarray) -> float:
     """Return the chrF++ of a corpus, 0 to 100, from the counts of its items ``[items, 3 * 8]``."""
-    return _metric()._compute_f_score(counts.sum(axis=0).tolist())
+    return float(_metric()._compute_f_score(counts.sum(axis=0).tolist()))
 
 
 @cache
-def _metric() -> "CHRF":
+def _metric() -> Any:
     from sacrebleu.metrics.chrf import CHRF
 
     return CHRF(word_order=2)

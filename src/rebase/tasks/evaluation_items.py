@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rebase.datastore.sampling import systematic_positions
@@ -34,25 +35,32 @@ def make_evaluation_items(task: Task, source: SourceRows) -> pd.DataFrame:
             have one id. The message names the row and the column.
 
     """
-    rows = source.rows
     column = task.evaluation.fields["references"]
-    gold = [_gold(task, _lookup(row, column, f"{source.location}, row {number}")) for number, row in enumerate(rows)]
-    if not rows:
+    items, row_numbers = [], {}
+    for number, row in enumerate(source.rows):
+        here = f"{source.location}, row {number}"
+        gold = _gold(task, _lookup(row, column, here))
+        if not gold:
+            continue
+        item_id = str(number if row.get("id") is None else row["id"])
+        if item_id in row_numbers:
+            raise RebaseError(
+                f"{here}: column 'id' has {item_id!r}, as row {row_numbers[item_id]} has. "
+                "Give each row an id of its own, or leave the column out."
+            )
+        row_numbers[item_id] = number
+        references = json.dumps(_references(task, gold, here), ensure_ascii=False)
+        items.append({"item_id": item_id, **_query(task, row, here), "references": references})
+    if not source.rows:
         raise RebaseError(f"The evaluation set of task {task.name!r} is empty: {source.location}.")
-    if not any(gold):
+    if not items:
         raise RebaseError(
-            f"{source.location}: none of the {len(rows)} rows has a gold answer in column {column!r}, so nothing can "
-            "be scored. Correct `evaluation.split` or `evaluation.fields.references` of the task."
+            f"{source.location}: none of the {len(source.rows)} rows has a gold answer in column {column!r}, so "
+            "nothing can be scored. Correct `evaluation.split` or `evaluation.fields.references` of the task."
         )
-    items = {
-        number: _item(task, number, row, answers, f"{source.location}, row {number}")
-        for number, (row, answers) in enumerate(zip(rows, gold, strict=True))
-        if answers
-    }
-    _check_ids(items, source.location)
-    content = json.dumps(list(items.values()), ensure_ascii=False).encode("utf-8", "surrogatepass")
-    frame = pd.DataFrame(list(items.values()), columns=EVALUATION_COLUMNS)
-    rejected = {"no_gold": gold.count([])} if [] in gold else {}
+    content = json.dumps(items, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    frame = pd.DataFrame(items, columns=EVALUATION_COLUMNS)
+    rejected = {"no_gold": len(source.rows) - len(items)} if len(items) < len(source.rows) else {}
     frame.attrs = {**source.origin, "content_hash": hashlib.sha256(content).hexdigest(), "rejected": rejected}
     return frame
 
@@ -63,11 +71,11 @@ def make_unlabeled_inputs(task: Task, source: SourceRows) -> pd.DataFrame:
     Returns ``row_id``, ``row_index``, ``fields`` (JSON), ``query`` and the columns of ``SourceRows.origin``. Raises
     RebaseError as ``make_evaluation_items`` does.
     """
-    items = []
-    for number, row in enumerate(source.rows):
-        fields = _query_fields(task, row, f"{source.location}, row {number}")
-        ids = {"row_id": f"{source.origin['dataset']}/{number}", "row_index": number}
-        items.append(ids | {"fields": json.dumps(fields, ensure_ascii=False), "query": task.render_query(fields)})
+    items = [
+        {"row_id": f"{source.origin['dataset']}/{number}", "row_index": number}
+        | _query(task, row, f"{source.location}, row {number}")
+        for number, row in enumerate(source.rows)
+    ]
     if not items:
         raise RebaseError(f"There are no inputs for task {task.name!r}: {source.location} is empty.")
     return pd.DataFrame(items).assign(**source.origin)
@@ -80,11 +88,8 @@ def remove_shown_items(task: Task, evaluation_items: pd.DataFrame) -> tuple[pd.D
     spacing and punctuation. All six examples of the published MCoNaLa prompt are test items.
     """
     shown = set().union(*(_comparable_texts(task, example) for example in task.examples))
-    is_shown = pd.Series(
-        [not shown.isdisjoint(_comparable_texts(task, json.loads(fields))) for fields in evaluation_items["fields"]],
-        index=evaluation_items.index,
-        dtype=bool,
-    )
+    fields = map(json.loads, evaluation_items["fields"])
+    is_shown = np.array([not shown.isdisjoint(_comparable_texts(task, item)) for item in fields], dtype=bool)
     return evaluation_items[~is_shown].reset_index(drop=True), evaluation_items[is_shown].reset_index(drop=True)
 
 
@@ -114,36 +119,13 @@ def _comparable_texts(task: Task, fields: Mapping[str, str]) -> set[tuple[str, s
     return {(name, comparable(text)) for name, text in texts | {("", task.render_query(fields))}}
 
 
-def _check_ids(items: Mapping[int, Mapping[str, str]], location: str) -> None:
-    """Raise RebaseError if two items, by row number, have one id."""
-    row_numbers: dict[str, int] = {}
-    for number, item in items.items():
-        first = row_numbers.setdefault(item["item_id"], number)
-        if first != number:
-            raise RebaseError(
-                f"{location}, row {number}: column 'id' has {item['item_id']!r}, as row {first} has. "
-                "Give each row an id of its own, or leave the column out."
-            )
-
-
-def _item(task: Task, number: int, row: Mapping[str, Any], gold: list[str], here: str) -> dict[str, str]:
-    references = _references(task, gold, here)
-    fields = _query_fields(task, row, here)
-    return {
-        "item_id": str(number if row.get("id") is None else row["id"]),
-        "fields": json.dumps(fields, ensure_ascii=False),
-        "query": task.render_query(fields),
-        "references": json.dumps(references, ensure_ascii=False),
-    }
-
-
-def _query_fields(task: Task, row: Mapping[str, Any], here: str) -> dict[str, str]:
-    columns = {field: task.evaluation.fields[field] for field in task.query_fields}
-    values = {field: _lookup(row, column, here) for field, column in columns.items()}
-    missing = [columns[field] for field, value in values.items() if value is None or value == []]
-    if missing:
+def _query(task: Task, row: Mapping[str, Any], here: str) -> dict[str, str]:
+    """The ``fields`` of a row, as JSON, and its ``query``."""
+    values = {field: _lookup(row, task.evaluation.fields[field], here) for field in task.query_fields}
+    if missing := [task.evaluation.fields[field] for field, value in values.items() if value in (None, [])]:
         raise RebaseError(f"{here}: there is no value in {', '.join(missing)}. Correct the row.")
-    return {field: _text(value) for field, value in values.items()}
+    fields = {field: _text(value) for field, value in values.items()}
+    return {"fields": json.dumps(fields, ensure_ascii=False), "query": task.render_query(fields)}
 
 
 def _gold(task: Task, value: Any) -> list[str]:
@@ -172,8 +154,7 @@ def _references(task: Task, answers: list[str], here: str) -> list[str]:
         if (outside := sorted({*answers} - {*labels})) and not spec.outside_labels:
             raise RebaseError(
                 f"{here}: the answer {', '.join(map(repr, outside))} in {column} is outside the task's labels "
-                f"({', '.join(labels)}). "
-                "Correct the row, or `evaluation.label_names` of the task."
+                f"({', '.join(labels)}). Correct the row, or `evaluation.label_names` of the task."
             )
     if task.answer.type == "number" and (other := [answer for answer in answers if not same_number(answer, answer)]):
         raise RebaseError(f"{here}: the answer {other[0]!r} in {column} is no number. Correct the row.")
@@ -185,9 +166,7 @@ def _named(value: Any, names: tuple[str, ...]) -> Any:
     index = int(value) if isinstance(value, bool) else value
     if not names or value in names or not re.fullmatch(r"-1|\d{1,6}", str(index)):
         return value
-    if int(index) == -1:
-        return None
-    return names[int(index)] if int(index) < len(names) else value
+    return {-1: None, **dict(enumerate(names))}.get(int(index), value)
 
 
 def _text(value: Any) -> str:
@@ -203,9 +182,7 @@ def _lookup(row: Mapping[str, Any], column: str, here: str) -> Any:
         if value is None:
             return None
         if not isinstance(value, Mapping) or part not in value:
-            raise RebaseError(
-                f"{here}: there is no column {column!r} (there are {sorted(row)}). "
-                "Correct `evaluation.fields` of the task."
-            )
+            names = f"there is no column {column!r} (there are {sorted(row)})"
+            raise RebaseError(f"{here}: {names}. Correct `evaluation.fields` of the task.")
         value = value[part]
     return value

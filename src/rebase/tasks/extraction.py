@@ -90,14 +90,14 @@ def remove_thoughts(raw_output: str) -> str:
     Some chat templates write the opening tag into the prompt: then all before the closing tag is thought.
     """
     flags = re.DOTALL | re.IGNORECASE
-    text = re.sub(rf"{_THOUGHTS}.*?{_THOUGHTS_END}", "", raw_output, flags=flags)
-    text = re.sub(rf"\A.*{_THOUGHTS_END}", "", text, flags=flags)
-    return re.sub(rf"{_THOUGHTS}.*\Z", "", text, flags=flags)
+    text = re.sub(rf"{_THOUGHTS}.*?(?:{_THOUGHTS_END}|\Z)", "", raw_output, flags=flags)
+    return re.sub(rf"\A.*{_THOUGHTS_END}", "", text, flags=flags)
 
 
 def as_label(text: str, labels: tuple[str, ...]) -> str:
     """Return the label that the text consists of, without regard to case and punctuation around it; empty if none."""
-    return next((label for label in labels if _bare(label) == _bare(text)), "")
+    bare_text, *bare_labels = (part.strip(" \t\n.:;,!?\"'`*()").casefold() for part in (text, *labels))
+    return labels[bare_labels.index(bare_text)] if bare_text in bare_labels else ""
 
 
 def split_conclusion(text: str) -> tuple[str, str] | None:
@@ -187,7 +187,3 @@ def _option(text: str, letters: dict[str, str]) -> str:
 
 def _is_negated(text: str, start: int) -> bool:
     return bool(_NEGATION.search(text[max(0, start - 40) : start]))
-
-
-def _bare(label: str) -> str:
-    return label.strip(" \t\n.:;,!?\"'`*()").casefold()

@@ -8,12 +8,13 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
 
 from rebase.records import Metric
-from rebase.tasks.chrf import corpus_chrf, count_ngrams, sentence_chrf
+from rebase.tasks.chrf import chrf, corpus_chrf, count_ngrams
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ROUGE_WORD = re.compile(r"[a-z0-9]+")
@@ -66,11 +67,6 @@ def same_number(prediction: str, answer: str) -> float:
     return float(left is not None and left == right)
 
 
-def chrf(prediction: str, answer: str) -> float:
-    """Return the chrF++ of one answer, 0 to 1. Published scores are a corpus's: see ``bootstrap_chrf``."""
-    return sentence_chrf(prediction, answer) / 100
-
-
 def rouge_l(prediction: str, answer: str) -> float:
     """Return ROUGE-L, 0 to 1: the F1 of the longest common subsequence of words (Lin, 2004).
 
@@ -87,8 +83,7 @@ def bootstrap_interval(scores: Sequence[float], samples: int, confidence: float,
     Items are drawn with replacement ``samples`` times (Efron's percentile method). For a paired interval, give the
     differences of two systems on the same items.
     """
-    values = np.asarray(scores, dtype=np.float64) * 100
-    return _bootstrap(lambda drawn: float(values[drawn].mean()), len(values), samples, confidence, seed)
+    return bootstrap_means([scores], samples, confidence, seed)
 
 
 def bootstrap_means(groups: Sequence[Sequence[float]], samples: int, confidence: float, seed: int) -> dict[str, float]:
@@ -96,12 +91,8 @@ def bootstrap_means(groups: Sequence[Sequence[float]], samples: int, confidence:
 
     Items are drawn within each group: the interval is for these groups, not for others like them.
     """
-    draw = np.random.default_rng(seed)
     scores = [np.asarray(group, dtype=np.float64) * 100 for group in groups]
-    if not scores or not all(map(len, scores)):
-        raise ValueError("there are no scores to take an interval of")
-    drawn = np.mean([group[draw.integers(len(group), size=(samples, len(group)))].mean(axis=1) for group in scores], 0)
-    return _interval(float(np.mean([group.mean() for group in scores])), drawn, confidence)
+    return _bootstrap(scores, np.mean, samples, confidence, seed)
 
 
 def bootstrap_chrf(
@@ -117,14 +108,14 @@ def bootstrap_chrf(
     This is the published score: n-grams are counted over the whole corpus, so that long answers weigh more than in the
     mean of ``chrf``. With the predictions of a ``baseline`` for the same items: the paired difference to its score.
     """
-    counts = count_ngrams(predictions, references)
-    baseline_counts = None if baseline is None else count_ngrams(baseline, references)
+    systems = [predictions] if baseline is None else [predictions, baseline]
+    counts = np.stack([count_ngrams(texts, references) for texts in systems], axis=1)
 
     def corpus_score(drawn: np.ndarray) -> float:
-        value = corpus_chrf(counts[drawn])
-        return value if baseline_counts is None else value - corpus_chrf(baseline_counts[drawn])
+        score, *baseline_scores = (corpus_chrf(drawn[:, system]) for system in range(len(systems)))
+        return score - sum(baseline_scores)
 
-    return _bootstrap(corpus_score, len(counts), samples, confidence, seed)
+    return _bootstrap([counts], corpus_score, samples, confidence, seed)
 
 
 def permutation_p(gains: np.ndarray, seed: int) -> float:
@@ -144,22 +135,22 @@ def permutation_p(gains: np.ndarray, seed: int) -> float:
 
 
 def _bootstrap(
-    statistic: Callable[[np.ndarray], float], item_count: int, samples: int, confidence: float, seed: int
+    groups: Sequence[np.ndarray], statistic: Callable[[np.ndarray], Any], samples: int, confidence: float, seed: int
 ) -> dict[str, float]:
-    """Compute a statistic of item positions for all items, and its interval over ``samples`` draws of as many.
+    """Return the mean over the groups of a statistic of their items, and its interval over ``samples`` draws.
 
     Not ``scipy.stats.bootstrap``: it rejects a single item, and holds the positions of all draws in memory.
     """
-    if not item_count:
+    if not groups or not all(map(len, groups)):
         raise ValueError("there are no scores to take an interval of")
     draw = np.random.default_rng(seed)
-    drawn = np.array([statistic(draw.integers(item_count, size=item_count)) for _ in range(samples)])
-    return _interval(statistic(np.arange(item_count)), drawn, confidence)
-
-
-def _interval(value: float, drawn: np.ndarray, confidence: float) -> dict[str, float]:
+    drawn = np.mean(
+        [[statistic(items[draw.integers(len(items), size=len(items))]) for _ in range(samples)] for items in groups],
+        axis=0,
+    )
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return {"value": round(value, 2), "low": round(float(low), 2), "high": round(float(high), 2)}
+    value = np.mean([statistic(items) for items in groups])
+    return {name: round(float(number), 2) for name, number in (("value", value), ("low", low), ("high", high))}
 
 
 def _decimal(text: str) -> Decimal | None:

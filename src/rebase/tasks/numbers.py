@@ -4,22 +4,19 @@ import re
 from decimal import Decimal
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-_LATEX = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\(?:text\w*|math\w+|mbox|emph)\s*\{([^{}]*)\}", r"\1"),
-        (r"(?<=\d)\s*\\[dt]?frac", r" \\frac"),  # a mixed number
-        (r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2"),
-        (r"\\[dt]?frac\s*(\d)\s*(\d)", r"\1/\2"),
-        (r"\\times|\\cdot|[×·]", "*"),
-        (r"\{,\}|,\\!", ","),
-        (r"\\!", ""),
-        (r"\\[,;: ]", "\u2009"),
-        (r"\\([$%#&_])", r"\1"),
-        (r"\\[()\[\]]", " "),
-        (r"\^\s*\{\s*([-+]?\d+)\s*\}", r"^\1"),
-    )
-]
+_LATEX = (
+    (r"\\(?:text\w*|math\w+|mbox|emph)\s*\{([^{}]*)\}", r"\1"),
+    (r"(?<=\d)\s*\\[dt]?frac", r" \\frac"),  # a mixed number
+    (r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2"),
+    (r"\\[dt]?frac\s*(\d)\s*(\d)", r"\1/\2"),
+    (r"\\times|\\cdot|[×·]", "*"),
+    (r"\{,\}|,\\!", ","),
+    (r"\\!", ""),
+    (r"\\[,;: ]", "\u2009"),
+    (r"\\([$%#&_])", r"\1"),
+    (r"\\[()\[\]]", " "),
+    (r"\^\s*\{\s*([-+]?\d+)\s*\}", r"^\1"),
+)
 
 _SIGN = r"[-\u2212\u2013]"
 _NUMBER = re.compile(
@@ -65,7 +62,7 @@ def plain_math(text: str) -> str:
     r"""Return the text without LaTeX markup and full-width forms: ``1{,}234`` is 1,234 and ``\frac{1}{2}`` is 1/2."""
     text = text.translate(_FULL_WIDTH)
     for pattern, replacement in _LATEX:
-        text = pattern.sub(replacement, text)
+        text = re.sub(pattern, replacement, text)
     return text
 
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from rebase.errors import RebaseError
@@ -19,10 +18,7 @@ def score_answers(task: Task, generations: pd.DataFrame) -> pd.DataFrame:
     predictions = generations.assign(extracted=[extract(output, task.answer) for output in generations["raw_output"]])
     references = [json.loads(text) for text in predictions["references"]]
     for metric in task.metrics:
-        predictions[metric] = [
-            score(metric, extracted, item_references)
-            for extracted, item_references in zip(predictions["extracted"], references, strict=True)
-        ]
+        predictions[metric] = [score(metric, *pair) for pair in zip(predictions["extracted"], references, strict=True)]
     return predictions
 
 
@@ -46,17 +42,15 @@ def aggregate(
 
     def interval(metric: Metric, system: str, baseline: str | None = None) -> dict[str, float]:
         frame = by_system[system]
-        other = None if baseline is None else by_system[baseline].loc[frame.index]
+        other = by_system[baseline].loc[frame.index] if baseline else None
+        gains = frame[metric] - (0 if other is None else other[metric])
         if metric == "chrf":
             references = [json.loads(text) for text in frame["references"]]
             baseline_texts = None if other is None else other["extracted"].to_list()
-            return bootstrap_chrf(frame["extracted"].to_list(), references, *draws, baseline=baseline_texts)
-        return bootstrap_interval((frame[metric] - (0 if other is None else other[metric])).to_list(), *draws)
-
-    def difference(metric: Metric, system: str, baseline: str) -> dict[str, float]:
-        frame = by_system[system]
-        gains = frame[metric] - by_system[baseline][metric].loc[frame.index]
-        return {**interval(metric, system, baseline), "p": permutation_p(np.asarray(gains), parameters.seed)}
+            scores = bootstrap_chrf(frame["extracted"].to_list(), references, *draws, baseline=baseline_texts)
+        else:
+            scores = bootstrap_interval(gains.to_list(), *draws)
+        return scores if other is None else {**scores, "p": permutation_p(gains.to_numpy(), parameters.seed)}
 
     return {
         "task": task.name,
@@ -65,7 +59,7 @@ def aggregate(
         "confidence": parameters.confidence,
         "systems": {system: {metric: interval(metric, system) for metric in task.metrics} for system in by_system},
         "differences": {
-            f"{system} - {baseline}": {metric: difference(metric, system, baseline) for metric in task.metrics}
+            f"{system} - {baseline}": {metric: interval(metric, system, baseline) for metric in task.metrics}
             for system, baseline in pairs
         },
     }

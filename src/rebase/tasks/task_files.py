@@ -62,13 +62,14 @@ def use_prompts(task: Task, path: Path) -> Task:
         pairs = [(str(question), str(rationale)) for question, rationale in entries[name]["examples"]]
     except (KeyError, TypeError, ValueError):
         raise RebaseError(f"{where}: needs `instruction` and `examples`, each [question, rationale].") from None
-    examples = [_published_example(task, *pair, f"{where}, example {number}") for number, pair in enumerate(pairs)]
+    examples = []
+    for number, (question, rationale) in enumerate(pairs):
+        steps, conclusion = split_conclusion(rationale) or ("", "")
+        answer = extract(conclusion, task.answer)
+        if not answer:
+            raise RebaseError(
+                f"{where}, example {number}: no answer can be read from its rationale. End it with 'The answer is X.'."
+            )
+        example = {task.query_fields[0]: question, "answer": answer}
+        examples.append(example | {"rationale": steps} if task.cot else example)
     return Task.parse(task.model_dump() | {"instruction": instruction, "examples": examples}, where)
-
-
-def _published_example(task: Task, question: str, rationale: str, where: str) -> dict[str, str]:
-    parts = split_conclusion(rationale)
-    answer = extract(parts[1], task.answer) if parts else ""
-    if parts is None or not answer:
-        raise RebaseError(f"{where}: no answer can be read from its rationale. End it with 'The answer is X.'.")
-    return {task.query_fields[0]: question, "answer": answer} | ({"rationale": parts[0]} if task.cot else {})
