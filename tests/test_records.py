@@ -43,7 +43,10 @@ def test_a_good_task_renders_its_query():
         ({"cot": True}, "rationale"),
         ({"evaluation": {"source": "e", "fields": {"text": "t"}}}, r"evaluation\.fields"),
         ({"evaluation": {"fields": {"text": "t", "references": "a"}}}, r"evaluation\.source"),
-        ({"evaluation": {"source": "e", "fields": {"text": "t", "answers": "a"}}}, "is now called `references`"),
+        (
+            {"evaluation": {"source": "e", "fields": {"text": "t", "answers": "a"}}},
+            "`evaluation.fields.answers` is now called `evaluation.fields.references`",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(change, named):

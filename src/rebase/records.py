@@ -137,7 +137,7 @@ class Task(Strict):
             if problem := self._answer_problem(example):
                 raise ValueError(f"examples[{number}].answer {problem}")
         if "answers" in self.evaluation.fields:
-            raise ValueError("`evaluation.fields.answers` is now called `references`")
+            raise ValueError("`evaluation.fields.answers` is now called `evaluation.fields.references`: rename it")
         if set(self.evaluation.fields) != fields | {"references"}:
             raise ValueError(f"`evaluation.fields` must map exactly {sorted(fields | {'references'})}")
         return self
@@ -248,5 +248,6 @@ class Untrained:
 def explain_validation(error: ValidationError) -> str:
     """Return one line per wrong field: where it is and what is wrong with it."""
     return "\n".join(
-        f"  {'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg']}" for item in error.errors(include_url=False)
+        f"  {'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors(include_url=False)
     )

@@ -36,7 +36,8 @@ def make_evaluation_items(task: Task, source: SourceRows) -> pd.DataFrame:
 
     """
     column = task.evaluation.fields["references"]
-    items, row_numbers = [], {}
+    items: list[dict[str, str]] = []
+    row_numbers: dict[str, int] = {}
     for number, row in enumerate(source.rows):
         here = f"{source.location}, row {number}"
         gold = _gold(task, _lookup(row, column, here))

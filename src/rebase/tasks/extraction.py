@@ -30,7 +30,8 @@ _STATEMENT = re.compile(
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{(?P<content>(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 # Where a base model appends another question.
 _NEXT_QUESTION = re.compile(r"\n[ \t]*(?:question|problem|q)\s*\d*\s*:|\n[ \t]*\nanswer:\s*\n", re.IGNORECASE)
-# Where a sentence comments on the span that was stated before it.
+# Where a sentence comments on the span that was stated before it. 9 % of an untrained student's statements have such a
+# comment; 0.05 % of SQuAD's references have such a second sentence.
 _COMMENT = re.compile(r"(?<=\w)\.\s+(?:It|This|That|The|He|She|They|These|In|I|We|So)\b")
 
 _THOUGHTS = r"(?:<(?:think|thinking|thought|reasoning)>|\[THINK\])"
