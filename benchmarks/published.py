@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from rebase.generation.filters import Candidate, contamination_filter, protected_texts
+from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.parameters import EvaluateParameters, TrainParameters
 from rebase.pipelines.evaluate.nodes import predict, score_predictions
 from rebase.records import Task
@@ -97,7 +97,7 @@ def make_examples(
     task: Task, rows: pd.DataFrame, items: pd.DataFrame, target: str, count: int
 ) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """Return up to ``count`` pairs of query and completion, and the number of rejected rows by reason."""
-    row_filter = contamination_filter(protected_texts(task, items["fields"], items["references"]), NGRAM)
+    contaminated = ContaminationFilter.of(task, items, NGRAM)
     kept: list[tuple[str, str]] = []
     rejected: Counter[str] = Counter()
     for row in rows.itertuples():
@@ -105,7 +105,7 @@ def make_examples(
         answer = row.output if target == "output" else extract(row.output, task.answer)
         if fields is None or not answer.strip():
             rejected["not_readable"] += 1
-        elif rejection := row_filter(Candidate("", "", "", fields | {"answer": answer}, "")):
+        elif rejection := contaminated.reject(fields | {"answer": answer}):
             rejected[rejection.reason] += 1
         else:
             kept.append((task.render_query(fields), answer))

@@ -1,6 +1,5 @@
 """What the stages pass on: the columns of every table, and typed records."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rebase.errors import RebaseError
-from rebase.text import normalize
+from rebase.text import NUMBER, normalize
 
 AnswerType = Literal["span", "label", "number", "text", "code"]
 Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "rouge_l"]
@@ -57,9 +56,6 @@ KEY_COLUMNS = ["answer_id", "item_id", "system", "query", "answer"]
 #: ``grades`` and ``grades_rejected``.
 GRADE_COLUMNS = ["person", "answer_id", "item_id", "criterion", "grade"]
 REJECTED_GRADE_COLUMNS = ["person", "file", "row", "answer_id", "criterion", "reason", "detail"]
-
-
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
 class Strict(BaseModel):
@@ -149,7 +145,7 @@ class Task(Strict):
             return "is empty"
         if self.answer.labels and answer not in self.answer.labels:
             return f"{answer!r} is not one of the labels {list(self.answer.labels)}"
-        if self.answer.type == "number" and not _NUMBER.fullmatch(answer):
+        if self.answer.type == "number" and not NUMBER.fullmatch(answer):
             return f"{answer!r} is not a number such as 1200, 1,200 or -0.5: write it without a unit or currency"
         passage = normalize(example[self.passage]) if self.passage else ""
         if self.answer.type == "span" and self.passage and f" {normalize(answer)} " not in f" {passage} ":

@@ -27,6 +27,8 @@ _SPACE = re.compile(r"\s")
 # Approximates a tokenizer's tokens, in bytes: pieces of words, pairs of signs, single digits; a single space belongs
 # to the next word. In other scripts two bytes: a Cyrillic letter, or part of a Japanese one.
 _PIECE = re.compile(rb"[A-Z]?[a-z]{1,6}|[A-Z]{1,2}|[!-/:-@\[-`{-~]{1,2}|[\x80-\xff]{1,2}|\s{2,}|[^ ]")
+#: A number as people write it, with or without thousands separators.
+NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _SENTENCE_END = re.compile(r"[.!?。！？][\"')\]]*(?=\s|$)|[。！？]")
 
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.generation.filters import Rejection
+from rebase.generation.filters.base import Rejection
 from rebase.generation.generate import (
     ExampleStage,
     GenerationResult,
-    explain_silence,
+    explain_nothing_kept,
     generate_all,
     read_response,
     rejected_line,
@@ -134,7 +134,13 @@ def test_a_teacher_that_never_answers_is_quoted_by_its_commonest_words():
     lines = [
         rejected_line({"row_id": n}, Rejection("teacher_failed", words)) for n, words in enumerate(["a", "b", "b"])
     ]
-    assert "answered none of 3 requests. The most frequent failure: b\n" in explain_silence("transform", "x/y", lines)
+
+    def explain(lines):
+        return explain_nothing_kept("transform", TOPIC, NoTeacher(), lines, "Try again.")
+
+    assert "answered none of 3 requests. The most frequent failure: b\n" in explain(lines)
     answered = rejected_line({"row_id": 4}, Rejection("unfit_row"), Response("k", "null", "stop", 1, 1))
-    assert explain_silence("transform", "x/y", [*lines, answered]) is None
-    assert explain_silence("transform", "x/y", []) is None
+    assert "nothing usable for task 'news_topic': {'teacher_failed': 3, 'unfit_row': 1}. Try again." in explain(
+        [*lines, answered]
+    )
+    assert "nothing usable for task 'news_topic': {}" in explain([])

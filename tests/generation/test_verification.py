@@ -33,7 +33,7 @@ READING, TOPIC, SUMS = shipped("reading_qa"), shipped("news_topic"), shipped("wo
 FREE = TOPIC.model_copy(update={"answer": TOPIC.answer.model_copy(update={"type": "text", "labels": ()})})
 CODE = TOPIC.model_copy(update={"answer": TOPIC.answer.model_copy(update={"type": "code", "labels": ()})})
 PASSAGE = "The Skarn bell was cast in 1602 by Anna Dahl, and it weighs about 340 kilograms."
-NOTHING = ProtectedTexts(frozenset(), frozenset(), 13, frozenset(), frozenset())
+NOTHING = ProtectedTexts(READING.model_copy(update={"examples": ()}), [], 13)
 
 
 def reject(question, answer, known=NOTHING):
@@ -66,9 +66,9 @@ def test_spans(question, answer, reason):
 def test_copies_and_evaluation_items():
     question, answer = "Who cast the bell?", "Anna Dahl"
     query = READING.render_query({"context": PASSAGE, "question": question})
-    assert reject(question, answer, ProtectedTexts.of(READING, [query.upper()], 13)) == "equals_evaluation_item"
+    assert reject(question, answer, ProtectedTexts(READING, [query.upper()], 13)) == "equals_evaluation_item"
     copied = READING.examples[0]["question"]
-    assert reject(copied, answer, ProtectedTexts.of(READING, [], 13)) == "copies_prompt_example"
+    assert reject(copied, answer, ProtectedTexts(READING, [], 13)) == "copies_prompt_example"
 
 
 RUN = "the old ferry to Lunna takes only six bicycles on a fine summer day"  # 14 words
@@ -92,31 +92,31 @@ RUN = "the old ferry to Lunna takes only six bicycles on a fine summer day"  # 1
     ],
 )
 def test_a_run_of_words_of_an_evaluation_item(text, query, rejected):
-    reason = reject_example(TOPIC, {"text": text}, "travel", ProtectedTexts.of(TOPIC, [query], 13))
+    reason = reject_example(TOPIC, {"text": text}, "travel", ProtectedTexts(TOPIC, [query], 13))
     assert reason == ("overlaps_evaluation" if rejected else None)
 
 
 def test_a_run_in_the_answer_or_in_the_passage_counts():
-    known = ProtectedTexts.of(FREE, [f"News item: {RUN}"], 13)
+    known = ProtectedTexts(FREE, [f"News item: {RUN}"], 13)
     assert reject_example(FREE, {"text": "Say it."}, RUN, known) == "overlaps_evaluation"
     passage = f"{RUN}. It sails at 7."
-    known = ProtectedTexts.of(READING, [READING.render_query({"context": RUN, "question": "Who?"})], 13)
+    known = ProtectedTexts(READING, [READING.render_query({"context": RUN, "question": "Who?"})], 13)
     fields = {"context": passage, "question": "When does the ferry sail?"}
     assert reject_example(READING, fields, "at 7", known) == "overlaps_evaluation"
 
 
 def test_what_is_written_must_not_repeat_the_prompts_examples_but_a_passage_may():
-    known = ProtectedTexts.of(TOPIC, [], 8)
+    known = ProtectedTexts(TOPIC, [], 8)
     copied = f"Today {TOPIC.examples[0]['text']}"
     assert reject_example(TOPIC, {"text": copied}, "sport", known) == "overlaps_evaluation"
     fields = {"context": READING.examples[0]["context"] + " The bell weighs 3 tons.", "question": "What weighs 3 tons?"}
-    assert reject_example(READING, fields, "The bell", ProtectedTexts.of(READING, [], 8)) is None
+    assert reject_example(READING, fields, "The bell", ProtectedTexts(READING, [], 8)) is None
 
 
 def test_the_words_of_the_template_are_no_run():
     long = TOPIC.model_copy(update={"query": f"{RUN} {RUN}: {{text}}"})
     query = long.render_query({"text": "A cup was won."})
-    assert reject_example(long, {"text": "Rain stopped play."}, "sport", ProtectedTexts.of(long, [query], 13)) is None
+    assert reject_example(long, {"text": "Rain stopped play."}, "sport", ProtectedTexts(long, [query], 13)) is None
 
 
 def test_labels():
@@ -182,7 +182,7 @@ def test_words_need_no_equation():
 
 @pytest.mark.parametrize("text", ["no sums here", "1 / 0 = 3", "x + y = z", "on 3-4 = nothing"])
 def test_what_is_no_sum_is_not_called_wrong(text):
-    assert all(equation.is_true for equation in equations(text))
+    assert all(is_true for _, is_true in equations(text))
 
 
 def test_the_stated_answer():
@@ -263,8 +263,8 @@ def test_a_label_that_a_row_names(label, texts, named):
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 10**6))
 def test_true_sums_are_true_and_others_are_not(left, right, off):
-    assert [equation.is_true for equation in equations(f"{left} + {right} = {left + right}")] == [True]
-    assert [equation.is_true for equation in equations(f"{left} + {right} = {left + right + off}")] == [False]
+    assert [is_true for _, is_true in equations(f"{left} + {right} = {left + right}")] == [True]
+    assert [is_true for _, is_true in equations(f"{left} + {right} = {left + right + off}")] == [False]
 
 
 @given(st.text(max_size=120), st.text(max_size=60), st.text(max_size=40))

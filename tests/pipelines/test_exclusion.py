@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from rebase.errors import RebaseError
-from rebase.generation.filters import remove_excluded, why_excluded
+from rebase.generation.filters.exclusion import remove_excluded, why_excluded
 from rebase.parameters import ExcludeParameters
 from rebase.pipelines.train.nodes import format_training_set, train_student
 from rebase.records import Task

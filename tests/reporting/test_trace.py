@@ -18,7 +18,7 @@ from kedro.framework.cli.project import _split_params
 from rich.console import Console
 
 from rebase.errors import RebaseError
-from rebase.generation.filters import why_excluded
+from rebase.generation.filters.exclusion import why_excluded
 from rebase.generation.prompts.requests import cot_request
 from rebase.generation.prompts.templates import CotPrompt
 from rebase.parameters import CotParameters, ExcludeParameters

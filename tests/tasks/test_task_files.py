@@ -36,7 +36,7 @@ every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 
 @every_task
 def test_examples_pass_the_checks_that_those_of_teachers_must_pass(task):
-    nothing_known = ProtectedTexts.of(task.model_copy(update={"examples": ()}), [], 13)
+    nothing_known = ProtectedTexts(task.model_copy(update={"examples": ()}), [], 13)
     for example in task.examples:
         answer = example["answer"]
         fields = {name: example[name] for name in task.query_fields}

@@ -7,7 +7,7 @@ items are inputs without answers. ``cot``, ``evaluate_teacher`` and ``judge`` us
 import json
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -17,9 +17,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from rebase.errors import RebaseError
-from rebase.generation.filters import Rejection
+from rebase.generation.filters.base import Rejection
 from rebase.generation.prompts.parsing import Example, read_check
-from rebase.generation.prompts.requests import check_request
+from rebase.generation.prompts.requests import answer_request
 from rebase.generation.prompts.templates import CheckPrompt, Prompt, prompt_hash
 from rebase.generation.verification import (
     ProtectedTexts,
@@ -90,14 +90,13 @@ def generate_all(
 class GenerationResult:
     """An item, the teacher's response (None if no request was sent), and the outcome.
 
-    ``item`` is a row of ``retrieved``, an input with its provenance, or has only a ``row_id``. ``cut`` names the
-    columns that were not shown whole. ``details`` are columns of the example beside ``EXAMPLE_COLUMNS``.
+    ``item`` is a row of ``retrieved``, an input with its provenance, or has only a ``row_id``. ``details`` are further
+    columns of the example.
     """
 
     item: Line
     response: Response | Failure | None
     outcome: Example | Rejection
-    cut: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -153,18 +152,15 @@ class ExampleStage:
     ) -> tuple[pd.DataFrame, pd.DataFrame, Line]:
         """The table of examples, the table of rejected items, and the summary with ``details``.
 
-        ``not_listed`` counts rejected items without a line, by reason. Raises RebaseError if there is no example; the
-        message ends with ``advice`` if the teacher did respond.
+        ``not_listed`` counts rejected items without a line, by reason. Raises RebaseError if there is no example
+        (``explain_nothing_kept``).
         """
-        teacher_name = f"{self.teacher.provider}/{self.teacher.model}"
-        reasons = Counter(line["reason"] for line in self.rejected)
         if not self.kept:
-            raise RebaseError(
-                explain_silence(self.name, teacher_name, self.rejected)
-                or f"{self.name}: the teacher {teacher_name} wrote nothing usable for task {self.task.name!r}: "
-                f"{dict(reasons.most_common())}. {advice}"
-            )
-        shared = {"teacher": teacher_name, "prompt_hash": prompt_hash(self.prompt, self.task)}
+            raise RebaseError(explain_nothing_kept(self.name, self.task, self.teacher, self.rejected, advice))
+        shared = {
+            "teacher": f"{self.teacher.provider}/{self.teacher.model}",
+            "prompt_hash": prompt_hash(self.prompt, self.task),
+        }
         examples = pd.DataFrame([line | shared for line in self.kept], columns=columns)
         if self.task.answer.labels:
             details["labels"] = balance = label_balance(self.task.answer.labels, examples["answer"])
@@ -172,12 +168,13 @@ class ExampleStage:
                 logger.warning("%s: no example has the label %s", self.name, ", ".join(balance["missing"]))
             if warning := one_sided(balance["counts"]):
                 logger.warning("%s: %s", self.name, warning)
+        rejected = pd.DataFrame(self.rejected, columns=REJECTED_COLUMNS)
         summary = summarize_stage(
-            self.name, kept=len(self.kept), rejected=reasons + Counter(not_listed),
+            self.name, kept=len(examples), rejected=Counter(rejected["reason"]) + Counter(not_listed),
             seconds=time.monotonic() - self.started, **shared, dtype=self.teacher.compute_dtype,
             usage=self.usage.summary(), **details,
         )  # fmt: skip
-        return examples, pd.DataFrame(self.rejected, columns=REJECTED_COLUMNS), summary
+        return examples, rejected, summary
 
     def _line(self, result: GenerationResult, example: Example) -> Line:
         """A line of ``examples``, without the columns that all examples share."""
@@ -187,7 +184,7 @@ class ExampleStage:
             "fields": json.dumps(example.fields, ensure_ascii=False),
             "query": self.task.render_query(example.fields),
             "answer": example.answer,
-            "cut": json.dumps(result.cut, ensure_ascii=False),
+            "cut": "[]",
             "response_key": result.response.key if result.response else None,
             **{name: getattr(result.response, name) for name in ("input_tokens", "output_tokens", "dollars")},
             **result.details,
@@ -204,11 +201,13 @@ def read_response(response: Response | Failure, read: Callable[[str], T]) -> T |
         return Rejection("invalid_response", str(error))
 
 
-def verify(task: Task, example: Example, protected: ProtectedTexts) -> Example | Rejection:
+def verify(task: Task, outcome: Example | Rejection, protected: ProtectedTexts) -> Example | Rejection:
     """The example with its answer tidied, or why it is rejected."""
-    answer = tidy_answer(task, example.fields, example.answer)
-    reason = reject_example(task, example.fields, answer, protected)
-    return Rejection(reason, answer) if reason else Example(example.fields, answer)
+    if isinstance(outcome, Rejection):
+        return outcome
+    answer = tidy_answer(task, outcome.fields, outcome.answer)
+    reason = reject_example(task, outcome.fields, answer, protected)
+    return Rejection(reason, answer) if reason else Example(outcome.fields, answer)
 
 
 async def apply_consistency_filter(
@@ -221,7 +220,7 @@ async def apply_consistency_filter(
     example = result.outcome
     if isinstance(example, Rejection):
         return result
-    response = await session.generate(check_request(task, example.fields, prompt, sampling))
+    response = await session.generate(answer_request(task, example.fields, prompt, sampling))
     answer = read_response(response, lambda text: read_check(task, example.fields, text))
     if isinstance(answer, Rejection):
         return replace(result, outcome=answer)
@@ -234,8 +233,7 @@ def rejected_line(item: Line, rejection: Rejection, response: Response | Failure
     """A line of a table of rejected items."""
     return {
         **{name: item.get(name) for name in ("row_id", "dataset", "rank")},
-        "reason": rejection.reason,
-        "detail": rejection.detail,
+        **vars(rejection),
         "response_key": response.key if response else None,
         "text": response.text if isinstance(response, Response) else None,
     }
@@ -247,21 +245,24 @@ def require_examples(stage: str, examples: pd.DataFrame) -> None:
         raise RebaseError(f"{stage}: there are no examples. Run the pipelines transform and cot first.")
 
 
-def explain_silence(stage: str, teacher: str, rejected: list[Line]) -> str | None:
-    """The message if the teacher responded to no request; None if it responded to some."""
-    if any(line["text"] for line in rejected):
-        return None
-    failures = [line["detail"] for line in rejected if line["reason"] == "teacher_failed"]
-    unsent = [line["detail"] for line in rejected if line["reason"] == "budget_reached"]
-    if unsent and not failures:
+def explain_nothing_kept(stage: str, task: Task, teacher: CachedTeacher, rejected: list[Line], advice: str) -> str:
+    """The message for a stage without a result: why the teacher did not respond, or the reasons and ``advice``."""
+    name = f"{teacher.provider}/{teacher.model}"
+    details = defaultdict(list)
+    for line in rejected:
+        details[line["reason"]].append(line["detail"])
+    is_silent = not any(line["text"] for line in rejected)
+    if is_silent and (failures := details["teacher_failed"]):
         return (
-            f"{stage}: the budget left no request for the teacher {teacher}: {unsent[0]}. Raise that limit in "
+            f"{stage}: the teacher {name} answered none of {len(failures)} requests. The most frequent failure: "
+            f"{max(failures, key=failures.count)}\n"
+            "Check `teacher` in globals.yml and the credentials, then run again: cached responses are not paid for "
+            "twice."
+        )
+    if is_silent and (unsent := details["budget_reached"]):
+        return (
+            f"{stage}: the budget left no request for the teacher {name}: {unsent[0]}. Raise that limit in "
             "globals.yml and run again: cached responses are not paid for twice."
         )
-    if not failures:
-        return None
-    return (
-        f"{stage}: the teacher {teacher} answered none of {len(failures)} requests. The most frequent failure: "
-        f"{max(failures, key=failures.count)}\n"
-        "Check `teacher` in globals.yml and the credentials, then run again: cached responses are not paid for twice."
-    )
+    counts = dict(Counter(line["reason"] for line in rejected).most_common())
+    return f"{stage}: the teacher {name} wrote nothing usable for task {task.name!r}: {counts}. {advice}"

@@ -3,9 +3,9 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rebase.generation.filters import Rejection
+from rebase.generation.filters.base import Rejection
 from rebase.generation.generate import read_response
 from rebase.generation.verification import reject_rationale, same_answer, tidy_answer
 from rebase.records import Task
@@ -15,22 +15,16 @@ from rebase.teacher.protocol import Failure, Request, Response
 
 @dataclass(frozen=True)
 class AnswerSample:
-    """The rationale and the answer in one response, or the ``fault`` because of which they do not count."""
+    """The rationale and the answer in one response, or the ``fault`` because of which they do not count.
+
+    ``agreement`` is the share of samples with this answer, once they have voted.
+    """
 
     response: Response | Failure
     rationale: str = ""
     answer: str = ""
     fault: str | None = None
-
-
-@dataclass(frozen=True)
-class Majority:
-    """The answer of the majority, a rationale for it with its response, and the share of samples that agree."""
-
-    answer: str
-    rationale: str
-    response: Response | Failure
-    agreement: float
+    agreement: float | None = None
 
 
 async def sample_answers(
@@ -45,22 +39,19 @@ async def sample_answers(
     ``read`` splits the text of a response into rationale (None if none was requested) and answer; ``fields`` are those
     of the query.
     """
-    responses = await asyncio.gather(*map(session.generate, requests))
-    return [_read_sample(task, fields, response, read) for response in responses]
+    samples = []
+    for response in await asyncio.gather(*map(session.generate, requests)):
+        parsed = read_response(response, read)
+        if isinstance(parsed, Rejection):
+            samples.append(AnswerSample(response, fault=parsed.reason))
+            continue
+        rationale, answer = parsed[0], tidy_answer(task, fields, parsed[1])
+        fault = None if rationale is None else reject_rationale(task, rationale, answer)
+        samples.append(AnswerSample(response, rationale or "", answer, fault))
+    return samples
 
 
-def _read_sample(
-    task: Task, fields: Mapping[str, str], response: Response | Failure, read: Callable[[str], tuple[str | None, str]]
-) -> AnswerSample:
-    parsed = read_response(response, read)
-    if isinstance(parsed, Rejection):
-        return AnswerSample(response, fault=parsed.reason)
-    rationale, answer = parsed[0], tidy_answer(task, fields, parsed[1])
-    fault = None if rationale is None else reject_rationale(task, rationale, answer)
-    return AnswerSample(response, rationale or "", answer, fault)
-
-
-def vote(samples: Sequence[AnswerSample]) -> Majority | Rejection:
+def vote(samples: Sequence[AnswerSample]) -> AnswerSample | Rejection:
     """The answer of more than half of the samples, with the shortest rationale for it; or why there is none.
 
     Faulty samples count against a majority.
@@ -81,4 +72,4 @@ def vote(samples: Sequence[AnswerSample]) -> Majority | Rejection:
     if 2 * len(largest) <= len(samples):
         return Rejection("no_majority", ", ".join(sample.answer for sample in sound))
     shortest = min(largest, key=lambda sample: len(sample.rationale))
-    return Majority(largest[0].answer, shortest.rationale, shortest.response, len(largest) / len(samples))
+    return replace(shortest, answer=largest[0].answer, agreement=len(largest) / len(samples))

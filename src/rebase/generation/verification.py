@@ -9,12 +9,11 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from rebase.records import Task
-from rebase.text import comparable, ngrams, normalize, runs, tokens
+from rebase.text import NUMBER, comparable, ngrams, normalize, runs, tokens
 
 MAX_SPAN_WORDS = 12
 #: From this share of one label a student may learn no other.
@@ -27,7 +26,6 @@ _STOPWORDS = frozenset(
     would you your
     """)
 )
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _TERM = r"\(?-?\d[\d,]*(?:\.\d+)?\)?"
 _EQUATION = re.compile(rf"(?P<left>{_TERM}(?:\s*[-+*/×÷]\s*{_TERM})+)\s*=\s*(?P<right>-?\d[\d,]*(?:\.\d+)?)")
 _OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
@@ -38,7 +36,6 @@ _OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
 }
 
 
-@dataclass(frozen=True)
 class ProtectedTexts:
     """What an example must not repeat: the queries of the evaluation set, and the examples in the prompt.
 
@@ -47,22 +44,14 @@ class ProtectedTexts:
     the task's examples.
     """
 
-    evaluation: frozenset[str]
-    shown: frozenset[str]
-    ngram: int
-    evaluation_runs: frozenset[int]
-    example_runs: frozenset[int]
-
-    @classmethod
-    def of(cls, task: Task, evaluation_queries: Iterable[str], ngram: int) -> "ProtectedTexts":
-        """Collect the texts of the task's examples and of its evaluation set."""
+    def __init__(self, task: Task, evaluation_queries: Iterable[str], ngram: int) -> None:
         queries = list(evaluation_queries)
-        shown = {comparable(task.render_query(example)) for example in task.examples}
-        shown |= {comparable(example[name]) for example in task.examples for name in task.written_fields}
-        texts = [text for example in task.examples for text in example.values()]
-        return cls(
-            frozenset(map(comparable, queries)), frozenset(shown), ngram, _runs(queries, ngram), _runs(texts, ngram)
-        )
+        self.evaluation = set(map(comparable, queries))
+        self.shown = {comparable(task.render_query(example)) for example in task.examples}
+        self.shown |= {comparable(example[name]) for example in task.examples for name in task.written_fields}
+        self.ngram = ngram
+        self.evaluation_runs = _runs(queries, ngram)
+        self.example_runs = _runs((text for example in task.examples for text in example.values()), ngram)
 
 
 def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
@@ -97,7 +86,7 @@ def reject_example(task: Task, fields: Mapping[str, str], answer: str, protected
         case "label":
             return None if answer in task.answer.labels else "unknown_label"
         case "number":
-            return None if _NUMBER.fullmatch(answer) else "not_a_number"
+            return None if NUMBER.fullmatch(answer) else "not_a_number"
         case "code":
             return "not_code" if comparable(answer) == query else None
         case "text":
@@ -137,28 +126,23 @@ def reject_rationale(task: Task, rationale: str, answer: str) -> str | None:
     if not rationale.strip():
         return "empty_rationale"
     calculations = equations(rationale)
-    if not all(equation.is_true for equation in calculations):
+    if not all(is_true for _, is_true in calculations):
         return "wrong_equation"
     stated = stated_answer(rationale)
     if stated is not None and not same_answer(stated, answer):
         return "states_another_answer"
-    if task.answer.type == "number" and not any(same_answer(equation.result, answer) for equation in calculations):
+    if task.answer.type == "number" and not any(same_answer(result, answer) for result, _ in calculations):
         return "answer_not_derived"
     return None
 
 
-@dataclass(frozen=True)
-class Equation:
-    """The result of an equation between plain numbers, such as ``6 * 8 = 48``, and whether it is true."""
+def equations(text: str) -> list[tuple[str, bool]]:
+    """The result of each equation between plain numbers, such as ``6 * 8 = 48``, in order, and whether it is true.
 
-    result: str
-    is_true: bool
-
-
-def equations(text: str) -> list[Equation]:
-    """The equations between plain numbers in the text, in order. Currency signs are ignored."""
+    Currency signs are ignored. An equation that cannot be computed counts as true.
+    """
     bare = re.sub(r"[$£€]\s?", "", text)
-    return [Equation(match["right"], not _is_false(match)) for match in _EQUATION.finditer(bare)]
+    return [(match["right"], _is_true(match)) for match in _EQUATION.finditer(bare)]
 
 
 def stated_answer(rationale: str) -> str | None:
@@ -189,18 +173,14 @@ def agrees(task: Task, fields: Mapping[str, str], one: str, other: str) -> bool:
         return bool(short) and same_answer(one, other)
     if len(long.split()) > MAX_SPAN_WORDS or f" {short} " not in f" {long} ":
         return False
-    fewer, more = sorted((_numbers(one), _numbers(other)), key=len)
+    # "1990-95" does not contain -95.
+    fewer, more = sorted(({number.lstrip("+-") for number in NUMBER.findall(text)} for text in (one, other)), key=len)
     return fewer <= more
 
 
-def _numbers(text: str) -> set[str]:
-    """The numbers in the text, without signs: "1990-95" does not contain -95."""
-    return {number.lstrip("+-") for number in _NUMBER.findall(text)}
-
-
-def _runs(texts: Iterable[str], n: int) -> frozenset[int]:
+def _runs(texts: Iterable[str], n: int) -> set[int]:
     """Hashes of all runs of ``n`` words in the texts."""
-    return frozenset(hash(run) for text in texts for run in runs(tokens(text), n))
+    return {hash(run) for text in texts for run in runs(tokens(text), n)}
 
 
 def _overlaps(task: Task, fields: Mapping[str, str], answer: str, protected: ProtectedTexts) -> bool:
@@ -211,8 +191,7 @@ def _overlaps(task: Task, fields: Mapping[str, str], answer: str, protected: Pro
     """
     written = _runs([answer, *(fields[name] for name in task.written_fields)], protected.ngram)
     passage = _runs([fields[task.passage]] if task.passage else [], protected.ngram)
-    is_disjoint = protected.evaluation_runs.isdisjoint(written | passage)
-    return not is_disjoint or not protected.example_runs.isdisjoint(written)
+    return bool(protected.evaluation_runs & (written | passage) or protected.example_runs & written)
 
 
 def _reject_span(task: Task, fields: Mapping[str, str], answer: str) -> str | None:
@@ -228,11 +207,6 @@ def _reject_span(task: Task, fields: Mapping[str, str], answer: str) -> str | No
         return "answer_given_away"
     if not question.rstrip().endswith(("?", "？")):
         return "not_a_question"
-    return _reject_question(question, answer, passage)
-
-
-def _reject_question(question: str, answer: str, passage: str) -> str | None:
-    """A question must share a word with the passage, and its question word must fit the answer."""
     words = tokens(question)
     if len(set(ngrams(words, 3))) < max(0, len(words) - 2):
         return "question_repeats_itself"
@@ -266,29 +240,24 @@ def _tidy_number(answer: str) -> str:
 
 def _as_number(text: str) -> Fraction | None:
     text = text.strip()
-    return Fraction(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+    return Fraction(text.replace(",", "")) if NUMBER.fullmatch(text) else None
 
 
-def _is_false(equation: re.Match[str]) -> bool:
+def _is_true(equation: re.Match[str]) -> bool:
+    """Whether both sides are equal, or the left one cannot be computed: it is malformed or divides by zero."""
     left = equation["left"].replace(",", "").replace("×", "*").replace("÷", "/")
-    value = _evaluate(left)
-    if value is None:
-        return False
+    try:
+        value = _value(ast.parse(left.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, KeyError):
+        return True
     right = equation["right"].replace(",", "").rstrip(".")
     # A rounded result is right to the digits that it shows.
     digits = len(right.partition(".")[2])
-    return abs(value - Fraction(right)) > (Fraction(1, 2 * 10**digits) if digits else 0)
-
-
-def _evaluate(expression: str) -> Fraction | None:
-    """The exact value of an expression of plain numbers; None if it is malformed or divides by zero."""
-    try:
-        return _value(ast.parse(expression.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, KeyError):
-        return None
+    return abs(value - Fraction(right)) <= (Fraction(1, 2 * 10**digits) if digits else 0)
 
 
 def _value(node: ast.expr) -> Fraction:
+    """The exact value of an expression of plain numbers. Raises ValueError or KeyError if it is another one."""
     match node:
         case ast.Constant(value=int() | float()):
             return Fraction(str(node.value))

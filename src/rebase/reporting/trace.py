@@ -13,7 +13,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from rebase.errors import RebaseError
-from rebase.generation.filters import why_excluded
+from rebase.generation.filters.exclusion import why_excluded
 from rebase.reporting.console import visible
 from rebase.reporting.run_tables import CREATED_BY, TABLES, Line, RunTables
 

@@ -3,9 +3,7 @@
 from hypothesis import strategies as st
 
 from rebase.datastore.cells import content_hash
-from rebase.generation.filters import (
-    Candidate,
-)
+from rebase.generation.filters.base import Candidate
 
 
 def row(cells, row_id="r", dataset="d", license="MIT"):

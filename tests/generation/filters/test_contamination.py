@@ -1,15 +1,12 @@
 import json
 import unicodedata
 
+import pandas as pd
 from benchmarks.filters import LeakIndex, find_leaks
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rebase.generation.filters import (
-    contamination_filter,
-    protected_texts,
-)
-from tests.generation.filters.rows import row
+from rebase.generation.filters.contamination import ContaminationFilter, protected_texts
 
 SAFE = [f"safe{number}" for number in range(40)]
 
@@ -20,34 +17,34 @@ PLANTED = [f"leak{number}" for number in range(40)]
 def test_every_planted_run_is_found_and_clean_rows_pass(data):
     item = data.draw(st.lists(st.sampled_from(PLANTED), min_size=14, max_size=30))
     clean = data.draw(st.lists(st.sampled_from(SAFE), max_size=60))
-    row_filter = contamination_filter([[" ".join(item)]], 13)
-    assert row_filter(row(" ".join(clean))) is None
+    row_filter = ContaminationFilter([[" ".join(item)]], 13)
+    assert row_filter.reject({"text": " ".join(clean)}) is None
     start = data.draw(st.integers(0, len(item) - 13))
     run = [
         data.draw(st.sampled_from([str.upper, str.title, "«{}»,".format]))(word) for word in item[start : start + 13]
     ]
     place = data.draw(st.integers(0, len(clean)))
-    rejection = row_filter(row({"id": "7", "body": " \n ".join([*clean[:place], *run, *clean[place:]])}))
+    rejection = row_filter.reject({"id": "7", "body": " \n ".join([*clean[:place], *run, *clean[place:]])})
     assert rejection.reason == "contamination_ngram"
     assert rejection.detail.startswith("body")
     # Twelve words are no run of thirteen.
-    assert row_filter(row(" ".join([*clean[:place], *run[:12], *clean[place:]]))) is None
+    assert row_filter.reject({"text": " ".join([*clean[:place], *run[:12], *clean[place:]])}) is None
 
 
 def reason(row_filter, *cells):
-    rejection = row_filter(row({f"c{number}": cell for number, cell in enumerate(cells)}))
+    rejection = row_filter.reject({f"c{number}": cell for number, cell in enumerate(cells)})
     return rejection and rejection.reason.removeprefix("contamination_")
 
 
 def test_short_texts_leak_only_as_a_whole():
-    row_filter = contamination_filter([["Who wrote the book?"], ["yes"]], 13)
+    row_filter = ContaminationFilter([["Who wrote the book?"], ["yes"]], 13)
     assert reason(row_filter, "who wrote -- THE book") == "exact"
     assert reason(row_filter, "Tell me: who wrote the book of hours?") is None
     assert reason(row_filter, "yes") is None
 
 
 def test_texts_of_eight_words_leak_within_a_cell_too():
-    row_filter = contamination_filter([["They had two dogs and eleven old cats."]], 13)
+    row_filter = ContaminationFilter([["They had two dogs and eleven old cats."]], 13)
     assert (
         reason(row_filter, "Premise: A house. Hypothesis: They had two dogs and eleven old cats. Answer: no") == "ngram"
     )
@@ -55,7 +52,7 @@ def test_texts_of_eight_words_leak_within_a_cell_too():
 
 
 def test_items_of_small_parts_leak_when_all_of_them_are_there():
-    row_filter = contamination_filter([["Oh, sure.", "I do agree."], ["Oh, sure.", "Not so."]], 13)
+    row_filter = ContaminationFilter([["Oh, sure.", "I do agree."], ["Oh, sure.", "Not so."]], 13)
     assert reason(row_filter, "i do agree", "neutral", "oh sure") == "exact"
     assert reason(row_filter, "i do agree", "neutral") is None
     assert reason(row_filter, "not so", "I do agree") is None
@@ -66,7 +63,7 @@ LONG = "鯨は冬になると南の暖かい海へ移り、春には子を連れ
 
 def test_japanese_is_measured_in_letters():
     """26 letters are a run, 16 leak within a cell and 8 as a whole one, whatever Latin words stand between."""
-    row_filter = contamination_filter(
+    row_filter = ContaminationFilter(
         [[LONG], ["表の各行から値を取り出して並べる"], ["列を昇順に並べる"], ["列を足す"]], 13
     )
     assert reason(row_filter, f"問題文:「{LONG[2:]}」とある") == "ngram"
@@ -75,19 +72,19 @@ def test_japanese_is_measured_in_letters():
     assert reason(row_filter, "列を 昇順に並べる。") == "exact"
     assert reason(row_filter, "まず列を昇順に並べる") is None
     assert reason(row_filter, "列を足す") is None
-    mixed = contamination_filter([["pythonのPandasデータ・フレームから辞書を作る方法を教えてください"]], 13)
+    mixed = ContaminationFilter([["pythonのPandasデータ・フレームから辞書を作る方法を教えてください"]], 13)
     assert reason(mixed, "Ｐｙｔｈｏｎの ｐａｎｄａｓﾃﾞｰﾀﾌﾚｰﾑから辞書を作る方法を教えてくれ") == "ngram"
 
 
 def test_code_is_measured_in_names_and_numbers():
-    row_filter = contamination_filter([["labels[n].set_color('red')"], ["f.close()"]], 13)
+    row_filter = ContaminationFilter([["labels[n].set_color('red')"], ["f.close()"]], 13)
     assert reason(row_filter, 'labels[ n ].set_color( "red" )') == "exact"
     assert reason(row_filter, "f.close()") is None
 
 
 def test_cells_of_any_length_are_searched():
     """At every place with regard to where a long cell is cut: at a space, or else twice as far."""
-    row_filter = contamination_filter([[" ".join(PLANTED[:13])], [LONG]], 13)
+    row_filter = ContaminationFilter([[" ".join(PLANTED[:13])], [LONG]], 13)
     spaced, unspaced = "safe " * 30_000, "無" * 150_000
     for place in range(2**16 - 130, 2**16 + 10, 7):
         assert reason(row_filter, f"{spaced[:place]} {' '.join(PLANTED[:13])} {spaced}") == "ngram"
@@ -134,7 +131,7 @@ def test_no_item_is_left_that_a_brute_force_finds(data, n):
     The search (benchmarks/filters.py) shares no code with the filter: characters by Unicode category, runs as strings.
     """
     items = data.draw(st.lists(st.lists(short_texts, min_size=1, max_size=2), min_size=1, max_size=4))
-    row_filter, known = contamination_filter(items, n), LeakIndex(items, n)
+    row_filter, known = ContaminationFilter(items, n), LeakIndex(items, n)
     copied = st.sampled_from([text for item in items for text in item])
     mutated = st.builds(lambda mutate, text: mutate(text), st.sampled_from(MUTATIONS), copied | short_texts)
     parts = st.tuples(mutated, st.sampled_from([" ", "; ", "。"]), mutated).map("".join)
@@ -145,17 +142,19 @@ def test_no_item_is_left_that_a_brute_force_finds(data, n):
 @given(short_texts, st.sampled_from(MUTATIONS), st.sampled_from(MUTATIONS))
 @example("ŉ ΐ ß İ ﬁ", str.upper, str.casefold)
 def test_a_mutated_text_is_rejected_as_the_text_itself(text, mutate, again):
-    row_filter = contamination_filter([[text]], 13)
+    row_filter = ContaminationFilter([[text]], 13)
     assert reason(row_filter, again(mutate(text))) == reason(row_filter, text)
 
 
 @given(st.lists(st.text(), max_size=3), st.lists(st.text(), max_size=3))
 def test_any_text_goes_through_the_filter(item, cells):
-    assert reason(contamination_filter([item], 13), *cells) in (None, "exact", "ngram")
+    assert reason(ContaminationFilter([item], 13), *cells) in (None, "exact", "ngram")
 
 
 def test_items_and_examples_are_protected(reading_task):
-    texts = protected_texts(reading_task, ['{"context": "c", "question": "q"}'], ['["a"]'])
+    texts = protected_texts(
+        reading_task, pd.DataFrame({"fields": ['{"context": "c", "question": "q"}'], "references": ['["a"]']})
+    )
     assert texts[0] == ("c", "q")
     assert texts[1:] == [(line["context"], line["question"]) for line in reading_task.examples]
 
@@ -163,5 +162,7 @@ def test_items_and_examples_are_protected(reading_task):
 def test_free_answers_and_reasoning_are_protected(reading_task):
     said = json.loads(reading_task.model_dump_json()) | {"answer": {"type": "code"}, "passage": None, "cot": True}
     said["examples"] = [{**line, "rationale": "because"} for line in said["examples"]]
-    texts = protected_texts(type(reading_task).parse(said, "here"), [], ['["a", "b"]'])
+    texts = protected_texts(
+        type(reading_task).parse(said, "here"), pd.DataFrame({"fields": ["{}"], "references": ['["a", "b"]']})
+    )
     assert {("a",), ("b",), ("in high trees",), ("because",)} <= set(texts)

@@ -4,11 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rebase.generation.filters import (
-    Duplicates,
-    duplicate_filter,
-)
-from rebase.generation.filters.duplicates import jaccard, shingles
+from rebase.generation.filters.base import Rejection
+from rebase.generation.filters.duplicates import Duplicates, jaccard, shingles
 from tests.generation.filters.rows import row, texts
 
 
@@ -18,7 +15,6 @@ from tests.generation.filters.rows import row, texts
 )
 def test_duplicates_agree_with_brute_force(rows, threshold):
     duplicates = Duplicates(threshold)
-    row_filter = duplicate_filter(duplicates)
     kept = {}
     for number, cells in enumerate(rows):
         candidate = row(cells, row_id=f"r{number:02}")
@@ -27,7 +23,7 @@ def test_duplicates_agree_with_brute_force(rows, threshold):
             for other, its in kept.items()
             if list(its.values()) == list(cells.values()) or jaccard(shingles(its), shingles(cells)) >= threshold
         }
-        rejection = row_filter(candidate)
+        rejection = duplicates.reject(candidate)
         assert (rejection.detail in alike) if rejection else not alike
         if rejection is None:
             duplicates.keep(candidate)
@@ -46,7 +42,8 @@ def test_near_duplicates_at_the_threshold_are_found():
         duplicates = Duplicates(0.8)
         duplicates.keep(row(" ".join(words), row_id="first"))
         # 100 shingles each, 90 of them shared: 90 / 110 = 0.82.
-        found += duplicates.find(row(" ".join([*words[:92], *(f"new{number}" for number in range(10))]))) == "first"
+        changed = [*words[:92], *(f"new{number}" for number in range(10))]
+        found += duplicates.reject(row(" ".join(changed))) == Rejection("duplicate", "first")
     assert found == 60
 
 
@@ -55,16 +52,16 @@ def test_the_best_ranked_of_several_originals_is_named():
     rows = [[*words[:95], *(f"{name}{number}" for number in range(12))] for name in "ab"]
     duplicates = Duplicates(0.8)
     for name, text in zip("ab", rows, strict=True):
-        assert duplicates.find(row(" ".join(text), row_id=name)) is None
+        assert duplicates.reject(row(" ".join(text), row_id=name)) is None
         duplicates.keep(row(" ".join(text), row_id=name))
-    assert duplicates.find(row(" ".join(words))) == "a"
+    assert duplicates.reject(row(" ".join(words))).detail == "a"
 
 
 def test_rows_without_words_are_duplicates_only_when_they_are_equal():
     duplicates = Duplicates(0.8)
     duplicates.keep(row({"a": "1", "b": "2"}, row_id="first"))
-    assert duplicates.find(row({"x": "1", "y": "2"})) == "first"
-    assert duplicates.find(row({"a": "1", "b": "3"})) is None
+    assert duplicates.reject(row({"x": "1", "y": "2"})).detail == "first"
+    assert duplicates.reject(row({"a": "1", "b": "3"})) is None
 
 
 def test_a_row_is_sketched_once(monkeypatch):
@@ -76,7 +73,7 @@ def test_a_row_is_sketched_once(monkeypatch):
     duplicates = Duplicates(0.8)
     for number in range(5):
         candidate = row(f"number {number} of some rows", row_id=str(number))
-        assert duplicates.find(candidate) is None
+        assert duplicates.reject(candidate) is None
         duplicates.keep(candidate)
     assert set(sketched.values()) == {1}
 

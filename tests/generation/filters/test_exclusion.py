@@ -1,12 +1,9 @@
-from rebase.generation.filters import (
-    exclusion_filter,
-)
+from rebase.generation.filters.exclusion import reject_excluded
 from tests.generation.filters.rows import row
 
 
 def test_exclusion(reading_task):
-    row_filter = exclusion_filter(reading_task)
-    assert row_filter(row("x", dataset="Banned-Books")).reason == "excluded_dataset"
-    assert row_filter(row("x", dataset="owner/TINY_READING-v2")).reason == "excluded_dataset"
-    assert row_filter(row("x", dataset="owner/tiny-reading")) is None
-    assert row_filter(row("x", dataset="not-banned-books")) is None
+    assert reject_excluded(row("x", dataset="Banned-Books"), reading_task).reason == "excluded_dataset"
+    assert reject_excluded(row("x", dataset="owner/TINY_READING-v2"), reading_task).reason == "excluded_dataset"
+    assert reject_excluded(row("x", dataset="owner/tiny-reading"), reading_task) is None
+    assert reject_excluded(row("x", dataset="not-banned-books"), reading_task) is None

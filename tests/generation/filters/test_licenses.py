@@ -1,9 +1,6 @@
 import pytest
 
-from rebase.generation.filters import (
-    license_allowed,
-    license_filter,
-)
+from rebase.generation.filters.licenses import license_allowed, reject_license
 from rebase.parameters import LicensePolicy
 from tests.generation.filters.rows import row
 
@@ -43,6 +40,6 @@ from tests.generation.filters.rows import row
 def test_license_policy(license, allow, deny, unknown, allowed):
     policy = LicensePolicy(allow=allow, deny=deny, unknown=unknown)
     assert license_allowed(license, policy) is allowed
-    rejection = license_filter(policy)(row("x", license=license))
+    rejection = reject_license(row("x", license=license), policy)
     assert (rejection is None) is allowed
     assert rejection is None or rejection.detail == license

@@ -1,7 +1,4 @@
-from rebase.generation.filters import (
-    find_passage,
-    passage_filter,
-)
+from rebase.generation.filters.passages import find_passage, reject_without_passage
 from rebase.parameters import LicensePolicy, RetrieveParameters
 from tests.generation.filters.rows import row
 
@@ -15,9 +12,9 @@ PARAMETERS = RetrieveParameters(
 def test_passage_is_the_longest_cell_cut_at_a_sentence():
     cells = {"title": "Short.", "body": "One two three. Four five six. Seven eight nine ten eleven."}
     assert find_passage(row(cells), PARAMETERS) == "One two three. Four five six."
-    assert passage_filter(PARAMETERS)(row(cells)) is None
-    assert passage_filter(PARAMETERS)(row("too few words")).reason == "no_passage"
-    assert passage_filter(PARAMETERS)(row({})).reason == "no_passage"
+    assert reject_without_passage(row(cells), PARAMETERS) is None
+    assert reject_without_passage(row("too few words"), PARAMETERS).reason == "no_passage"
+    assert reject_without_passage(row({}), PARAMETERS).reason == "no_passage"
 
 
 def test_a_japanese_passage_is_measured_in_letters():

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from rebase.generation.cues import Cue, SourceText
 from rebase.generation.prompts.parsing import Example, read_check, read_example, read_rationale
 from rebase.generation.prompts.requests import (
-    check_request,
+    answer_request,
     cot_request,
-    cut_columns,
     example_schema,
     fence,
     transform_request,
     trim_row,
+    visible_cells,
 )
 from rebase.parameters import CotParameters, SamplingParameters
 from rebase.teacher.local import LocalTeacher
@@ -159,7 +159,7 @@ def test_reasoning_shows_the_source_without_what_is_asked():
 
 def test_the_consistency_filter_requests_the_answer_alone():
     fields = {"context": "The bell was cast by Anna Dahl.", "question": "Who cast the bell?"}
-    request = check_request(READING, {**fields, "answer": "hidden"}, TRANSFORM.check, PARAMETERS.sampling)
+    request = answer_request(READING, {**fields, "answer": "hidden"}, TRANSFORM.check, PARAMETERS.sampling)
     assert [message.role for message in request.messages] == ["user", "assistant"] * len(READING.examples) + ["user"]
     assert READING.instruction in request.system
     assert READING.render_query(fields) in request.messages[-1].content
@@ -171,7 +171,7 @@ def test_the_consistency_filter_requests_the_answer_alone():
 
 
 def test_numbers_are_checked_as_they_are_written():
-    request = check_request(SUMS, {"question": "Two and two?"}, TRANSFORM.check, PARAMETERS.sampling)
+    request = answer_request(SUMS, {"question": "Two and two?"}, TRANSFORM.check, PARAMETERS.sampling)
     assert request.schema["properties"]["answer"] == {"type": "number"}
     assert read_check(SUMS, {"question": "Two and two?"}, '{"answer": 4.0}') == "4"
 
@@ -192,20 +192,20 @@ def test_the_columns_that_were_retrieved_for_come_first_and_the_cut_is_said():
     source = row({"url": "u " * 40, "text": "t " * 40}, query_column="text")
     request = transform_request(TOPIC, source, TRANSFORM, PARAMETERS)
     assert data_of(request.messages[-1]) == {"text": "t " * 40}
-    assert cut_columns(TOPIC, source, PARAMETERS) == ["url"]
+    assert visible_cells(TOPIC, source, PARAMETERS)[1] == ["url"]
     assert "url" in request.messages[-1].content
 
 
 def test_what_a_guided_teacher_is_not_shown():
     source = row({"story": "s " * 90, "notes": "n " * 90, "result": "6"}, passage="x")
-    assert cut_columns(SUMS, source, PARAMETERS, SourceText("story", "s " * 90)) == ["notes"]
-    assert cut_columns(READING, source, PARAMETERS, CUE) == []
+    assert visible_cells(SUMS, source, PARAMETERS, SourceText("story", "s " * 90))[1] == ["notes"]
+    assert visible_cells(READING, source, PARAMETERS, CUE)[1] == []
 
 
 def test_of_thousands_of_columns_a_few_are_named():
     source = row({f"gene{number}": "x " * 90 for number in range(5000)})
     assert len(transform_request(TOPIC, source, TRANSFORM, PARAMETERS).messages[-1].content) < 1000
-    assert len(cut_columns(TOPIC, source, PARAMETERS)) == 5000
+    assert len(visible_cells(TOPIC, source, PARAMETERS)[1]) == 5000
 
 
 @given(st.dictionaries(st.text(max_size=20), st.text(max_size=80), max_size=6), st.integers(1, 60))
@@ -265,7 +265,7 @@ def test_a_passage_or_a_text_that_gives_orders_is_data(orders):
     assert data_of(solve(orders).messages[-1]) == {"note": orders}
 
     def check(text):
-        return check_request(TOPIC, {"text": text}, TRANSFORM.check, PARAMETERS.sampling)
+        return answer_request(TOPIC, {"text": text}, TRANSFORM.check, PARAMETERS.sampling)
 
     assert shape(check(orders)) == shape(check("Rain."))
     assert fences(check(orders)) == 0

@@ -1,6 +1,6 @@
 """What all filters share."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -15,11 +15,6 @@ class Candidate:
     cells: Mapping[str, str]
     content_hash: str
 
-    @classmethod
-    def of(cls, cells: Mapping[str, str]) -> "Candidate":
-        """A candidate without provenance, for filters that look at the text alone."""
-        return cls("", "", "", cells, "")
-
 
 @dataclass(frozen=True)
 class Rejection:
@@ -27,10 +22,6 @@ class Rejection:
 
     reason: str
     detail: str = ""
-
-
-#: The rejection of a row, or None if it passes.
-Filter = Callable[[Candidate], Rejection | None]
 
 
 def find_pattern(name: str, patterns: Iterable[str]) -> str | None:

@@ -1,26 +1,21 @@
-"""Exclude datasets by name."""
+"""Exclude datasets by name, and examples by dataset and license."""
 
 from collections import Counter
 
 import pandas as pd
 
-from rebase.generation.filters.base import Candidate, Filter, Rejection, find_pattern
+from rebase.generation.filters.base import Candidate, Rejection, find_pattern
 from rebase.generation.filters.licenses import license_allowed
 from rebase.parameters import ExcludeParameters, LicensePolicy
 from rebase.records import Task
 
 
-def exclusion_filter(task: Task) -> Filter:
+def reject_excluded(row: Candidate, task: Task) -> Rejection | None:
     """Reject datasets that the task excludes, and those whose id contains the name of the task (arXiv 2407.05463)."""
     # The name as it is written, as in the published code: "school-word-problems" does not match "word_problems". The
     # contamination filter finds copies under any name.
-    patterns = [*task.exclude, f"*{task.name}*"]
-
-    def row_filter(row: Candidate) -> Rejection | None:
-        pattern = find_pattern(row.dataset, patterns)
-        return Rejection("excluded_dataset", pattern) if pattern else None
-
-    return row_filter
+    pattern = find_pattern(row.dataset, [*task.exclude, f"*{task.name}*"])
+    return Rejection("excluded_dataset", pattern) if pattern else None
 
 
 def why_excluded(dataset: object, license: object, exclude: ExcludeParameters) -> str | None:
@@ -38,8 +33,6 @@ def why_excluded(dataset: object, license: object, exclude: ExcludeParameters) -
 
 def remove_excluded(examples: pd.DataFrame, exclude: ExcludeParameters) -> tuple[pd.DataFrame, dict[str, int]]:
     """The examples without those of excluded datasets and licenses, and counts of the excluded ones by reason."""
-    reasons = [
-        why_excluded(dataset, license, exclude)
-        for dataset, license in zip(examples["dataset"], examples["license"], strict=True)
-    ]
+    sources = zip(examples["dataset"], examples["license"], strict=True)
+    reasons = [why_excluded(dataset, license, exclude) for dataset, license in sources]
     return examples[[reason is None for reason in reasons]], dict(Counter(filter(None, reasons)))

@@ -6,7 +6,7 @@ Dataset cards write licenses freely ("Apache-2.0 (repo), PSF-2.0 (docs)", "CC BY
 
 import re
 
-from rebase.generation.filters.base import Candidate, Filter, Rejection, find_pattern
+from rebase.generation.filters.base import Candidate, Rejection, find_pattern
 from rebase.parameters import LicensePolicy
 
 _UNKNOWN = {"unknown", "other", "none", "noassertion", "n/a", "unspecified"}
@@ -38,10 +38,6 @@ def license_allowed(license: str, policy: LicensePolicy) -> bool:
     return any(map(all_allowed, _OR.split(text)))
 
 
-def license_filter(policy: LicensePolicy) -> Filter:
-    """Reject rows of datasets whose license the policy does not allow."""
-
-    def row_filter(row: Candidate) -> Rejection | None:
-        return None if license_allowed(row.license, policy) else Rejection("license", row.license)
-
-    return row_filter
+def reject_license(row: Candidate, policy: LicensePolicy) -> Rejection | None:
+    """Reject a row of a dataset whose license the policy does not allow."""
+    return None if license_allowed(row.license, policy) else Rejection("license", row.license)

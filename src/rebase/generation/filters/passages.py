@@ -1,6 +1,6 @@
-"""Reject rows without a reading passage."""
+"""Reject rows without a reading passage, for tasks that take one from the row."""
 
-from rebase.generation.filters.base import Candidate, Filter, Rejection
+from rebase.generation.filters.base import Candidate, Rejection
 from rebase.parameters import RetrieveParameters
 from rebase.text import count_words, cut_at_sentence
 
@@ -12,10 +12,6 @@ def find_passage(row: Candidate, parameters: RetrieveParameters) -> str | None:
     return passage if count_words(passage) >= parameters.min_passage_words else None
 
 
-def passage_filter(parameters: RetrieveParameters) -> Filter:
-    """Reject rows without a passage, for tasks that take one from the row."""
-
-    def row_filter(row: Candidate) -> Rejection | None:
-        return Rejection("no_passage") if find_passage(row, parameters) is None else None
-
-    return row_filter
+def reject_without_passage(row: Candidate, parameters: RetrieveParameters) -> Rejection | None:
+    """Reject a row whose longest cell is too short for a passage."""
+    return Rejection("no_passage") if find_passage(row, parameters) is None else None

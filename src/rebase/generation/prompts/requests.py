@@ -6,7 +6,7 @@ close them, and a JSON schema fixes the shape of the response.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,17 +54,16 @@ def transform_request(
     """
     if isinstance(cue, Cue):
         return ask_request(task, cue, prompt.ask, parameters.sampling)
+    data, cut = visible_cells(task, row, parameters, cue)
     if isinstance(cue, SourceText):
-        # The other cells are data, because they often contain the answer.
-        cells = {name: text for name, text in _cells(row).items() if name != cue.column}
-        return _solve_request(task, prompt.solve, {task.query_fields[0]: cue.text}, cells, parameters)
+        fields = {task.query_fields[0]: cue.text}
+        return answer_request(task, fields, prompt.solve, parameters.sampling, data=data, cut=cut)
     words = _task_in_words(task)
     turns = []
     for example in task.examples:
         shown = {name: example[name] for name in ([task.passage] if task.passage else [*task.query_fields, "answer"])}
-        written = {name: example[name] for name in task.written_fields} | {"answer": _typed(task, example["answer"])}
+        written = _typed(task, {name: example[name] for name in (*task.written_fields, "answer")})
         turns.append((prompt.user.format(data=fence(shown), cut="", **words), {"example": written}))
-    data, cut = _visible_cells(task, row, parameters, cue)
     user = prompt.user.format(data=fence(data), cut=_describe_cut(cut), **words)
     return _request(prompt.system.format(**words), turns, user, example_schema(task), parameters.sampling)
 
@@ -98,19 +97,13 @@ def synthesize_request(
     and the question follows in another request (``ask_request``).
     """
     names = [task.passage] if guided and task.passage else [*task.query_fields, "answer"]
-    words = _task_in_words(without_passage(task)) | {"fields": ", ".join(names)}
-    turns = []
-    for position, example in enumerate(task.examples, 1):
-        fields = {name: _typed(task, example[name]) if name == "answer" else example[name] for name in names}
-        turns.append((prompt.user.format(number=position, **words), fields))
-    schema = _object({name: _answer_schema(task) if name == "answer" else {"type": "string"} for name in names})
+    words = _task_in_words(task) | {"fields": ", ".join(names)}
+    turns = [
+        (prompt.user.format(number=position, **words), _typed(task, {name: example[name] for name in names}))
+        for position, example in enumerate(task.examples, 1)
+    ]
     user = prompt.user.format(number=len(task.examples) + number, **words)
-    return _request(prompt.system.format(**words), turns, user, schema, sampling)
-
-
-def without_passage(task: Task) -> Task:
-    """The task for a teacher that writes the passage as well, because there is no source row."""
-    return task.model_copy(update={"passage": None})
+    return _request(prompt.system.format(**words), turns, user, _schema(task, names), sampling)
 
 
 def cot_request(
@@ -127,56 +120,40 @@ def cot_request(
     """
     fields = json.loads(example["fields"])
     cells = {name: text for name, text in _cells(row).items() if text not in fields.values()} if row else {}
-    return _solve_request(task, prompt, fields, cells, parameters, reasoned=True, sample=sample)
-
-
-def _solve_request(
-    task: Task,
-    prompt: SolvePrompt,
-    fields: Mapping[str, str],
-    cells: Mapping[str, str],
-    parameters: CotParameters | TransformParameters,
-    *,
-    reasoned: bool = False,
-    sample: int = 0,
-) -> Request:
-    """Request the answer to the query with these fields, and the rationale if ``reasoned``; the cells are data."""
-    words = {"instruction": task.instruction}
-    turns = []
-    for example in task.examples:
-        rationale = {"rationale": example["rationale"]} if reasoned else {}
-        shown = rationale | {name: text for name, text in example.items() if name in ("rationale", "answer")}
-        response = rationale | {"answer": _typed(task, example["answer"])}
-        user = prompt.user.format(data=fence(shown), cut="", query=_query(task, example), **words)
-        turns.append((user, response))
     data, cut = trim_row(cells, parameters.max_row_tokens)
-    user = prompt.user.format(data=fence(data), cut=_describe_cut(cut), query=_query(task, fields), **words)
-    schema = _answer_object(task, reasoned=reasoned)
-    return _request(prompt.system.format(**words), turns, user, schema, parameters.sampling, sample)
+    return answer_request(task, fields, prompt, parameters.sampling, data=data, cut=cut, reasoned=True, sample=sample)
 
 
-def check_request(
+def answer_request(
     task: Task,
     fields: Mapping[str, str],
-    prompt: CheckPrompt,
+    prompt: CheckPrompt | SolvePrompt,
     sampling: SamplingParameters,
     *,
+    data: Mapping[str, str] | None = None,
+    cut: Sequence[str] = (),
     reasoned: bool = False,
     sample: int = 0,
 ) -> Request:
-    """Request the answer to the query with these fields, without any hint of it.
+    """Request the answer to the query with these fields, without any hint of it but ``data``.
 
-    The examples of the task are earlier turns. ``reasoned`` requests the rationale first; ``sample`` distinguishes
-    repeats.
+    The examples of the task are earlier turns. ``cut`` names columns that are not whole in the data. ``reasoned``
+    requests the rationale first; ``sample`` distinguishes repeats.
     """
+    names = ["rationale", "answer"] if reasoned else ["answer"]
+
+    def user(fields: Mapping[str, str], data: Mapping[str, str], cut: Sequence[str] = ()) -> str:
+        query = _FENCE.sub("\\\\u003c", task.render_query(fields))
+        # A template uses the words that its kind of prompt has.
+        return prompt.user.format(query=query, data=fence(data), cut=_describe_cut(cut), instruction=task.instruction)
+
     turns = []
     for example in task.examples:
-        rationale = {"rationale": example["rationale"]} if reasoned else {}
-        response = rationale | {"answer": _typed(task, example["answer"])}
-        turns.append((prompt.user.format(query=_query(task, example)), response))
-    user = prompt.user.format(query=_query(task, fields))
+        response = _typed(task, {name: example[name] for name in names})
+        shown = {name: example[name] for name in (*names[:-1], *example) if name in ("rationale", "answer")}
+        turns.append((user(example, shown), response))
     system = prompt.system.format(instruction=task.instruction)
-    return _request(system, turns, user, _answer_object(task, reasoned=reasoned), sampling, sample)
+    return _request(system, turns, user(fields, data or {}, cut), _schema(task, names), sampling, sample)
 
 
 def label_requests(
@@ -186,16 +163,16 @@ def label_requests(
     reasoned = parameters.style == "cot"
     section = prompt.cot if reasoned else prompt
     return [
-        check_request(task, fields, section, parameters.sampling, reasoned=reasoned, sample=sample)
+        answer_request(task, fields, section, parameters.sampling, reasoned=reasoned, sample=sample)
         for sample in range(parameters.samples)
     ]
 
 
-def answer_requests(task: Task, items: Iterable[Mapping[str, str]], prompt: DistilPrompt) -> list[Request]:
+def evaluation_requests(task: Task, items: Iterable[Mapping[str, str]], prompt: DistilPrompt) -> list[Request]:
     """One greedy request for the answer to each evaluation item, given its fields."""
     sampling = SamplingParameters(temperature=0, max_tokens=task.max_new_tokens + _JSON_TOKENS)
     section = prompt.cot if task.cot else prompt
-    return [check_request(task, fields, section, sampling, reasoned=task.cot) for fields in items]
+    return [answer_request(task, fields, section, sampling, reasoned=task.cot) for fields in items]
 
 
 def densify_request(
@@ -208,7 +185,7 @@ def densify_request(
     missing, answer = draft
     response = ({"missing": missing} if missing else {}) | {"answer": answer}
     turns = (Message("assistant", _dump(response)), Message("user", prompt.user.format(round=number, rounds=rounds)))
-    schema = _object({"missing": {"type": "string"}, "answer": _answer_schema(task)})
+    schema = _schema(task, ("missing", "answer"))
     system = prompt.system.format(instruction=task.instruction)
     return replace(request, system=system, messages=request.messages + turns, schema=schema, sample=0)
 
@@ -218,16 +195,22 @@ def example_schema(task: Task) -> dict[str, Any]:
 
     Only what every provider's structured output supports: objects, strings, numbers, enums and ``anyOf``.
     """
-    written: dict[str, Any] = {name: {"type": "string"} for name in task.written_fields}
-    example = _object(written | {"answer": _answer_schema(task)})
+    example = _schema(task, (*task.written_fields, "answer"))
     return _object({"example": {"anyOf": [example, {"type": "null"}]}})
 
 
-def cut_columns(
+def visible_cells(
     task: Task, row: Mapping[str, Any], parameters: TransformParameters, cue: Guidance | None = None
-) -> list[str]:
-    """The columns that ``transform_request`` omits or shows in part."""
-    return _visible_cells(task, row, parameters, cue)[1]
+) -> tuple[dict[str, str], list[str]]:
+    """What ``transform_request`` shows of the row as data, and the columns that it omits or shows in part.
+
+    A reading task shows the passage alone, because a question must not depend on the other cells. Beside a source text
+    the other cells are data, because they often contain the answer.
+    """
+    if task.passage:
+        return {task.passage: row["passage"]}, []
+    source = cue.column if isinstance(cue, SourceText) else None
+    return trim_row({name: text for name, text in _cells(row).items() if name != source}, parameters.max_row_tokens)
 
 
 def trim_row(cells: Mapping[str, str], max_tokens: int) -> tuple[dict[str, str], list[str]]:
@@ -274,20 +257,6 @@ def _request(
     return Request(system, messages, schema, Sampling(sampling.temperature, sampling.max_tokens), sample)
 
 
-def _visible_cells(
-    task: Task, row: Mapping[str, Any], parameters: TransformParameters, cue: Guidance | None
-) -> tuple[dict[str, str], list[str]]:
-    """What the teacher sees of the row, and the columns that it does not see whole.
-
-    A reading task shows the passage alone, because a question must not depend on the other cells. Beside the source
-    text the other cells are shown.
-    """
-    if task.passage:
-        return {task.passage: row["passage"]}, []
-    source = cue.column if isinstance(cue, SourceText) else None
-    return trim_row({name: text for name, text in _cells(row).items() if name != source}, parameters.max_row_tokens)
-
-
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     """The cells of the row. The columns that matched come first, so that they survive trimming."""
     cells = {name: str(value) for name, value in json.loads(row["row"]).items()}
@@ -295,12 +264,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: cells[name] for name in dict.fromkeys([*matched, *cells])}
 
 
-def _query(task: Task, fields: Mapping[str, str]) -> str:
-    """The query with everything escaped that looks like a fence."""
-    return _FENCE.sub("\\\\u003c", task.render_query(fields))
-
-
-def _describe_cut(cut: list[str]) -> str:
+def _describe_cut(cut: Sequence[str]) -> str:
     more = f" and {len(cut) - _MAX_NAMED_COLUMNS} more" if len(cut) > _MAX_NAMED_COLUMNS else ""
     return f"\n(Too long to show whole: {_inert(cut[:_MAX_NAMED_COLUMNS])}{more}.)" if cut else ""
 
@@ -310,16 +274,12 @@ def _task_in_words(task: Task) -> dict[str, str]:
     return {"instruction": task.instruction, "fields": ", ".join([*task.written_fields, "answer"]), "answer": answer}
 
 
-def _answer_object(task: Task, *, reasoned: bool = False) -> dict[str, Any]:
-    """The schema of a response with an answer, after a rationale if ``reasoned``."""
-    rationale = {"rationale": {"type": "string"}} if reasoned else {}
-    return _object(rationale | {"answer": _answer_schema(task)})
-
-
-def _answer_schema(task: Task) -> dict[str, Any]:
+def _schema(task: Task, names: Iterable[str]) -> dict[str, Any]:
+    """The schema of an object with these fields: an answer of the task's type, and texts."""
+    answer: dict[str, Any] = {"type": "number" if task.answer.type == "number" else "string"}
     if task.answer.type == "label":
-        return {"type": "string", "enum": list(task.answer.labels)}
-    return {"type": "number" if task.answer.type == "number" else "string"}
+        answer["enum"] = list(task.answer.labels)
+    return _object({name: answer if name == "answer" else {"type": "string"} for name in names})
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,11 +291,12 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _typed(task: Task, answer: str) -> Any:
-    """The answer as the schema has it: a number if the answers of the task are numbers."""
-    if task.answer.type != "number":
-        return answer
-    return float(answer) if "." in answer else int(answer)
+def _typed(task: Task, fields: dict[str, str]) -> dict[str, Any]:
+    """The fields as the schema has them: the answer is a number if the answers of the task are numbers."""
+    if task.answer.type != "number" or "answer" not in fields:
+        return fields
+    answer = fields["answer"]
+    return fields | {"answer": float(answer) if "." in answer else int(answer)}
 
 
 def _inert(value: Any) -> str:

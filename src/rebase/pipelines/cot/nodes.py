@@ -3,31 +3,25 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.generation.filters import Rejection
-from rebase.generation.generate import (
-    explain_silence,
-    generate_all,
-    rejected_line,
-    require_examples,
-)
+from rebase.generation.filters.base import Rejection
+from rebase.generation.generate import explain_nothing_kept, generate_all, rejected_line, require_examples
 from rebase.generation.prompts.parsing import read_rationale
 from rebase.generation.prompts.requests import cot_request
 from rebase.generation.prompts.templates import CotPrompt
-from rebase.generation.self_consistency import AnswerSample, Majority, sample_answers, vote
+from rebase.generation.self_consistency import AnswerSample, sample_answers, vote
 from rebase.generation.verification import same_answer
 from rebase.parameters import CotParameters
 from rebase.records import REJECTED_COLUMNS, Task, summarize_stage
 from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
 
-_Outcome = tuple[list[AnswerSample], Majority | Rejection]
+_Outcome = tuple[list[AnswerSample], AnswerSample | Rejection]
 
 
 def reason_examples(
@@ -55,7 +49,15 @@ def reason_examples(
     require_examples("cot", examples)
     if not task.cot:
         passed = examples.assign(rationale=None, agreement=None).astype({"rationale": "str", "agreement": "float64"})
-        return passed, pd.DataFrame(columns=REJECTED_COLUMNS), _summarize(len(passed), {}, started, 0, Usage())
+        summary = summarize_stage(
+            "cot",
+            kept=len(passed),
+            rejected={},
+            seconds=time.monotonic() - started,
+            relabeled=0,
+            usage=Usage().summary(),
+        )
+        return passed, pd.DataFrame(columns=REJECTED_COLUMNS), summary
     rows = {row["row_id"]: row for row in retrieved.to_dict("records")}
     lines = examples.to_dict("records")
 
@@ -66,7 +68,7 @@ def reason_examples(
         return samples, _compare(vote(samples), line["answer"], parameters)
 
     outcomes, usage = generate_all(
-        teacher, lines, generate, lambda result: isinstance(result[1], Majority), stage="cot", total=len(lines),
+        teacher, lines, generate, lambda result: isinstance(result[1], AnswerSample), stage="cot", total=len(lines),
         concurrency=lambda *_: max(1, teacher.concurrency // parameters.samples),
     )  # fmt: skip
     kept: list[dict[str, Any]] = []
@@ -78,27 +80,20 @@ def reason_examples(
         else:
             relabeled += not same_answer(outcome.answer, line["answer"])
             kept.append(line | {name: getattr(outcome, name) for name in ("answer", "rationale", "agreement")})
-    reasons = Counter(line["reason"] for line in rejected)
     if not kept:
-        name = f"{teacher.provider}/{teacher.model}"
-        raise RebaseError(
-            explain_silence("cot", name, rejected)
-            or f"cot: the teacher {name} found no rationale that leads to an answer of task {task.name!r}: "
-            f"{dict(reasons.most_common())}. Use a stronger teacher, set `cot.on_disagreement: relabel`, or set "
-            "`cot: false` in the task to train on the answers alone."
+        advice = (
+            "Use a stronger teacher, set `cot.on_disagreement: relabel`, or set `cot: false` in the task to train on "
+            "the answers alone."
         )
-    summary = _summarize(len(kept), reasons, started, relabeled, usage)
+        raise RebaseError(explain_nothing_kept("cot", task, teacher, rejected, advice))
+    summary = summarize_stage(
+        "cot", kept=len(kept), rejected=Counter(line["reason"] for line in rejected),
+        seconds=time.monotonic() - started, relabeled=relabeled, usage=usage.summary(),
+    )  # fmt: skip
     return pd.DataFrame(kept), pd.DataFrame(rejected, columns=REJECTED_COLUMNS), summary
 
 
-def _summarize(kept: int, rejected: Mapping[str, int], started: float, relabeled: int, usage: Usage) -> dict[str, Any]:
-    seconds = time.monotonic() - started
-    return summarize_stage(
-        "cot", kept=kept, rejected=rejected, seconds=seconds, relabeled=relabeled, usage=usage.summary()
-    )
-
-
-def _compare(outcome: Majority | Rejection, answer: str, parameters: CotParameters) -> Majority | Rejection:
+def _compare(outcome: AnswerSample | Rejection, answer: str, parameters: CotParameters) -> AnswerSample | Rejection:
     """The majority if it reaches ``answer``, or if it may replace it."""
     if isinstance(outcome, Rejection):
         return outcome

@@ -9,16 +9,11 @@ import pandas as pd
 
 from rebase.datastore.sampling import systematic_positions
 from rebase.errors import RebaseError
-from rebase.generation.filters import Candidate, Rejection, contamination_filter, protected_texts
-from rebase.generation.generate import (
-    ExampleStage,
-    GenerationResult,
-    read_response,
-    rejected_line,
-    verify,
-)
+from rebase.generation.filters.base import Rejection
+from rebase.generation.filters.contamination import ContaminationFilter
+from rebase.generation.generate import ExampleStage, GenerationResult, read_response, rejected_line, verify
 from rebase.generation.prompts.parsing import Example, read_check, read_denser, read_rationale
-from rebase.generation.prompts.requests import check_request, densify_request, label_requests
+from rebase.generation.prompts.requests import answer_request, densify_request, label_requests
 from rebase.generation.prompts.templates import DistilPrompt
 from rebase.generation.self_consistency import sample_answers, vote
 from rebase.generation.verification import ProtectedTexts
@@ -67,17 +62,16 @@ def distil_inputs(
         )
     stage = ExampleStage("distil", task, teacher, distil_prompt)
     selected = inputs.iloc[systematic_positions(len(inputs), parameters.max_inputs or len(inputs))].to_dict("records")
-    protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
-    clean, stage.rejected = _filter_inputs(task, selected, protected, contamination.ngram)
-    labels = ProtectedTexts.of(task, evaluation_items["query"], contamination.ngram)
+    contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
+    clean, stage.rejected = _filter_inputs(task, selected, contaminated)
+    protected = ProtectedTexts(task, evaluation_items["query"], contamination.ngram)
     request_label = densify if parameters.style == "chain_of_density" else label
 
     async def generate(session: CachedSession, item: Line) -> GenerationResult:
-        outcome, response, details = await request_label(
+        outcome, responses, details = await request_label(
             session, task, json.loads(item["fields"]), distil_prompt, parameters
         )
-        verified = verify(task, outcome, labels) if isinstance(outcome, Example) else outcome
-        return GenerationResult(item, response, verified, details=details)
+        return GenerationResult(item, _with_costs(responses), verify(task, outcome, protected), details)
 
     concurrency = max(1, teacher.concurrency // parameters.samples)
     stage.generate(clean, generate, max(1, len(clean)), lambda *_: concurrency)
@@ -97,27 +91,22 @@ def _check_style(task: Task, parameters: DistilParameters) -> None:
         raise RebaseError("distil.samples: free texts reach no majority. Set it to 1.")
 
 
-def _filter_inputs(
-    task: Task, inputs: list[Line], protected: list[tuple[str, ...]], ngram: int
-) -> tuple[list[Line], list[Line]]:
+def _filter_inputs(task: Task, inputs: list[Line], contaminated: ContaminationFilter) -> tuple[list[Line], list[Line]]:
     """The inputs to be labeled, and lines of the rejected ones: contaminated, or duplicates."""
-    row_filter = contamination_filter(protected, ngram)
-    queries: set[str] = set()
-    clean: list[Line] = []
+    clean: dict[str, Line] = {}
     rejected: list[Line] = []
     for item in inputs:
         fields = json.loads(item["fields"])
         query = normalize(task.render_query(fields))
-        rejection = Rejection("duplicate") if query in queries else row_filter(Candidate.of(fields))
-        if rejection:
+        if rejection := Rejection("duplicate") if query in clean else contaminated.reject(fields):
             rejected.append(rejected_line(item, rejection))
         else:
-            queries.add(query)
-            clean.append(item)
-    return clean, rejected
+            clean[query] = item
+    return list(clean.values()), rejected
 
 
-_Labeled = tuple[Example | Rejection, Response | Failure, Line]
+#: A label or why there is none, the responses to its requests, and further columns of the example.
+_Labeled = tuple[Example | Rejection, list[Response | Failure], Line]
 
 
 async def label(
@@ -130,14 +119,14 @@ async def label(
 
     requests = label_requests(task, fields, prompt, parameters)
     samples = await sample_answers(session, requests, task, fields, read)
-    responses = [sample.response for sample in samples]
     majority = vote(samples)
+    responses = [sample.response for sample in samples]
     if isinstance(majority, Rejection):
-        return majority, _with_costs(responses), {}
+        return majority, responses, {}
     # The response with the chosen rationale comes last.
     responses.sort(key=lambda response: response is majority.response)
     details = {"rationale": majority.rationale or None, "agreement": majority.agreement}
-    return Example(dict(fields), majority.answer), _with_costs(responses), details
+    return Example(dict(fields), majority.answer), responses, details
 
 
 async def densify(
@@ -148,7 +137,7 @@ async def densify(
     def read(text: str) -> tuple[str, str]:
         return read_denser(task, fields, text) if drafts else ("", read_check(task, fields, text))
 
-    request = check_request(task, fields, prompt, parameters.sampling)
+    request = answer_request(task, fields, prompt, parameters.sampling)
     responses: list[Response | Failure] = []
     drafts: list[tuple[str, str]] = []
     prompt_runs = set(ngrams(tokens(prompt.densify.user), _REPEATED_WORDS))
@@ -159,12 +148,12 @@ async def densify(
             # A weak teacher forgets the item after some turns.
             draft = Rejection("repeats_prompt", draft[1])
         if isinstance(draft, Rejection):
-            return draft, _with_costs(responses), {}
+            return draft, responses, {}
         drafts.append(draft)
         request = densify_request(task, request, draft, number + 1, parameters.rounds, prompt.densify)
     rounds = [{"missing": missing, "answer": answer} for missing, answer in drafts]
     details = {"drafts": json.dumps(rounds, ensure_ascii=False)}
-    return Example(dict(fields), drafts[-1][1]), _with_costs(responses), details
+    return Example(dict(fields), drafts[-1][1]), responses, details
 
 
 def _with_costs(responses: Sequence[Response | Failure]) -> Response | Failure:

@@ -10,10 +10,10 @@ import pandas as pd
 from rebase.generation.cost_estimate import CostEstimate, estimate_requests
 from rebase.generation.cues import can_be_guided, find_cue, source_text_columns
 from rebase.generation.prompts.requests import (
-    answer_requests,
-    check_request,
+    answer_request,
     cot_request,
     densify_request,
+    evaluation_requests,
     label_requests,
     transform_request,
 )
@@ -48,7 +48,7 @@ def estimate_cost(
     # The task's examples stand for those that will be generated.
     examples = list(islice(cycle(task.examples), min(transform.max_examples, len(requests))))
     if transform.consistency_filter:
-        requests = [check_request(task, example, transform_prompt.check, transform.sampling) for example in examples]
+        requests = [answer_request(task, example, transform_prompt.check, transform.sampling) for example in examples]
         stages["consistency_filter"] = estimate_requests(requests, 0, _responses(task, "answer"), per_character)
     if task.cot:
         requests = [
@@ -89,7 +89,7 @@ def estimate_comparison(
     labels = [request for example in examples for request in _label_requests(task, example, distil_prompt, distil)]
     label = ("rationale", "answer") if distil.style == "cot" else ("answer",)
     items, _ = select_items(task, evaluation_items, evaluate.limit)
-    answers = answer_requests(task, map(json.loads, items["fields"]), distil_prompt)
+    answers = evaluation_requests(task, map(json.loads, items["fields"]), distil_prompt)
     answer = ("rationale", "answer") if task.cot else ("answer",)
     synthesize = stages["transform"]
     if "consistency_filter" in stages:

@@ -10,7 +10,7 @@ import pandas as pd
 from rebase.errors import RebaseError
 from rebase.generation.generate import generate_all
 from rebase.generation.prompts.parsing import read_check, read_rationale
-from rebase.generation.prompts.requests import answer_requests
+from rebase.generation.prompts.requests import evaluation_requests
 from rebase.generation.prompts.templates import DistilPrompt
 from rebase.parameters import EvaluateParameters
 from rebase.records import Task, summarize_stage
@@ -46,7 +46,7 @@ def predict_teacher(
     started = time.monotonic()
     items, rejected = select_items(task, evaluation_items, parameters.limit)
     fields = [json.loads(text) for text in items["fields"]]
-    requests = answer_requests(task, fields, distil_prompt)
+    requests = evaluation_requests(task, fields, distil_prompt)
     responses, usage = generate_all(
         teacher, requests, CachedSession.generate, _is_complete, stage="teacher answers", total=len(requests)
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.generation.filters import Candidate, contamination_filter, protected_texts
+from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.generation.mixing import mix
 from rebase.parameters import ContaminationParameters, MixParameters
 from rebase.records import EXAMPLE_COLUMNS, Task, summarize_stage
@@ -52,20 +52,19 @@ def mix_examples(
             f"mix.weights: there are no {' and no '.join(missing)} of task {task.name!r}. Set the weight to 0, or\n"
             f"{remedies}"
         )
-    contaminated = 0
+    rejected: Counter[str] = Counter()
     if "real_examples" in parameters.weights:
-        protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
-        row_filter = contamination_filter(protected, contamination.ngram)
-        is_clean = [row_filter(Candidate.of(json.loads(fields))) is None for fields in real_items["fields"]]
-        contaminated = len(is_clean) - sum(is_clean)
+        contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
+        is_clean = [contaminated.reject(json.loads(fields)) is None for fields in real_items["fields"]]
+        rejected = Counter(contamination=is_clean.count(False))
         tables["real_examples"] = as_examples(real_items[is_clean])
-    mixed, rejected = mix(tables, parameters.weights, parameters.size, parameters.seed)
+    mixed, outside = mix(tables, parameters.weights, parameters.size, parameters.seed)
     # Not all examples have a rationale; train reads both columns.
     mixed = mixed.reindex(columns=list(dict.fromkeys([*mixed, "rationale", "agreement"])))
     summary = summarize_stage(
         "mix",
         kept=len(mixed),
-        rejected=Counter(contamination=contaminated) + rejected,
+        rejected=rejected + outside,
         seconds=time.monotonic() - started,
         origins=mixed["origin"].value_counts().to_dict(),
     )

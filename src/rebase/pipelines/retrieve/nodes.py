@@ -15,20 +15,12 @@ from rebase.datastore.encoder import Encoder
 from rebase.datastore.search import Ranking, TaskVectors, check_encoder, search_exact
 from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError
-from rebase.generation.filters import (
-    Candidate,
-    Duplicates,
-    Filter,
-    Rejection,
-    contamination_filter,
-    duplicate_filter,
-    exclusion_filter,
-    find_passage,
-    license_filter,
-    passage_filter,
-    protected_texts,
-    share_filter,
-)
+from rebase.generation.filters.base import Candidate, Rejection
+from rebase.generation.filters.contamination import ContaminationFilter
+from rebase.generation.filters.duplicates import Duplicates
+from rebase.generation.filters.exclusion import reject_excluded
+from rebase.generation.filters.licenses import reject_license
+from rebase.generation.filters.passages import find_passage, reject_without_passage
 from rebase.parameters import ContaminationParameters, RetrieveParameters
 from rebase.records import RETRIEVAL_REJECTED_COLUMNS, ROW_COLUMNS, Task, summarize_stage
 
@@ -148,7 +140,7 @@ def _filter_ranked(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The ``top_n`` best rows that pass the filters, and the rows rejected before enough had passed."""
     duplicates = Duplicates(parameters.near_duplicate)
-    row_filter, remember = _filters(task, duplicates, evaluation_items, parameters, contamination)
+    reject, remember = _filters(task, duplicates, evaluation_items, parameters, contamination)
     kept: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     with tqdm(total=parameters.top_n, desc="retrieve", unit="row") as bar:
@@ -156,7 +148,7 @@ def _filter_ranked(
             candidate = Candidate(
                 row["row_id"], row["dataset"], row["license"], json.loads(row["row"]), row["content_hash"]
             )
-            if rejection := row_filter(candidate):
+            if rejection := reject(candidate):
                 rejected.append({"rank": rank, "row_id": candidate.row_id, "dataset": candidate.dataset,
                                  "score": scores["score"], "reason": rejection.reason,
                                  "detail": rejection.detail})  # fmt: skip
@@ -178,28 +170,27 @@ def _filters(
     evaluation_items: pd.DataFrame,
     parameters: RetrieveParameters,
     contamination: ContaminationParameters,
-) -> tuple[Filter, Callable[[Candidate], None]]:
+) -> tuple[Callable[[Candidate], Rejection | None], Callable[[Candidate], None]]:
     """All filters as one, in the order of docs/method.md, and a function to call with each row that passed."""
     kept: Counter[str] = Counter()
     limit = max(1, int(parameters.max_dataset_share * parameters.top_n))
-    protected = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
-    filters = [
-        exclusion_filter(task),
-        license_filter(parameters.licenses),
-        contamination_filter(protected, contamination.ngram),
-        *([passage_filter(parameters)] if task.passage else []),
-        duplicate_filter(duplicates),
-        share_filter(kept, limit),
-    ]
+    contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
 
-    def row_filter(candidate: Candidate) -> Rejection | None:
-        return next((rejection for one in filters if (rejection := one(candidate))), None)
+    def reject(row: Candidate) -> Rejection | None:
+        return (
+            reject_excluded(row, task)
+            or reject_license(row, parameters.licenses)
+            or contaminated.reject(row.cells)
+            or (reject_without_passage(row, parameters) if task.passage else None)
+            or duplicates.reject(row)
+            or (Rejection("dataset_share", row.dataset) if kept[row.dataset] >= limit else None)
+        )
 
-    def remember(candidate: Candidate) -> None:
-        duplicates.keep(candidate)
-        kept[candidate.dataset] += 1
+    def remember(row: Candidate) -> None:
+        duplicates.keep(row)
+        kept[row.dataset] += 1
 
-    return row_filter, remember
+    return reject, remember
 
 
 def _read(parts: Iterator[pd.DataFrame], rows: Shards) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

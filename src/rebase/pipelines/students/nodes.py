@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.generation.filters import remove_excluded
+from rebase.generation.filters.exclusion import remove_excluded
 from rebase.parameters import EvaluateParameters, StudentsParameters, TrainParameters
 from rebase.records import Adapter, Task, summarize_stage
 from rebase.student.answering import EXPERT, STUDENT, answer_items

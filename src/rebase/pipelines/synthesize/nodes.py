@@ -1,7 +1,6 @@
 """Synthesize: examples without a source row, for as many requests as transform used (docs/method.md section 9)."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +8,8 @@ import pandas as pd
 
 from rebase.errors import RebaseError
 from rebase.generation.cues import can_be_guided, choose_cue
-from rebase.generation.filters import Candidate, Filter, Rejection, contamination_filter, protected_texts
+from rebase.generation.filters.base import Rejection
+from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.generation.generate import (
     ExampleStage,
     GenerationResult,
@@ -18,10 +18,10 @@ from rebase.generation.generate import (
     verify,
 )
 from rebase.generation.prompts.parsing import Example, read_example, read_synthesized
-from rebase.generation.prompts.requests import ask_request, synthesize_request, without_passage
-from rebase.generation.prompts.templates import AskPrompt, SynthesizePrompt, TransformPrompt
+from rebase.generation.prompts.requests import ask_request, synthesize_request
+from rebase.generation.prompts.templates import SynthesizePrompt, TransformPrompt
 from rebase.generation.verification import ProtectedTexts
-from rebase.parameters import ContaminationParameters, SamplingParameters, SynthesizeParameters
+from rebase.parameters import ContaminationParameters, SynthesizeParameters
 from rebase.records import Task
 from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
@@ -52,86 +52,60 @@ def synthesize_examples(
         RebaseError: No example passed, the teacher answers no request, or transform used no requests.
 
     """
-    stage = ExampleStage("synthesize", task, teacher, synthesize_prompt)
-    sampling = parameters.sampling
-    guided = parameters.guided and task.passage is not None and can_be_guided(task)
-    consistency_filter = bool(transform_summary.get("consistency_filter"))
-    protected = ProtectedTexts.of(without_passage(task), evaluation_items["query"], contamination.ngram)
-    items = protected_texts(task, evaluation_items["fields"], evaluation_items["references"])
-    row_filter = contamination_filter(items, contamination.ngram)
-
-    async def generate(session: CachedSession, number: int) -> GenerationResult:
-        request = synthesize_request(task, number, synthesize_prompt, sampling, guided=guided)
-        response = await session.generate(request)
-        example = read_response(response, lambda text: read_synthesized(task, text, guided=guided))
-        result = GenerationResult({"row_id": f"synthesized-{number:05d}"}, response, example)
-        if guided and isinstance(example, Example):
-            result = await _add_question(session, task, result, example, transform_prompt.ask, sampling)
-        if isinstance(result.outcome, Example):
-            result = replace(result, outcome=_verify(task, result.outcome, protected, row_filter))
-        if consistency_filter:
-            return await apply_consistency_filter(session, task, result, transform_prompt.check, sampling)
-        return result
-
-    used = transform_summary["usage"]
-    budget, affordable = match_requests(used, 1 + guided + consistency_filter)
-    stage.generate(
-        range(1, budget + 1),
-        generate,
-        budget,
-        lambda kept, rejected, usage: min(teacher.concurrency, affordable(usage)),
-    )
-    advice = (
-        f"Check the instruction and the examples of the task and {synthesize_prompt.path}, or use a stronger teacher."
-    )
-    tables = stage.conclude(advice)
-    if stage.usage.over_budget:
-        logger.warning(
-            "synthesize: %s. It has used %d responses, transform %d: its share is smaller",
-            teacher.budget.explain(), stage.usage.responses + stage.usage.cached, used["used"],
-        )  # fmt: skip
-    return tables
-
-
-async def _add_question(
-    session: CachedSession,
-    task: Task,
-    result: GenerationResult,
-    written: Example,
-    prompt: AskPrompt,
-    sampling: SamplingParameters,
-) -> GenerationResult:
-    """Request the question for a span of the passage that the teacher wrote."""
-    passage = written.fields[str(task.passage)]
-    cue = choose_cue(passage, seed=result.item["row_id"])
-    if cue is None:
-        return replace(result, outcome=Rejection("no_cue"))
-    response = await session.generate(ask_request(task, cue, prompt, sampling))
-    example = read_response(response, lambda text: read_example(task, text, passage, cue))
-    if isinstance(response, Response) and isinstance(result.response, Response):
-        response = response.with_cost_of(result.response)
-    return GenerationResult(result.item, response, example or Rejection("invalid_response"))
-
-
-def _verify(task: Task, example: Example, protected: ProtectedTexts, row_filter: Filter) -> Example | Rejection:
-    outcome = verify(task, example, protected)
-    if task.passage is None or isinstance(outcome, Rejection):
-        return outcome
-    # A written passage must not copy an example's, and must pass the filter that rows pass.
-    outcome = verify(without_passage(task), outcome, protected)
-    if isinstance(outcome, Rejection):
-        return outcome
-    return row_filter(Candidate.of({task.passage: outcome.fields[task.passage]})) or outcome
-
-
-def match_requests(transform_usage: dict[str, Any], requests_per_example: int) -> tuple[int, Callable[[Usage], int]]:
-    """The number of requests that transform used, and a function of the usage: how many more examples they allow.
-
-    The repair of a response belongs to its request. Raises RebaseError if transform used none.
-    """
-    budget = transform_usage["used"] - transform_usage["repaired"]
+    # The repair of a response belongs to its request.
+    budget = transform_summary["usage"]["used"] - transform_summary["usage"]["repaired"]
     if not budget:
         raise RebaseError(
             "synthesize: transform used no requests, so there is no budget to match. Run transform first."
         )
-    return budget, lambda usage: (budget - (usage.responses + usage.cached - usage.repaired)) // requests_per_example
+    stage = ExampleStage("synthesize", task, teacher, synthesize_prompt)
+    sampling = parameters.sampling
+    guided = parameters.guided and task.passage is not None and can_be_guided(task)
+    consistency_filter = bool(transform_summary.get("consistency_filter"))
+    requests_per_example = 1 + guided + consistency_filter
+    # A written passage must not copy an example's, and must pass the filter that rows pass.
+    written_task = task.model_copy(update={"passage": None})
+    protected = ProtectedTexts(written_task, evaluation_items["query"], contamination.ngram)
+    contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
+
+    async def add_question(session: CachedSession, result: GenerationResult, passage: str) -> GenerationResult:
+        """Request the question for a span of the passage that the teacher wrote."""
+        cue = choose_cue(passage, seed=result.item["row_id"])
+        if cue is None:
+            return replace(result, outcome=Rejection("no_cue"))
+        response = await session.generate(ask_request(task, cue, transform_prompt.ask, sampling))
+        example = read_response(response, lambda text: read_example(task, text, passage, cue))
+        if isinstance(response, Response) and isinstance(result.response, Response):
+            response = response.with_cost_of(result.response)
+        return replace(result, response=response, outcome=example or Rejection("invalid_response"))
+
+    async def generate(session: CachedSession, number: int) -> GenerationResult:
+        response = await session.generate(synthesize_request(task, number, synthesize_prompt, sampling, guided=guided))
+        example = read_response(response, lambda text: read_synthesized(task, text, guided=guided))
+        result = GenerationResult({"row_id": f"synthesized-{number:05d}"}, response, example)
+        if guided and isinstance(example, Example):
+            result = await add_question(session, result, example.fields[str(task.passage)])
+        outcome = verify(task, result.outcome, protected)
+        if task.passage and isinstance(outcome, Example):
+            outcome = verify(written_task, outcome, protected)
+        if task.passage and isinstance(outcome, Example):
+            outcome = contaminated.reject({task.passage: outcome.fields[task.passage]}) or outcome
+        result = replace(result, outcome=outcome)
+        if consistency_filter:
+            return await apply_consistency_filter(session, task, result, transform_prompt.check, sampling)
+        return result
+
+    def concurrency(kept: int, rejected: int, usage: Usage) -> int:
+        remaining = budget - (usage.responses + usage.cached - usage.repaired)
+        return min(teacher.concurrency, remaining // requests_per_example)
+
+    stage.generate(range(1, budget + 1), generate, budget, concurrency)
+    tables = stage.conclude(
+        f"Check the instruction and the examples of the task and {synthesize_prompt.path}, or use a stronger teacher."
+    )
+    if stage.usage.over_budget:
+        logger.warning(
+            "synthesize: %s. It has used %d responses, transform %d: its share is smaller",
+            teacher.budget.explain(), stage.usage.responses + stage.usage.cached, transform_summary["usage"]["used"],
+        )  # fmt: skip
+    return tables

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.generation.filters import remove_excluded
+from rebase.generation.filters.exclusion import remove_excluded
 from rebase.parameters import TrainParameters
 from rebase.records import Adapter, Task
 from rebase.student.experts import format_examples, train_expert

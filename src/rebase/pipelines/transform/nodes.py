@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from rebase.generation.cues import Guidance, can_be_guided, find_cue, source_text_columns
-from rebase.generation.filters import Rejection
+from rebase.generation.filters.base import Rejection
 from rebase.generation.generate import (
     ExampleStage,
     GenerationResult,
@@ -18,7 +18,7 @@ from rebase.generation.generate import (
     verify,
 )
 from rebase.generation.prompts.parsing import Example, read_example
-from rebase.generation.prompts.requests import cut_columns, transform_request
+from rebase.generation.prompts.requests import transform_request, visible_cells
 from rebase.generation.prompts.templates import TransformPrompt
 from rebase.generation.verification import ProtectedTexts, names_label
 from rebase.parameters import ContaminationParameters, TransformParameters
@@ -54,7 +54,7 @@ def transform_rows(
     """
     stage = ExampleStage("transform", task, teacher, transform_prompt)
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
-    protected = ProtectedTexts.of(task, evaluation_items["query"], contamination.ngram)
+    protected = ProtectedTexts(task, evaluation_items["query"], contamination.ngram)
     guided = parameters.guided and can_be_guided(task)
     columns = source_text_columns(rows) if guided else {}
 
@@ -64,7 +64,8 @@ def transform_rows(
             return GenerationResult(row, None, Rejection("no_cue"))
         response = await session.generate(transform_request(task, row, transform_prompt, parameters, cue))
         outcome = _read_outcome(task, row, response, cue, protected)
-        result = GenerationResult(row, response, outcome, tuple(cut_columns(task, row, parameters, cue)))
+        _, cut = visible_cells(task, row, parameters, cue)
+        result = GenerationResult(row, response, outcome, {"cut": json.dumps(cut, ensure_ascii=False)})
         if parameters.consistency_filter:
             return await apply_consistency_filter(session, task, result, transform_prompt.check, parameters.sampling)
         return result
@@ -76,11 +77,11 @@ def transform_rows(
     stage.generate(rows, generate, parameters.max_examples, concurrency)
     unused = rows[len(stage.kept) + len(stage.rejected) :]
     stage.rejected += [rejected_line(row, Rejection("not_needed")) for row in unused]
-    advice = (
+    tables = stage.conclude(
         f"Check the instruction and the examples of the task and {transform_prompt.path}, use a stronger teacher, or "
-        "retrieve more rows (`retrieve.top_n`)."
+        "retrieve more rows (`retrieve.top_n`).",
+        consistency_filter=parameters.consistency_filter,
     )
-    tables = stage.conclude(advice, consistency_filter=parameters.consistency_filter)
     if len(stage.kept) < parameters.max_examples:
         logger.warning("transform: %d examples passed, %d were wanted", len(stage.kept), parameters.max_examples)
     return tables
@@ -93,10 +94,9 @@ def _read_outcome(
     example = read_response(response, lambda text: read_example(task, text, row["passage"], cue))
     if example is None:
         return Rejection("unfit_row")
-    outcome = verify(task, example, protected) if isinstance(example, Example) else example
+    outcome = verify(task, example, protected)
     if isinstance(outcome, Example) and task.answer.labels and cue:
+        # A weak teacher guesses if the row does not contain the label.
         cells = map(str, json.loads(row["row"]).values())
-        if not names_label(outcome.answer, cells):
-            # A weak teacher guesses if the row does not contain the label.
-            return Rejection("label_not_in_row", outcome.answer)
+        return outcome if names_label(outcome.answer, cells) else Rejection("label_not_in_row", outcome.answer)
     return outcome
