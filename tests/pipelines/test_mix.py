@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from rebase.datasets import RealDataset
 from rebase.errors import RebaseError
 from rebase.parameters import ContaminationParameters, MixParameters
 from rebase.pipelines.cot import create_pipeline as cot
@@ -13,6 +14,7 @@ from rebase.pipelines.mix.nodes import mix_examples
 from rebase.pipelines.synthesize import create_pipeline as synthesize
 from rebase.pipelines.transform import create_pipeline as transform
 from rebase.records import EXAMPLE_COLUMNS
+from tests.shipped import RAW, shipped_task
 
 
 def examples(name, count, **more):
@@ -64,6 +66,20 @@ def test_real_examples_are_screened_and_answered_by_people(reading_task):
     assert set(real["dataset"]) == {"own.jsonl"}
     assert summary["rejected"] == {"contamination": 2}
     assert frame["agreement"].isna().all()
+
+
+def test_real_rows_without_a_gold_answer_are_counted(tmp_path):
+    file = tmp_path / "own.jsonl"
+    rows = [{"context": f"The owl of barn {n} sleeps.", "question": "Who?", "answers": ["owl"][n:]} for n in range(3)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    real = RealDataset(str(RAW / "tasks"), "reading_qa", str(file)).load()
+    parameters = MixParameters.model_validate({"weights": {"real_examples": 1}, "size": None, "seed": 1})
+    empty = pd.DataFrame()
+    frame, summary = mix_examples(
+        shipped_task("reading_qa"), empty, empty, empty, real, items(1), parameters, ContaminationParameters(ngram=13)
+    )
+    assert len(frame) == 1
+    assert (summary["in"], summary["kept"], summary["rejected"]) == (3, 1, {"no_gold": 2})
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def mix_examples(
     if "real_examples" in parameters.weights:
         contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
         is_clean = [contaminated.reject(json.loads(fields)) is None for fields in real_items["fields"]]
-        rejected = Counter(contamination=is_clean.count(False))
+        rejected = Counter(real_items.attrs.get("rejected", {}), contamination=is_clean.count(False))
         tables["real_examples"] = as_examples(real_items[is_clean])
     mixed, outside = mix(tables, parameters.weights, parameters.size, parameters.seed)
     # Not all examples have a rationale; train reads both columns.
