@@ -99,16 +99,16 @@ class RayEngine:
                 pool.start(_Job(_OPENING))
             while pool.assign(jobs):
                 done = ray.wait(list(pool.running))[0][0]
-                worker, job = pool.running.pop(done)
+                worker, job = pool.running[done]
                 try:
                     result = ray.get(done)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from error
                 except ray.exceptions.RayError as error:  # The worker died, or its result was lost with its machine.
                     ray.kill(worker)
-                    jobs = chain(pool.replace(worker, job, error), jobs)
+                    jobs = chain(pool.replace(worker, error), jobs)
                     continue
-                pool.finish(worker, job)
+                pool.finish(done)
                 if job.item is not _OPENING:
                     yield result
             closing = [worker.close.remote() for worker in set(pool.free)]
@@ -218,21 +218,23 @@ class _WorkerPool:
             self.running[worker.work.remote(job.item)] = worker, job
         return not self.free or any(job.item is not _OPENING for _, job in self.running.values())
 
-    def finish(self, worker: Any, job: _Job) -> None:
+    def finish(self, reference: Any) -> None:
         """Free the worker. After opening, it can be given one item more than it has threads, so that it never waits."""
+        worker, job = self.running.pop(reference)
         self.free.extend([worker] * (self._threads + 1 if job.item is _OPENING else 1))
 
-    def replace(self, worker: Any, job: _Job, error: Exception) -> list[_Job]:
-        """Replace a worker that died at a job; return the jobs to assign again.
+    def replace(self, worker: Any, error: Exception) -> list[_Job]:
+        """Replace a worker that died; return the jobs to assign again.
 
-        Raises RebaseError if too many workers died of that job.
+        Its earliest jobs are suspected, since Ray may report the loss of a later one first. Raises RebaseError if too
+        many workers died of one job.
         """
         references = [reference for reference, (owner, _) in self.running.items() if owner is worker]
-        lost = [job, *(self.running.pop(reference)[1] for reference in references)]
+        lost = [self.running.pop(reference)[1] for reference in references]
         suspects = lost[: self._threads]  # The others had not started.
         for suspect in suspects:
             suspect.deaths += 1
-        if job.deaths == _MAX_DEATHS:
+        if max(suspect.deaths for suspect in suspects) == _MAX_DEATHS:
             raise RebaseError(
                 f"engine: {_MAX_DEATHS} workers died one after another at {' or '.join(map(str, suspects))}: out of "
                 "memory, or a library crashed. Give workers more memory, or remove this dataset, and run again. "
@@ -240,7 +242,7 @@ class _WorkerPool:
             ) from error
         self.workers.remove(worker)
         self.free = deque(other for other in self.free if other is not worker)
-        self.start(job if job.item is _OPENING else _Job(_OPENING))
+        self.start(lost[0] if lost[0].item is _OPENING else _Job(_OPENING))
         return [lost_job for lost_job in lost if lost_job.item is not _OPENING]
 
 
