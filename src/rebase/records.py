@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from rebase.errors import RebaseError
 from rebase.text import NUMBER, normalize
@@ -172,10 +172,7 @@ class Task(Strict):
 
         Number examples lose their thousands separators.
         """
-        try:
-            task = cls.model_validate(data)
-        except ValidationError as error:
-            raise RebaseError(f"{where}: not a valid task.\n{explain_validation(error)}") from None
+        task: Task = validated(cls, data, f"{where}: not a valid task.")
         if task.answer.type != "number":
             return task
         examples = tuple({**example, "answer": example["answer"].replace(",", "")} for example in task.examples)
@@ -241,9 +238,13 @@ class Untrained:
     reason: str
 
 
-def explain_validation(error: ValidationError) -> str:
-    """Return one line per wrong field: where it is and what is wrong with it."""
-    return "\n".join(
-        f"  {'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg'].removeprefix('Value error, ')}"
-        for item in error.errors(include_url=False)
-    )
+def validated(kind: Any, data: Any, problem: str) -> Any:
+    """Validate ``data`` as a pydantic type. The RebaseError says ``problem``, then each wrong field on a line."""
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors(include_url=False)
+        ]
+        raise RebaseError("\n".join([problem, *lines])) from None

@@ -20,7 +20,7 @@ from rich.console import Console
 from rebase.errors import RebaseError
 from rebase.generation.filters.exclusion import why_excluded
 from rebase.generation.prompts.requests import cot_request
-from rebase.generation.prompts.templates import CotPrompt
+from rebase.generation.prompts.templates import SolvePrompt
 from rebase.parameters import CotParameters, ExcludeParameters
 from rebase.records import Adapter, Task
 from rebase.reporting.console import visible
@@ -28,7 +28,7 @@ from rebase.reporting.run_tables import TABLES, RunTables, read_run
 from rebase.reporting.trace import trace
 from rebase.reporting.trace_view import render_trace
 from rebase.student.adapters import ORIGIN
-from rebase.teacher.budget import PriceTable
+from rebase.teacher.budget import Price, PriceTable
 from rebase.teacher.protocol import Message, Request, Response, Sampling
 from rebase.teacher.response_cache import ResponseCache
 from tests.test_end_to_end import copy_of_project, kedro, outputs
@@ -310,7 +310,7 @@ def loader(folder: Path) -> Callable[[str], Any]:
 
     class Teacher:
         path = folder / "responses.sqlite"
-        prices = PriceTable.parse({"as_of": "2026-01-01", "models": {"anthropic": {"m": {"input": 1, "output": 2}}}})
+        prices = PriceTable(as_of="2026-01-01", models={"anthropic": {"m": Price(input=1, output=2)}})
 
     entries: dict[str, Any] = {
         **tables(),
@@ -372,13 +372,13 @@ def test_an_empty_catalog_is_told_in_one_message() -> None:
 def test_the_responses_behind_a_rationale_are_found(tmp_path: Path, reading_task: Task) -> None:
     load = loader(tmp_path)
     entries = load.entries  # type: ignore[attr-defined]
-    prompt = CotPrompt(version=1, system="{instruction}", user="{query} {data}{cut}")
+    prompt = SolvePrompt(version=1, system="{instruction}", user="{query} {data}{cut}")
     cot = {"samples": 2, "on_disagreement": "reject", "max_row_tokens": 50,
            "sampling": {"temperature": 0.3, "max_tokens": 80}}  # fmt: skip
     shown = tuple(example | {"rationale": "So."} for example in reading_task.examples)
     task = reading_task.model_copy(update={"cot": True, "examples": shown})
-    fields = json.dumps({"context": "The owl sleeps.", "question": "Where?"})
-    entries["examples"] = entries["examples"].assign(fields=fields)
+    fields = {"context": "The owl sleeps.", "question": "Where?"}
+    entries["examples"] = entries["examples"].assign(fields=json.dumps(fields))
     entries |= {"task": task, "cot_prompt": prompt, "params:cot": cot}
     entries["teacher"].provider, entries["teacher"].model = "anthropic", "m"
 
@@ -386,8 +386,7 @@ def test_the_responses_behind_a_rationale_are_found(tmp_path: Path, reading_task
         return trace("birds/a/train/0", read_run(load))["examples"][0]["reasoning_responses"]
 
     assert "not cached" in found()
-    example, row = entries["examples"].iloc[0].to_dict(), rows().iloc[0].to_dict()
-    request = cot_request(task, example, row, prompt, CotParameters.model_validate(cot), 1)
+    request = cot_request(task, fields, rows().iloc[0].to_dict(), prompt, CotParameters.model_validate(cot), 1)
     with closing(ResponseCache(tmp_path / "responses.sqlite")) as store:
         store.put(request, Response(request.key("anthropic", "m"), "It is night.", "stop", 7, 3), "anthropic", "m")
     assert [response["raw_output"] for response in found()] == ["It is night."]

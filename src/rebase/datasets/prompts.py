@@ -9,12 +9,12 @@ from kedro.io import AbstractDataset
 from rebase.datasets.inputs import ReadOnly
 from rebase.datasets.previews import TextPreview
 from rebase.errors import RebaseError
-from rebase.generation.prompts.templates import CotPrompt, DistilPrompt, Prompt, SynthesizePrompt, TransformPrompt
+from rebase.generation.prompts.templates import DistilPrompt, Prompt, SolvePrompt, SynthesizePrompt, TransformPrompt
 from rebase.judging.llm_judge import PairPrompt, RubricPrompt
 
 _KINDS: dict[str, type[Prompt]] = {
     "transform": TransformPrompt,
-    "cot": CotPrompt,
+    "cot": SolvePrompt,
     "synthesize": SynthesizePrompt,
     "distil": DistilPrompt,
     "judge_rubric": RubricPrompt,

@@ -4,20 +4,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from kedro.io import AbstractDataset
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from rebase.datasets.inputs import Handle
 from rebase.errors import RebaseError
-from rebase.records import Strict, explain_validation
+from rebase.records import Strict, validated
 from rebase.student.handle import Student
 
 
 class _Entry(Strict):
     model: str = Field(min_length=1)
     revision: str | None = None
-
-
-_ENTRIES = TypeAdapter(Annotated[list[_Entry], Field(min_length=1)])
 
 
 class StudentDataset(Handle, AbstractDataset[Any, Student]):
@@ -65,13 +62,8 @@ class StudentsDataset(Handle, AbstractDataset[Any, tuple[Student, ...]]):
         self.metadata = metadata
 
     def load(self) -> tuple[Student, ...]:
-        try:
-            entries = _ENTRIES.validate_python(self._students)
-        except ValidationError as error:
-            raise RebaseError(
-                "`students` of globals.yml is not a list of entries {model: NAME, revision: COMMIT}.\n"
-                f"{explain_validation(error)}"
-            ) from None
+        problem = "`students` of globals.yml is not a list of entries {model: NAME, revision: COMMIT}."
+        entries = validated(Annotated[list[_Entry], Field(min_length=1)], self._students, problem)
         if repeated := [entry.model for index, entry in enumerate(entries) if entry in entries[:index]]:
             raise RebaseError(f"`students` of globals.yml lists {', '.join(repeated)} twice. Remove one entry.")
         return tuple(Student(entry.model, entry.revision, *self._settings) for entry in entries)

@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from kedro.io import AbstractDataset
-from pydantic import ValidationError
 
 from rebase.datasets.inputs import Handle
-from rebase.errors import RebaseError
-from rebase.records import explain_validation
+from rebase.records import validated
 from rebase.reporting.redaction import public
 from rebase.teacher.budget import Budget, PriceTable
 from rebase.teacher.cache_file import use_earlier_file
@@ -58,10 +56,7 @@ class TeacherDataset(Handle, AbstractDataset[Any, CachedTeacher]):
         return self._filepath
 
     def load(self) -> CachedTeacher:
-        try:
-            settings = TeacherSettings.model_validate(self._settings)
-        except ValidationError as error:
-            raise RebaseError(f"teacher (globals.yml or --params) is wrong:\n{explain_validation(error)}") from None
+        settings = validated(TeacherSettings, self._settings, "teacher (globals.yml or --params) is wrong:")
         teacher = find_provider(settings.provider).from_settings(
             settings,
             key=self._credentials.get(settings.provider),
@@ -69,7 +64,7 @@ class TeacherDataset(Handle, AbstractDataset[Any, CachedTeacher]):
             model_folder=self._folder,
             dtype=self._dtype,
         )
-        prices = PriceTable.parse(self._prices)
+        prices = validated(PriceTable, self._prices, "globals.yml, prices: not a valid table.")
         if self._budget is None:
             self._budget = Budget(settings, price_of(teacher, prices))
         return CachedTeacher(teacher, self._filepath, self._budget, prices, settings.batch)

@@ -2,64 +2,52 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from rebase.teacher.budget import Price
 from rebase.teacher.protocol import Request
 from rebase.text import approximate_tokens
 
-#: A quantity from low to high.
-Range = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class CostEstimate:
-    """The number of requests, and the tokens of all of them."""
-
-    requests: Range
-    input_tokens: Range
-    output_tokens: Range
-
-    @classmethod
-    def of(cls, summary: Mapping[str, Any]) -> "CostEstimate":
-        """Read what ``summary`` wrote."""
-        return cls(*(tuple(summary[name]) for name in ("requests", "input_tokens", "output_tokens")))
-
-    def __add__(self, other: "CostEstimate") -> "CostEstimate":
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return CostEstimate(*((low + other_low, high + other_high) for (low, high), (other_low, other_high) in pairs))
-
-    def dollars(self, price: Price | None, *, batch: bool = False) -> list[float] | None:
-        """The cost, low and high; None without a price."""
-        tokens = zip(self.input_tokens, self.output_tokens, strict=True)
-        return [price.dollars(read, written, batch=batch) for read, written in tokens] if price else None
-
-    def summary(self, price: Price | None) -> dict[str, Any]:
-        """The estimate as JSON, each quantity as ``[low, high]``."""
-        return {name: list(quantity) for name, quantity in vars(self).items()} | {
-            "dollars": self.dollars(price),
-            "dollars_batch": self.dollars(price, batch=True),
-        }
+_QUANTITIES = ("requests", "input_tokens", "output_tokens")
 
 
 def estimate_requests(
     requests: Sequence[Request], minimum: int, responses: Sequence[str], tokens_per_character: float | None
-) -> CostEstimate:
+) -> np.ndarray:
     """Estimate a stage that sends at least the first ``minimum`` of the requests, and at most all.
 
     ``responses`` are rendered from the task's examples and bound the length of a response. ``tokens_per_character`` is
     what the provider counted for earlier prompts; without it ``approximate_tokens`` counts.
+
+    Returns ``[3, 2]``: requests, input tokens and output tokens, each low and high. Estimates can be added.
     """
     read = [input_tokens(request, tokens_per_character) for request in requests]
     written = [approximate_tokens(response) for response in responses]
     minimum = min(minimum, len(requests))
     limit = min((request.sampling.max_tokens for request in requests), default=0)
-    return CostEstimate(
-        (minimum, len(requests)),
-        (round(sum(read[:minimum])), round(sum(read))),
-        (minimum * min(limit, *written), len(requests) * min(limit, max(written))),
+    return np.array(
+        [
+            (minimum, len(requests)),
+            (round(sum(read[:minimum])), round(sum(read))),
+            (minimum * min(limit, *written), len(requests) * min(limit, max(written))),
+        ]
     )
+
+
+def summarize_estimate(estimate: np.ndarray, price: Price | None) -> dict[str, Any]:
+    """The estimate as JSON, each quantity as ``[low, high]``; without a price there are no dollars."""
+    dollars = {
+        name: [price.dollars(*tokens, batch=batch) for tokens in estimate[1:].T.tolist()] if price else None
+        for name, batch in (("dollars", False), ("dollars_batch", True))
+    }
+    return dict(zip(_QUANTITIES, estimate.tolist(), strict=True)) | dollars
+
+
+def read_estimate(summary: Mapping[str, Any]) -> np.ndarray:
+    """Read what ``summarize_estimate`` wrote."""
+    return np.array([summary[name] for name in _QUANTITIES])
 
 
 def input_tokens(request: Request, tokens_per_character: float | None) -> float:

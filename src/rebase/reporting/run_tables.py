@@ -161,7 +161,8 @@ def read_run(load: Callable[..., Any], env: str | None = None, task: str | None 
             parameters = CotParameters.model_validate(_as_mapping(load("params:cot")))
         except RebaseError:
             return []
-        requests = [cot_request(task, example, row, prompt, parameters, k) for k in range(parameters.samples)]
+        fields = json.loads(example["fields"])
+        requests = [cot_request(task, fields, row, prompt, parameters, k) for k in range(parameters.samples)]
         responses = (find_response(request.key(teacher.provider, teacher.model)) for request in requests)
         return [response for response in responses if response]
 

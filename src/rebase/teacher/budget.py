@@ -6,10 +6,9 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from rebase.errors import RebaseError
-from rebase.records import Strict, explain_validation
+from rebase.records import Strict
 from rebase.teacher.protocol import Failure, Request, Response
 from rebase.teacher.settings import BudgetSettings
 
@@ -42,14 +41,6 @@ class PriceTable(Strict):
 
     as_of: str
     models: dict[str, dict[str, Price]]
-
-    @classmethod
-    def parse(cls, data: Any) -> "PriceTable":
-        """Validate the table of globals.yml; a RebaseError names each wrong field."""
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise RebaseError(f"globals.yml, prices: not a valid table.\n{explain_validation(error)}") from None
 
     def find(self, provider: str, model: str) -> Price | None:
         """Return the price of a model, or None."""

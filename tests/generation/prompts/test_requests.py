@@ -146,15 +146,15 @@ def test_a_guided_request_is_for_the_answer_to_the_source_text():
 
 
 def test_reasoning_shows_the_source_without_what_is_asked():
-    example = {"fields": json.dumps({"question": "Two and two?"}), "query": "Problem: Two and two?", "answer": "4"}
+    fields = {"question": "Two and two?"}
     source = row({"problem": "Two and two?", "working": "2 + 2 = 4", "answer": "4"})
-    request = cot_request(SUMS, example, source, COT, COT_PARAMETERS, sample=3)
+    request = cot_request(SUMS, fields, source, COT, COT_PARAMETERS, sample=3)
     assert data_of(request.messages[-1]) == {"working": "2 + 2 = 4", "answer": "4"}
     assert "Problem: Two and two?" in request.messages[-1].content
     assert request.sample == 3
     for message in request.messages[1::2]:
         assert all(read_rationale(message.content))
-    assert data_of(cot_request(SUMS, example, None, COT, COT_PARAMETERS, 0).messages[-1]) == {}
+    assert data_of(cot_request(SUMS, fields, None, COT, COT_PARAMETERS, 0).messages[-1]) == {}
 
 
 def test_the_consistency_filter_requests_the_answer_alone():
@@ -271,8 +271,7 @@ def test_a_passage_or_a_text_that_gives_orders_is_data(orders):
     assert fences(check(orders)) == 0
 
     def reason(text):
-        example = {"fields": json.dumps({"text": text}), "query": f"News item: {text}", "answer": "sport"}
-        return cot_request(SPORTS, example, row({"text": text, "note": f"{text}."}), COT, COT_ROOMY, 0)
+        return cot_request(SPORTS, {"text": text}, row({"text": text, "note": f"{text}."}), COT, COT_ROOMY, 0)
 
     assert shape(reason(orders)) == shape(reason("Rain."))
     assert fences(reason(orders)) == 1

@@ -6,7 +6,7 @@ from rebase.errors import RebaseError
 from rebase.generation.prompts.requests import (
     transform_request,
 )
-from rebase.generation.prompts.templates import CotPrompt, TransformPrompt, prompt_hash
+from rebase.generation.prompts.templates import SolvePrompt, TransformPrompt, prompt_hash
 from tests.generation.prompts.samples import PARAMETERS, READING, TOPIC, TRANSFORM, row
 from tests.shipped import shipped_task
 
@@ -20,7 +20,7 @@ def test_the_hash_tells_prompts_and_tasks_apart():
 
 def test_a_wrong_prompt_file_names_its_field():
     with pytest.raises(RebaseError, match=r"(?s)my\.yml.*sytem"):
-        CotPrompt.parse({"version": 1, "sytem": "x", "user": "y"}, Path("my.yml"))
+        SolvePrompt.parse({"version": 1, "sytem": "x", "user": "y"}, Path("my.yml"))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_template_that_cannot_be_filled_is_rejected(change, said):
 @pytest.mark.parametrize(("data", "said"), [(None, "is empty"), ("{data}", "a str"), ([], "a list")])
 def test_a_prompt_file_that_is_no_mapping(data, said):
     with pytest.raises(RebaseError, match=rf"(?s)^my\.yml: .*{said}.*version, system, user"):
-        CotPrompt.parse(data, Path("my.yml"))
+        SolvePrompt.parse(data, Path("my.yml"))
 
 
 def test_a_brace_as_such_is_written_twice():

@@ -14,7 +14,6 @@ from rebase.generation.cues import Cue, Guidance, SourceText, sentences
 from rebase.generation.prompts.templates import (
     AskPrompt,
     CheckPrompt,
-    CotPrompt,
     DensifyPrompt,
     DistilPrompt,
     SolvePrompt,
@@ -108,17 +107,16 @@ def synthesize_request(
 
 def cot_request(
     task: Task,
-    example: Mapping[str, Any],
+    fields: Mapping[str, str],
     row: Mapping[str, Any] | None,
-    prompt: CotPrompt,
+    prompt: SolvePrompt,
     parameters: CotParameters,
     sample: int,
 ) -> Request:
-    """Request the rationale that leads to the answer of ``example``, a row of ``examples``.
+    """Request the rationale that leads to the answer of an example with these fields.
 
     ``row`` is its source row, shown as data because it often contains the working. ``sample`` distinguishes repeats.
     """
-    fields = json.loads(example["fields"])
     cells = {name: text for name, text in _cells(row).items() if text not in fields.values()} if row else {}
     data, cut = trim_row(cells, parameters.max_row_tokens)
     return answer_request(task, fields, prompt, parameters.sampling, data=data, cut=cut, reasoned=True, sample=sample)

@@ -7,10 +7,10 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, ClassVar, Self
 
-from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from rebase.errors import RebaseError
-from rebase.records import Strict, Task, explain_validation
+from rebase.records import Strict, Task, validated
 
 
 class Prompt(Strict):
@@ -55,10 +55,7 @@ class Prompt(Strict):
             problem = "is empty" if content is None else f"holds a {type(content).__name__}"
             entries = ", ".join(cls.model_fields)
             raise RebaseError(f"{path}: not a valid prompt.\n  the file {problem}; it must have the entries {entries}")
-        try:
-            prompt = cls.model_validate(content)
-        except ValidationError as error:
-            raise RebaseError(f"{path}: not a valid prompt.\n{explain_validation(error)}") from None
+        prompt: Self = validated(cls, content, f"{path}: not a valid prompt.")
         prompt._path = path
         return prompt
 
@@ -71,9 +68,9 @@ class AskPrompt(Prompt):
 
 
 class SolvePrompt(Prompt):
-    """Requests the answer to the source text of a row (see ``SourceText``)."""
+    """Requests the answer to a query, with data: the answer to a source text (``SourceText``), or a rationale first."""
 
-    user_fields: ClassVar[tuple[str, ...]] = ("query", "data", "cut")
+    user_fields = ("query", "data", "cut", "instruction")
     needed = ("query", "data")
 
 
@@ -120,12 +117,6 @@ class SynthesizePrompt(Prompt):
     system_fields = ("instruction", "fields", "answer")
     user_fields = ("number", *system_fields)
     needed = ("number",)
-
-
-class CotPrompt(SolvePrompt):
-    """The prompt file for rationales."""
-
-    user_fields = ("query", "data", "cut", "instruction")
 
 
 def prompt_hash(prompt: Prompt, task: Task) -> str:

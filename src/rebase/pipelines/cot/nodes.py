@@ -13,7 +13,7 @@ from rebase.generation.filters.base import Rejection
 from rebase.generation.generate import explain_nothing_kept, generate_all, rejected_line, require_examples
 from rebase.generation.prompts.parsing import read_rationale
 from rebase.generation.prompts.requests import cot_request
-from rebase.generation.prompts.templates import CotPrompt
+from rebase.generation.prompts.templates import SolvePrompt
 from rebase.generation.self_consistency import AnswerSample, sample_answers, vote
 from rebase.generation.verification import same_answer
 from rebase.parameters import CotParameters
@@ -29,7 +29,7 @@ def reason_examples(
     examples: pd.DataFrame,
     retrieved: pd.DataFrame,
     teacher: CachedTeacher,
-    cot_prompt: CotPrompt,
+    cot_prompt: SolvePrompt,
     parameters: CotParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Add to each example the rationale that leads to its answer; for a task without ``cot`` pass all examples on.
@@ -62,9 +62,9 @@ def reason_examples(
     lines = examples.to_dict("records")
 
     async def generate(session: CachedSession, line: dict[str, Any]) -> _Outcome:
-        row = rows.get(line["row_id"])
-        requests = [cot_request(task, line, row, cot_prompt, parameters, k) for k in range(parameters.samples)]
-        samples = await sample_answers(session, requests, task, json.loads(line["fields"]), read_rationale)
+        row, fields = rows.get(line["row_id"]), json.loads(line["fields"])
+        requests = [cot_request(task, fields, row, cot_prompt, parameters, k) for k in range(parameters.samples)]
+        samples = await sample_answers(session, requests, task, fields, read_rationale)
         return samples, _compare(vote(samples), line["answer"], parameters)
 
     outcomes, usage = generate_all(

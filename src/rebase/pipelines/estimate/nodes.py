@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from itertools import cycle, islice
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from rebase.generation.cost_estimate import CostEstimate, estimate_requests
+from rebase.generation.cost_estimate import estimate_requests, read_estimate, summarize_estimate
 from rebase.generation.cues import can_be_guided, find_cue, source_text_columns
 from rebase.generation.prompts.requests import (
     answer_request,
@@ -17,7 +18,7 @@ from rebase.generation.prompts.requests import (
     label_requests,
     transform_request,
 )
-from rebase.generation.prompts.templates import CotPrompt, DistilPrompt, TransformPrompt
+from rebase.generation.prompts.templates import DistilPrompt, SolvePrompt, TransformPrompt
 from rebase.parameters import CotParameters, DistilParameters, EvaluateParameters, TransformParameters
 from rebase.records import Task
 from rebase.tasks.evaluation_items import select_items
@@ -30,7 +31,7 @@ def estimate_cost(
     retrieved: pd.DataFrame,
     teacher: CachedTeacher,
     transform_prompt: TransformPrompt,
-    cot_prompt: CotPrompt,
+    cot_prompt: SolvePrompt,
     transform: TransformParameters,
     cot: CotParameters,
 ) -> dict[str, Any]:
@@ -40,32 +41,31 @@ def estimate_cost(
     responses are as long as the longest. Cached responses are counted as well. Thinking tokens are not, because they
     cannot be predicted.
     """
-    per_character = teacher.tokens_per_character()
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
     requests = _transform_requests(task, rows, transform_prompt, transform)
-    responses = _responses(task, *task.written_fields, "answer")
-    stages = {"transform": estimate_requests(requests, transform.max_examples, responses, per_character)}
+    plan: _Plan = {"transform": (requests, transform.max_examples, (*task.written_fields, "answer"))}
     # The task's examples stand for those that will be generated.
     examples = list(islice(cycle(task.examples), min(transform.max_examples, len(requests))))
     if transform.consistency_filter:
-        requests = [answer_request(task, example, transform_prompt.check, transform.sampling) for example in examples]
-        stages["consistency_filter"] = estimate_requests(requests, 0, _responses(task, "answer"), per_character)
+        checks = [answer_request(task, example, transform_prompt.check, transform.sampling) for example in examples]
+        plan["consistency_filter"] = (checks, 0, ("answer",))
     if task.cot:
-        requests = [
-            cot_request(task, _as_line(task, example), row, cot_prompt, cot, sample)
+        rationales = [
+            cot_request(task, {name: example[name] for name in task.query_fields}, row, cot_prompt, cot, sample)
             for example, row in zip(examples, rows, strict=False)
             for sample in range(cot.samples)
         ]
-        stages["cot"] = estimate_requests(requests, 0, _responses(task, "rationale", "answer"), per_character)
+        plan["cot"] = (rationales, 0, ("rationale", "answer"))
+    is_counted = teacher.tokens_per_character() is not None
     estimate = {
         "stage": "estimate",
         "task": task.name,
         "teacher": f"{teacher.provider}/{teacher.model}",
         "price": teacher.price_in_words,
-        "tokens": "by the rule of approximate_tokens" if per_character is None else "as counted in cached responses",
+        "tokens": "as counted in cached responses" if is_counted else "by the rule of approximate_tokens",
         "rows": len(rows),
     }
-    return estimate | _summarize(stages, teacher)
+    return estimate | _summarize(task, teacher, plan, {})
 
 
 def estimate_comparison(
@@ -83,31 +83,33 @@ def estimate_comparison(
     ``synthesize`` sends as many requests as ``transform`` and is estimated with its tokens, because its prompts have no
     row but its responses a passage. ``distil`` labels each possible example; ``teacher`` answers every item.
     """
-    per_character = teacher.tokens_per_character()
-    stages = {name: CostEstimate.of(summary) for name, summary in estimate["stages"].items()}
+    stages = {name: read_estimate(summary) for name, summary in estimate["stages"].items()}
+    stages["synthesize"] = stages["transform"] + stages.get("consistency_filter", 0)
     examples = islice(cycle(task.examples), min(transform.max_examples, estimate["rows"]))
     labels = [request for example in examples for request in _label_requests(task, example, distil_prompt, distil)]
-    label = ("rationale", "answer") if distil.style == "cot" else ("answer",)
     items, _ = select_items(task, evaluation_items, evaluate.limit)
     answers = evaluation_requests(task, map(json.loads, items["fields"]), distil_prompt)
-    answer = ("rationale", "answer") if task.cot else ("answer",)
-    synthesize = stages["transform"]
-    if "consistency_filter" in stages:
-        synthesize += stages["consistency_filter"]
-    stages |= {
-        "synthesize": synthesize,
-        "distil": estimate_requests(labels, 0, _responses(task, *label), per_character),
-        "teacher": estimate_requests(answers, len(answers), _responses(task, *answer), per_character),
+    plan: _Plan = {
+        "distil": (labels, 0, ("rationale", "answer") if distil.style == "cot" else ("answer",)),
+        "teacher": (answers, len(answers), ("rationale", "answer") if task.cot else ("answer",)),
     }
-    return estimate | {"stage": "comparison estimate"} | _summarize(stages, teacher)
+    return estimate | {"stage": "comparison estimate"} | _summarize(task, teacher, plan, stages)
 
 
-def _summarize(stages: dict[str, CostEstimate], teacher: CachedTeacher) -> dict[str, Any]:
-    """The stages and their total, for JSON."""
-    first, *others = stages.values()
+#: The requests of each stage, how many of them it sends at least, and the fields of its responses.
+_Plan = dict[str, tuple[list[Request], int, tuple[str, ...]]]
+
+
+def _summarize(task: Task, teacher: CachedTeacher, plan: _Plan, stages: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The estimated ``stages``, those of the plan, and the total, for JSON."""
+    per_character = teacher.tokens_per_character()
+    for stage, (requests, minimum, names) in plan.items():
+        responses = [{"example": {name: example[name] for name in names}} for example in task.examples]
+        texts = [json.dumps(response, ensure_ascii=False) for response in responses]
+        stages[stage] = estimate_requests(requests, minimum, texts, per_character)
     return {
-        "stages": {name: stage.summary(teacher.price) for name, stage in stages.items()},
-        "total": sum(others, start=first).summary(teacher.price),
+        "stages": {stage: summarize_estimate(estimate, teacher.price) for stage, estimate in stages.items()},
+        "total": summarize_estimate(np.sum([*stages.values()], axis=0), teacher.price),
     }
 
 
@@ -131,17 +133,3 @@ def _label_requests(
             draft = ("", example["answer"])
             requests.append(densify_request(task, requests[-1], draft, number, parameters.rounds, prompt.densify))
     return requests
-
-
-def _as_line(task: Task, example: Mapping[str, str]) -> dict[str, Any]:
-    """An example of the task as a line of the table ``examples``."""
-    fields = {name: example[name] for name in task.query_fields}
-    return {"fields": json.dumps(fields), "query": task.render_query(fields), "answer": example["answer"]}
-
-
-def _responses(task: Task, *names: str) -> list[str]:
-    """Responses with these fields, rendered from the examples of the task."""
-    return [
-        json.dumps({"example": {name: example[name] for name in names}}, ensure_ascii=False)
-        for example in task.examples
-    ]
