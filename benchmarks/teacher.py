@@ -187,11 +187,11 @@ def generate_one_by_one(teacher: Any, prepared: list[Request]) -> tuple[list[str
     import xgrammar
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rebase.weights import inference_dtype, locate_model
+    from rebase.weights import locate_model, preferred_dtype
 
     path = locate_model(teacher.source, teacher.folder)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=inference_dtype())
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=preferred_dtype())
     info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=model.config.vocab_size)
     compiler = xgrammar.GrammarCompiler(info)
 

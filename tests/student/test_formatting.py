@@ -1,10 +1,20 @@
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rebase.errors import RebaseError
 from rebase.records import Task
-from rebase.student.formatting import IGNORED, render_completion, render_prompt, tokenize_example, tokenize_prompt
+from rebase.student.formatting import (
+    IGNORED,
+    format_examples,
+    render_completion,
+    render_prompt,
+    tokenize_example,
+    tokenize_prompt,
+)
 from rebase.student.handle import Student
+from tests.tiny import reasoned_examples
 
 QUERY = "Herons nest in trees.\n\nQuestion: Where do herons nest?"
 
@@ -112,3 +122,19 @@ def test_completion_by_target() -> None:
     assert render_completion("18", "6 * 3 = 18.", "answer") == "18"
     assert render_completion("18", "6 * 3 = 18. ", "rationale_then_answer") == "6 * 3 = 18. So the answer is 18."
     assert render_completion("18", None, "rationale_then_answer") == "18"
+
+
+def test_formatted_examples_keep_order_and_rationales(student: Student, reading_task: Task) -> None:
+    both = pd.concat([reasoned_examples(2, "Because."), reasoned_examples(1)], ignore_index=True)
+    frame = format_examples(reading_task, both, {}, student, "rationale_then_answer")
+    assert list(frame.columns) == ["example_id", "prompt", "completion"]
+    assert list(frame["completion"]) == [
+        "Because. So the answer is in tree 0.",
+        "Because. So the answer is in tree 1.",
+        "in tree 0",
+    ]
+
+
+def test_no_examples(student: Student, reading_task: Task) -> None:
+    with pytest.raises(RebaseError, match=r"no examples for the task 'tiny_reading'.*examples_rejected"):
+        format_examples(reading_task, reasoned_examples(0), {}, student, "answer")

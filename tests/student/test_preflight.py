@@ -1,4 +1,7 @@
 import json
+import logging
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -7,7 +10,7 @@ from rebase.errors import RebaseError
 from rebase.parameters import TrainParameters
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import Student
-from rebase.student.preflight import Shape, inspect, measure_shape
+from rebase.student.preflight import Shape, describe, inspect, inspect_training, measure_shape
 from rebase.student.tokenization import TokenizedExample, TokenizedExamples, tokenize
 from tests.tiny import train_parameters, training_set
 
@@ -76,3 +79,13 @@ def test_shape_is_that_of_the_weights(student: Student) -> None:
         assert shape.linear == sum(module.weight.numel() for module in linear)
         assert shape.weights == sum(weights.numel() * weights.element_size() for weights in model.parameters())
         assert shape.head == model.lm_head.weight.numel()
+
+
+def test_record_is_logged_in_a_few_lines(student: Student, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        record = inspect_training(training_set(9), replace(student, workdir=tmp_path), train_parameters())
+    text = describe(record)
+    assert text in caplog.text
+    assert len(text.splitlines()) < 16
+    assert "9 of 9 examples, 3 steps" in text
+    assert "⟦yes 0<|im_end|>⟧" in text

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rebase.errors import RebaseError
 from rebase.records import Adapter
 from rebase.student.handle import Student, float32_logits
 from rebase.student.tokenization import TRUNCATED, VALIDATION, tokenize
-from rebase.student.training import train_adapter
+from rebase.student.training import COMPLETE, check_disk, last_checkpoint, train_adapter
 from tests.tiny import train_parameters, training_set
 
 
@@ -83,6 +84,23 @@ def loss_of(student: Student, adapter: Adapter, examples: list) -> float:
             total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             count += int((labels != -100).sum())
     return total / count
+
+
+def test_incomplete_checkpoints_are_removed(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-11").exists()
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(2**20))
+    with pytest.raises(RebaseError, match=r"1 MiB free, and checkpoints need \d+"):
+        check_disk(tmp_path / "run", trainable=1000)
 
 
 SCRIPT = """

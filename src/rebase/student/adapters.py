@@ -1,4 +1,4 @@
-"""Files beside an adapter's weights: its model card, and the sources of its training data."""
+"""An adapter's files: its weights, its model card, and the sources of its training data."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from rebase.files import replacing_folder
 from rebase.parameters import TrainParameters
 from rebase.records import Adapter, Task
 from rebase.student.handle import Student
@@ -64,9 +65,13 @@ wrote, people did not: the adapter may have learned the teacher's errors. The re
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n{body}"))
 
 
-def write_card(adapter: Adapter, card: str) -> None:
-    """Write the card into the adapter's folder; it replaces the one that peft writes."""
-    (adapter.folder / CARD).write_text(card, encoding="utf-8")
+def save_adapter(model: Any, student: Student, folder: Path) -> None:
+    """Write config and safetensors, with the student's name instead of the path it was loaded from."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = student.name
+    config.revision = student.revision
+    with replacing_folder(folder) as temporary:
+        model.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
 
 
 def write_origin(adapter: Adapter, task: Task, examples: pd.DataFrame) -> None:

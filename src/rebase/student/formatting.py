@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
+import pandas as pd
 from jinja2 import TemplateError
 
+from rebase.errors import RebaseError
 from rebase.records import Task
+from rebase.student.handle import Student
 from rebase.weights import render_chat
 
 if TYPE_CHECKING:
@@ -52,6 +55,37 @@ def render_completion(answer: str, rationale: str | None, target: Target) -> str
     if target == "answer" or not rationale:
         return answer
     return f"{rationale.strip()} So the answer is {answer}."
+
+
+def format_examples(
+    task: Task, examples: pd.DataFrame, excluded: Mapping[str, int], student: Student, target: Target
+) -> pd.DataFrame:
+    """Render each example for the student: ``example_id``, ``prompt``, ``completion``, in the order of the examples.
+
+    ``target`` is what the student learns to write; examples may have no ``rationale``. ``excluded`` counts examples
+    that were excluded before. Raises RebaseError if there are no examples.
+    """
+    if examples.empty and excluded:
+        raise RebaseError(
+            f"train: `train.exclude` removes every example of the task {task.name!r}: {dict(excluded)}. Exclude less, "
+            "or make other examples; `kedro trace DATASET` shows which examples come from a dataset."
+        )
+    if examples.empty:
+        raise RebaseError(
+            f"train: there are no examples for the task {task.name!r}. See examples_rejected and retrieval_rejected "
+            "for the reasons; fix the task, the sources or the teacher, and run from transform again."
+        )
+    tokenizer = student.tokenizer()
+    # A missing rationale comes back from parquet as None or NaN.
+    rationales = examples.reindex(columns=["rationale"])["rationale"].astype(object)
+    answers = zip(examples["answer"], rationales.where(rationales.notna(), None), strict=True)
+    return pd.DataFrame(
+        {
+            "example_id": examples["example_id"].to_list(),
+            "prompt": [render_prompt(tokenizer, task, query) for query in examples["query"]],
+            "completion": [render_completion(answer, rationale, target) for answer, rationale in answers],
+        }
+    )
 
 
 def tokenize_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:

@@ -1,11 +1,10 @@
 """The student as a cheap handle: which model it is, and how to open it."""
 
 import ctypes
-import gc
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,8 +91,14 @@ class Student:
                 )
         tokenizer = self.tokenizer()
         model = self._load_weights(four_bit)
-        if adapters:
-            model = _add_adapters(model, adapters)
+        with quiet_libraries():
+            for name, adapter in (adapters or {}).items():
+                if hasattr(model, "peft_config"):
+                    model.load_adapter(adapter.folder, adapter_name=name)
+                else:
+                    from peft import PeftModel
+
+                    model = PeftModel.from_pretrained(model, adapter.folder, adapter_name=name)
         model.eval()
         try:
             yield model, tokenizer
@@ -139,11 +144,7 @@ def use_adapter(model: Any, name: str | None) -> Iterator[None]:
     """Activate the adapter of this name, of those that the model was opened with; None is the student alone."""
     if name is not None:
         model.set_adapter(name, inference_mode=True)
-        yield
-    elif hasattr(model, "peft_config"):
-        with model.disable_adapter():
-            yield
-    else:
+    with model.disable_adapter() if name is None and hasattr(model, "peft_config") else nullcontext():
         yield
 
 
@@ -167,17 +168,6 @@ def float32_logits(model: Any) -> Iterator[None]:
         del head.forward
 
 
-def _add_adapters(model: Any, adapters: Mapping[str, Adapter]) -> Any:
-    from peft import PeftModel
-
-    (first, *others) = adapters.items()
-    with quiet_libraries():
-        model = PeftModel.from_pretrained(model, first[1].folder, adapter_name=first[0])
-        for name, adapter in others:
-            model.load_adapter(adapter.folder, adapter_name=name)
-    return model
-
-
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Suppress a warning of transformers that peft and TRL cause and a user cannot act on."""
@@ -188,10 +178,8 @@ def quiet_libraries() -> Iterator[None]:
 
 def _free_memory() -> None:
     """Return freed memory to the GPU, and to the system, which glibc does not do after training by itself."""
-    import torch
+    from accelerate.utils.memory import clear_device_cache
 
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc only
         trim(0)

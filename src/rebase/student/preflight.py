@@ -1,20 +1,24 @@
 """Checks and estimates before the first training step."""
 
+import logging
 import math
-import time
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from rebase.errors import RebaseError
 from rebase.parameters import TrainParameters
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import Student
-from rebase.student.tokenization import TokenizedExample, TokenizedExamples, chunks, order_examples
+from rebase.student.tokenization import TokenizedExample, TokenizedExamples, chunks, order_examples, tokenize
 from rebase.weights import resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 # The share of the measured matrix rate that training is assumed to reach; the rest goes to attention and small steps.
 _MATRIX_SHARE = 0.5
@@ -85,6 +89,18 @@ def check_examples(
         )
 
 
+def inspect_training(training_set: pd.DataFrame, student: Student, parameters: TrainParameters) -> dict[str, Any]:
+    """Check and estimate the planned training, and log it.
+
+    Returns the ``preflight`` record. Raises RebaseError if nothing can be learned from the examples.
+    """
+    tokenized = tokenize(student, training_set, parameters)
+    shape = measure_shape(student, parameters)
+    record = inspect(tokenized, student.tokenizer(), parameters, shape, matrix_rate(resolve_dtype(student.dtype)))
+    logger.info("%s", describe(record))
+    return record
+
+
 def inspect(
     tokenized: TokenizedExamples,
     tokenizer: "PreTrainedTokenizerBase",
@@ -127,7 +143,7 @@ def inspect(
         "time": {
             "seconds": round(shape.operations(tokens, targets) / (rate * _MATRIX_SHARE)),
             "how": f"operations at {_MATRIX_SHARE:.0%} of {rate / 1e9:,.0f} GFLOP/s, measured on a matrix product "
-            "here; the log has a better estimate after the first steps",
+            "here; the progress bar has a better estimate after the first steps",
         },
     }
 
@@ -191,20 +207,12 @@ def shape_of(config: Any, four_bit: bool, dtype: str) -> Shape:
 def matrix_rate(dtype: str, seconds: float = 0.3) -> float:
     """Measure floating-point operations per second of a plain matrix product in ``dtype``."""
     import torch
+    from torch.utils.benchmark import Timer
 
-    cuda = torch.cuda.is_available()
-    size = 8192 if cuda else 768
-    matrix = torch.ones(size, size, dtype=getattr(torch, dtype), device="cuda" if cuda else "cpu")
-    count = 0
-    matrix @ matrix  # warm-up
-    synchronize = torch.cuda.synchronize if cuda else int
-    synchronize()
-    started = time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        matrix @ matrix
-        synchronize()
-        count += 1
-    return 2.0 * size**3 * count / (time.perf_counter() - started)
+    device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 768)
+    matrix = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)
+    timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=torch.get_num_threads())
+    return 2.0 * size**3 / timer.blocked_autorange(min_run_time=seconds).mean
 
 
 def _histogram(lengths: list[int]) -> list[tuple[int, int, int]]:

@@ -3,10 +3,8 @@
 Import it only when training starts: it imports torch and TRL.
 """
 
-import gc
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from peft import LoraConfig
 from torch.nn.functional import cross_entropy
@@ -25,17 +24,14 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from rebase.errors import RebaseError
 from rebase.parameters import TrainParameters
-from rebase.student.checkpoints import COMPLETE, last_checkpoint
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import float32_logits
 from rebase.student.preflight import Shape
 from rebase.student.quantization import dequantize_if_it_fits
 from rebase.student.tokenization import TokenizedExample, TokenizedExamples, chunks, order_examples
+from rebase.student.training import COMPLETE, last_checkpoint
 
 logger = logging.getLogger(__name__)
-
-# After this many steps of this process, the log estimates the remaining time.
-_TIMED_STEPS = 5
 
 
 class Step:
@@ -52,7 +48,6 @@ class StepTrainer(SFTTrainer):
     processing_class: Any
     part_size: int  # examples in one forward pass
     packing: bool
-    tokens_seen = 0
     _correct: Any = 0
     _targets = 0
 
@@ -70,9 +65,7 @@ class StepTrainer(SFTTrainer):
         while True:
             self._correct, self._targets = 0, 0
             try:
-                loss = sum_over_parts(self, examples, partial(super().training_step, model))
-                self.tokens_seen += sum(map(len, examples))
-                return loss
+                return sum_over_parts(self, examples, partial(super().training_step, model))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -189,9 +182,7 @@ def validation_loss(trainer: StepTrainer, examples: list[TokenizedExample]) -> f
 def reduce_memory(trainer: StepTrainer, model: Any, reason: str) -> None:
     """Halve the part size, then recompute activations; raise RebaseError if neither is possible."""
     model.zero_grad(set_to_none=True)  # of parts that were done: the step starts again
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
     if trainer.part_size > 1:
         trainer.part_size //= 2
         logger.warning(
@@ -231,15 +222,9 @@ class Monitor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train")
-        self._first_step, self._started = state.global_step, time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.update()
-        if state.global_step == self._first_step + _TIMED_STEPS:
-            seconds = time.monotonic() - self._started
-            left = seconds / _TIMED_STEPS * (state.max_steps - state.global_step)
-            rate = self._trainer.tokens_seen / seconds
-            logger.info("train: %.0f tokens/s; about %.0f min left (%d steps measured)", rate, left / 60, _TIMED_STEPS)
         before, now = (
             math.floor(step * self._parameters.epochs / state.max_steps + 1e-9)
             for step in (state.global_step - 1, state.global_step)

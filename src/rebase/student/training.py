@@ -5,6 +5,8 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,56 @@ import pandas as pd
 from rebase.errors import RebaseError
 from rebase.files import replacing_folder
 from rebase.parameters import TrainParameters
-from rebase.records import Adapter
-from rebase.student.checkpoints import check_disk, checkpoint_to_resume, is_write_error, step_of
+from rebase.records import Adapter, Task, summarize_stage
+from rebase.student.adapters import CARD, render_card, save_adapter, write_origin
+from rebase.student.formatting import Target
 from rebase.student.handle import Student, quiet_libraries
 from rebase.student.preflight import check_examples, measure_shape
 from rebase.student.tokenization import TokenizedExamples, tokenize
+from rebase.weights import resolve_dtype
 
 logger = logging.getLogger(__name__)
+
+#: Written into a checkpoint after everything else: one without it was interrupted and is not resumed from.
+COMPLETE = "complete"
+
+# Bytes of a trained number in a checkpoint (weight and two moments), and checkpoints on disk at the same time.
+_SAVED_BYTES, _CHECKPOINTS = 12, 3
+# Parts of the messages of torch and safetensors for a file that cannot be written; they raise no OSError.
+_WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "No space left", "File too large")
+
+
+def train_expert(
+    task: Task,
+    training_set: pd.DataFrame,
+    examples: pd.DataFrame,
+    excluded: Mapping[str, int],
+    student: Student,
+    preflight: Mapping[str, Any],
+    parameters: TrainParameters,
+    target: Target,
+) -> tuple[Adapter, pd.DataFrame, dict[str, Any]]:
+    """Train an adapter and write its card. Returns the adapter, the training log and the stage's summary.
+
+    ``training_set`` comes from ``format_examples`` and ``preflight`` from ``inspect_training``; ``examples`` is what
+    was formatted, and ``excluded`` counts the examples that were excluded before.
+    """
+    adapter, log, counts = train_adapter(student, training_set, parameters)
+    del counts["in"]  # the summary counts the excluded examples too
+    counts["rejected"] = {**counts["rejected"], **excluded}
+    settings = parameters.model_copy(update={"target": target})
+    # It replaces the card that peft writes.
+    (adapter.folder / CARD).write_text(render_card(task, student, examples, settings, counts), encoding="utf-8")
+    write_origin(adapter, task, examples)
+    summary = summarize_stage(
+        "train",
+        **counts,
+        **{name: preflight[name] for name in ("tokens", "tokens_with_loss", "padding_share")},
+        base_model=student.name,
+        dtype=resolve_dtype(student.dtype),
+        target=target,
+    )
+    return adapter, log, summary
 
 
 def train_adapter(
@@ -40,7 +85,9 @@ def train_adapter(
         return _read_result(run / "result", student)
     tokenized = tokenize(student, training_set, parameters)
     check_examples(tokenized, student.tokenizer(), parameters)
-    checkpoint = checkpoint_to_resume(run)
+    checkpoint = last_checkpoint(run)
+    if checkpoint:
+        logger.info("train: resuming from %s", checkpoint.name)
     with replacing_folder(run / "result") as result:
         log, trainable = _train(student, tokenized, parameters, run, checkpoint, result / "adapter")
         validation_losses = log["validation_loss"].dropna()
@@ -53,7 +100,7 @@ def train_adapter(
             "first_loss": float(log["loss"].iloc[0]),
             "last_loss": float(log["loss"].iloc[-1]),
             **({"validation_loss": float(validation_losses.iloc[-1])} if tokenized.validation else {}),
-            "resumed_from_step": step_of(checkpoint) if checkpoint else 0,
+            "resumed_from_step": _step(checkpoint) if checkpoint else 0,
             "seconds": round(time.monotonic() - started, 1),
         }
         log.to_parquet(result / "log.parquet")
@@ -61,6 +108,24 @@ def train_adapter(
     for folder in [*run.glob("checkpoint-*"), run / "best"]:
         shutil.rmtree(folder, ignore_errors=True)
     return _read_result(run / "result", student)
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The last complete checkpoint in a run's folder. Incomplete ones, of an interrupted run, are removed."""
+    for folder in list(run.glob("checkpoint-*")):
+        if not (folder / COMPLETE).exists():
+            shutil.rmtree(folder)
+    return max(run.glob("checkpoint-*"), key=_step, default=None)
+
+
+def check_disk(run: Path, trainable: int) -> None:
+    """Raise RebaseError if the checkpoints of this many trained weights do not fit on the disk."""
+    needed, free = _CHECKPOINTS * (_SAVED_BYTES * trainable + 2**24), shutil.disk_usage(run.parent).free
+    if free < needed:
+        raise RebaseError(
+            f"train: {run.parent} has {free / 2**20:,.0f} MiB free, and checkpoints need {needed / 2**20:,.0f}. "
+            "Free disk space there, or move `data` in globals.yml."
+        )
 
 
 def _train(
@@ -71,10 +136,9 @@ def _train(
     from rebase.student.trainer import make_trainer
 
     shape = measure_shape(student, parameters)
+    save_best = partial(save_adapter, student=student, folder=run / "best")
     with quiet_libraries(), student.open(four_bit=parameters.four_bit) as (model, tokenizer):
-        trainer: Any = make_trainer(
-            model, tokenizer, tokenized, parameters, shape, run, lambda best: _save_adapter(best, student, run / "best")
-        )
+        trainer: Any = make_trainer(model, tokenizer, tokenized, parameters, shape, run, save_best)
         trainable, _ = trainer.model.get_nb_trainable_parameters()
         check_disk(run, trainable)
         try:
@@ -82,9 +146,9 @@ def _train(
             if (run / "best").exists():
                 shutil.copytree(run / "best", target)
             else:
-                _save_adapter(trainer.model, student, target)
+                save_adapter(trainer.model, student, target)
         except Exception as error:
-            if not is_write_error(error):
+            if not isinstance(error, OSError) and not any(text in str(error) for text in _WRITE_ERRORS):
                 raise
             raise RebaseError(
                 f"train: a file under {run} cannot be written: {error}\nFree disk space there, or move `data` in "
@@ -96,6 +160,10 @@ def _train(
             trainer.model = trainer.model_wrapped = None
             del model, trainer
     return _log_table(history, parameters.epochs), trainable
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _fingerprint(student: Student, training_set: pd.DataFrame, parameters: TrainParameters) -> str:
@@ -112,33 +180,13 @@ def _fingerprint(student: Student, training_set: pd.DataFrame, parameters: Train
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _save_adapter(model: Any, student: Student, folder: Path) -> None:
-    """Write config and safetensors, with the student's name instead of the path it was loaded from."""
-    config = model.peft_config["default"]
-    config.base_model_name_or_path = student.name
-    config.revision = student.revision
-    with replacing_folder(folder) as temporary:
-        model.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
-
-
 def _read_result(folder: Path, student: Student) -> tuple[Adapter, pd.DataFrame, dict[str, Any]]:
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
     return Adapter(folder / "adapter", student.name), pd.read_parquet(folder / "log.parquet"), counts
 
 
 def _log_table(history: list[dict[str, Any]], epochs: float) -> pd.DataFrame:
-    """The trainer's history as a table; the trainer's one epoch stands for all ``epochs``."""
-    validation_losses = {entry["step"]: entry["validation_loss"] for entry in history if "validation_loss" in entry}
-    return pd.DataFrame(
-        {
-            "step": entry["step"],
-            "epoch": entry["epoch"] * epochs,
-            "loss": entry["loss"],
-            "learning_rate": entry["learning_rate"],
-            "token_accuracy": entry.get("token_accuracy"),
-            "gradient_norm": entry.get("grad_norm"),
-            "validation_loss": validation_losses.get(entry["step"], float("nan")),
-        }
-        for entry in history
-        if "loss" in entry
-    )
+    """The trainer's history, one row per step; the trainer's one epoch stands for all ``epochs``."""
+    columns = ["epoch", "loss", "learning_rate", "token_accuracy", "grad_norm", "validation_loss"]
+    steps = pd.DataFrame(history, columns=["step", *columns]).groupby("step", as_index=False).first()
+    return steps.assign(epoch=steps["epoch"] * epochs).rename(columns={"grad_norm": "gradient_norm"})

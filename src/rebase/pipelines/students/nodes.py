@@ -15,9 +15,10 @@ from rebase.generation.filters.exclusion import remove_excluded
 from rebase.parameters import EvaluateParameters, StudentsParameters, TrainParameters
 from rebase.records import Adapter, Task, summarize_stage
 from rebase.student.answering import EXPERT, STUDENT, answer_items
-from rebase.student.experts import format_examples, inspect_training, train_expert
-from rebase.student.formatting import Target
+from rebase.student.formatting import Target, format_examples
 from rebase.student.handle import Student
+from rebase.student.preflight import inspect_training
+from rebase.student.training import train_expert
 from rebase.tasks.evaluation_items import select_items
 from rebase.tasks.scoring import aggregate, score_answers
 from rebase.weights import resolve_dtype

@@ -8,9 +8,9 @@ from rebase.errors import RebaseError
 from rebase.generation.filters.exclusion import remove_excluded
 from rebase.parameters import TrainParameters
 from rebase.records import Adapter, Task
-from rebase.student.experts import format_examples, train_expert
-from rebase.student.formatting import Target
+from rebase.student.formatting import Target, format_examples
 from rebase.student.handle import Student
+from rebase.student.training import train_expert
 
 
 def format_training_set(

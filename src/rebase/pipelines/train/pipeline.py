@@ -4,7 +4,7 @@ from kedro.pipeline import Node, Pipeline
 
 from rebase.pipelines.train.nodes import format_training_set, train_student
 from rebase.reporting.plots import plot_loss
-from rebase.student.experts import inspect_training
+from rebase.student.preflight import inspect_training
 
 
 def create_pipeline() -> Pipeline:
