@@ -4,12 +4,12 @@ import hashlib
 import importlib.util
 import platform
 import re
-import tempfile
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from rebase.errors import RebaseError
+from rebase.files import replacing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,36 +120,24 @@ def _locate_packaged(package: str, folder: Path) -> str:
 def convert_gguf(gguf: Path, folder: Path) -> Path:
     """Dequantize a GGUF file to float32 safetensors, with tokenizer and chat template, in a folder under ``folder``.
 
-    The folder's name contains the file's fingerprint. The folder is renamed when it is complete; if two processes
-    convert at once, the second uses the result of the first.
+    The folder's name contains the file's fingerprint; a file is converted once. Relies on two attributes of
+    transformers' models (see tests/test_weights.py).
     """
     with gguf.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     target = folder.resolve() / f"{gguf.stem}-{fingerprint}"
     if target.is_dir():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=folder) as temporary:
-        converted = Path(temporary) / target.name
-        _write_safetensors(gguf, converted)
-        try:
-            converted.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    return target
-
-
-def _write_safetensors(gguf: Path, folder: Path) -> None:
-    """Convert the file; relies on two attributes of transformers' models (see tests/test_weights.py)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are plain float32 now, but with these attributes saving would reject them as GGUF.
-    model.hf_quantizer = None  # type: ignore[assignment]
-    del model.config.quantization_config
-    model.config.name_or_path = gguf.stem
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with replacing_folder(target) as temporary:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # The weights are plain float32 now, but with these attributes saving would reject them as GGUF.
+        model.hf_quantizer = None  # type: ignore[assignment]
+        del model.config.quantization_config
+        model.config.name_or_path = gguf.stem
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return target

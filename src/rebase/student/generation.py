@@ -1,14 +1,16 @@
 """Greedy generation in batches."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rebase.student.answer_cache import SaveAnswers
 from rebase.student.prefill import PrefilledBatch, prefill
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+#: Called with the positions of prompts and the answers to them.
+SaveAnswers = Callable[[Sequence[int], Sequence[str]], None]
 
 
 def generate(
@@ -27,7 +29,9 @@ def generate(
     """
     import torch
 
-    end_ids = _end_ids(model, tokenizer)
+    # The tokenizer's end of a turn, which training uses, and those of the model's configuration.
+    configured = model.generation_config.eos_token_id
+    end_ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
     texts = [""] * len(prompts)
     with torch.inference_mode():
         for positions, batch, logits in prefill(model, tokenizer, prompts, batch_size, description):
@@ -55,10 +59,3 @@ def _decode(
         if len(unfinished) < len(active):
             batch, active = batch.select(unfinished), [active[index] for index in unfinished]
         logits = batch.extend([row[-1:] for row in active])[:, -1]
-
-
-def _end_ids(model: Any, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Tokens that end a turn: the tokenizer's, which training uses, and those of the model's configuration."""
-    configured = model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [] if configured is None else [configured]
-    return {tokenizer.eos_token_id, *ids}

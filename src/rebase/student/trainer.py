@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,13 +33,6 @@ from rebase.student.tokenization import TokenizedExample, TokenizedExamples, chu
 from rebase.student.training import COMPLETE, last_checkpoint
 
 logger = logging.getLogger(__name__)
-
-
-class Step:
-    """The examples of one optimizer step. A class, so that no library looks for tensors in it."""
-
-    def __init__(self, rows: list[dict[str, list[int]]]) -> None:
-        self.examples = [TokenizedExample(row["input_ids"], row["labels"]) for row in rows]
 
 
 class StepTrainer(SFTTrainer):
@@ -79,7 +73,7 @@ class StepTrainer(SFTTrainer):
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # a Step has no tensors to count
+        return 0  # the inputs of a step have no tensors to count
 
 
 def make_trainer(
@@ -92,9 +86,6 @@ def make_trainer(
     """
     examples = tokenized.train
     order = order_examples(list(map(len, examples)), parameters.epochs, parameters.batch_size, parameters.seed)
-    dataset = Dataset.from_dict(
-        {"input_ids": [examples[n].input_ids for n in order], "labels": [examples[n].labels for n in order]}
-    )
     cuda = torch.cuda.is_available()
     if cuda and is_flash_attn_2_available():
         model.set_attn_implementation("flash_attention_2")
@@ -103,7 +94,7 @@ def make_trainer(
     trainer = StepTrainer(
         model,
         args=_configure(parameters, run, cuda and not _activations_fit(examples, parameters, shape)),
-        train_dataset=dataset,
+        train_dataset=Dataset.from_list([vars(examples[index]) for index in order]),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=parameters.lora.rank,
@@ -112,7 +103,8 @@ def make_trainer(
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         ),
-        data_collator=lambda rows: {"step": Step(rows)},
+        # In a namespace, so that no library looks for tensors in it.
+        data_collator=lambda rows: {"step": SimpleNamespace(examples=[TokenizedExample(**row) for row in rows])},
     )
     if not cuda:
         # TRL has the adapter of a quantized model in bfloat16, which most CPUs emulate slowly.
