@@ -126,9 +126,18 @@ def test_unknown_provider_is_an_error_that_lists_the_known_ones() -> None:
         dataset(provider="gemini").load()
 
 
-def test_wrong_prices_are_an_error() -> None:
-    with pytest.raises((RebaseError, DatasetError), match=r"(?s)prices.*as_of"):
-        dataset(prices={"models": {}}).load()
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        ({"models": {}}, "as_of"),
+        ({"as_of": "2026", "models": {"openai": {"gpt": {"input": -1, "output": 1}}}}, "models.openai.gpt.input"),
+        ({"as_of": "2026", "models": {"openai": {"gpt": {"input": 1}}}}, "models.openai.gpt.output"),
+        ({"as_of": "2026", "models": {"openai": {"gpt": {"input": 1, "output": 1, "batch": 2}}}}, "batch"),
+    ],
+)
+def test_wrong_price_table_is_an_error_that_names_the_field(data: dict[str, Any], field: str) -> None:
+    with pytest.raises(DatasetError, match=f"(?s)globals.yml, prices.*{field}"):
+        dataset(prices=data).load()
 
 
 def test_handles_of_one_entry_share_a_budget() -> None:
