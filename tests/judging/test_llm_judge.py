@@ -107,7 +107,7 @@ def test_the_rubric_is_told_in_words():
 
 def test_grades_are_read():
     said = json.dumps({"rationale": " Right. ", "correctness": 5, "form": 4.0})
-    assert parse_grades(RUBRIC, said) == ("Right.", {"correctness": 5, "form": 4})
+    assert parse_grades(RUBRIC, said) == {"rationale": "Right.", "correctness": 5, "form": 4}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_other_responses_are_no_grades(said):
 
 
 def test_verdicts_are_read():
-    assert parse_verdict('{"rationale": "r", "verdict": "tie"}') == ("r", "tie")
+    assert parse_verdict('{"rationale": "r", "verdict": "tie"}') == {"rationale": "r", "verdict": "tie"}
     for wrong in ('{"rationale": "r", "verdict": "both"}', '{"verdict": "tie"}', "tie"):
         with pytest.raises(ValueError, match=r"."):
             parse_verdict(wrong)

@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,11 +153,6 @@ def alpha(table: pd.DataFrame) -> float | None:
         return None
     value = krippendorff.alpha(compared.T, value_domain=list(SCALE), level_of_measurement="ordinal")
     return round(float(value), 3)
-
-
-def count_cells(cells: Sequence[Cell]) -> dict[str, int]:
-    """Count the cells that are ``graded``, and the others by reason."""
-    return dict(Counter(cell.reason or "graded" for cell in cells).most_common())
 
 
 def _answer_id(seed: int, *parts: str) -> str:

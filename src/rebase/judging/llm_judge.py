@@ -104,20 +104,21 @@ def pair_request(
     return _request(prompt, data, verdict, sampling, task.instruction)
 
 
-def parse_grades(rubric: RubricPrompt, text: str) -> tuple[str, dict[str, int]]:
-    """The rationale and the grades in a response; ValueError if it does not match the requested schema."""
-    rationale, grades = _parse(text, rubric.names)
+def parse_grades(rubric: RubricPrompt, text: str) -> dict[str, Any]:
+    """The ``rationale`` and the grades in a response; ValueError if it does not match the requested schema."""
+    response = _parse(text, rubric.names)
+    grades = {name: response[name] for name in rubric.names}
     if wrong := [name for name, grade in grades.items() if isinstance(grade, bool) or grade not in SCALE]:
         raise ValueError(f"no grade from {SCALE[0]} to {SCALE[-1]} for {', '.join(wrong)}")
-    return rationale, {name: int(grade) for name, grade in grades.items()}
+    return response | {name: int(grade) for name, grade in grades.items()}
 
 
-def parse_verdict(text: str) -> tuple[str, Verdict]:
-    """The rationale and the verdict in a response; ValueError if it does not match the requested schema."""
-    rationale, values = _parse(text, ("verdict",))
-    if values["verdict"] not in get_args(Verdict):
+def parse_verdict(text: str) -> dict[str, Any]:
+    """The ``rationale`` and the ``verdict`` in a response; ValueError if it does not match the requested schema."""
+    response = _parse(text, ("verdict",))
+    if response["verdict"] not in get_args(Verdict):
         raise ValueError(f"expected one of the verdicts {', '.join(get_args(Verdict))}")
-    return rationale, values["verdict"]
+    return response
 
 
 @dataclass(frozen=True)
@@ -264,11 +265,11 @@ def _request(
     return Request(system, turns, schema, Sampling(sampling.temperature, sampling.max_tokens))
 
 
-def _parse(text: str, names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def _parse(text: str, names: Sequence[str]) -> dict[str, Any]:
     response = json.loads(text)
     if not isinstance(response, dict) or set(response) != {"rationale", *names}:
         raise ValueError(f"expected a response with the fields {['rationale', *names]}")
-    return str(response["rationale"]).strip(), {name: response[name] for name in names}
+    return response | {"rationale": str(response["rationale"]).strip()}
 
 
 def _interval(values: "Sequence[float] | pd.Series[Any]", parameters: JudgeParameters) -> dict[str, float] | None:

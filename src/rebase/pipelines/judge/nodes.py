@@ -1,11 +1,10 @@
 """Judge: grades by a rubric, comparisons in both orders, and blind grading by people (docs/method.md section 8)."""
 
-import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,10 @@ import pandas as pd
 
 from rebase.datastore.sampling import systematic_positions
 from rebase.errors import RebaseError
-from rebase.generation.generate import generate_all
+from rebase.generation.filters import Rejection
+from rebase.generation.generate import generate_all, read_response
 from rebase.generation.prompts.templates import prompt_hash
-from rebase.judging.human_grading import (
-    count_cells,
-    make_key,
-    measure_agreement,
-    read_sheet,
-    write_form,
-    write_sheet,
-)
+from rebase.judging.human_grading import make_key, measure_agreement, read_sheet, write_form, write_sheet
 from rebase.judging.llm_judge import (
     PairPrompt,
     RubricPrompt,
@@ -48,48 +41,17 @@ from rebase.records import (
     summarize_stage,
 )
 from rebase.teacher.cached import CachedSession, CachedTeacher
-from rebase.teacher.protocol import Failure, Request, Response, why_unreadable
+from rebase.teacher.protocol import Failure, Response
 
 logger = logging.getLogger(__name__)
 
-_COSTS = ["input_tokens", "output_tokens", "dollars"]
+Line = dict[str, Any]
 
+_COSTS = ("input_tokens", "output_tokens", "dollars")
 #: Two equal answers are a tie without a request.
 SAME_ANSWERS = "same_answers"
 #: Rejected grades of one sheet that are logged; the table has all of them.
 _MAX_LOGGED = 3
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question to the judge: about the answer of ``system``, or which of ``first`` and ``second`` is better."""
-
-    item_id: str
-    system: str | None = None
-    first: str | None = None
-    second: str | None = None
-
-    @property
-    def kind(self) -> str:
-        """``rubric`` or ``pair``."""
-        return "rubric" if self.system is not None else "pair"
-
-
-@dataclass(frozen=True)
-class Judgment:
-    """A question with the judge's response: what it says (``values``), or the ``reason`` why it does not count."""
-
-    question: Question
-    response: Response | Failure | None = None
-    values: dict[str, Any] | None = None
-    reason: str = ""
-    detail: str = ""
-
-    @property
-    def line(self) -> dict[str, Any]:
-        """The columns that the tables of judgments and of rejections share."""
-        key = self.response.key if self.response else None
-        return {"kind": self.question.kind, **vars(self.question), "response_key": key}
 
 
 class SystemAnswers:
@@ -99,19 +61,20 @@ class SystemAnswers:
     """
 
     def __init__(self, evaluation_items: pd.DataFrame, predictions: pd.DataFrame, parameters: JudgeParameters) -> None:
-        self._raw = {(line["system"], line["item_id"]): line["raw_output"] for line in predictions.to_dict("records")}
+        keys = zip(predictions["system"], predictions["item_id"], strict=True)
+        self._answers: dict[tuple[str, str], str] = dict(zip(keys, predictions["raw_output"].astype(str), strict=True))
         self._queries = dict(zip(evaluation_items["item_id"], evaluation_items["query"], strict=True))
-        self.systems = [str(system) for system in predictions["system"].unique()]
-        self.pair = parameters.pair
-        items = [str(item) for item in predictions["item_id"].unique()]
+        self._systems = predictions["system"].unique().tolist()
+        self._pair = parameters.pair
+        items = predictions["item_id"].unique().tolist()
         if unknown := [item for item in items if item not in self._queries]:
             raise RebaseError(
                 f"judge: item {unknown[0]!r} was answered, but is not in the evaluation set ({len(unknown)} such "
                 "items). Run the evaluate pipeline again, or judge with the evaluation set of that run."
             )
-        if absent := [system for system in self.pair or () if system not in self.systems]:
+        if absent := [system for system in self._pair or () if system not in self._systems]:
             raise RebaseError(
-                f"judge.pair names {absent[0]!r}; there are answers of: {', '.join(self.systems)}. "
+                f"judge.pair names {absent[0]!r}; there are answers of: {', '.join(self._systems)}. "
                 "Name two of them, or set judge.pair to null."
             )
         if not items:
@@ -119,22 +82,22 @@ class SystemAnswers:
         self.items = [items[index] for index in systematic_positions(len(items), parameters.limit or len(items))]
         self.over_limit = sorted(set(items) - set(self.items))
 
-    def query(self, item: str) -> str:
-        """The query of an item."""
-        return self._queries[item]
+    def questions(self, items: list[str]) -> Iterator[Line]:
+        """The questions about the items, as lines of ``judgments``: one for each answer, two for the pair.
 
-    def answer(self, system: str | None, item: str) -> str:
-        """The raw output of a system for an item."""
-        return str(self._raw[system, item])
-
-    def questions(self, items: list[str]) -> Iterator[Question]:
-        """All questions about the items: one for each answer, and two for the pair, one for each order."""
+        The two have the answers of the pair in different orders.
+        """
         for item in items:
-            answered = [system for system in self.systems if (system, item) in self._raw]
-            yield from (Question(item, system=system) for system in answered)
-            if self.pair and {*self.pair} <= {*answered}:
-                one, other = self.pair
-                yield from (Question(item, first=one, second=other), Question(item, first=other, second=one))
+            answered = [system for system in self._systems if (system, item) in self._answers]
+            lines = [("rubric", item, system, None, None) for system in answered]
+            if self._pair and {*self._pair} <= {*answered}:
+                lines += [("pair", item, None, *order) for order in (self._pair, self._pair[::-1])]
+            yield from (dict(zip(JUDGMENT_COLUMNS, line, strict=True)) for line in lines)
+
+    def texts(self, question: Line) -> tuple[str, ...]:
+        """The query of a question's item, and the answer or the two answers that the question is about."""
+        item, systems = question["item_id"], filter(None, (question["system"], question["first"], question["second"]))
+        return (self._queries[item], *(self._answers[system, item] for system in systems))
 
 
 def judge_answers(
@@ -161,63 +124,35 @@ def judge_answers(
     started = time.monotonic()
     answers = SystemAnswers(evaluation_items, predictions, parameters)
 
-    def request(question: Question) -> Request | None:
-        query = answers.query(question.item_id)
-        if question.system is not None:
-            answer = answers.answer(question.system, question.item_id)
-            return rubric_request(task, judge_rubric, query, answer, parameters.sampling)
-        first, second = (answers.answer(system, question.item_id) for system in (question.first, question.second))
-        same = first.strip() == second.strip()
-        return None if same else pair_request(task, judge_pair, query, first, second, parameters.sampling)
+    async def judge_one(session: CachedSession, question: Line) -> Line:
+        query, *texts = answers.texts(question)
+        if question["kind"] == "rubric":
+            response = await session.generate(rubric_request(task, judge_rubric, query, *texts, parameters.sampling))
+            return _read(question, response, partial(parse_grades, judge_rubric))
+        if texts[0].strip() == texts[1].strip():
+            return _reject(question, SAME_ANSWERS)
+        response = await session.generate(pair_request(task, judge_pair, query, *texts, parameters.sampling))
+        return _read(question, response, parse_verdict)
 
-    questions = [(question, request(question)) for question in answers.questions(answers.items)]
-
-    async def generate(session: CachedSession, pair: tuple[Question, Request | None]) -> Judgment:
-        question, request = pair
-        if request is None:
-            return Judgment(question, reason=SAME_ANSWERS)
-        return _parse(judge_rubric, question, await session.generate(request))
-
-    results, usage = generate_all(
-        judge, questions, generate, lambda judgment: judgment.values is not None,
-        stage="judge", total=len(questions),
-    )  # fmt: skip
-    results += [Judgment(question, reason="over_limit") for question in answers.questions(answers.over_limit)]
-    rejected = [result for result in results if result.values is None]
-    by_reason = Counter(result.reason for result in rejected)
-    if len(rejected) == len(results):
-        raise RebaseError(_explain_no_judgment(judge, by_reason, rejected))
+    questions = list(answers.questions(answers.items))
+    lines, usage = generate_all(judge, questions, judge_one, _is_judged, stage="judge", total=len(questions))
+    lines += [_reject(question, "over_limit") for question in answers.questions(answers.over_limit)]
+    judged, rejected = list(filter(_is_judged, lines)), [line for line in lines if not _is_judged(line)]
+    by_reason = Counter(line["reason"] for line in rejected)
     name = f"{judge.provider}/{judge.model}"
-    hashes = {"rubric": prompt_hash(judge_rubric, task), "pair": prompt_hash(judge_pair, task)}
+    if not judged:
+        raise RebaseError(_explain_no_judgment(name, by_reason, rejected))
     details = ["verdict", "rationale", "response_key", "judge", "prompt_hash"]
-    columns = [*JUDGMENT_COLUMNS, *judge_rubric.names, *details, *_COSTS]
-    lines = [
-        {**result.line, **result.values, "judge": name, "prompt_hash": hashes[result.question.kind]}
-        | {cost: getattr(result.response, cost) for cost in _COSTS}
-        for result in results
-        if result.values
-    ]
+    judgments = pd.DataFrame(judged, columns=[*JUDGMENT_COLUMNS, *judge_rubric.names, *details, *_COSTS])
+    hashes = {"rubric": prompt_hash(judge_rubric, task), "pair": prompt_hash(judge_pair, task)}
+    judgments = judgments.assign(judge=name, prompt_hash=judgments["kind"].map(hashes))
     # The types are the same in a table of grades alone, of verdicts alone, or of both.
-    judgments = pd.DataFrame(lines, columns=columns).astype(dict.fromkeys(judge_rubric.names, "float64"))
-    rejections = [
-        {
-            **result.line,
-            "reason": result.reason,
-            "detail": result.detail,
-            "text": getattr(result.response, "text", None),
-        }
-        for result in rejected
-    ]
+    judgments = judgments.astype(dict.fromkeys(judge_rubric.names, "float64"))
     summary = summarize_stage(
-        "judge",
-        kept=len(judgments),
-        rejected=by_reason,
-        seconds=time.monotonic() - started,
-        judge=name,
-        kinds=judgments["kind"].value_counts().to_dict(),
-        usage=usage.summary(),
-    )
-    return judgments, pd.DataFrame(rejections, columns=JUDGE_REJECTED_COLUMNS), summary
+        "judge", kept=len(judged), rejected=by_reason, seconds=time.monotonic() - started, judge=name,
+        kinds=judgments["kind"].value_counts().to_dict(), usage=usage.summary(),
+    )  # fmt: skip
+    return judgments, pd.DataFrame(rejected, columns=JUDGE_REJECTED_COLUMNS), summary
 
 
 def score_judgments(
@@ -238,7 +173,7 @@ def score_judgments(
     """
     names = judge_rubric.names
     metrics = [metric for metric in task.metrics if metric in predictions]
-    has_references = predictions["references"].map(lambda references: bool(json.loads(references)))
+    has_references = predictions["references"] != "[]"
     gold = predictions[has_references].dropna(subset=metrics).set_index(["system", "item_id"])[metrics]
     graded = judgments[judgments["kind"] == "rubric"].set_index(["system", "item_id"])
     both = graded.join(gold, how="inner")
@@ -247,16 +182,13 @@ def score_judgments(
         "judge": judgments["judge"].iloc[0],
         "confidence": parameters.confidence,
         "grades": mean_grades(graded.reset_index(), names, parameters),
-        "calibration": {
-            name: {metric: calibrate(both[name].to_list(), both[metric].to_list()) for metric in metrics}
-            for name in names
-        },
+        "calibration": {name: {metric: calibrate(both[name], both[metric]) for metric in metrics} for name in names},
     }
     if parameters.pair:
         one, other = parameters.pair
-        differences = _of_system(graded, one)[list(names)] - _of_system(graded, other)[list(names)]
+        differences = (_of_system(graded, one)[[*names]] - _of_system(graded, other)[[*names]]).dropna()
         scores["differences"] = {
-            f"{one} - {other}": {name: mean_grade(differences.dropna()[name], parameters) for name in names}
+            f"{one} - {other}": {name: mean_grade(differences[name], parameters) for name in names}
         }
         pairs, in_one_order = find_pairs(judgments, one, other)
         same = int((judge_rejected["reason"] == SAME_ANSWERS).sum()) // 2
@@ -284,10 +216,9 @@ def write_sheets(
     answers = SystemAnswers(evaluation_items, predictions, parameters)
     items = [answers.items[index] for index in systematic_positions(len(answers.items), parameters.sheet_items)]
     lines = [
-        (item, question.system, answers.query(item), answers.answer(question.system, item))
+        (question["item_id"], question["system"], *answers.texts(question))
         for question in answers.questions(items)
-        if question.system is not None
-        for item in [question.item_id]
+        if question["kind"] == "rubric"
     ]
     key = make_key(task, lines, parameters.seed)
     return write_sheet(key, judge_rubric), write_form(task, key, judge_rubric), key
@@ -308,15 +239,14 @@ def read_grades(
 
     """
     started = time.monotonic()
-    names = judge_rubric.names
     items = dict(zip(grading_key["answer_id"], grading_key["item_id"], strict=True))
-    grades: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
+    grades: list[Line] = []
+    rejected: list[Line] = []
     people: dict[str, dict[str, int]] = {}
     for file, text in returned_sheets.items():
         person = Path(file).stem
-        cells = read_sheet(file, text, grading_key, names)
-        people[person] = count_cells(cells)
+        cells = read_sheet(file, text, grading_key, judge_rubric.names)
+        people[person] = dict(Counter(cell.reason or "graded" for cell in cells).most_common())
         wrong = [cell for cell in cells if cell.reason not in ("", "missing")]
         for cell in wrong[:_MAX_LOGGED]:
             logger.warning("judge: rejected: %s", cell.detail)
@@ -356,11 +286,7 @@ def compare_graders(
     names = list(judge_rubric.names)
     owners = grading_key[["answer_id", "item_id", "system"]]
     judged = judgments[judgments["kind"] == "rubric"].merge(owners, on=["item_id", "system"])
-    by_judge = (
-        judged.drop_duplicates("answer_id")
-        .melt("answer_id", names, var_name="criterion", value_name="grade")
-        .dropna(subset="grade")
-    )
+    by_judge = judged.drop_duplicates("answer_id").melt("answer_id", names, "criterion", "grade").dropna(subset="grade")
     by_answer = grades.pivot_table(index="answer_id", columns="criterion", values="grade", aggfunc="mean")
     by_system = owners.join(by_answer.reindex(columns=names), on="answer_id")
     return {
@@ -373,31 +299,35 @@ def compare_graders(
     }
 
 
-def _parse(rubric: RubricPrompt, question: Question, response: Response | Failure) -> Judgment:
-    if isinstance(response, Failure) or response.finish != "stop":
-        detail = response.reason if isinstance(response, Failure) else ""
-        return Judgment(question, response, reason=why_unreadable(response), detail=detail)
-    try:
-        if question.system is None:
-            rationale, verdict = parse_verdict(response.text)
-            return Judgment(question, response, {"rationale": rationale, "verdict": verdict})
-        rationale, grades = parse_grades(rubric, response.text)
-        return Judgment(question, response, {"rationale": rationale, **grades})
-    except ValueError as error:
-        return Judgment(question, response, reason="invalid_response", detail=str(error))
+def _read(question: Line, response: Response | Failure, parse: Callable[[str], Line]) -> Line:
+    """The question with the content of a response, or with the reason why there is none."""
+    content = read_response(response, parse)
+    if isinstance(content, Rejection):
+        return _reject(question, content.reason, content.detail, response)
+    costs = {name: getattr(response, name) for name in _COSTS}
+    return question | content | {"response_key": response.key} | costs
 
 
-def _explain_no_judgment(judge: CachedTeacher, by_reason: Counter[str], rejected: list[Judgment]) -> str:
-    name, counts = f"the judge {judge.provider}/{judge.model}", dict(by_reason.most_common())
-    failures = Counter(result.detail for result in rejected if result.reason == "teacher_failed").most_common(1)
-    if failures:
+def _reject(question: Line, reason: str, detail: str = "", response: Response | Failure | None = None) -> Line:
+    outcome = {"reason": reason, "detail": detail, "text": getattr(response, "text", None)}
+    return question | outcome | {"response_key": response.key if response else None}
+
+
+def _is_judged(line: Line) -> bool:
+    return "rationale" in line
+
+
+def _explain_no_judgment(judge: str, by_reason: Counter[str], rejected: list[Line]) -> str:
+    counts = dict(by_reason.most_common())
+    if failures := Counter(line["detail"] for line in rejected if line["reason"] == "teacher_failed"):
         return (
-            f"judge: {name} gave no judgment ({counts}). Its error: {failures[0][0]}\nCheck `judge_model` (or "
-            "`teacher`) in globals.yml and the credentials, then run again: cached responses are not paid twice."
+            f"judge: the judge {judge} gave no judgment ({counts}). Its error: {failures.most_common(1)[0][0]}\n"
+            "Check `judge_model` (or `teacher`) in globals.yml and the credentials, then run again: cached responses "
+            "are not paid twice."
         )
     return (
-        f"judge: no response of {name} can be read: {counts}. Raise judge.sampling.max_tokens, or set a stronger "
-        "`judge_model` in globals.yml."
+        f"judge: no response of the judge {judge} can be read: {counts}. Raise judge.sampling.max_tokens, or set a "
+        "stronger `judge_model` in globals.yml."
     )
 
 
