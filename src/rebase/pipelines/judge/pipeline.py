@@ -8,37 +8,18 @@ from rebase.pipelines.judge.nodes import compare_graders, judge_answers, read_gr
 
 def create_pipeline() -> Pipeline:
     """From ``predictions`` to ``judge_scores``, the grading sheet and, once sheets are returned, ``agreement``."""
-    return prepare.create_pipeline() + Pipeline(
-        [
-            Node(
-                write_sheets,
-                ["task", "evaluation_items", "predictions", "judge_rubric", "params:judge"],
-                ["grading_sheet", "grading_form", "grading_key"],
-                name="write_sheets",
-            ),
-            Node(
-                judge_answers,
-                ["task", "evaluation_items", "predictions", "judge", "judge_rubric", "judge_pair", "params:judge"],
-                ["judgments", "judge_rejected", "judge_summary"],
-                name="judge_answers",
-            ),
-            Node(
-                score_judgments,
-                ["task", "predictions", "judgments", "judge_rejected", "judge_rubric", "params:judge"],
-                "judge_scores",
-                name="score_judgments",
-            ),
-            Node(
-                read_grades,
-                ["returned_sheets", "grading_key", "judge_rubric"],
-                ["grades", "grades_rejected", "agreement_summary"],
-                name="read_grades",
-            ),
-            Node(
-                compare_graders,
-                ["task", "grades", "grading_key", "judgments", "judge_rubric", "params:judge"],
-                "agreement",
-                name="compare_graders",
-            ),
-        ]
-    )
+    answers, rubric, parameters = ["task", "evaluation_items", "predictions"], "judge_rubric", "params:judge"
+    sheets = ["grading_sheet", "grading_form", "grading_key"]
+    requested = [*answers, "judge", rubric, "judge_pair", parameters]
+    judgments = ["judgments", "judge_rejected", "judge_summary"]
+    judged = ["task", "predictions", "judgments", "judge_rejected", rubric, parameters]
+    returned, grades = ["returned_sheets", "grading_key", rubric], ["grades", "grades_rejected", "agreement_summary"]
+    graded = ["task", "grades", "grading_key", "judgments", rubric, parameters]
+    nodes = [
+        Node(write_sheets, [*answers, rubric, parameters], sheets, name="write_sheets"),
+        Node(judge_answers, requested, judgments, name="judge_answers"),
+        Node(score_judgments, judged, "judge_scores", name="score_judgments"),
+        Node(read_grades, returned, grades, name="read_grades"),
+        Node(compare_graders, graded, "agreement", name="compare_graders"),
+    ]
+    return prepare.create_pipeline() + Pipeline(nodes)

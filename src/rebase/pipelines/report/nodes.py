@@ -65,16 +65,19 @@ def compare_usage(
     estimate. Seconds are those of bought responses.
     """
     stages = estimate["stages"]
-    estimates = {"transform": _add_estimates(stages.get("transform"), stages.get("consistency_filter")),
-                 "cot": stages.get("cot")}  # fmt: skip
-    usages = {"transform": transform_summary["usage"], "cot": cot_summary["usage"]}
-    lines = [{"stage": stage, **usage, **_estimate_columns(estimates[stage])} for stage, usage in usages.items()]
+    lines = [
+        {"stage": stage, **summary["usage"], **_add_estimates([stages[part] for part in parts if part in stages])}
+        for stage, summary, parts in (
+            ("transform", transform_summary, ("transform", "consistency_filter")),
+            ("cot", cot_summary, ("cot",)),
+        )
+    ]
     counts = ("used", "responses", "cached", "failed", "repaired", "over_budget", "input_tokens", "output_tokens")
     total: dict[str, Any] = {name: sum(line[name] for line in lines) for name in counts}
     for name in ("dollars", "used_dollars"):
         amounts = [line[name] for line in lines]
         total[name] = None if None in amounts else sum(amounts)
-    return pd.DataFrame([*lines, {"stage": "total", **total, **_estimate_columns(estimate["total"])}])
+    return pd.DataFrame([*lines, {"stage": "total", **total, **_add_estimates([estimate["total"]])}])
 
 
 def project_embeddings(
@@ -96,16 +99,18 @@ def project_embeddings(
     require_examples("report", reasoned_examples)
     rows = retrieved.iloc[systematic_positions(len(retrieved), MAX_POINTS)]
     items = evaluation_items.iloc[systematic_positions(len(evaluation_items), MAX_POINTS)]
-    examples = reasoned_examples.reset_index(drop=True)
+    examples = reasoned_examples
     row_texts = rows["passage"].where(rows["passage"].notna(), rows["query_value"]).fillna("").astype(str)
+    columns = (
+        (rows["row_id"], rows["dataset"], row_texts),
+        (items["item_id"], "", _query_texts(task, items)),
+        (examples["example_id"], examples["dataset"], _query_texts(task, examples)),
+    )
     frames = [
-        pd.DataFrame({"id": rows["row_id"], "dataset": rows["dataset"], "text": row_texts}),
-        pd.DataFrame({"id": items["item_id"], "dataset": "", "text": _query_texts(task, items)}),
-        pd.DataFrame(
-            {"id": examples["example_id"], "dataset": examples["dataset"], "text": _query_texts(task, examples)}
-        ),
+        pd.DataFrame({"id": ids, "dataset": datasets, "text": texts, "kind": kind})
+        for kind, (ids, datasets, texts) in zip(KINDS, columns, strict=True)
     ]
-    points = pd.concat([frame.assign(kind=kind) for kind, frame in zip(KINDS, frames, strict=True)], ignore_index=True)
+    points = pd.concat(frames, ignore_index=True)
     with encoder.open() as opened:
         vectors = opened.encode(points["text"].to_list()).vectors
     is_item, is_example = (points["kind"].eq(kind).to_numpy() for kind in KINDS[1:])
@@ -143,23 +148,11 @@ def _query_texts(task: Task, frame: pd.DataFrame) -> list[str]:
     return ["\n".join(fields[name] for name in task.query_fields) for fields in map(json.loads, frame["fields"])]
 
 
-def _add_estimates(stage: dict[str, Any] | None, part: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A stage's estimate with that of a part of it, which is estimated separately; dollars are None without a price."""
-    if stage is None or part is None:
-        return stage
-    pairs = {name: (stage[name], part[name]) for name in ("requests", "dollars")}
-    return {
-        name: None if None in pair else [low + high for low, high in zip(*pair, strict=True)]
-        for name, pair in pairs.items()
-    }
-
-
-def _estimate_columns(estimate: dict[str, Any] | None) -> dict[str, Any]:
-    requests = estimate["requests"] if estimate else [0, 0]
-    dollars = (estimate["dollars"] if estimate else [0.0, 0.0]) or [None, None]
-    return {
-        "estimated_requests_low": requests[0],
-        "estimated_requests_high": requests[1],
-        "estimated_dollars_low": dollars[0],
-        "estimated_dollars_high": dollars[1],
-    }
+def _add_estimates(estimates: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sums of estimates, each with a lowest and a highest value, as columns; dollars are None without a price."""
+    columns: dict[str, Any] = {}
+    for name, nothing in (("requests", [0, 0]), ("dollars", [0.0, 0.0])):
+        ranges = [nothing, *(estimate[name] for estimate in estimates)]
+        sums = [None, None] if None in ranges else [sum(values) for values in zip(*ranges, strict=True)]
+        columns[f"estimated_{name}_low"], columns[f"estimated_{name}_high"] = sums
+    return columns
