@@ -33,21 +33,30 @@ def right_in_format(task: Task, predictions: pd.DataFrame) -> list[dict[str, Any
     ``most_frequent`` is its most frequent answer: a system that always gives the same answer has not learned the task.
     """
     metric = task.metrics[0]
-    marked = _with_form(task, predictions)
     lines = []
-    for system, frame in marked.groupby("system", sort=False):
-        counts = frame["extracted"].value_counts()
-        lines.append(
-            {
-                "system": system,
-                "in_form": 100 * frame["in_form"].mean(),
-                "score": 100 * frame[metric].mean(),
-                "score_in_form": 100 * frame.loc[frame["in_form"], metric].mean(),
-                "most_frequent": counts.index[0],
-                "most_frequent_share": 100 * counts.iloc[0] / len(frame),
-            }
-        )
+    for system, frame in _with_form(task, predictions).groupby("system", sort=False):
+        most_frequent = frame["extracted"].value_counts(normalize=True)
+        means = {
+            "in_form": frame["in_form"].mean(),
+            "score": frame[metric].mean(),
+            "score_in_form": frame.loc[frame["in_form"], metric].mean(),
+            "most_frequent_share": most_frequent.iloc[0],
+        }
+        percent = {name: 100 * mean for name, mean in means.items()}
+        lines.append({"system": system, "most_frequent": most_frequent.index[0], **percent})
     return lines
+
+
+def pair_answers(predictions: pd.DataFrame, metric: str, *columns: str) -> pd.DataFrame:
+    """The expert's lines by item, with the student's ``metric`` and ``columns`` beside them (``NAME_student``).
+
+    Only items that both answered and that have scores.
+    """
+    student, expert = (
+        predictions[predictions["system"] == system].set_index("item_id") for system in ("student", "expert")
+    )
+    pairs = expert.join(student[[metric, *columns]], rsuffix="_student", how="inner")
+    return pairs.dropna(subset=[metric, f"{metric}_student"])
 
 
 def where_gains_come_from(task: Task, predictions: pd.DataFrame) -> dict[str, float] | None:
@@ -57,11 +66,7 @@ def where_gains_come_from(task: Task, predictions: pd.DataFrame) -> dict[str, fl
     answers of both; ``gain_in_form`` is NaN if no item has two answers in form.
     """
     metric = task.metrics[0]
-    marked = _with_form(task, predictions)
-    student, expert = (
-        marked[marked["system"] == system].set_index("item_id")[[metric, "in_form"]] for system in ("student", "expert")
-    )
-    pairs = expert.join(student, rsuffix="_student", how="inner").dropna()
+    pairs = pair_answers(_with_form(task, predictions), metric, "in_form")
     if pairs.empty:
         return None
     gain = 100 * (pairs[metric] - pairs[f"{metric}_student"])
@@ -103,24 +108,19 @@ def judge_against_scores(
     """
     if scores is None or judge_scores is None:
         return []
-    grades = judge_scores["grades"]
     values = {system: cells.get(metric, {}).get("value") for system, cells in scores["systems"].items()}
-    before, base = values.get("student"), grades.get("student", {})
+    before, base = values.get("student"), judge_scores["grades"].get("student", {})
     lines = []
     for system, score in values.items():
-        system_grades = {name: cell for name, cell in grades.get(system, {}).items() if "value" in cell}
-        gains = None not in (before, score) and score > before
-        falling = [
-            name for name, cell in system_grades.items() if gains and cell["value"] < base.get(name, {}).get("value", 0)
-        ]
-        if system_grades:
-            lines.append({"system": system, "score": score, "grades": system_grades, "falling": falling})
+        cells = judge_scores["grades"].get(system, {})
+        grades = {name: cell for name, cell in cells.items() if "value" in cell}
+        rises = None not in (before, score) and score > before
+        falling = [name for name in grades if rises and grades[name]["value"] < base.get(name, {}).get("value", 0)]
+        if grades:
+            lines.append({"system": system, "score": score, "grades": grades, "falling": falling})
     return lines
 
 
 def _with_form(task: Task, predictions: pd.DataFrame) -> pd.DataFrame:
-    in_form = [
-        is_in_form(task, extracted, prompt)
-        for extracted, prompt in predictions[["extracted", "prompt"]].fillna("").to_numpy()
-    ]
-    return predictions.assign(in_form=pd.Series(in_form, index=predictions.index, dtype=bool))
+    answers = predictions[["extracted", "prompt"]].fillna("").to_numpy()
+    return predictions.assign(in_form=[is_in_form(task, extracted, prompt) for extracted, prompt in answers])

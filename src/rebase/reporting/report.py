@@ -18,6 +18,7 @@ from rebase.reporting.diagnostics import (
     judge_against_scores,
     nearest_pairs,
     nearness,
+    pair_answers,
     right_in_format,
     where_gains_come_from,
 )
@@ -116,15 +117,12 @@ def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str
         loader=PackageLoader("rebase.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {
-        "shorten": _shorten,
-        "marked": _marked,
-        "number": _number,
-        "dollars": _dollars,
-        "words": lambda name: str(name).replace("_", " "),
-    }
-    predictions, examples, retrieved = (given.get(name) for name in ("predictions", "reasoned_examples", "retrieved"))
-    mapped, compared, metric = given.get("embedding_map"), given.get("comparison"), task.metrics[0]
+    environment.filters |= {"shorten": _shorten, "marked": _marked, "number": _number, "dollars": _dollars}
+    environment.filters["words"] = lambda name: str(name).replace("_", " ")
+    predictions, examples, retrieved, mapped, compared = (
+        given.get(name) for name in ("predictions", "reasoned_examples", "retrieved", "embedding_map", "comparison")
+    )
+    metric = task.metrics[0]
     if predictions is not None and metric not in predictions:
         predictions = None  # a task without references, or another version of the task
     return environment.get_template(_TEMPLATE).render(
@@ -170,10 +168,10 @@ def find_outdated(times: Mapping[str, float]) -> list[str]:
     for name, source in _MADE_FROM.items():
         if {name, source} <= set(times) and (times[name] < times[source] or source in outdated):
             outdated.append(name)
-    older = [
-        name for name, other in _COMPARED_WITH.items() if {name, other} <= set(times) and times[name] < times[other]
-    ]
-    return list(dict.fromkeys([*outdated, *older]))
+    for name, other in _COMPARED_WITH.items():
+        if {name, other} <= set(times) and times[name] < times[other] and name not in outdated:
+            outdated.append(name)
+    return outdated
 
 
 def flow(given: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -181,11 +179,11 @@ def flow(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     summaries = [given[name] for stage in STAGES if (name := f"{stage}_summary") in given]
     return [
         {
+            "seconds": None,
             **summary,
             "units": _UNITS[summary["stage"]],
             "rejected": dict(sorted(summary["rejected"].items(), key=lambda reason: -reason[1])),
             "share": 100 * summary["kept"] / summary["in"] if summary["in"] else 0,
-            "seconds": summary.get("seconds"),
             "usage": summary.get("usage") or {},
         }
         for summary in summaries
@@ -194,19 +192,18 @@ def flow(given: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def sources(retrieved: pd.DataFrame | None, examples: pd.DataFrame | None) -> list[dict[str, Any]]:
     """Rows retrieved and examples made from each dataset and license, most examples first; small ones combined."""
-    frames = {"rows": retrieved, "examples": examples}
     counted = {
         name: frame.groupby(["dataset", "license"], dropna=False).size()
-        for name, frame in frames.items()
+        for name, frame in (("rows", retrieved), ("examples", examples))
         if frame is not None and {"dataset", "license"} <= set(frame)
     }
     if not counted:
         return []
-    table = pd.DataFrame(counted).fillna(0).astype(int).reindex(columns=list(frames), fill_value=0)
+    table = pd.DataFrame(counted, columns=["rows", "examples"]).fillna(0).astype(int)
     table = table.sort_values(["examples", "rows"], ascending=False, kind="stable").reset_index()
     shown = table.head(_SOURCES).to_dict("records")
     if len(rest := table[_SOURCES:]):
-        shown.append({"dataset": f"{len(rest)} others", "license": "", **rest[list(frames)].sum().to_dict()})
+        shown.append({"dataset": f"{len(rest)} others", "license": "", **rest[["rows", "examples"]].sum().to_dict()})
     return shown
 
 
@@ -240,29 +237,21 @@ def won_and_lost(predictions: pd.DataFrame, metric: str) -> dict[str, Any] | Non
 
     None without answers of both, or without references.
     """
-    student, expert = (
-        predictions[predictions["system"] == system].set_index("item_id") for system in ("student", "expert")
-    )
-    both = expert.join(student[["raw_output", metric]], rsuffix="_student", how="inner")
-    both = both.dropna(subset=[metric, f"{metric}_student"])
-    if both.empty:
+    pairs = pair_answers(predictions, metric, "raw_output")
+    if pairs.empty:
         return None
-    gain = both[metric] - both[f"{metric}_student"]
+    gain = pairs[metric] - pairs[f"{metric}_student"]
 
     def items(frame: pd.DataFrame) -> list[dict[str, Any]]:
-        return [
-            {
-                "prompt": line["prompt"],
-                "answers": json.loads(line["references"]),
-                "student": line["raw_output_student"],
-                "expert": line["raw_output"],
-            }
-            for line in frame.iloc[systematic_positions(len(frame), _SHOWN)].to_dict("records")
-        ]
+        shown = frame.iloc[systematic_positions(len(frame), _SHOWN)]
+        shown = shown.assign(
+            answers=shown["references"].map(json.loads), student=shown["raw_output_student"], expert=shown["raw_output"]
+        )
+        return shown[["prompt", "answers", "student", "expert"]].to_dict("records")
 
     return {
-        "won": items(both[gain > 0]),
-        "lost": items(both[gain < 0]),
+        "won": items(pairs[gain > 0]),
+        "lost": items(pairs[gain < 0]),
         "counts": {"won": int((gain > 0).sum()), "lost": int((gain < 0).sum()), "same": int((gain == 0).sum())},
     }
 
@@ -282,20 +271,18 @@ def limits(given: Mapping[str, Any]) -> list[str]:
         sentences.append(doubt)
     if left := given.get("evaluate_summary", {}).get("rejected", {}).get("over_limit"):
         sentences.append(f"{left:,} evaluation items were left out by evaluate.limit: the scores are of a sample.")
-    if retrieved is not None and "license" in retrieved and (unknown := int((retrieved["license"] == "unknown").sum())):
+    if retrieved is not None and (unknown := int((retrieved["license"] == "unknown").sum())):
         sentences.append(
             f"The license of {unknown:,} retrieved rows is unknown: check their datasets before you publish."
         )
-    sentences.append(
+    return [
+        *sentences,
         "The examples were written by a model and checked by programs, not by people: what the teacher got wrong, the "
-        "expert may have learned."
-    )
-    sentences.append(
+        "expert may have learned.",
         "Rows that share words with the evaluation set were rejected before the teacher saw them, by exact match and "
-        "by n-grams; a paraphrase passes. Diagnostics shows how near the evaluation items are to the training data."
-    )
-    sentences.append("The intervals show the effect of sampling items, not that of another seed or another teacher.")
-    return sentences
+        "by n-grams; a paraphrase passes. Diagnostics shows how near the evaluation items are to the training data.",
+        "The intervals show the effect of sampling items, not that of another seed or another teacher.",
+    ]
 
 
 def _picture(figure: go.Figure) -> dict[str, Any]:
