@@ -29,7 +29,6 @@ from rebase.records import Adapter, Task
 from rebase.reporting.console import visible
 from rebase.student.adapters import CARD, ORIGIN, read_origin, sources_of
 
-Kind = Literal["dataset", "model"]
 Line = dict[str, Any]
 
 _BY, _SAME, _RAIL = "name the source", "keep the same license", "pass on its restrictions of use"
@@ -107,15 +106,10 @@ _EVALUATION = """\
 
 @dataclass(frozen=True)
 class Parcel:
-    """A folder to publish, with its card."""
+    """A folder to publish, ``dataset`` or ``adapter``, with its card; ``kind`` is the hub's type of repository."""
 
-    kind: Kind
+    kind: Literal["dataset", "model"]
     folder: Path
-
-    @property
-    def name(self) -> str:
-        """``dataset`` or ``adapter``, which the hub calls a model."""
-        return "dataset" if self.kind == "dataset" else "adapter"
 
     @property
     def files(self) -> dict[str, int]:
@@ -124,12 +118,11 @@ class Parcel:
         return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files}
 
 
-def check_licenses(sources: Sequence[Line], checked: Iterable[str] = ()) -> list[str]:
+def check_licenses(sources: Sequence[Line], checked: Sequence[str] = ()) -> list[str]:
     """Check the licenses of sources (``dataset``, ``license``, ``examples``), and list their conditions.
 
     Sources that match ``checked`` pass. Raises RebaseError with each source whose license does not permit sharing.
     """
-    checked = tuple(checked)
     rejected = [
         source
         for source in sources
@@ -187,7 +180,7 @@ def published_examples(reasoned_examples: pd.DataFrame, training_set: pd.DataFra
     """The examples of the training set, in its order, with their provenance; RebaseError if one has none."""
     origins = reasoned_examples.drop_duplicates("example_id").drop(columns=["prompt", "completion"], errors="ignore")
     trained = training_set[["example_id", "prompt", "completion"]]
-    if unknown := sum(~trained["example_id"].isin(origins["example_id"])):
+    if unknown := (~trained["example_id"].isin(origins["example_id"])).sum():
         raise RebaseError(
             f"push: {unknown} examples of the training set are not among the current examples, so their sources are "
             "unknown. Run the train pipeline again."
@@ -203,7 +196,7 @@ def scores_of(adapter: Adapter, scores: Line | None, evaluate_summary: Line | No
 
 def put(parcel: Parcel, folder: Path) -> str:
     """Copy a parcel into a folder, and return its path; RebaseError if it exists."""
-    target = folder / parcel.name
+    target = folder / parcel.folder.name
     if target.exists():
         raise RebaseError(f"push: {target} exists already: name another folder, or move it away first.")
     with replacing_folder(target) as part:
@@ -244,7 +237,7 @@ def describe_parcels(parcels: Sequence[Parcel], repo: str, folder: Path | None, 
     lines = []
     for parcel in parcels:
         hub = f"the hub's {parcel.kind} {repo}, {'public' if public else 'private'}"
-        lines.append(f"To {folder / parcel.name if folder else hub}: {sum(parcel.files.values()):,} bytes")
+        lines.append(f"To {folder / parcel.folder.name if folder else hub}: {sum(parcel.files.values()):,} bytes")
         lines += [f"  {size:>13,}  {name}" for name, size in parcel.files.items()]
     return "\n".join(lines)
 
@@ -297,10 +290,9 @@ def _pack_adapter(
     from huggingface_hub import ModelCard
 
     shutil.copytree(adapter.folder, folder)
-    try:
-        card = ModelCard((folder / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
-    except (OSError, ValueError):
-        card = ModelCard(f"---\nlibrary_name: peft\n---\n# An expert for the task `{task.name}`\n")
+    file = folder / CARD
+    default = f"---\nlibrary_name: peft\n---\n# An expert for the task `{task.name}`\n"
+    card = ModelCard(file.read_text(encoding="utf-8") if file.exists() else default, ignore_metadata_errors=True)
     data: Any = card.data
     if not _HUB_ID.fullmatch(adapter.base_model):  # A package or a folder: the hub knows no such model.
         data.base_model = None
@@ -318,7 +310,7 @@ def _pack_adapter(
             n=scores["n"], source=_line(task.evaluation.source), confidence=scores["confidence"], rows="\n".join(rows)
         )
         card.text = f"{card.text.rstrip()}\n\n{evaluation}"
-    card.save(folder / CARD)
+    card.save(file)
     return Parcel("model", folder)
 
 
@@ -328,36 +320,27 @@ def _eval_results(task: Task, scores: Line) -> Iterator[Any]:
 
     source = task.evaluation
     is_on_hub = bool(_HUB_ID.fullmatch(source.source)) and not source.source.endswith((".jsonl", ".csv", ".parquet"))
+    place = {}
+    if is_on_hub:
+        place = {"dataset_config": source.config, "dataset_split": source.split, "dataset_revision": source.revision}
     for metric, cell in scores["systems"]["expert"].items():
         yield EvalResult(
             task_type="text-generation",
             dataset_type=source.source if is_on_hub else task.name,
             dataset_name=task.name,
-            dataset_config=source.config if is_on_hub else None,
-            dataset_split=source.split if is_on_hub else None,
-            dataset_revision=source.revision if is_on_hub else None,
+            **place,
             metric_type=metric,
             metric_name=f"{metric} (percent)",
             metric_value=cell["value"],
-            metric_args={
-                "n": scores["n"],
-                "confidence": scores["confidence"],
-                "interval": [cell["low"], cell["high"]],
-            },
+            metric_args={"n": scores["n"], "confidence": scores["confidence"], "interval": [cell["low"], cell["high"]]},
         )
 
 
 def _source_rows(sources: Sequence[Line], checked: Sequence[str]) -> Iterator[str]:
     """The lines of the card's table of sources."""
-    totals: dict[tuple[str, str, str], int] = {}
-    for source in sources:
-        key = (
-            source["dataset"] or "(none: written without a source)",
-            source["revision"] or "",
-            source["license"] or "",
-        )
-        totals[key] = totals.get(key, 0) + source["examples"]
-    for (dataset, revision, license), count in totals.items():
+    nothing = {"dataset": "(none: written without a source)", "revision": "", "license": ""}
+    table = pd.DataFrame(sources, columns=[*nothing, "examples"]).fillna(nothing)
+    for (dataset, revision, license), count in table.groupby([*nothing], sort=False)["examples"].sum().items():
         conditions = conditions_of(license)
         if find_pattern(dataset, checked) and not license_allowed(license or "unknown", _POLICY):
             conditions = "checked by the publisher"

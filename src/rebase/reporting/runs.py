@@ -18,6 +18,8 @@ from rebase.weights import machine_name
 Line = dict[str, Any]
 
 _PACKAGES = ("rebase", "kedro", "torch", "transformers", "trl", "peft")
+#: For each model in a record: the stage whose summary names it, and the key.
+_MODELS = {"teacher": ("transform", "teacher"), "student": ("train", "base_model"), "encoder": ("index", "encoder")}
 #: Keys of a record that describe the session that wrote it, not the files that it summarizes.
 _OF_THE_SESSION = ("parameters", "versions", "machine")
 
@@ -44,14 +46,7 @@ def record_run(
     total: dict[str, Any] = next((line for line in usage if line["stage"] == "total"), {})
     return {
         "task": scores["task"],
-        "models": {
-            name: by_stage.get(stage, {}).get(field)
-            for name, stage, field in (
-                ("teacher", "transform", "teacher"),
-                ("student", "train", "base_model"),
-                ("encoder", "index", "encoder"),
-            )
-        },
+        "models": {name: by_stage.get(stage, {}).get(key) for name, (stage, key) in _MODELS.items()},
         "parameters": public(parameters),
         "versions": {"git": git_commit(), "python": platform.python_version(), **_versions()},
         "machine": machine_name(),
@@ -92,13 +87,14 @@ def find_runs(scores: Mapping[str, Line], records: Mapping[str, Line]) -> list[R
 
 def summaries_of(record: Mapping[str, Any]) -> dict[str, Line]:
     """The stage summaries, by catalog name, as far as a run's record holds them."""
-    counts, seconds = record.get("counts", {}), record.get("seconds", {})
-    base_model = record.get("models", {}).get("student")
-    return {
-        f"{stage}_summary": {"stage": stage, **values, "seconds": seconds.get(stage)}
-        | ({"base_model": base_model} if stage == "train" else {})
-        for stage, values in counts.items()
+    seconds, base_model = record.get("seconds", {}), record.get("models", {}).get("student")
+    summaries = {
+        f"{stage}_summary": {"stage": stage, **counts, "seconds": seconds.get(stage)}
+        for stage, counts in record.get("counts", {}).items()
     }
+    if "train_summary" in summaries:
+        summaries["train_summary"]["base_model"] = base_model
+    return summaries
 
 
 def runs_table(task: str, runs: Sequence[RunScores]) -> Table:
@@ -106,7 +102,7 @@ def runs_table(task: str, runs: Sequence[RunScores]) -> Table:
 
     A setting that only some runs have (they are of another version of rebase) is no difference.
     """
-    settings = [_settings(run.record) for run in runs]
+    settings = [_settings(run.record or {}) for run in runs]
     names = sorted({name for run_settings in settings for name in run_settings})
     values = {name: [run_settings[name] for run_settings in settings if name in run_settings] for name in names}
     differing = [name for name in names if len(set(map(json.dumps, values[name]))) > 1]
@@ -115,15 +111,18 @@ def runs_table(task: str, runs: Sequence[RunScores]) -> Table:
         table.add_column(column, justify="right" if column in {"items", "examples", "paid"} else "left")
     for run, run_settings in zip(runs, settings, strict=True):
         record = run.record or {}
+        differences = [f"{name} = {_short(run_settings[name])}" for name in differing if name in run_settings]
+        if not record:
+            differences.append("no record: made without the report pipeline")
+        elif "parameters" not in record:
+            differences.append("parameters unknown: the report was made later")
         table.add_row(
             run.version,
             "\n".join(_score_lines(run.scores)),
             f"{run.scores.get('n', '–')}",
             f"{record.get('counts', {}).get('train', {}).get('kept', '–')}",
             _dollars(record.get("dollars"), record.get("used_dollars")),
-            "\n".join(
-                [f"{name} = {_short(run_settings[name])}" for name in differing if name in run_settings] + _gaps(run)
-            ),
+            "\n".join(differences),
         )
     recorded = sum(bool(run_settings) for run_settings in settings)
     shared = [n for n in names if n not in differing and "." not in n and len(values[n]) == recorded]
@@ -154,19 +153,10 @@ def _versions() -> dict[str, str | None]:
     return versions
 
 
-def _settings(record: Line | None) -> Line:
+def _settings(record: Line) -> Line:
     """How a run was made, flat: models and versions by their names, parameters as ``group.name``."""
-    if record is None:
-        return {}
     machine = {"machine": record["machine"]} if "machine" in record else {}
     return {**record.get("models", {}), **record.get("versions", {}), **machine, **_flat(record.get("parameters", {}))}
-
-
-def _gaps(run: RunScores) -> list[str]:
-    """The parts of a run's record that are missing, as sentences."""
-    if not run.record:
-        return ["no record: made without the report pipeline"]
-    return [] if "parameters" in run.record else ["parameters unknown: the report was made later"]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Line:
