@@ -240,13 +240,13 @@ def trace(
 
     ID is an evaluation item, an example, a source row or a dataset, as the run's tables and its report name them.
     """
-    from rebase.reporting.run_tables import CREATED_BY, read_run
+    from rebase.reporting.run_tables import CREATED_BY, RunTables
     from rebase.reporting.trace import trace as trace_identifier
     from rebase.reporting.trace_view import render_trace
 
     with _catalog(env, {"task": task} if task else {}) as catalog:
         run_catalog = RunCatalog(catalog, CREATED_BY, version)
-        result = trace_identifier(identifier, read_run(run_catalog.load, env, task), system)
+        result = trace_identifier(identifier, RunTables(run_catalog.load, env, task), system)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:

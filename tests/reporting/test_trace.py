@@ -24,7 +24,7 @@ from rebase.generation.prompts.templates import SolvePrompt
 from rebase.parameters import CotParameters, ExcludeParameters
 from rebase.records import Adapter, Task
 from rebase.reporting.console import visible
-from rebase.reporting.run_tables import TABLES, RunTables, read_run
+from rebase.reporting.run_tables import TABLES, RunTables
 from rebase.reporting.trace import trace
 from rebase.reporting.trace_view import render_trace
 from rebase.student.adapters import ORIGIN
@@ -96,6 +96,27 @@ def tables() -> dict[str, pd.DataFrame]:
     }  # fmt: skip
 
 
+class Run(RunTables):
+    """A run with these tables, and with lookups instead of its own."""
+
+    def __init__(
+        self,
+        tables: dict[str, pd.DataFrame],
+        missing: str = "not there yet",
+        *,
+        env: str | None = None,
+        task: str | None = None,
+        **lookups: Any,
+    ) -> None:
+        def load(name: str, version: str | None = None) -> Any:
+            if name not in tables:
+                raise RebaseError(missing)
+            return tables[name]
+
+        super().__init__(load, env, task)
+        vars(self).update({"find_response": lambda _: None} | lookups)
+
+
 def encode(texts: list[str]) -> np.ndarray:
     """Vectors of letters, which need no model."""
     counts = np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz?"] for text in texts], float)
@@ -109,7 +130,7 @@ def shown(found: dict[str, Any]) -> str:
 
 
 def test_an_example_leads_to_its_row_and_its_response() -> None:
-    found = trace("birds/a/train/0", RunTables(tables(), find_response={KEY: {"raw": "{}", "dollars": 0.25}}.get))
+    found = trace("birds/a/train/0", Run(tables(), find_response={KEY: {"raw": "{}", "dollars": 0.25}}.get))
     assert found["kind"] == "example"
     assert found["source"] | {"row": None} == {
         "row_id": "birds/a/train/0", "dataset": "birds", "config": "a", "split": "train", "revision": "r1",
@@ -135,7 +156,7 @@ def test_an_example_leads_to_its_row_and_its_response() -> None:
     ],
 )
 def test_a_row_that_became_nothing_says_where_it_was_lost(row_id: str, stage: str, words: dict[str, Any]) -> None:
-    found = trace(row_id, RunTables(tables(), find_response=lambda _: {"raw": "no"}))
+    found = trace(row_id, Run(tables(), find_response=lambda _: {"raw": "no"}))
     assert found["kind"] == "row"
     assert found["examples"] == []
     assert found[stage].items() >= words.items()
@@ -143,13 +164,13 @@ def test_a_row_that_became_nothing_says_where_it_was_lost(row_id: str, stage: st
 
 def test_a_row_of_the_datastore_that_nothing_reached() -> None:
     stored = rows().iloc[0].to_dict() | {"row_id": "birds/a/train/77"}
-    found = trace("birds/a/train/77", RunTables(tables(), find_row={"birds/a/train/77": stored}.get))
+    found = trace("birds/a/train/77", Run(tables(), find_row={"birds/a/train/77": stored}.get))
     assert found["source"]["row"] == {"text": "The owl sleeps."}
     assert "not reached" in found["retrieval"]["state"]
 
 
 def test_a_prediction_leads_to_gold_adapter_and_nearest_examples() -> None:
-    run = RunTables(tables(), encode=encode, evaluated={"version": "v1"})
+    run = Run(tables(), encode=encode, adapter={"version": "v1"})
     found = trace("i1", run)
     assert found["references"] == ["in the den"]
     student, expert = found["systems"]
@@ -167,7 +188,7 @@ def test_a_prediction_leads_to_gold_adapter_and_nearest_examples() -> None:
 
 
 def test_a_dataset_leads_to_all_that_was_made_of_it() -> None:
-    found = trace("birds", RunTables(tables(), env="test", task="owls"))
+    found = trace("birds", Run(tables(), env="test", task="owls"))
     assert found["outcomes"] == {
         "retrieve: duplicate": 1, "transform: unfit_row": 1, "example; in the training set": 1,
     }  # fmt: skip
@@ -175,7 +196,7 @@ def test_a_dataset_leads_to_all_that_was_made_of_it() -> None:
     assert shlex.split(found["train_without_it"]) == [
         "kedro", "run", "--pipelines=train,evaluate", "--env=test", "--params=task=owls,train.exclude.datasets='birds'",
     ]  # fmt: skip
-    taken_out = RunTables(tables(), exclude=ExcludeParameters(licenses=("CC-BY*",)))
+    taken_out = Run(tables(), exclude=ExcludeParameters(licenses=("CC-BY*",)))
     fates = trace("owner/foxes", taken_out)["outcomes"]
     assert fates == {"example; not in the training set: excluded_license": 1}
 
@@ -186,7 +207,7 @@ def test_a_dataset_leads_to_all_that_was_made_of_it() -> None:
 def test_the_command_that_excludes_a_dataset_means_that_dataset(name: str) -> None:
     changed = tables() | {"examples": tables()["examples"].assign(dataset=name)}
     del changed["reasoned_examples"]
-    command = shlex.split(trace(name, RunTables(changed))["train_without_it"])
+    command = shlex.split(trace(name, Run(changed))["train_without_it"])
     [said] = [part.removeprefix("--params=") for part in command if part.startswith("--params=")]
     exclude = ExcludeParameters.model_validate(_split_params(None, None, said)["train"]["exclude"])
     assert why_excluded(name, "cc0-1.0", exclude) == "excluded_dataset"
@@ -202,7 +223,7 @@ def with_a_twin() -> dict[str, pd.DataFrame]:
 
 
 def test_a_duplicate_leads_to_the_row_that_was_kept_for_it() -> None:
-    run = RunTables(with_a_twin())
+    run = Run(with_a_twin())
     same = {"row_id": "copies/a/train/3", "kept": "birds/a/train/0", "dataset": "birds",
             "outcome": "example; in the training set"}  # fmt: skip
     assert trace("copies/a/train/3", run)["retrieval"]["kept_instead"] == same
@@ -238,7 +259,7 @@ def other_pipelines() -> dict[str, pd.DataFrame]:
 
 
 def test_what_other_pipelines_made_is_found_too() -> None:
-    run = RunTables(other_pipelines(), encode=encode, evaluated={"version": "v1"})
+    run = Run(other_pipelines(), encode=encode, adapter={"version": "v1"})
     found = trace("birds/a/train/0", run)
     assert [(example["table"], example["answer"]) for example in found["examples"]] == [
         ("reasoned_examples", "asleep"), ("distilled_examples", "on a branch"), ("mixed_examples", "on a branch"),
@@ -262,7 +283,7 @@ def test_what_other_pipelines_made_is_found_too() -> None:
     assert trace("i1", run, "rebase")["systems"][0]["raw_output"] == "in the den"
     assert shown(found)
     assert shown(made_up)
-    alone = RunTables({"comparison_predictions": other_pipelines()["comparison_predictions"]})
+    alone = Run({"comparison_predictions": other_pipelines()["comparison_predictions"]})
     assert [answer["system"] for answer in trace("i1", alone)["systems"]] == ["student", "rebase"]
 
 
@@ -270,7 +291,7 @@ def test_what_other_pipelines_made_is_found_too() -> None:
 def test_half_a_run_says_what_is_missing(absent: str) -> None:
     gone = [name for name in TABLES if name != "retrieved"] if absent == "all but retrieved" else [absent]
     half = {name: table for name, table in tables().items() if name not in gone}
-    run = RunTables(half, dict.fromkeys(gone, "not there yet"), encode=encode)
+    run = Run(half, encode=encode)
     for identifier in ("birds/a/train/0", "birds", "owner/foxes/b/train/7", "owner/foxes"):
         found = trace(identifier, run)
         assert set(found.get("missing", ())) == set(gone) - {"predictions"}
@@ -283,13 +304,14 @@ def test_half_a_run_says_what_is_missing(absent: str) -> None:
 
 
 def test_an_unknown_name_is_an_error_with_a_guess() -> None:
-    with pytest.raises(RebaseError, match=r"is called 'owner/fox'.*owner/foxes.*\nscores is missing: run it"):
-        trace("owner/fox", RunTables(tables(), {"scores": "run it"}))
+    half = {name: table for name, table in tables().items() if name != "predictions"}
+    with pytest.raises(RebaseError, match=r"is called 'owner/fox'.*owner/foxes.*\npredictions is missing: run it"):
+        trace("owner/fox", Run(half, "run it"))
 
 
 @pytest.mark.parametrize("identifier", ["owner/foxes/b/train/7", "i1", "owner/foxes"])
 def test_hostile_text_is_shown_as_text(identifier: str) -> None:
-    said = shown(trace(identifier, RunTables(tables(), encode=encode)))
+    said = shown(trace(identifier, Run(tables(), encode=encode)))
     assert not set(said) & set("\x1b\x07\x9b\u202e")
     if identifier != "owner/foxes":
         assert r"\x1b[31mred\x1b[0m [bold]not bold[/bold] \u202eback\x07 \x9b2J" in said
@@ -339,11 +361,13 @@ def loader(folder: Path) -> Callable[[str], Any]:
 
 def test_a_run_is_read_from_its_catalog(tmp_path: Path) -> None:
     load = loader(tmp_path)
-    assert trace("birds/a/train/0", read_run(load))["examples"][0]["response"] is None, "no store yet, and none is made"
+    assert trace("birds/a/train/0", RunTables(load))["examples"][0]["response"] is None, (
+        "no store yet, and none is made"
+    )
     assert not (tmp_path / "responses.sqlite").exists()
     with closing(ResponseCache(tmp_path / "responses.sqlite")) as store:
         store.put(REQUEST, Response(KEY, '{"a": 1}', "stop", 1_000_000, 500_000, batch=True), "anthropic", "m")
-    response = trace("birds/a/train/0", read_run(load))["examples"][0]["response"]
+    response = trace("birds/a/train/0", RunTables(load))["examples"][0]["response"]
     assert response["prompt"] == [
         {"system": "Write."},
         {"user": "An example?"},
@@ -352,13 +376,13 @@ def test_a_run_is_read_from_its_catalog(tmp_path: Path) -> None:
     ]
     assert response["raw_output"] == '{"a": 1}'
     assert response["dollars"] == 1.0
-    assert trace("birds/a/train/5", read_run(load))["source"]["row"] == {"a": "b"}
-    assert trace("unused", read_run(load))["dataset"]["rows_kept"] == 2
-    expert = trace("i1", read_run(load))["systems"][1]
+    assert trace("birds/a/train/5", RunTables(load))["source"]["row"] == {"a": "b"}
+    assert trace("unused", RunTables(load))["dataset"]["rows_kept"] == 2
+    expert = trace("i1", RunTables(load))["systems"][1]
     assert expert["adapter"]["version"] == "v1"
     assert expert["adapter"]["trained_on"] == {"birds (mit)": 3}
     load.entries["evaluate_summary"] = {"adapter": "v0"}  # type: ignore[attr-defined]
-    assert "not there anymore" in trace("i1", read_run(load))["systems"][1]["adapter"]["folder"]
+    assert "not there anymore" in trace("i1", RunTables(load))["systems"][1]["adapter"]["folder"]
 
 
 def test_an_empty_catalog_is_told_in_one_message() -> None:
@@ -366,7 +390,7 @@ def test_an_empty_catalog_is_told_in_one_message() -> None:
         raise RebaseError("not there yet")
 
     with pytest.raises(RebaseError, match="retrieved is missing: not there yet"):
-        trace("anything", read_run(load))
+        trace("anything", RunTables(load))
 
 
 def test_the_responses_behind_a_rationale_are_found(tmp_path: Path, reading_task: Task) -> None:
@@ -383,7 +407,7 @@ def test_the_responses_behind_a_rationale_are_found(tmp_path: Path, reading_task
     entries["teacher"].provider, entries["teacher"].model = "anthropic", "m"
 
     def found() -> Any:
-        return trace("birds/a/train/0", read_run(load))["examples"][0]["reasoning_responses"]
+        return trace("birds/a/train/0", RunTables(load))["examples"][0]["reasoning_responses"]
 
     assert "not cached" in found()
     request = cot_request(task, fields, rows().iloc[0].to_dict(), prompt, CotParameters.model_validate(cot), 1)

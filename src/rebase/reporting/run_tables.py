@@ -1,21 +1,18 @@
 """The tables of one run, read from the catalog, with lookups in the datastore and the response cache."""
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
-from pydantic import BaseModel
 
 from rebase.errors import RebaseError
 from rebase.generation.prompts.requests import cot_request
 from rebase.parameters import CotParameters, ExcludeParameters
-from rebase.records import Adapter
 from rebase.student.adapters import read_origin
 from rebase.teacher.budget import FREE, PriceTable
 from rebase.teacher.response_cache import ResponseCache
@@ -57,36 +54,27 @@ CREATED_BY = {
 }
 
 
-@dataclass(frozen=True)
 class RunTables:
-    """The tables of one run by catalog name, and lookups; a lookup returns None if there is nothing.
+    """The tables of one run, and lookups; a lookup returns None if there is nothing.
 
-    Attributes:
-        tables: Those that exist.
-        missing: For each table that does not: why, or what to do.
-        find_row: The datastore's row with a row id.
-        find_dataset: The datastore's card of a dataset.
-        find_response: A cached response and its request, by request key.
-        find_reasoning: The responses behind an example's rationale, from its line in ``examples`` and its source row.
-        encode: The encoder: texts to unit vectors ``[texts, d]``.
-        evaluated: The adapter behind the expert's predictions.
-        exclude: What the training set leaves out.
+    The tables are read at once; the datastore, the response cache and the encoder are opened when they are needed.
+
+    Args:
+        load: ``load(name, version=None)`` loads a catalog entry, or raises RebaseError if it does not exist.
         env: The Kedro environment, if it was chosen: suggested commands name it.
         task: The task, if it was chosen: suggested commands name it.
 
+    Attributes:
+        tables: Those that exist, by catalog name.
+        missing: For each entry that does not exist, unless it is optional: why, or what to do.
+
     """
 
-    tables: Mapping[str, pd.DataFrame]
-    missing: Mapping[str, str] = field(default_factory=dict)
-    find_row: Callable[[str], Line | None] = lambda _: None
-    find_dataset: Callable[[str], Line | None] = lambda _: None
-    find_response: Callable[[str], Line | None] = lambda _: None
-    find_reasoning: Callable[[Line, Line | None], list[Line]] = lambda *_: []
-    encode: Callable[[list[str]], np.ndarray] | None = None
-    evaluated: Line | None = None
-    exclude: ExcludeParameters = field(default_factory=ExcludeParameters)
-    env: str | None = None
-    task: str | None = None
+    def __init__(self, load: Callable[..., Any], env: str | None = None, task: str | None = None) -> None:
+        self._load, self.env, self.task = load, env, task
+        self.missing: dict[str, str] = {}
+        tables = {name: self._optional(name) for name in (*TABLES, *_OPTIONAL_TABLES)}
+        self.tables: dict[str, pd.DataFrame] = {name: table for name, table in tables.items() if table is not None}
 
     def lines(self, table: str, column: str = "", *values: str) -> list[Line]:
         """The lines of a table with one of the values in a column, or all lines; empty without such a table."""
@@ -100,40 +88,9 @@ class RunTables:
         frame = self.tables.get(table)
         return [] if frame is None or column not in frame else list(dict.fromkeys(frame[column].dropna()))
 
-
-def to_lines(frame: pd.DataFrame) -> list[Line]:
-    """A table's lines with JSON values: missing values are None."""
-    return [
-        {
-            str(name): None if value is None or (isinstance(value, float) and math.isnan(value)) else value
-            for name, value in line.items()
-        }
-        for line in frame.to_dict("records")
-    ]
-
-
-def read_run(load: Callable[..., Any], env: str | None = None, task: str | None = None) -> RunTables:
-    """Read the tables of a run; the datastore, the response cache and the encoder are opened when they are needed.
-
-    ``load(name, version=None)`` loads a catalog entry, or raises RebaseError if it does not exist.
-    """
-    tables: dict[str, pd.DataFrame] = {}
-    missing: dict[str, str] = {}
-
-    def load_optional(name: str) -> Any:
-        try:
-            return load(name)
-        except RebaseError as error:
-            if name not in _OPTIONAL_TABLES:
-                missing[name] = str(error)
-            return None
-
-    for name in (*TABLES, *_OPTIONAL_TABLES):
-        if (table := load_optional(name)) is not None:
-            tables[name] = table
-
-    def find_row(row_id: str) -> Line | None:
-        shards = load_optional("rows") or {}
+    def find_row(self, row_id: str) -> Line | None:
+        """The datastore's row with a row id."""
+        shards = self._optional("rows") or {}
         for name in shards:
             if row_id.startswith(f"{name}/"):
                 table = shards[name]
@@ -141,76 +98,82 @@ def read_run(load: Callable[..., Any], env: str | None = None, task: str | None 
                     return dict(line)
         return None
 
-    def find_dataset(name: str) -> Line | None:
-        cards = load_optional("cards")
+    def find_dataset(self, name: str) -> Line | None:
+        """The datastore's card of a dataset."""
+        cards = self._optional("cards")
         lines = [] if cards is None else to_lines(cards[cards["dataset"] == name])
         return lines[0] if lines else None
 
-    def find_response(key: str) -> Line | None:
-        teacher = load("teacher")
+    def find_response(self, key: str) -> Line | None:
+        """A cached response and its request, by request key."""
+        teacher = self._load("teacher")
         if not teacher.path.exists():
             return None
         with closing(ResponseCache(teacher.path)) as cache:
             cached = cache.look_up(key)
         return cached and _describe_response(cached, teacher.prices)
 
-    def find_reasoning(example: Line, row: Line | None) -> list[Line]:
-        # The table does not name these responses: render today's requests, and look them up in the cache.
+    def find_reasoning(self, example: Line, row: Line | None) -> list[Line]:
+        """The responses behind a rationale, from the example's line in ``examples`` and its source row.
+
+        The table does not name these responses: today's requests are rendered and looked up in the cache.
+        """
         try:
-            task, prompt, teacher = load("task"), load("cot_prompt"), load("teacher")
-            parameters = CotParameters.model_validate(_as_mapping(load("params:cot")))
+            task, prompt, teacher = (self._load(name) for name in ("task", "cot_prompt", "teacher"))
+            parameters = CotParameters.model_validate(self._load("params:cot"))
         except RebaseError:
             return []
         fields = json.loads(example["fields"])
         requests = [cot_request(task, fields, row, prompt, parameters, k) for k in range(parameters.samples)]
-        responses = (find_response(request.key(teacher.provider, teacher.model)) for request in requests)
+        responses = (self.find_response(request.key(teacher.provider, teacher.model)) for request in requests)
         return [response for response in responses if response]
 
-    def encode(texts: list[str]) -> np.ndarray:
-        with load("encoder").open() as encoder:
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """Encode texts as unit vectors ``[texts, d]``."""
+        with self._load("encoder").open() as encoder:
             vectors: np.ndarray = encoder.encode(texts).vectors
         return vectors
 
-    summary = load_optional("evaluate_summary") or {}
-    exclude = _as_mapping(load_optional("params:train")).get("exclude", {})
-    return RunTables(
-        tables,
-        missing,
-        find_row,
-        find_dataset,
-        find_response,
-        find_reasoning,
-        encode,
-        _evaluated_adapter(load, load_optional("adapter"), summary.get("adapter")),
-        ExcludeParameters.model_validate(exclude),
-        env,
-        task,
-    )
+    @cached_property
+    def exclude(self) -> ExcludeParameters:
+        """What the training set leaves out."""
+        group = self._optional("params:train") or {}
+        # Kedro loads the typed group where it knows the pipelines.
+        return ExcludeParameters.model_validate(group.get("exclude", {}) if isinstance(group, dict) else group.exclude)
+
+    @cached_property
+    def adapter(self) -> Line | None:
+        """The adapter behind the expert's predictions: the version in the evaluation's summary, else the newest."""
+        newest = self._optional("adapter")
+        version = (self._optional("evaluate_summary") or {}).get("adapter")
+        if newest is None:
+            return None
+        try:
+            adapter = self._load("adapter", version) if version else newest
+        except RebaseError as error:
+            return {"version": version, "folder": f"not there anymore: {error}"}
+        return {
+            "version": version or f"{adapter.folder.parent.name} (the newest: the evaluation does not name it)",
+            "folder": str(adapter.folder),
+            "base_model": adapter.base_model,
+            "trained_on": {
+                f"{source['dataset'] or 'no source'} ({source['license'] or 'no license'})": source["examples"]
+                for source in read_origin(adapter.folder) or []
+            },
+        }
+
+    def _optional(self, name: str) -> Any:
+        try:
+            return self._load(name)
+        except RebaseError as error:
+            if name in CREATED_BY and name not in _OPTIONAL_TABLES:
+                self.missing[name] = str(error)
+            return None
 
 
-def _as_mapping(group: Any) -> Line:
-    """A parameter group as a mapping: Kedro loads the typed group where it knows the pipelines."""
-    return group.model_dump() if isinstance(group, BaseModel) else group or {}
-
-
-def _evaluated_adapter(load: Callable[..., Any], newest: Adapter | None, version: str | None) -> Line | None:
-    """The adapter behind the expert's predictions: the version in the evaluation's summary, else the newest."""
-    if newest is None:
-        return None
-    try:
-        adapter = load("adapter", version) if version else newest
-    except RebaseError as error:
-        return {"version": version, "folder": f"not there anymore: {error}"}
-    sources = read_origin(adapter.folder) or []
-    return {
-        "version": version or f"{adapter.folder.parent.name} (the newest: the evaluation does not name it)",
-        "folder": str(adapter.folder),
-        "base_model": adapter.base_model,
-        "trained_on": {
-            f"{source['dataset'] or 'no source'} ({source['license'] or 'no license'})": source["examples"]
-            for source in sources
-        },
-    }
+def to_lines(frame: pd.DataFrame) -> list[Line]:
+    """A table's lines with JSON values: missing values are None."""
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def _describe_response(cached: Line, prices: PriceTable) -> Line:

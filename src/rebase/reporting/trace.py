@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-import numpy as np
-
 from rebase.errors import RebaseError
 from rebase.generation.filters.exclusion import why_excluded
+from rebase.records import PREDICTION_COLUMNS
 from rebase.reporting.console import visible
-from rebase.reporting.run_tables import CREATED_BY, TABLES, Line, RunTables
+from rebase.reporting.run_tables import CREATED_BY, TABLES, Line, RunTables, to_lines
 
 _ROW_TABLES = tuple(TABLES)[:-1]
 _REJECTED = ("examples_rejected", "reasoning_rejected", "synthesized_rejected", "distilled_rejected")
@@ -114,12 +113,11 @@ def trace_prediction(item_id: str, run: RunTables, system: str | None = None) ->
         "references": json.loads(chosen[0]["references"]),
         "systems": [_prediction(run, line, prompt) for line in chosen],
     }
-    missing = _missing(run, "training_set", "reasoned_examples")
     try:
         result["nearest_training_examples"] = nearest_examples(prompt, run)
     except RebaseError as error:
-        missing = {"missing": missing.get("missing", {}) | {"nearest_training_examples": str(error)}}
-    return result | missing
+        run.missing["nearest_training_examples"] = str(error)
+    return result | _missing(run, "training_set", "reasoned_examples", "nearest_training_examples")
 
 
 def trace_dataset(name: str, run: RunTables) -> Line | None:
@@ -158,23 +156,22 @@ def trace_dataset(name: str, run: RunTables) -> Line | None:
 def nearest_examples(prompt: str, run: RunTables, count: int = _NEAREST) -> list[Line]:
     """The training examples with the highest cosine similarity to an item's prompt."""
     frame = run.tables.get("training_set")
-    if frame is None or run.encode is None or frame.empty:
+    if frame is None or frame.empty:
         return []
     # All prompts start with the instruction, which says nothing about similarity and fills the encoder's window.
     texts = _without_common_start([prompt, *frame["prompt"]])
     vectors = run.encode(texts)
-    similarities = vectors[1:] @ vectors[0]
+    nearest = frame.assign(query=texts[1:], similarity=vectors[1:] @ vectors[0]).nlargest(count, "similarity")
     origins = {line["example_id"]: line for line in _examples(run) if _TRAINING_SETS[line["table"]] == "training_set"}
     return [
         {
-            "similarity": round(float(similarities[index]), 3),
-            **{name: origins.get(example_id, {}).get(name) for name in ("dataset", "license")},
-            "example_id": example_id,
-            "prompt": texts[1 + index],
-            "completion": frame["completion"].iloc[index],
+            "similarity": round(line["similarity"], 3),
+            **{name: origins.get(line["example_id"], {}).get(name) for name in ("dataset", "license")},
+            "example_id": line["example_id"],
+            "prompt": line["query"],
+            "completion": line["completion"],
         }
-        for index in np.argsort(-similarities, kind="stable")[:count]
-        for example_id in [frame["example_id"].iloc[index]]
+        for line in to_lines(nearest)
     ]
 
 
@@ -203,32 +200,26 @@ def _response(run: RunTables, line: Line) -> Line:
 
 
 def _prediction(run: RunTables, line: Line, prompt: str) -> Line:
-    shared = ("pipeline", "system", "item_id", "prompt", "raw_output", "extracted", "references")
-    is_expert = (line["pipeline"], line["system"]) == ("evaluate", "expert")
-    return {
-        "system": line["system"],
-        "pipeline": line["pipeline"],
-        **({} if line["prompt"] == prompt else {"prompt": line["prompt"]}),
-        "raw_output": line["raw_output"],
-        "extracted": line["extracted"],
-        "scores": {name: value for name, value in line.items() if name not in shared},
-        **({"adapter": run.evaluated} if is_expert and run.evaluated else {}),
-    }
+    result = {name: line[name] for name in ("system", "pipeline", "prompt", "raw_output", "extracted")}
+    if line["prompt"] == prompt:
+        del result["prompt"]
+    result["scores"] = {name: value for name, value in line.items() if name not in (*PREDICTION_COLUMNS, "pipeline")}
+    if (line["pipeline"], line["system"]) == ("evaluate", "expert") and run.adapter:
+        result["adapter"] = run.adapter
+    return result
 
 
 def _retrieval(run: RunTables, retrieved: list[Line], rejected: list[Line], examples: list[Line]) -> Line:
     if retrieved:
         line = retrieved[0]
         match = {name: line[name] for name in _MATCH_COLUMNS if line.get(name) is not None}
-        return {
-            "state": "kept",
-            "rank": line["rank"],
-            **match,
-            "duplicates": json.loads(line.get("duplicates") or "[]"),
-        }
+        duplicates = json.loads(line.get("duplicates") or "[]")
+        return {"state": "kept", "rank": line["rank"], **match, "duplicates": duplicates}
     if rejected:
-        columns = ("rank", "score", "reason", "detail")
-        result = {"state": "rejected"} | {name: rejected[0].get(name) for name in columns}
+        result = {
+            "state": "rejected",
+            **{name: rejected[0].get(name) for name in ("rank", "score", "reason", "detail")},
+        }
         kept = _kept_instead(run, rejected[:1])
         return result | ({"kept_instead": kept[0]} if kept else {})
     if examples and all(example.get("rank") is None for example in examples):
@@ -238,13 +229,11 @@ def _retrieval(run: RunTables, retrieved: list[Line], rejected: list[Line], exam
 
 def _outcomes(run: RunTables, column: str, *values: str) -> dict[str, str]:
     """What became of the rows with one of the values in a column, by row id."""
-    outcomes = {
-        line["row_id"]: f"retrieve: {line['reason']}" for line in run.lines("retrieval_rejected", column, *values)
-    }
-    outcomes |= {line["row_id"]: "retrieved" for line in run.lines("retrieved", column, *values)}
-    for table in _REJECTED:
-        lines = run.lines(table, column, *values)
-        outcomes |= {line["row_id"]: f"{CREATED_BY[table]}: {line['reason']}" for line in lines}
+    outcomes = {}
+    for table in ("retrieval_rejected", "retrieved", *_REJECTED):
+        for line in run.lines(table, column, *values):
+            rejected = f"{CREATED_BY[table]}: {line.get('reason')}"
+            outcomes[line["row_id"]] = "retrieved" if table == "retrieved" else rejected
     # If several pipelines made an example of one row, ReBase's own counts: it comes first in the list.
     for line in reversed(_examples(run, column, *values)):
         outcomes[line["row_id"]] = f"example; {_training(run, line)['state']}"
@@ -267,7 +256,7 @@ def _training(run: RunTables, example: Line) -> Line:
     """The example's line in its training set, or the reason why it has none."""
     training_set = _TRAINING_SETS[example["table"]]
     if lines := run.lines(training_set, "example_id", example["example_id"]):
-        return {"state": "in the training set", **{name: lines[0][name] for name in ("prompt", "completion")}}
+        return {"state": "in the training set", "prompt": lines[0]["prompt"], "completion": lines[0]["completion"]}
     if training_set not in run.tables:
         return {"state": "no training set yet" if training_set else "unknown: training sets of mixtures are not saved"}
     reason = why_excluded(example["dataset"], example["license"], run.exclude)
