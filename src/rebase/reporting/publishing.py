@@ -320,7 +320,7 @@ def _eval_results(task: Task, scores: Line) -> Iterator[Any]:
 
     source = task.evaluation
     is_on_hub = bool(_HUB_ID.fullmatch(source.source)) and not source.source.endswith((".jsonl", ".csv", ".parquet"))
-    place = {}
+    place: Line = {}
     if is_on_hub:
         place = {"dataset_config": source.config, "dataset_split": source.split, "dataset_revision": source.revision}
     for metric, cell in scores["systems"]["expert"].items():

@@ -55,19 +55,21 @@ _MAX_LOGGED = 3
 
 
 class SystemAnswers:
-    """The systems' answers to the evaluation items; ``items`` is a systematic sample of ``limit`` of them.
+    """The systems' answers to the evaluation items.
 
-    Raises RebaseError if an item is not in the evaluation set, or the pair is not among the systems.
+    ``items`` is a systematic sample of ``limit`` of the items, ``over_limit`` are the others. ``queries`` are by item,
+    ``texts`` (the answers) by system and item. Raises RebaseError if an item is not in the evaluation set, or the pair
+    is not among the systems.
     """
 
     def __init__(self, evaluation_items: pd.DataFrame, predictions: pd.DataFrame, parameters: JudgeParameters) -> None:
         keys = zip(predictions["system"], predictions["item_id"], strict=True)
-        self._answers: dict[tuple[str, str], str] = dict(zip(keys, predictions["raw_output"].astype(str), strict=True))
-        self._queries = dict(zip(evaluation_items["item_id"], evaluation_items["query"], strict=True))
+        self.texts: dict[tuple[str, str], str] = dict(zip(keys, predictions["raw_output"].astype(str), strict=True))
+        self.queries = dict(zip(evaluation_items["item_id"], evaluation_items["query"], strict=True))
         self._systems = predictions["system"].unique().tolist()
         self._pair = parameters.pair
         items = predictions["item_id"].unique().tolist()
-        if unknown := [item for item in items if item not in self._queries]:
+        if unknown := [item for item in items if item not in self.queries]:
             raise RebaseError(
                 f"judge: item {unknown[0]!r} was answered, but is not in the evaluation set ({len(unknown)} such "
                 "items). Run the evaluate pipeline again, or judge with the evaluation set of that run."
@@ -88,16 +90,11 @@ class SystemAnswers:
         The two have the answers of the pair in different orders.
         """
         for item in items:
-            answered = [system for system in self._systems if (system, item) in self._answers]
-            lines = [("rubric", item, system, None, None) for system in answered]
+            answered = [system for system in self._systems if (system, item) in self.texts]
+            lines: list[tuple[str | None, ...]] = [("rubric", item, system, None, None) for system in answered]
             if self._pair and {*self._pair} <= {*answered}:
                 lines += [("pair", item, None, *order) for order in (self._pair, self._pair[::-1])]
             yield from (dict(zip(JUDGMENT_COLUMNS, line, strict=True)) for line in lines)
-
-    def texts(self, question: Line) -> tuple[str, ...]:
-        """The query of a question's item, and the answer or the two answers that the question is about."""
-        item, systems = question["item_id"], filter(None, (question["system"], question["first"], question["second"]))
-        return (self._queries[item], *(self._answers[system, item] for system in systems))
 
 
 def judge_answers(
@@ -125,13 +122,16 @@ def judge_answers(
     answers = SystemAnswers(evaluation_items, predictions, parameters)
 
     async def judge_one(session: CachedSession, question: Line) -> Line:
-        query, *texts = answers.texts(question)
+        item = question["item_id"]
+        query = answers.queries[item]
         if question["kind"] == "rubric":
-            response = await session.generate(rubric_request(task, judge_rubric, query, *texts, parameters.sampling))
+            answer = answers.texts[question["system"], item]
+            response = await session.generate(rubric_request(task, judge_rubric, query, answer, parameters.sampling))
             return _read(question, response, partial(parse_grades, judge_rubric))
-        if texts[0].strip() == texts[1].strip():
+        first, second = (answers.texts[question[place], item] for place in ("first", "second"))
+        if first.strip() == second.strip():
             return _reject(question, SAME_ANSWERS)
-        response = await session.generate(pair_request(task, judge_pair, query, *texts, parameters.sampling))
+        response = await session.generate(pair_request(task, judge_pair, query, first, second, parameters.sampling))
         return _read(question, response, parse_verdict)
 
     questions = list(answers.questions(answers.items))
@@ -216,9 +216,7 @@ def write_sheets(
     answers = SystemAnswers(evaluation_items, predictions, parameters)
     items = [answers.items[index] for index in systematic_positions(len(answers.items), parameters.sheet_items)]
     lines = [
-        (question["item_id"], question["system"], *answers.texts(question))
-        for question in answers.questions(items)
-        if question["kind"] == "rubric"
+        (item, system, answers.queries[item], text) for (system, item), text in answers.texts.items() if item in items
     ]
     key = make_key(task, lines, parameters.seed)
     return write_sheet(key, judge_rubric), write_form(task, key, judge_rubric), key
