@@ -12,7 +12,7 @@ import pandas as pd
 
 from rebase.datastore.sampling import systematic_positions
 from rebase.errors import RebaseError
-from rebase.generation.filters import Rejection
+from rebase.generation.filters.base import Rejection
 from rebase.generation.generate import generate_all, read_response
 from rebase.generation.prompts.templates import prompt_hash
 from rebase.judging.human_grading import make_key, measure_agreement, read_sheet, write_form, write_sheet
