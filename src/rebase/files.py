@@ -1,7 +1,6 @@
 """Atomic writes: write to a temporary name beside the target, then rename."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,17 +26,11 @@ def replacing_file(target: Path) -> Iterator[Path]:
 def replacing_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder, which replaces ``target`` if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+        temporary = Path(folder, "new")
+        temporary.mkdir()
         yield temporary
-        temporary.chmod(0o755)
         if target.exists():
             # A folder cannot be renamed over a non-empty one, so the old folder is renamed first.
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-            target.replace(old)
-            temporary.replace(target)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            target.replace(Path(folder, "old"))
+        temporary.replace(target)

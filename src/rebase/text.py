@@ -4,7 +4,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, islice, takewhile
 
 # Letters of scripts that are written without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
 _UNSPACED = (
@@ -21,8 +21,7 @@ _TOKEN = re.compile(rf"[{_UNSPACED}]|(?:[^\W_{_UNSPACED}]|[{_SIGNS}])+")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
 # Words with their punctuation, or the letters and full-width signs of the scripts without spaces.
 _WIDE = rf"{_UNSPACED}\u3001-\u303f\uff01-\uff65"
-_WORD = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+")
-_WIDE_LETTER = re.compile(rf"[{_WIDE}]")
+_WORD = re.compile(rf"(?P<letter>[{_WIDE}])|[^\s{_WIDE}]+")
 _SPACE = re.compile(r"\s")
 # Approximates a tokenizer's tokens, in bytes: pieces of words, pairs of signs, single digits; a single space belongs
 # to the next word. In other scripts two bytes: a Cyrillic letter, or part of a Japanese one.
@@ -67,6 +66,10 @@ def weight(words: Sequence[str]) -> float:
     return sum(map(_halves, words)) / 2
 
 
+def _halves(word: str) -> int:
+    return 1 if len(word) == 1 and _UNSPACED_LETTER.match(word) else 2
+
+
 def runs(words: Sequence[str], words_worth: int) -> Iterator[tuple[str, ...]]:
     """The shortest run from each word on whose ``weight`` is at least ``words_worth``.
 
@@ -95,13 +98,9 @@ def pieces(text: str, size: int) -> Iterator[str]:
         start = end
 
 
-def _halves(word: str) -> int:
-    return 1 if len(word) == 1 and _UNSPACED_LETTER.match(word) else 2
-
-
 def count_words(text: str) -> float:
     """The length of the text in words; a letter of a script without spaces counts as half a word."""
-    return sum(_halves_read(word) for word in _WORD.finditer(text)) / 2
+    return sum(1 if word["letter"] else 2 for word in _WORD.finditer(text)) / 2
 
 
 def cut_at_sentence(text: str, max_words: int) -> str:
@@ -112,7 +111,7 @@ def cut_at_sentence(text: str, max_words: int) -> str:
     limit, halves = 0, 0
     # A cell may have megabytes: nothing after the limit is read.
     for word in _WORD.finditer(text):
-        halves += _halves_read(word)
+        halves += 1 if word["letter"] else 2
         if halves > 2 * max_words:
             break
         limit = word.end()
@@ -120,10 +119,6 @@ def cut_at_sentence(text: str, max_words: int) -> str:
         return text
     ends = [sentence.end() for sentence in _SENTENCE_END.finditer(text, 0, limit)]
     return text[: ends[-1] if ends else limit]
-
-
-def _halves_read(word: re.Match[str]) -> int:
-    return 1 if _WIDE_LETTER.match(word.group()) else 2
 
 
 def approximate_tokens(text: str) -> int:
@@ -135,12 +130,13 @@ def approximate_tokens(text: str) -> int:
     of 20 and more tokens: 0.82 to 1.19 times for ASCII, else 0.58 to 1.16 times; least for Korean, Hindi and emoji,
     which an English tokenizer splits into bytes.
     """
-    return sum(1 for _ in _PIECE.finditer(_encode(text)))
+    # Half a surrogate pair becomes a question mark.
+    return sum(1 for _ in _PIECE.finditer(text.encode("utf-8", "replace")))
 
 
 def cut_at_tokens(text: str, max_tokens: int) -> str:
     """The prefix of at most ``max_tokens`` approximate tokens; it ends with a complete word if it has spaces."""
-    encoded = _encode(text)
+    encoded = text.encode("utf-8", "replace")
     # A cell may have megabytes: nothing after the limit is read.
     ends = [piece.end() for piece in islice(_PIECE.finditer(encoded), max_tokens + 1)]
     if len(ends) <= max_tokens:
@@ -151,15 +147,7 @@ def cut_at_tokens(text: str, max_tokens: int) -> str:
     return text[:cut].rstrip()
 
 
-def _encode(text: str) -> bytes:
-    """The text in UTF-8, with a question mark for half a surrogate pair."""
-    return text.encode("utf-8", "replace")
-
-
 def common_prefix_length(sequences: Sequence[list[int]]) -> int:
     """The number of leading items that all sequences share."""
-    first, last = min(sequences), max(sequences)
-    for index, (left, right) in enumerate(zip(first, last, strict=False)):
-        if left != right:
-            return index
-    return min(len(first), len(last))
+    pairs = zip(min(sequences), max(sequences), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -108,7 +108,7 @@ def test_the_loop_keeps_to_the_limit_of_the_teacher_by_default():
         in_progress -= 1
         return number
 
-    results, usage = generate_all(NoTeacher(), range(9), generate, lambda number: number % 2 == 0, stage="x", total=9)
+    results, usage = generate_all(NoTeacher(), range(9), generate, lambda number: number % 2 == 0, stage="x")
     assert (results, most, usage.responses) == (list(range(9)), 4, 0)
 
 

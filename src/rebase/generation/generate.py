@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -46,12 +46,11 @@ Line = dict[str, Any]
 
 def generate_all(
     teacher: CachedTeacher,
-    items: Iterable[T],
+    items: Sequence[T],
     generate: Callable[[CachedSession, T], Coroutine[Any, Any, R]],
     is_kept: Callable[[R], bool],
     *,
     stage: str,
-    total: int,
     stop_at: int | None = None,
     concurrency: Callable[[int, int, Usage], int] | None = None,
 ) -> tuple[list[R], Usage]:
@@ -59,8 +58,9 @@ def generate_all(
 
     ``concurrency(kept, rejected, usage)`` is the number of items in progress, at most; the teacher's own limit by
     default. The loop ends at the end of the items, when it returns 0, or when ``stop_at`` results are kept. The bar
-    counts results up to ``total``, or kept results with ``stop_at``. ``is_kept`` sees each result once, in order.
+    counts results, or kept results with ``stop_at``. ``is_kept`` sees each result once, in order.
     """
+    total = stop_at or len(items)
 
     async def loop() -> tuple[list[R], Usage]:
         results: list[R] = []
@@ -115,7 +115,7 @@ class ExampleStage:
 
     def generate(
         self,
-        items: Iterable[T],
+        items: Sequence[T],
         generate: Callable[[CachedSession, T], Coroutine[Any, Any, GenerationResult]],
         stop_at: int,
         concurrency: Callable[[int, int, Usage], int],
@@ -139,9 +139,8 @@ class ExampleStage:
             return False
 
         _, self.usage = generate_all(
-            self.teacher, items, generate, is_kept,
-            stage=self.name, total=stop_at, stop_at=stop_at, concurrency=concurrency,
-        )  # fmt: skip
+            self.teacher, items, generate, is_kept, stage=self.name, stop_at=stop_at, concurrency=concurrency
+        )
 
     def conclude(
         self,

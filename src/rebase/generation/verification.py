@@ -64,8 +64,9 @@ def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
             return span.group() if span else answer
         case "label":
             return next((label for label in task.answer.labels if label.casefold() == answer.casefold()), answer)
-        case "number":
-            return _tidy_number(answer)
+        case "number" if (number := _as_number(answer.rstrip("."))) is not None:
+            is_whole = number.denominator == 1
+            return str(number.numerator) if is_whole else answer.rstrip(".").replace(",", "").lstrip("+")
     return answer
 
 
@@ -83,14 +84,15 @@ def reject_example(task: Task, fields: Mapping[str, str], answer: str, protected
     match task.answer.type:
         case "span":
             return _reject_span(task, fields, answer)
-        case "label":
-            return None if answer in task.answer.labels else "unknown_label"
-        case "number":
-            return None if NUMBER.fullmatch(answer) else "not_a_number"
-        case "code":
-            return "not_code" if comparable(answer) == query else None
-        case "text":
-            return "repeats_query" if comparable(answer) == query else None
+        case "label" if answer not in task.answer.labels:
+            return "unknown_label"
+        case "number" if not NUMBER.fullmatch(answer):
+            return "not_a_number"
+        case "code" if comparable(answer) == query:
+            return "not_code"
+        case "text" if comparable(answer) == query:
+            return "repeats_query"
+    return None
 
 
 def names_label(label: str, texts: Iterable[str]) -> bool:
@@ -229,13 +231,6 @@ def _passage(task: Task, fields: Mapping[str, str]) -> str:
 def _stems(text: str) -> set[str]:
     """The beginnings of the content words, so that ``measure`` matches ``measured``."""
     return {token[:5] for token in tokens(text) if token not in _STOPWORDS}
-
-
-def _tidy_number(answer: str) -> str:
-    number = _as_number(answer.rstrip("."))
-    if number is None:
-        return answer
-    return str(number.numerator) if number.denominator == 1 else answer.rstrip(".").replace(",", "").lstrip("+")
 
 
 def _as_number(text: str) -> Fraction | None:

@@ -68,7 +68,7 @@ def reason_examples(
         return samples, _compare(vote(samples), line["answer"], parameters)
 
     outcomes, usage = generate_all(
-        teacher, lines, generate, lambda result: isinstance(result[1], AnswerSample), stage="cot", total=len(lines),
+        teacher, lines, generate, lambda result: isinstance(result[1], AnswerSample), stage="cot",
         concurrency=lambda *_: max(1, teacher.concurrency // parameters.samples),
     )  # fmt: skip
     kept: list[dict[str, Any]] = []

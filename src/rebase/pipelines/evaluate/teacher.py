@@ -47,9 +47,7 @@ def predict_teacher(
     items, rejected = select_items(task, evaluation_items, parameters.limit)
     fields = [json.loads(text) for text in items["fields"]]
     requests = evaluation_requests(task, fields, distil_prompt)
-    responses, usage = generate_all(
-        teacher, requests, CachedSession.generate, _is_complete, stage="teacher answers", total=len(requests)
-    )
+    responses, usage = generate_all(teacher, requests, CachedSession.generate, _is_complete, stage="teacher answers")
     failures = [response for response in responses if isinstance(response, Failure)]
     if errors := [failure for failure in failures if failure.kind != "budget"]:
         raise RebaseError(

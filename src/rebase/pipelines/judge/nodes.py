@@ -135,7 +135,7 @@ def judge_answers(
         return _read(question, response, parse_verdict)
 
     questions = list(answers.questions(answers.items))
-    lines, usage = generate_all(judge, questions, judge_one, _is_judged, stage="judge", total=len(questions))
+    lines, usage = generate_all(judge, questions, judge_one, _is_judged, stage="judge")
     lines += [_reject(question, "over_limit") for question in answers.questions(answers.over_limit)]
     judged, rejected = list(filter(_is_judged, lines)), [line for line in lines if not _is_judged(line)]
     by_reason = Counter(line["reason"] for line in rejected)
