@@ -22,13 +22,14 @@ import yaml
 
 from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.parameters import EvaluateParameters, TrainParameters
-from rebase.pipelines.evaluate.nodes import predict, score_predictions
+from rebase.pipelines.evaluate.nodes import predict
 from rebase.records import Task
 from rebase.student.formatting import render_prompt
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
 from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.tasks.extraction import extract
+from rebase.tasks.scoring import score_predictions
 from rebase.tasks.source_rows import SourceRows
 
 ROOT = Path(__file__).parent.parent

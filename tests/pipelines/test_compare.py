@@ -18,7 +18,7 @@ from rebase.errors import RebaseError
 from rebase.parameters import CompareParameters
 from rebase.pipelines.compare import create_pipeline
 from rebase.pipelines.compare.attempts import no_adapter, no_examples, tolerate
-from rebase.pipelines.compare.nodes import learn_curve, tabulate
+from rebase.pipelines.compare.nodes import learn_curve, score_curves, tabulate
 from rebase.pipelines.compare.pipeline import TRAINING_SETS
 from rebase.records import Adapter, Task, Untrained
 from rebase.reporting.console import comparison_table
@@ -157,6 +157,12 @@ def test_a_set_that_is_too_small_is_left_out_with_the_reason(student: Student, r
     console = Console(width=200, file=StringIO())
     console.print(comparison_table("tiny", made["comparison"], made["scores"]))
     assert "Left out: synthesized. train: there are 1 training examples" in console.file.getvalue()
+
+
+def test_curves_need_a_training_set(student: Student, reading_task: Task):
+    scores = {"systems": {"student": {}, "teacher": {}}, "left_out": {"rebase": "train: too few"}}
+    with pytest.raises(RebaseError, match=r"none of the training sets could be trained: .*train: too few"):
+        score_curves(reading_task, evaluation_items(2), student, scores, train_parameters(), evaluate_parameters())
 
 
 def test_a_failed_stage_leaves_its_set_out():

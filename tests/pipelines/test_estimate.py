@@ -5,7 +5,7 @@ import pytest
 from rebase.parameters import CotParameters, DistilParameters
 from rebase.pipelines.cot.nodes import reason_examples
 from rebase.pipelines.estimate.nodes import estimate_comparison, estimate_cost
-from rebase.pipelines.evaluate.teacher import predict_teacher
+from rebase.pipelines.evaluate.nodes import predict_teacher
 from rebase.pipelines.report.nodes import compare_usage
 from rebase.teacher.anthropic import AnthropicTeacher
 from rebase.teacher.budget import Budget, Price, PriceTable

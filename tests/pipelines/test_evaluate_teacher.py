@@ -4,9 +4,10 @@ import pytest
 import yaml
 
 from rebase.errors import RebaseError
-from rebase.pipelines.evaluate.teacher import predict_teacher, score_teacher
+from rebase.pipelines.evaluate.nodes import predict_teacher
 from rebase.records import Task
 from rebase.tasks.evaluation_items import make_evaluation_items
+from rebase.tasks.scoring import score_predictions
 from rebase.tasks.source_rows import SourceRows
 from rebase.teacher.budget import Price
 from tests.scripted import Scripted, cached
@@ -36,7 +37,7 @@ def test_the_teacher_sees_examples_and_no_gold_answer():
     generations, summary = predict_teacher(
         TOPIC, items(TOPIC, ["sport", "business"]), cached(teacher), PROMPT, PARAMETERS
     )
-    predictions, scores = score_teacher(TOPIC, generations, PARAMETERS)
+    predictions, scores = score_predictions(TOPIC, generations, PARAMETERS)
     assert predictions["accuracy"].to_list() == [1, 0]
     assert scores["systems"]["teacher"]["accuracy"]["value"] == 50
     assert summary["unreadable"] == {}
@@ -59,7 +60,7 @@ def test_rows_without_a_gold_answer_are_counted_and_not_sent():
 def test_with_chain_of_thought_it_reasons_and_the_same_extraction_reads_it():
     teacher = Scripted(lambda _: '{"rationale": "3 and 4 make 7.", "answer": 7}')
     generations, _ = predict_teacher(SUMS, items(SUMS, ["7"]), cached(teacher), PROMPT, PARAMETERS)
-    predictions, _ = score_teacher(SUMS, generations, PARAMETERS)
+    predictions, _ = score_predictions(SUMS, generations, PARAMETERS)
     assert predictions["raw_output"].to_list() == ["3 and 4 make 7. So the answer is 7."]
     assert predictions["extracted"].to_list() == ["7"]
 
@@ -70,9 +71,8 @@ def test_what_cannot_be_read_is_a_wrong_answer_and_counted():
     generations, summary = predict_teacher(TOPIC, items(TOPIC, ["sport"] * 3), cached(teacher), PROMPT, PARAMETERS)
     assert generations["raw_output"].to_list() == ["sport", "", ""]
     assert sum(summary["unreadable"].values()) >= 1
-    assert score_teacher(TOPIC, generations, PARAMETERS)[1]["systems"]["teacher"]["accuracy"]["value"] == pytest.approx(
-        33.33
-    )
+    _, scores = score_predictions(TOPIC, generations, PARAMETERS)
+    assert scores["systems"]["teacher"]["accuracy"]["value"] == pytest.approx(33.33)
 
 
 def test_a_budget_that_does_not_last_gives_no_score():
@@ -84,7 +84,7 @@ def test_a_budget_that_does_not_last_gives_no_score():
     assert summary["rejected"] == {"over_budget": 3}
     assert summary["in"] == summary["kept"] + sum(summary["rejected"].values())
     with pytest.raises(RebaseError, match="did not last for all items"):
-        score_teacher(TOPIC, generations, PARAMETERS)
+        score_predictions(TOPIC, generations, PARAMETERS)
 
 
 def test_a_request_that_failed_is_no_wrong_answer():

@@ -15,11 +15,12 @@ from rebase.datasets.adapter import AdapterDataset
 from rebase.errors import RebaseError
 from rebase.pipelines import prepare
 from rebase.pipelines.evaluate import create_pipeline as create_evaluate
-from rebase.pipelines.evaluate.nodes import predict, score_predictions
+from rebase.pipelines.evaluate.nodes import predict
 from rebase.pipelines.train import create_pipeline as create_train
 from rebase.records import Task
 from rebase.student.handle import Student
 from rebase.tasks.evaluation_items import remove_shown_items
+from rebase.tasks.scoring import score_predictions
 from tests.tiny import evaluate_parameters, make_student, reasoned_examples, train_parameters
 
 

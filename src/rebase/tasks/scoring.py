@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
@@ -20,6 +21,24 @@ def score_answers(task: Task, generations: pd.DataFrame) -> pd.DataFrame:
     for metric in task.metrics:
         predictions[metric] = [score(metric, *pair) for pair in zip(predictions["extracted"], references, strict=True)]
     return predictions
+
+
+def score_predictions(
+    task: Task, generations: pd.DataFrame, parameters: EvaluateParameters
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Extract and score every answer.
+
+    Returns ``predictions`` (``score_answers``) and ``scores`` (``aggregate``), with the paired difference of any two
+    systems, the later minus the earlier. Raises RebaseError if there are no answers.
+    """
+    if generations.empty:
+        raise RebaseError(
+            "evaluate: there are no answers to score: the teacher's budget did not last for all items. Raise it, or "
+            "lower evaluate.limit."
+        )
+    predictions = score_answers(task, generations)
+    pairs = [(later, earlier) for earlier, later in combinations(predictions["system"].unique(), 2)]
+    return predictions, aggregate(task, predictions, pairs, parameters)
 
 
 def aggregate(

@@ -1,20 +1,20 @@
 """Compare: train and evaluate every baseline and ReBase in the same way, in one table (docs/method.md section 9)."""
 
 import time
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from rebase.errors import RebaseError
 from rebase.parameters import CompareParameters, EvaluateParameters, TrainParameters
 from rebase.records import Adapter, Task, Untrained, summarize_stage
 from rebase.student.answering import STUDENT, answer_items
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
 from rebase.tasks.evaluation_items import select_items
-from rebase.tasks.scoring import aggregate, score_answers
+from rebase.tasks.scoring import aggregate, score_answers, score_predictions
 from rebase.weights import resolve_dtype
 
 FEW_SHOT = "student_few_shot"
@@ -89,13 +89,8 @@ def predict_systems(
 def score_systems(
     task: Task, parameters: EvaluateParameters, compare_summary: dict[str, Any], *generations: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Predictions and scores of all systems, with the paired difference of any two, the later minus the earlier.
-
-    The scores have the reasons of ``left_out``.
-    """
-    predictions = score_answers(task, pd.concat(generations, ignore_index=True))
-    pairs = [(later, earlier) for earlier, later in combinations(predictions["system"].unique(), 2)]
-    scores = aggregate(task, predictions, pairs, parameters)
+    """Predictions and scores of all systems (``score_predictions``); the scores have the reasons of ``left_out``."""
+    predictions, scores = score_predictions(task, pd.concat(generations, ignore_index=True), parameters)
     return predictions, {**scores, "left_out": compare_summary["left_out"]}
 
 
@@ -112,22 +107,27 @@ def score_curves(
 
     For each training set ``NAME``, ``trained`` has the ``NAME_curve`` of ``learn_curve`` and the ``NAME_summary`` of
     the run on the full set. ``examples`` counts what a run was given, rejected ones included; 0 is the student before
-    training.
+    training. Raises RebaseError if no training set could be trained.
     """
-    items, _ = select_items(task, evaluation_items, parameters.limit)
-    names = [name.removesuffix("_curve") for name in trained if name.endswith("_curve")]
-    names = [name for name in names if name in scores["systems"]]
-    runs = {f"{name}-{run.Index}": (name, run) for name in names for run in trained[f"{name}_curve"].itertuples()}
-    rows = []
+    names = [name for name in scores["systems"] if f"{name}_curve" in trained]
+    if not names:
+        raise RebaseError(f"compare: none of the training sets could be trained: {scores['left_out']}")
+    systems, runs, adapters = scores["systems"], [], {}
     for name in names:
-        for system, size in {STUDENT: 0, name: trained[f"{name}_summary"]["in"]}.items():
-            rows += _curve_rows(name, size, train.seed, scores["systems"][system])
-    if runs:
-        adapters = {key: Adapter(Path(run.folder), run.base_model) for key, (_, run) in runs.items()}
+        runs += [(name, 0, train.seed, STUDENT), (name, trained[f"{name}_summary"]["in"], train.seed, name)]
+        for run in trained[f"{name}_curve"].itertuples():
+            system = f"{name}-{run.Index}"
+            runs.append((name, run.examples, run.seed, system))
+            adapters[system] = Adapter(Path(run.folder), run.base_model)
+    if adapters:
+        items, _ = select_items(task, evaluation_items, parameters.limit)
         predictions = score_answers(task, answer_items(task, items, student, adapters, parameters))
-        for key, metrics in aggregate(task, predictions, [], parameters)["systems"].items():
-            name, run = runs[key]
-            rows += _curve_rows(name, run.examples, run.seed, metrics)
+        systems = systems | aggregate(task, predictions, [], parameters)["systems"]
+    rows = [
+        {"training_set": name, "examples": examples, "seed": seed, "metric": metric, **cell}
+        for name, examples, seed, system in runs
+        for metric, cell in systems[system].items()
+    ]
     order = ["training_set", "metric", "seed", "examples"]
     return pd.DataFrame(rows).sort_values(order, kind="stable", ignore_index=True)
 
@@ -143,8 +143,7 @@ def tabulate(scores: dict[str, Any], task: Task, curves: pd.DataFrame, **summari
     rows = []
     for system, metrics in scores["systems"].items():
         trained = summaries.get(f"train_{system}")
-        stages = _REQUESTING_STAGES.get(system, ())
-        usage = [summaries[stage]["usage"] for stage in stages if stage in summaries]
+        usage = [summaries[stage]["usage"] for stage in _REQUESTING_STAGES.get(system, ()) if stage in summaries]
         cost = {
             "items": scores["n"],
             "examples": trained["kept"] if trained else 0 if system == STUDENT else len(task.examples),
@@ -152,29 +151,12 @@ def tabulate(scores: dict[str, Any], task: Task, curves: pd.DataFrame, **summari
             "dollars": _sum_if_known([used["used_dollars"] for used in usage]),
             "minutes": round(trained["seconds"] / 60, 2) if trained else 0.0,
         }
-        for metric, cell in metrics.items():
-            values = _full_runs(curves, system, metric)
-            seeds = {
-                "seeds": len(values),
-                "seed_mean": np.mean(values) if values else None,
-                "seed_deviation": np.std(values, ddof=1) if len(values) > 1 else None,
-            }
-            rows.append({"system": system, "metric": metric, **cell, **cost, **seeds})
-    return pd.DataFrame(rows)
+        rows += [{"system": system, "metric": metric, **cell, **cost} for metric, cell in metrics.items()]
+    full = curves[curves["examples"] == curves.groupby("training_set")["examples"].transform("max")]
+    seeds = full.groupby(["training_set", "metric"])["value"].agg(seeds="size", seed_mean="mean", seed_deviation="std")
+    table = pd.DataFrame(rows).join(seeds, on=["system", "metric"])
+    return table.assign(seeds=table["seeds"].fillna(0).astype(int))
 
 
 def _sum_if_known(values: list[Any]) -> Any:
     return None if None in values else sum(values)
-
-
-def _curve_rows(name: str, examples: int, seed: int, metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"training_set": name, "examples": examples, "seed": seed, "metric": metric, **cell}
-        for metric, cell in metrics.items()
-    ]
-
-
-def _full_runs(curves: pd.DataFrame, system: str, metric: str) -> list[float]:
-    """The values of the runs on the full training set, one per seed."""
-    runs = curves[(curves["training_set"] == system) & (curves["metric"] == metric)]
-    return runs.loc[runs["examples"] == runs["examples"].max(), "value"].to_list()
