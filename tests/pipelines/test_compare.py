@@ -191,8 +191,8 @@ def test_an_unknown_price_is_null(reading_task: Task):
     scores = {"n": 3, "systems": {"rebase": {"f1": cell}}}
     curves = pd.DataFrame(columns=["training_set", "metric", "examples", "value"])
     summaries = {
-        "transform": {"usage": {"used": 3, "used_dollars": None}},
-        "train_rebase": {"kept": 3, "seconds": 60},
+        "transform_summary": {"usage": {"used": 3, "used_dollars": None}},
+        "rebase_train_summary": {"kept": 3, "seconds": 60},
     }
     (row,) = tabulate(scores, reading_task, curves, **summaries).to_dict("records")
     assert row["dollars"] is None

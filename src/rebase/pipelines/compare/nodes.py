@@ -105,16 +105,16 @@ def score_curves(
 ) -> pd.DataFrame:
     """The learning curves: ``training_set``, ``examples``, ``seed``, ``metric``, ``value``, ``low``, ``high``.
 
-    For each training set ``NAME``, ``trained`` has the ``NAME_curve`` of ``learn_curve`` and the ``NAME_summary`` of
-    the run on the full set. ``examples`` counts what a run was given, rejected ones included; 0 is the student before
-    training. Raises RebaseError if no training set could be trained.
+    For each training set ``NAME``, ``trained`` has the ``NAME_curve`` of ``learn_curve`` and the
+    ``NAME_train_summary`` of the run on the full set. ``examples`` counts what a run was given, rejected ones
+    included; 0 is the student before training. Raises RebaseError if no training set could be trained.
     """
     names = [name for name in scores["systems"] if f"{name}_curve" in trained]
     if not names:
         raise RebaseError(f"compare: none of the training sets could be trained: {scores['left_out']}")
     systems, runs, adapters = scores["systems"], [], {}
     for name in names:
-        runs += [(name, 0, train.seed, STUDENT), (name, trained[f"{name}_summary"]["in"], train.seed, name)]
+        runs += [(name, 0, train.seed, STUDENT), (name, trained[f"{name}_train_summary"]["in"], train.seed, name)]
         for run in trained[f"{name}_curve"].itertuples():
             system = f"{name}-{run.Index}"
             runs.append((name, run.examples, run.seed, system))
@@ -138,12 +138,12 @@ def tabulate(scores: dict[str, Any], task: Task, curves: pd.DataFrame, **summari
     Columns: ``system``, ``metric``, ``value``, ``low``, ``high`` (percent), ``items``; ``examples`` trained on or
     shown, ``requests`` and ``dollars`` of the teacher (cached responses count with their original price), ``minutes``
     of training; ``seeds``, ``seed_mean`` and ``seed_deviation`` (of a sample) over all runs on the full training set.
-    ``summaries`` are those of the stages that use the teacher, and of training as ``train_SYSTEM``.
+    ``summaries`` are ``STAGE_summary`` of the stages that use the teacher, and ``SYSTEM_train_summary``.
     """
     rows = []
     for system, metrics in scores["systems"].items():
-        trained = summaries.get(f"train_{system}")
-        usage = [summaries[stage]["usage"] for stage in _REQUESTING_STAGES.get(system, ()) if stage in summaries]
+        trained = summaries.get(f"{system}_train_summary")
+        usage = [summaries[f"{stage}_summary"]["usage"] for stage in _REQUESTING_STAGES.get(system, ())]
         cost = {
             "items": scores["n"],
             "examples": trained["kept"] if trained else 0 if system == STUDENT else len(task.examples),

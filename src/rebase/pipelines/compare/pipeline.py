@@ -2,19 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from rebase.pipelines import (
-    cot,
-    distil,
-    embed,
-    estimate,
-    evaluate,
-    index,
-    ingest,
-    retrieve,
-    synthesize,
-    train,
-    transform,
-)  # fmt: skip
+from rebase.pipelines import cot, distil, estimate, evaluate, synthesize, train, transform
 from rebase.pipelines.compare.attempts import tolerate
 from rebase.pipelines.compare.nodes import learn_curve, predict_systems, score_curves, score_systems, tabulate
 from rebase.pipelines.estimate.nodes import estimate_comparison
@@ -31,31 +19,21 @@ TRAINING_SETS = {
 
 def create_pipeline() -> Pipeline:
     """From ``sources`` and ``task`` to ``comparison``, ``comparison_scores`` and ``curves``."""
-    stages = (ingest, embed, index, retrieve, estimate, transform)
-    pipeline = sum((stage.create_pipeline() for stage in stages), Pipeline([_estimate()]))
     distilled = Pipeline(distil.create_pipeline(), inputs={"unlabeled_inputs": "examples"})
-    pipeline += tolerate(synthesize.create_pipeline() + distilled + cot.create_pipeline())
-    pipeline += evaluate.create_teacher_pipeline().only_nodes("predict_teacher")
-    return sum((_train(name, examples) for name, examples in TRAINING_SETS.items()), pipeline + _compare())
-
-
-def _estimate() -> Node:
-    """The cost of all systems' requests, before anything is sent."""
-    parameters = ["params:transform", "params:distil", "params:evaluate"]
-    return Node(
-        estimate_comparison,
-        ["estimate", "task", "evaluation_items", "teacher", "distil_prompt", *parameters],
-        "comparison_estimate",
-        name="estimate_comparison",
+    return sum(
+        (_train(name, examples) for name, examples in TRAINING_SETS.items()),
+        estimate.create_pipeline()
+        + transform.create_pipeline()
+        + tolerate(synthesize.create_pipeline() + distilled + cot.create_pipeline())
+        + evaluate.create_teacher_pipeline().only_nodes("predict_teacher")
+        + _compare(),
     )
 
 
 def _train(name: str, examples: str) -> Pipeline:
     """The train pipeline, and the learning curve, on one training set."""
-    curve = Node(
-        learn_curve, ["training_set", "student", "params:train", "params:compare"], "curve", name="learn_curve",
-        tags="gpu",
-    )  # fmt: skip
+    inputs = ["training_set", "student", "params:train", "params:compare"]
+    curve = Node(learn_curve, inputs, "curve", name="learn_curve", tags="gpu")
     return Pipeline(
         tolerate(Pipeline([*train.create_pipeline().nodes, curve])),
         namespace=name,
@@ -71,41 +49,44 @@ def _train(name: str, examples: str) -> Pipeline:
 
 
 def _compare() -> Pipeline:
-    inputs = {name: name for name in ("task", "evaluation_items", "student")} | {"parameters": "params:evaluate"}
+    """The nodes that estimate, evaluate and tabulate all systems."""
+    estimated = ["estimate", "task", "evaluation_items", "teacher", "distil_prompt"]
+    estimated += ["params:transform", "params:distil", "params:evaluate"]
+    evaluated = {name: name for name in ("task", "evaluation_items", "student")} | {"parameters": "params:evaluate"}
     adapters = {name: f"{name}_adapter" for name in TRAINING_SETS}
-    curves = {f"{name}_curve": f"{name}_curve" for name in TRAINING_SETS}
-    train_summaries = {name: f"{name}_train_summary" for name in TRAINING_SETS}
-    stages = ("transform", "cot", "synthesize", "distil", "teacher")
+    generations = ["comparison_generations", "teacher_generations"]
+    curves = [f"{name}_curve" for name in TRAINING_SETS]
+    summaries = [f"{name}_train_summary" for name in TRAINING_SETS]
+    stages = [f"{stage}_summary" for stage in ("transform", "cot", "synthesize", "distil", "teacher")]
     return Pipeline(
         [
+            # Before any request is sent.
+            Node(estimate_comparison, estimated, "comparison_estimate", name="estimate_comparison"),
             Node(
                 predict_systems,
-                inputs | adapters,
+                evaluated | adapters,
                 ["comparison_generations", "compare_summary"],
                 name="predict_systems",
                 tags="gpu",
             ),
             Node(
                 score_systems,
-                ["task", "params:evaluate", "compare_summary", "comparison_generations", "teacher_generations"],
+                ["task", "params:evaluate", "compare_summary", *generations],
                 ["comparison_predictions", "comparison_scores"],
                 name="score_systems",
             ),
             Node(
                 score_curves,
-                inputs
+                evaluated
                 | {"scores": "comparison_scores", "train": "params:train"}
-                | curves
-                | {f"{name}_summary": summary for name, summary in train_summaries.items()},
+                | {name: name for name in curves + summaries},
                 "curves",
                 name="score_curves",
                 tags="gpu",
             ),
             Node(
                 tabulate,
-                {"scores": "comparison_scores", "task": "task", "curves": "curves"}
-                | {stage: f"{stage}_summary" for stage in stages}
-                | {f"train_{name}": summary for name, summary in train_summaries.items()},
+                {"scores": "comparison_scores"} | {name: name for name in ["task", "curves", *stages, *summaries]},
                 "comparison",
                 name="tabulate",
             ),

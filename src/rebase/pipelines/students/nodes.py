@@ -5,7 +5,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations, count
 from typing import Any
 
 import pandas as pd
@@ -33,12 +33,10 @@ def by_name(students: Sequence[Student]) -> dict[str, Student]:
     """
     named: dict[str, Student] = {}
     for student in students:
-        name = first = re.sub(r"[^\w.-]+", "-", student.name).strip(".-") or "student"
-        taken, number = {other.casefold() for other in named}, 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{first}-{number}"
-        named[name] = student
+        first = re.sub(r"[^\w.-]+", "-", student.name).strip(".-") or "student"
+        taken = {name.casefold() for name in named}
+        numbered = (f"{first}-{number}" for number in count(2))
+        named[next(name for name in chain([first], numbered) if name.casefold() not in taken)] = student
     return named
 
 
@@ -63,21 +61,19 @@ def train_students(
     pipeline does, before the first training if one of the students cannot be trained.
     """
     examples, excluded = remove_excluded(examples, parameters.exclude)
-    prepared = []
-    for name, student in by_name(students).items():
+    named, prepared = by_name(students), {}
+    for name, student in named.items():
         logger.info("students: inspecting the training of %s", name)
         training_set = format_examples(task, examples, excluded, student, target)
-        prepared.append((name, student, training_set, inspect_training(training_set, student, parameters)))
-    adapters, logs, summaries = {}, [], {}
-    for name, student, training_set, preflight in prepared:
+        prepared[name] = training_set, inspect_training(training_set, student, parameters)
+    adapters, logs, summaries = {}, {}, {}
+    for name, (training_set, preflight) in prepared.items():
         logger.info("students: training %s", name)
-        adapters[name], log, summary = train_expert(
-            task, training_set, examples, excluded, student, preflight, parameters, target
+        adapters[name], logs[name], summary = train_expert(
+            task, training_set, examples, excluded, named[name], preflight, parameters, target
         )
-        logs.append(log.assign(student=name))
-        summaries[name] = summary | {"revision": student.revision}
-    log = pd.concat(logs, ignore_index=True)
-    log.insert(0, "student", log.pop("student"))
+        summaries[name] = summary | {"revision": named[name].revision}
+    log = pd.concat(logs, names=["student"]).reset_index("student").reset_index(drop=True)
     total = summarize_stage(
         "train",
         kept=sum(summary["kept"] for summary in summaries.values()),
@@ -150,16 +146,10 @@ def score_students(
             "gain": scores["differences"][f"{after} - {before}"],
         }
         for metric in task.metrics:
-            values = {
-                f"{which}_{key}".removesuffix("_value"): value
-                for which, cell in cells.items()
-                for key, value in cell[metric].items()
-            }
-            row = {
-                "student": name,
-                "revision": summary["revision"],
-                "metric": metric,
-                **values,
+            row = {"student": name, "revision": summary["revision"], "metric": metric}
+            for which, cell in cells.items():
+                row |= {f"{which}_{key}".removesuffix("_value"): value for key, value in cell[metric].items()}
+            row |= {
                 "items": scores["n"],
                 "examples": summary["kept"],
                 "trainable_parameters": summary["trainable_parameters"],
