@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, field_validator
 
-from rebase.generation.prompts.requests import fence
+from rebase.generation.prompts.requests import build_request, fence, object_schema
 from rebase.generation.prompts.templates import Prompt
 from rebase.parameters import JudgeParameters, SamplingParameters
 from rebase.records import Strict, Task
 from rebase.tasks.metrics import bootstrap_interval
-from rebase.teacher.protocol import Message, Request, Sampling
+from rebase.teacher.protocol import Request
 
 #: The grades of every criterion, worst first.
 SCALE = (1, 2, 3, 4, 5)
@@ -92,7 +92,8 @@ def rubric_request(task: Task, rubric: RubricPrompt, query: str, answer: str, sa
     """Request a rationale, then a grade for each criterion. The system's name is not shown."""
     grades = {name: {"type": "integer", "enum": list(SCALE)} for name in rubric.names}
     criteria = "\n".join(f"- {criterion.name}: {criterion.in_words}" for criterion in rubric.criteria)
-    return _request(rubric, {"item": query, "answer": answer}, grades, sampling, task.instruction, criteria=criteria)
+    words = {"instruction": task.instruction, "criteria": criteria}
+    return _request(rubric, words, {"item": query, "answer": answer}, grades, sampling)
 
 
 def pair_request(
@@ -101,7 +102,7 @@ def pair_request(
     """Request a rationale, then a verdict on which answer is better."""
     verdict = {"verdict": {"type": "string", "enum": list(get_args(Verdict))}}
     data = {"item": query, "first": first, "second": second}
-    return _request(prompt, data, verdict, sampling, task.instruction)
+    return _request(prompt, {"instruction": task.instruction}, data, verdict, sampling)
 
 
 def parse_grades(rubric: RubricPrompt, text: str) -> dict[str, Any]:
@@ -246,23 +247,14 @@ def find_doubts(graded: pd.DataFrame, names: Sequence[str], scores: Mapping[str,
 
 def _request(
     prompt: Prompt,
+    words: Mapping[str, str],
     data: Mapping[str, str],
     fields: Mapping[str, Any],
     sampling: SamplingParameters,
-    instruction: str,
-    **words: str,
 ) -> Request:
-    """Render a request. The rationale comes first in the response, so that the verdict follows from it."""
-    properties = {"rationale": {"type": "string", "maxLength": MAX_RATIONALE}, **fields}
-    schema = {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-    turns = (Message("user", prompt.user.format(data=fence(data))),)
-    system = prompt.system.format(instruction=instruction, **words)
-    return Request(system, turns, schema, Sampling(sampling.temperature, sampling.max_tokens))
+    """Request a rationale, and then the fields, so that the verdict follows from the rationale."""
+    schema = object_schema({"rationale": {"type": "string", "maxLength": MAX_RATIONALE}, **fields})
+    return build_request(prompt, words, [], {"data": fence(data)}, schema, sampling)
 
 
 def _parse(text: str, names: Sequence[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rebase.generation.prompts.templates import (
     CheckPrompt,
     DensifyPrompt,
     DistilPrompt,
+    Prompt,
     SolvePrompt,
     SynthesizePrompt,
     TransformPrompt,
@@ -53,26 +54,24 @@ def transform_request(
     """
     if isinstance(cue, Cue):
         return ask_request(task, cue, prompt.ask, parameters.sampling)
-    data, cut = visible_cells(task, row, parameters, cue)
+    data = visible_cells(task, row, parameters, cue)
     if isinstance(cue, SourceText):
-        fields = {task.query_fields[0]: cue.text}
-        return answer_request(task, fields, prompt.solve, parameters.sampling, data=data, cut=cut)
+        return answer_request(task, {task.query_fields[0]: cue.text}, prompt.solve, parameters.sampling, data=data)
     words = _task_in_words(task)
     turns = []
     for example in task.examples:
         shown = {name: example[name] for name in ([task.passage] if task.passage else [*task.query_fields, "answer"])}
         written = _typed(task, {name: example[name] for name in (*task.written_fields, "answer")})
-        turns.append((prompt.user.format(data=fence(shown), cut="", **words), {"example": written}))
-    user = prompt.user.format(data=fence(data), cut=_describe_cut(cut), **words)
-    return _request(prompt.system.format(**words), turns, user, example_schema(task), parameters.sampling)
+        turns.append((_data_in_words(shown), {"example": written}))
+    return build_request(prompt, words, turns, _data_in_words(*data), example_schema(task), parameters.sampling)
 
 
 def ask_request(task: Task, cue: Cue, prompt: AskPrompt, sampling: SamplingParameters) -> Request:
     """Request the question to a sentence with a gap and the span that fills it, each on one line."""
     (field,) = task.written_fields
 
-    def cloze(sentence: str, answer: str) -> str:
-        return prompt.user.format(sentence=sentence.replace(answer, "____", 1), answer=answer)
+    def cloze(sentence: str, answer: str) -> dict[str, str]:
+        return {"sentence": sentence.replace(answer, "____", 1), "answer": answer}
 
     turns = []
     for example in task.examples:
@@ -82,9 +81,9 @@ def ask_request(task: Task, cue: Cue, prompt: AskPrompt, sampling: SamplingParam
     openings = "|".join(cue.openings)
     # No quotes, backslashes or brackets: a weak teacher ends a question with them instead of a question mark. The
     # length is left to `max_tokens`: a bounded repetition takes a grammar compiler a second.
-    schema = _object({field: {"type": "string", "pattern": rf"^({openings}) [^?\"\\\[\]\n]+\?$"}})
-    system = prompt.system.format(instruction=task.instruction)
-    return _request(system, turns, cloze(cue.sentence, cue.answer), schema, sampling)
+    schema = object_schema({field: {"type": "string", "pattern": rf"^({openings}) [^?\"\\\[\]\n]+\?$"}})
+    words = {"instruction": task.instruction}
+    return build_request(prompt, words, turns, cloze(cue.sentence, cue.answer), schema, sampling)
 
 
 def synthesize_request(
@@ -98,11 +97,11 @@ def synthesize_request(
     names = [task.passage] if guided and task.passage else [*task.query_fields, "answer"]
     words = _task_in_words(task) | {"fields": ", ".join(names)}
     turns = [
-        (prompt.user.format(number=position, **words), _typed(task, {name: example[name] for name in names}))
+        ({"number": position}, _typed(task, {name: example[name] for name in names}))
         for position, example in enumerate(task.examples, 1)
     ]
-    user = prompt.user.format(number=len(task.examples) + number, **words)
-    return _request(prompt.system.format(**words), turns, user, _schema(task, names), sampling)
+    last = {"number": len(turns) + number}
+    return build_request(prompt, words, turns, last, _schema(task, names), sampling)
 
 
 def cot_request(
@@ -118,8 +117,8 @@ def cot_request(
     ``row`` is its source row, shown as data because it often contains the working. ``sample`` distinguishes repeats.
     """
     cells = {name: text for name, text in _cells(row).items() if text not in fields.values()} if row else {}
-    data, cut = trim_row(cells, parameters.max_row_tokens)
-    return answer_request(task, fields, prompt, parameters.sampling, data=data, cut=cut, reasoned=True, sample=sample)
+    data = trim_row(cells, parameters.max_row_tokens)
+    return answer_request(task, fields, prompt, parameters.sampling, data=data, reasoned=True, sample=sample)
 
 
 def answer_request(
@@ -128,30 +127,27 @@ def answer_request(
     prompt: CheckPrompt | SolvePrompt,
     sampling: SamplingParameters,
     *,
-    data: Mapping[str, str] | None = None,
-    cut: Sequence[str] = (),
+    data: tuple[Mapping[str, str], Sequence[str]] = ({}, ()),
     reasoned: bool = False,
     sample: int = 0,
 ) -> Request:
     """Request the answer to the query with these fields, without any hint of it but ``data``.
 
-    The examples of the task are earlier turns. ``cut`` names columns that are not whole in the data. ``reasoned``
-    requests the rationale first; ``sample`` distinguishes repeats.
+    ``data`` are cells and the names of those that are not whole (``trim_row``). The examples of the task are earlier
+    turns. ``reasoned`` requests the rationale first; ``sample`` distinguishes repeats.
     """
     names = ["rationale", "answer"] if reasoned else ["answer"]
 
-    def user(fields: Mapping[str, str], data: Mapping[str, str], cut: Sequence[str] = ()) -> str:
-        query = _FENCE.sub("\\\\u003c", task.render_query(fields))
-        # A template uses the words that its kind of prompt has.
-        return prompt.user.format(query=query, data=fence(data), cut=_describe_cut(cut), instruction=task.instruction)
+    def words(fields: Mapping[str, str], data: Mapping[str, str], cut: Sequence[str] = ()) -> dict[str, str]:
+        return {"query": _FENCE.sub("\\\\u003c", task.render_query(fields)), **_data_in_words(data, cut)}
 
     turns = []
     for example in task.examples:
         response = _typed(task, {name: example[name] for name in names})
         shown = {name: example[name] for name in (*names[:-1], *example) if name in ("rationale", "answer")}
-        turns.append((user(example, shown), response))
-    system = prompt.system.format(instruction=task.instruction)
-    return _request(system, turns, user(fields, data or {}, cut), _schema(task, names), sampling, sample)
+        turns.append((words(example, shown), response))
+    instruction = {"instruction": task.instruction}
+    return build_request(prompt, instruction, turns, words(fields, *data), _schema(task, names), sampling, sample)
 
 
 def label_requests(
@@ -194,7 +190,7 @@ def example_schema(task: Task) -> dict[str, Any]:
     Only what every provider's structured output supports: objects, strings, numbers, enums and ``anyOf``.
     """
     example = _schema(task, (*task.written_fields, "answer"))
-    return _object({"example": {"anyOf": [example, {"type": "null"}]}})
+    return object_schema({"example": {"anyOf": [example, {"type": "null"}]}})
 
 
 def visible_cells(
@@ -237,22 +233,35 @@ def fence(data: Mapping[str, Any]) -> str:
     return f"<data>\n{_inert(dict(data))}\n</data>"
 
 
-def _request(
-    system: str,
-    turns: Iterable[tuple[str, dict[str, Any]]],
-    user: str,
+def build_request(
+    prompt: Prompt,
+    words: Mapping[str, str],
+    turns: Iterable[tuple[Mapping[str, Any], dict[str, Any]]],
+    last: Mapping[str, Any],
     schema: dict[str, Any],
     sampling: SamplingParameters,
     sample: int = 0,
 ) -> Request:
-    """A request with earlier ``turns``, each a user message and the response to it, and the last ``user`` message."""
-    earlier = [
-        message
-        for text, response in turns
-        for message in (Message("user", text), Message("assistant", _dump(response)))
-    ]
-    messages = (*earlier, Message("user", user))
-    return Request(system, messages, schema, Sampling(sampling.temperature, sampling.max_tokens), sample)
+    """Fill the templates: the system message with ``words``, each user message with ``words`` and its own.
+
+    Earlier ``turns`` are the words of a user message and the response to it; ``last`` are those of the last message.
+    """
+    messages = []
+    for turn, response in turns:
+        messages += [Message("user", prompt.user.format(**words, **turn)), Message("assistant", _dump(response))]
+    messages.append(Message("user", prompt.user.format(**words, **last)))
+    system = prompt.system.format(**words)
+    return Request(system, tuple(messages), schema, Sampling(sampling.temperature, sampling.max_tokens), sample)
+
+
+def object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an object with exactly these properties."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
@@ -262,9 +271,11 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: cells[name] for name in dict.fromkeys([*matched, *cells])}
 
 
-def _describe_cut(cut: Sequence[str]) -> str:
+def _data_in_words(data: Mapping[str, str], cut: Sequence[str] = ()) -> dict[str, str]:
+    """The words of a template for the data, and for the columns that are not whole."""
     more = f" and {len(cut) - _MAX_NAMED_COLUMNS} more" if len(cut) > _MAX_NAMED_COLUMNS else ""
-    return f"\n(Too long to show whole: {_inert(cut[:_MAX_NAMED_COLUMNS])}{more}.)" if cut else ""
+    note = f"\n(Too long to show whole: {_inert(cut[:_MAX_NAMED_COLUMNS])}{more}.)" if cut else ""
+    return {"data": fence(data), "cut": note}
 
 
 def _task_in_words(task: Task) -> dict[str, str]:
@@ -277,16 +288,7 @@ def _schema(task: Task, names: Iterable[str]) -> dict[str, Any]:
     answer: dict[str, Any] = {"type": "number" if task.answer.type == "number" else "string"}
     if task.answer.type == "label":
         answer["enum"] = list(task.answer.labels)
-    return _object({name: answer if name == "answer" else {"type": "string"} for name in names})
-
-
-def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": dict(properties),
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    return object_schema({name: answer if name == "answer" else {"type": "string"} for name in names})
 
 
 def _typed(task: Task, fields: dict[str, str]) -> dict[str, Any]:
