@@ -27,11 +27,18 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", task: Task, query: str, 
     template (a base model) gets a plain prompt. ``few_shot`` adds the task's examples as earlier turns, with their
     rationales in a task with chain of thought.
     """
-    shots = [(task.render_query(shot), _shot_answer(task, shot)) for shot in task.examples] if few_shot else []
+    target: Target = "rationale_then_answer" if task.cot else "answer"
+    shots = [
+        (task.render_query(shot), render_completion(shot["answer"], shot.get("rationale"), target))
+        for shot in (task.examples if few_shot else ())
+    ]
     if not tokenizer.chat_template:
+        # The begin-of-text token, if this tokenizer starts a text with one.
+        begins = tokenizer.bos_token and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        beginning = tokenizer.bos_token if begins else ""
         examples = "".join(f"{shot_query}\n\nAnswer:\n{answer}\n\n" for shot_query, answer in shots)
         # Ends with a line break: no token can merge across the border to the completion.
-        return f"{_bos(tokenizer)}{task.instruction}\n\n{examples}{query}\n\nAnswer:\n"
+        return f"{beginning}{task.instruction}\n\n{examples}{query}\n\nAnswer:\n"
     turns = [
         {"role": role, "content": text}
         for shot in shots
@@ -101,13 +108,3 @@ def tokenize_example(tokenizer: "PreTrainedTokenizerBase", prompt: str, completi
     prompt_ids = tokenize_prompt(tokenizer, prompt)
     target_ids = [*tokenize_prompt(tokenizer, completion), tokenizer.eos_token_id]
     return prompt_ids + target_ids, [IGNORED] * len(prompt_ids) + target_ids
-
-
-def _shot_answer(task: Task, shot: Mapping[str, str]) -> str:
-    return render_completion(shot["answer"], shot.get("rationale"), "rationale_then_answer" if task.cot else "answer")
-
-
-def _bos(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The begin-of-text token, if this tokenizer starts a text with one."""
-    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return str(tokenizer.bos_token) if begins and tokenizer.bos_token else ""

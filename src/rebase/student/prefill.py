@@ -73,7 +73,7 @@ def prefill(
     from tqdm.auto import tqdm
 
     tokenized = [tokenize_prompt(tokenizer, prompt) for prompt in prompts]
-    shared = _common_prefixes([tokenized])[0] if tokenized else []
+    shared = _common_prefix(tokenized) if tokenized else []
     beginning = PrefilledBatch(model)
     if shared:
         beginning.extend([shared])
@@ -101,7 +101,7 @@ def group_prompts(prompts: Sequence[list[int]]) -> list[list[int]]:
 def _prefill_batch(beginning: PrefilledBatch, prompts: list[list[int]]) -> tuple[PrefilledBatch, "torch.Tensor"]:
     """Process shared heads once and then each prompt's tail, if that is less than all prompts at once."""
     groups = group_prompts(prompts)
-    heads = _common_prefixes([[prompts[index] for index in group] for group in groups])
+    heads = [_common_prefix([prompts[index] for index in group]) for group in groups]
     group_of = {index: number for number, group in enumerate(groups) for index in group}
     longest_tail = max((len(prompts[i]) - len(heads[g]) for i, g in group_of.items() if len(groups[g]) > 1), default=0)
     # A prompt without a group is cut so that its tail is no longer than the others'.
@@ -120,6 +120,6 @@ def _prefill_batch(beginning: PrefilledBatch, prompts: list[list[int]]) -> tuple
     return batch, batch.extend(tails)[:, -1]
 
 
-def _common_prefixes(groups: Sequence[Sequence[list[int]]]) -> list[list[int]]:
-    """The common prefix of each group, without the last token of any prompt: its logits are needed."""
-    return [group[0][: common_prefix_length([tokens[:-1] for tokens in group])] for group in groups]
+def _common_prefix(prompts: Sequence[list[int]]) -> list[int]:
+    """The beginning that the prompts share, without the last token of any: its logits are needed."""
+    return prompts[0][: common_prefix_length([tokens[:-1] for tokens in prompts])]

@@ -234,6 +234,6 @@ def _show(tokenizer: "PreTrainedTokenizerBase", example: TokenizedExample, which
         "which": which,
         "tokens": len(example),
         "tokens_with_loss": example.target_count,
-        "end_of_turn_at": len(example.labels) - 1 - example.labels[::-1].index(tokenizer.eos_token_id),
+        "end_of_turn_at": len(example) - 1,
         "text": text,
     }

@@ -6,12 +6,8 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from rebase.errors import RebaseError
-
-if TYPE_CHECKING:
-    import openai
 
 #: How often the SDK repeats a request that fails on the way.
 RETRIES = 5
@@ -46,21 +42,14 @@ def generate_served(
 
         try:
             return list(tqdm(pool.map(complete, prompts), desc=description, total=len(prompts), unit="item"))
+        except openai.APIConnectionError as error:
+            raise RebaseError(
+                f"The student's server cannot be reached at {base_url}: {error.__cause__ or error}\n"
+                "Start it (vllm serve BASE --enable-lora --lora-modules expert=FOLDER) or fix evaluate.server."
+            ) from error
         except openai.APIError as error:
-            raise RebaseError(_explain(error, base_url, model)) from error
-
-
-def _explain(error: "openai.APIError", base_url: str, model: str) -> str:
-    """The server's message, and what to do."""
-    import openai
-
-    if isinstance(error, openai.APIConnectionError):
-        return (
-            f"The student's server cannot be reached at {base_url}: {error.__cause__ or error}\n"
-            "Start it (vllm serve BASE --enable-lora --lora-modules expert=FOLDER) or fix evaluate.server."
-        )
-    return (
-        f"The student's server at {base_url} rejects a request for {model!r}: {error.message}\n"
-        "The name must be the served model or one of its --lora-modules, and prompt and answer together must fit its "
-        "--max-model-len."
-    )
+            raise RebaseError(
+                f"The student's server at {base_url} rejects a request for {model!r}: {error.message}\n"
+                "The name must be the served model or one of its --lora-modules, and prompt and answer together must "
+                "fit its --max-model-len."
+            ) from error
