@@ -5,8 +5,8 @@ Import it only when training starts: it imports torch and TRL.
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,11 +146,13 @@ def target_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, tor
         hook.remove()
 
 
+@torch.no_grad()
 def separates_packed(trainer: StepTrainer, examples: list[TokenizedExample]) -> bool:
     """Whether packed examples get the logits that they get one by one; measured on ``examples``."""
-    with _evaluation_mode(trainer):
-        alone = torch.cat([target_logits(trainer.model, lay_out(trainer, [one], packed=False))[0] for one in examples])
-        packed, _ = target_logits(trainer.model, lay_out(trainer, examples, packed=True))
+    model = trainer.model.eval()  # until the first step
+    with trainer.compute_loss_context_manager():
+        alone = torch.cat([target_logits(model, lay_out(trainer, [one], packed=False))[0] for one in examples])
+        packed, _ = target_logits(model, lay_out(trainer, examples, packed=True))
     tolerance = 0.05 if packed.dtype == torch.bfloat16 else 1e-3
     return bool((packed - alone).abs().max() <= tolerance * alone.abs().max())
 
@@ -165,10 +167,12 @@ def sum_over_parts(trainer: StepTrainer, examples: list[TokenizedExample], compu
     return torch.stack(losses).sum()
 
 
+@torch.no_grad()
 def validation_loss(trainer: StepTrainer, examples: list[TokenizedExample]) -> float:
     """The mean loss over the examples' targets, without dropout, from float32 logits."""
-    with _evaluation_mode(trainer), float32_logits(trainer.model):
-        return float(sum_over_parts(trainer, sorted(examples, key=len), partial(trainer.compute_loss, trainer.model)))
+    model = trainer.model.eval()  # until the next step
+    with trainer.compute_loss_context_manager(), float32_logits(model):
+        return float(sum_over_parts(trainer, sorted(examples, key=len), partial(trainer.compute_loss, model)))
 
 
 def reduce_memory(trainer: StepTrainer, model: Any, reason: str) -> None:
@@ -196,21 +200,20 @@ def reduce_memory(trainer: StepTrainer, model: Any, reason: str) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory is short, on a GPU or in the machine."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
     texts = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )
 
 
+@dataclass
 class Monitor(TrainerCallback):
     """Shows progress, marks complete checkpoints, measures the validation loss, and stops on a non-finite loss."""
 
-    def __init__(
-        self, trainer: StepTrainer, validation: list[TokenizedExample], parameters: TrainParameters,
-        save_best: Callable[[Any], None],
-    ) -> None:  # fmt: skip
-        self._trainer, self._validation, self._parameters = trainer, validation, parameters
-        self._save_best = save_best
+    trainer: StepTrainer
+    validation: list[TokenizedExample]
+    parameters: TrainParameters
+    save_best: Callable[[Any], None]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train")
@@ -218,10 +221,10 @@ class Monitor(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.update()
         before, now = (
-            math.floor(step * self._parameters.epochs / state.max_steps + 1e-9)
+            math.floor(step * self.parameters.epochs / state.max_steps + 1e-9)
             for step in (state.global_step - 1, state.global_step)
         )
-        if self._validation and (now > before or state.global_step == state.max_steps):
+        if self.validation and (now > before or state.global_step == state.max_steps):
             self._validate(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -246,11 +249,11 @@ class Monitor(TrainerCallback):
 
     def _validate(self, state: Any) -> None:
         earlier = [entry["validation_loss"] for entry in state.log_history if "validation_loss" in entry]
-        loss = validation_loss(self._trainer, self._validation)
+        loss = validation_loss(self.trainer, self.validation)
         # Not by trainer.log, which would take it for the log of this step.
         state.log_history.append({"step": state.global_step, "validation_loss": loss})
-        if self._parameters.keep == "best" and loss < min(earlier, default=math.inf):
-            self._save_best(self._trainer.model)
+        if self.parameters.keep == "best" and loss < min(earlier, default=math.inf):
+            self.save_best(self.trainer.model)
 
 
 def _configure(parameters: TrainParameters, run: Path, activation_checkpointing: bool) -> SFTConfig:
@@ -295,14 +298,3 @@ def _choose_optimizer(name: str, cuda: bool) -> str:
         return name
     logger.debug("train: the optimizer %s needs a GPU; adamw_torch is used.", name)
     return "adamw_torch"
-
-
-@contextmanager
-def _evaluation_mode(trainer: StepTrainer) -> Iterator[None]:
-    training = trainer.model.training
-    trainer.model.eval()
-    try:
-        with torch.no_grad(), trainer.compute_loss_context_manager():
-            yield
-    finally:
-        trainer.model.train(training)
