@@ -5,19 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
+from rebase.parameters import EvaluateParameters
 from rebase.records import Adapter, Task
-from rebase.student.answering import answers_file, complete_answers, open_student
+from rebase.student.answering import answer_items, answers_file, complete_answers
 from rebase.student.generation import SaveAnswers, generate
 from rebase.student.handle import Student
 from tests.tiny import evaluate_parameters
 
 LABELS = ("no", "n", "entailment", "yes, of course")
-PROMPTS = ["Is it so? Owls sleep.", "Is it so? The owl in the barn sleeps all day long.", "Is it so? "]
+QUERIES = ["Owls sleep.", "The owl in the barn sleeps all day long.", ""]
 TASK = Task.parse(
     {
         "name": "owls",
@@ -34,38 +36,48 @@ TASK = Task.parse(
 )
 
 
-def test_labels_by_likelihood_or_by_generation(student: Student) -> None:
-    def answers(task: Task, labels_by: str) -> list[str]:
-        parameters = evaluate_parameters(labels_by=labels_by)
-        with open_student(task, student, {}, parameters) as answer:
-            return answer(None, PROMPTS)
+def answer(task: Task, student: Student, queries: Sequence[str], parameters: EvaluateParameters) -> list[str]:
+    """The student's answers to items with these queries."""
+    items = pd.DataFrame({"item_id": range(len(queries)), "query": queries, "references": "[]"})
+    return answer_items(task, items, student, {"student": None}, parameters)["raw_output"].to_list()
 
-    chosen, written = answers(TASK, "likelihood"), answers(TASK, "generation")
+
+def test_labels_by_likelihood_or_by_generation(student: Student) -> None:
+    chosen, written = (
+        answer(TASK, student, QUERIES, evaluate_parameters(labels_by=way)) for way in ("likelihood", "generation")
+    )
     free = Task.parse(json.loads(TASK.model_dump_json()) | {"answer": {"type": "text"}}, "here")
-    assert answers(free, "likelihood") == written
+    assert answer(free, student, QUERIES, evaluate_parameters(labels_by="likelihood")) == written
     assert set(chosen) <= set(LABELS)
     assert not set(written) <= set(LABELS)
 
 
 def test_likelihood_is_rejected_for_a_task_with_chain_of_thought(student: Student) -> None:
     reasoning = TASK.model_copy(update={"cot": True})
-    with (
-        pytest.raises(RebaseError, match="chain of thought"),
-        open_student(reasoning, student, {}, evaluate_parameters(labels_by="likelihood")),
-    ):
-        pass
+    with pytest.raises(RebaseError, match="chain of thought"):
+        answer(reasoning, student, QUERIES, evaluate_parameters(labels_by="likelihood"))
+
+
+def test_a_server_has_the_student_and_the_adapters_under_their_names(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate_served(address: str, name: str, prompts: Sequence[str], *rest: object) -> list[str]:
+        return [f"{name} at {address}"] * len(prompts)
+
+    monkeypatch.setattr("rebase.student.answering.generate_served", generate_served)
+    items = pd.DataFrame({"item_id": ["a"], "query": QUERIES[:1], "references": "[]"})
+    systems = {"student": None, "few_shot": None, "expert": Adapter(tmp_path / "not read", student.name)}
+    parameters = evaluate_parameters(server="http://here/v1")
+    generations = answer_items(TASK, items, student, systems, parameters, few_shot={"few_shot"})
+    assert generations["raw_output"].to_list() == [f"{name} at http://here/v1" for name in ("tiny", "tiny", "expert")]
+    assert generations["prompt"].nunique() == 2
 
 
 def test_cached_answers_are_not_generated_again(
     student: Student, reading_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     isolated = replace(student, workdir=tmp_path)
-
-    def answer(prompts: Sequence[str]) -> list[str]:
-        with open_student(reading_task, isolated, {}, evaluate_parameters()) as answered:
-            return answered(None, prompts)
-
-    first = answer(["Where?", "Who?"])
+    first = answer(reading_task, isolated, ["Where?", "Who?"], evaluate_parameters())
     generated: list[str] = []
 
     def generate_and_record(*arguments: Any) -> list[str]:
@@ -73,8 +85,10 @@ def test_cached_answers_are_not_generated_again(
         return generate(*arguments)
 
     monkeypatch.setattr("rebase.student.answering.generate", generate_and_record)
-    assert answer(["Who?", "When?", "Where?"])[::2] == first[::-1]
-    assert generated == ["When?"]
+    again = answer(reading_task, isolated, ["Who?", "When?", "Where?"], evaluate_parameters())
+    assert again[::2] == first[::-1]
+    (prompt,) = generated
+    assert "When?" in prompt
 
 
 @given(prompts=st.lists(st.text(max_size=20), max_size=12), killed_after=st.integers(0, 12), cut=st.integers(0, 30))

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,9 +25,6 @@ logger = logging.getLogger(__name__)
 #: Names of the two systems that every evaluation has: the student before training, and with its adapter.
 STUDENT, EXPERT = "student", "expert"
 
-#: Answers rendered prompts, in order, with the adapter of a name, or without adapter (None).
-Answer = Callable[[str | None, Sequence[str]], list[str]]
-
 
 def answer_items(
     task: Task,
@@ -38,38 +36,11 @@ def answer_items(
 ) -> pd.DataFrame:
     """Let each of the ``systems`` answer the items: the student with an adapter, or without (None).
 
-    Prompts of the systems in ``few_shot`` show the task's examples. The weights are loaded once. Returns
-    ``generations`` as ``as_generations`` does, one system after another.
-    """
-    tokenizer = student.tokenizer()
-    prompts = {
-        shots: [render_prompt(tokenizer, task, query, few_shot=shots) for query in items["query"]]
-        for shots in {system in few_shot for system in systems}
-    }
-    adapters = {system: adapter for system, adapter in systems.items() if adapter}
-    generations = []
-    with open_student(task, student, adapters, parameters) as answer:
-        for system, adapter in systems.items():
-            rendered = prompts[system in few_shot]
-            generations.append(as_generations(system, items, rendered, answer(system if adapter else None, rendered)))
-    return pd.concat(generations, ignore_index=True)
-
-
-def as_generations(system: str, items: pd.DataFrame, prompts: Sequence[str], raw: Sequence[str]) -> pd.DataFrame:
-    """One row of ``generations`` per item: ``system``, ``item_id``, ``prompt``, ``raw_output``, ``references``."""
-    columns = {"system": system, "item_id": items["item_id"], "prompt": prompts, "raw_output": raw}
-    return pd.DataFrame({**columns, "references": items["references"]}).reset_index(drop=True)
-
-
-@contextmanager
-def open_student(
-    task: Task, student: Student, adapters: Mapping[str, Adapter], parameters: EvaluateParameters
-) -> Iterator[Answer]:
-    """Yield a function that answers prompts; the weights of the student and all ``adapters`` are loaded once.
-
-    With ``parameters.server``, a server answers that has the student under its name and the adapters under theirs.
-    Text that is generated here is cached as it comes. Raises RebaseError as ``Student.open`` and ``generate_served``
-    do, and if labels are to be scored in a task with chain of thought.
+    Prompts of the systems in ``few_shot`` show the task's examples. The weights are loaded once; text that is generated
+    here is cached as it comes. With ``parameters.server``, a server answers that has the student under its name and the
+    adapters under those of their systems. Returns ``generations`` as ``as_generations`` does, one system after another.
+    Raises RebaseError as ``Student.open`` and ``generate_served`` do, and if labels are to be scored in a task with
+    chain of thought.
     """
     if task.cot and parameters.labels_by == "likelihood":
         raise RebaseError(
@@ -77,28 +48,35 @@ def open_student(
             "the reasoning that was trained would not be measured. Set it to generation."
         )
     labels, limit, batch = task.answer.labels, task.max_new_tokens, parameters.batch_size
+    adapters = {system: adapter for system, adapter in systems.items() if adapter}
 
-    def answer_served(adapter: str | None, prompts: Sequence[str]) -> list[str]:
-        name = adapter or student.name
-        return generate_served(str(parameters.server), name, prompts, limit, batch, f"{name} answers")
+    def answer(model: Any, tokenizer: Any, system: str, prompts: list[str]) -> list[str]:
+        description = f"{system} answers"
+        if parameters.server:
+            name = system if system in adapters else student.name
+            return generate_served(str(parameters.server), name, prompts, limit, batch, description)
+        with use_adapter(model, system if system in adapters else None):
+            if labels and parameters.labels_by == "likelihood":
+                return choose_labels(model, tokenizer, prompts, labels, batch, description)[0]
+            return complete_answers(
+                answers_file(student, systems[system], limit),
+                prompts,
+                lambda missing, save: generate(model, tokenizer, missing, limit, batch, description, save),
+            )
 
-    if parameters.server:
-        yield answer_served
-        return
-    with student.open(adapters) as (model, tokenizer):
+    generations = []
+    weights = nullcontext((None, student.tokenizer())) if parameters.server else student.open(adapters)
+    with weights as (model, tokenizer):
+        for system in systems:
+            prompts = [render_prompt(tokenizer, task, query, few_shot=system in few_shot) for query in items["query"]]
+            generations.append(as_generations(system, items, prompts, answer(model, tokenizer, system, prompts)))
+    return pd.concat(generations, ignore_index=True)
 
-        def answer(adapter: str | None, prompts: Sequence[str]) -> list[str]:
-            description = f"{adapter or STUDENT} answers"
-            with use_adapter(model, adapter):
-                if labels and parameters.labels_by == "likelihood":
-                    return choose_labels(model, tokenizer, prompts, labels, batch, description)[0]
-                return complete_answers(
-                    answers_file(student, adapters.get(adapter) if adapter else None, limit),
-                    prompts,
-                    lambda missing, save: generate(model, tokenizer, missing, limit, batch, description, save),
-                )
 
-        yield answer
+def as_generations(system: str, items: pd.DataFrame, prompts: Sequence[str], raw: Sequence[str]) -> pd.DataFrame:
+    """One row of ``generations`` per item: ``system``, ``item_id``, ``prompt``, ``raw_output``, ``references``."""
+    columns = {"system": system, "item_id": items["item_id"], "prompt": prompts, "raw_output": raw}
+    return pd.DataFrame({**columns, "references": items["references"]}).reset_index(drop=True)
 
 
 def answers_file(student: Student, adapter: Adapter | None, max_new_tokens: int) -> Path:
