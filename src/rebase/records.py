@@ -1,5 +1,6 @@
 """What the stages pass on: the columns of every table, and typed records."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,7 @@ def summarize_stage(
 
     ``rejected`` is sorted, the most frequent reason first; reasons without a count are left out.
     """
-    counts = {reason: count for reason, count in sorted(rejected.items(), key=lambda item: -item[1]) if count}
+    counts = {reason: count for reason, count in Counter(rejected).most_common() if count}
     return {
         "stage": stage,
         "in": kept + sum(counts.values()),

@@ -19,9 +19,9 @@ from rebase.generation.generate import (
 )
 from rebase.generation.prompts.parsing import Example, read_example, read_synthesized
 from rebase.generation.prompts.requests import ask_request, synthesize_request
-from rebase.generation.prompts.templates import SynthesizePrompt, TransformPrompt
+from rebase.generation.prompts.templates import AskPrompt, SynthesizePrompt, TransformPrompt
 from rebase.generation.verification import ProtectedTexts
-from rebase.parameters import ContaminationParameters, SynthesizeParameters
+from rebase.parameters import ContaminationParameters, SamplingParameters, SynthesizeParameters
 from rebase.records import Task
 from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
@@ -68,25 +68,14 @@ def synthesize_examples(
     protected = ProtectedTexts(written_task, evaluation_items["query"], contamination.ngram)
     contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
 
-    async def add_question(session: CachedSession, result: GenerationResult, passage: str) -> GenerationResult:
-        """Request the question for a span of the passage that the teacher wrote."""
-        cue = choose_cue(passage, seed=result.item["row_id"])
-        if cue is None:
-            return replace(result, outcome=Rejection("no_cue"))
-        response = await session.generate(ask_request(task, cue, transform_prompt.ask, sampling))
-        example = read_response(response, lambda text: read_example(task, text, passage, cue))
-        if isinstance(response, Response) and isinstance(result.response, Response):
-            response = response.with_cost_of(result.response)
-        return replace(result, response=response, outcome=example or Rejection("invalid_response"))
-
     async def generate(session: CachedSession, number: int) -> GenerationResult:
         response = await session.generate(synthesize_request(task, number, synthesize_prompt, sampling, guided=guided))
         example = read_response(response, lambda text: read_synthesized(task, text, guided=guided))
         result = GenerationResult({"row_id": f"synthesized-{number:05d}"}, response, example)
-        if guided and isinstance(example, Example):
-            result = await add_question(session, result, example.fields[str(task.passage)])
+        if guided:
+            result = await _add_question(session, task, result, transform_prompt.ask, sampling)
         outcome = verify(task, result.outcome, protected)
-        if task.passage and isinstance(outcome, Example):
+        if task.passage:
             outcome = verify(written_task, outcome, protected)
         if task.passage and isinstance(outcome, Example):
             outcome = contaminated.reject({task.passage: outcome.fields[task.passage]}) or outcome
@@ -109,3 +98,20 @@ def synthesize_examples(
             teacher.budget.explain(), stage.usage.responses + stage.usage.cached, transform_summary["usage"]["used"],
         )  # fmt: skip
     return tables
+
+
+async def _add_question(
+    session: CachedSession, task: Task, result: GenerationResult, prompt: AskPrompt, sampling: SamplingParameters
+) -> GenerationResult:
+    """Request the question for a span of the passage that the teacher wrote."""
+    if isinstance(result.outcome, Rejection):
+        return result
+    passage = result.outcome.fields[str(task.passage)]
+    cue = choose_cue(passage, seed=result.item["row_id"])
+    if cue is None:
+        return replace(result, outcome=Rejection("no_cue"))
+    response = await session.generate(ask_request(task, cue, prompt, sampling))
+    example = read_response(response, lambda text: read_example(task, text, passage, cue))
+    if isinstance(response, Response) and isinstance(result.response, Response):
+        response = response.with_cost_of(result.response)
+    return replace(result, response=response, outcome=example or Rejection("invalid_response"))
