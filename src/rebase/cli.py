@@ -6,6 +6,7 @@ lineage`` writes kedro-viz's view as a static site; ``kedro push`` publishes exa
 """
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from kedro.framework.cli.project import run  # `rebase` and `python -m rebase` look for it here
+from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from yaml import YAMLError
 
 from rebase.datasets.versions import RunCatalog, load_all_versions
 from rebase.datastore.annoy_index import find_near
@@ -27,20 +31,52 @@ from rebase.files import replacing_file, replacing_folder
 from rebase.reporting.console import visible
 from rebase.teacher.response_cache import ResponseCache
 
+#: A comma between parameters: the name of the next one and "=" follow. Other commas are part of a value.
+_NEXT_PARAMETER = re.compile(r",(?=\s*[A-Za-z_][\w.-]*\s*=)")
+
+
+def _read_params(context: click.Context, option: click.Parameter, value: str | dict[str, Any]) -> Any:
+    """The parameters of ``--params`` as a nested dict. Each value is read as YAML, so ``NAME=[A, B]`` is a list."""
+    if isinstance(value, dict):  # of a file that --config names
+        return value
+    parameters = OmegaConf.create()
+    for pair in filter(None, (part.strip(", \t\n") for part in _NEXT_PARAMETER.split(value))):
+        name, equals, text = pair.partition("=")
+        try:
+            if not (name and equals):
+                raise ValueError
+            parameters.merge_with_dotlist([f"{name.strip()}={text}"])
+        except (ValueError, YAMLError, OmegaConfBaseException):
+            raise click.BadParameter(
+                f"{pair!r} is not NAME=VALUE, with a value in YAML. Commas separate parameters; a list is NAME=[A,B]. "
+                "Quote a text that starts with a sign (NAME='*'). Other values belong in conf/local/globals.yml or "
+                "parameters.yml."
+            ) from None
+    return OmegaConf.to_container(parameters)
+
+
 _env = click.option("--env", "-e", help="The Kedro environment.")
 _task = click.option("--task", help="The task, if it is not the environment's.")
 _version = click.option("--run", "version", metavar="VERSION", help="An older run, by its version in `kedro runs`.")
 _params = click.option(
     "--params",
+    type=click.UNPROCESSED,
     default="",
-    callback=next(option.callback for option in run.params if option.name == "params"),
-    help="As in `kedro run`, for example --params=task=NAME.",
+    callback=_read_params,
+    help="NAME=VALUE, separated by commas; a list is NAME=[A,B]. For example --params=task=NAME,train.epochs=2.",
 )
 
 
 @click.group(name="rebase")
 def cli() -> None:
     """Commands of rebase."""
+
+
+# `kedro run`, `rebase` and `python -m rebase` look for it here: Kedro's own, which splits values at each comma, with
+# another option `--params`.
+_options = [option for option in kedro_run.params if option.name != "params"]
+run = _params(click.Command("run", callback=kedro_run.callback, params=_options, help=kedro_run.help))
+cli.add_command(run)
 
 
 def _load_catalog(env: str | None, parameters: dict[str, Any] | None) -> Any:

@@ -187,6 +187,19 @@ def test_locations_are_folders_or_hub_ids(tmp_path):
         find_sources([f"{tmp_path}/z"])
 
 
+def test_locations_between_commas_are_several_unless_a_path_has_the_comma(tmp_path):
+    for name in ("x/a", "y/b", "with, comma/c"):
+        (tmp_path / name).mkdir(parents=True)
+    assert [source.dataset for source in find_sources([f"{tmp_path}/x/*, {tmp_path}/y/*,hf://o/n"])] == [
+        "a",
+        "b",
+        "o/n",
+    ]
+    assert [source.dataset for source in find_sources([f"{tmp_path}/with, comma/*", f"{tmp_path}/x/a"])] == ["a", "c"]
+    with pytest.raises(RebaseError, match="no folder matches '/nowhere'"):
+        find_sources([f"{tmp_path}/x/*,/nowhere"])
+
+
 @pytest.mark.parametrize("location", ["hf://o/n?configs=a", "hf://o/n?test", "hf://../x", "hf://", "hf://a/b/c"])
 def test_a_hub_id_that_is_none_is_rejected(location):
     with pytest.raises(RebaseError, match=r"is not understood|is not a hub id"):

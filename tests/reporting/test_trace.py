@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kedro.framework.cli.project import _split_params
 from rich.console import Console
 
+from rebase import cli
 from rebase.errors import RebaseError
 from rebase.generation.filters.exclusion import why_excluded
 from rebase.generation.prompts.requests import cot_request
@@ -201,6 +201,10 @@ def test_a_dataset_leads_to_all_that_was_made_of_it() -> None:
     assert fates == {"example; not in the training set: excluded_license": 1}
 
 
+def read_params(text: str) -> Any:
+    return cli.run.make_context("run", ["--params", text]).params["params"]
+
+
 @pytest.mark.parametrize(
     "name", ["birds", "owner/Some-Set_1.0", "007", "null", "a, b; c=[d]*", "'; rm -rf ~; '", "- é"]
 )
@@ -209,7 +213,7 @@ def test_the_command_that_excludes_a_dataset_means_that_dataset(name: str) -> No
     del changed["reasoned_examples"]
     command = shlex.split(trace(name, Run(changed))["train_without_it"])
     [said] = [part.removeprefix("--params=") for part in command if part.startswith("--params=")]
-    exclude = ExcludeParameters.model_validate(_split_params(None, None, said)["train"]["exclude"])
+    exclude = ExcludeParameters.model_validate(read_params(said)["train"]["exclude"])
     assert why_excluded(name, "cc0-1.0", exclude) == "excluded_dataset"
     assert why_excluded("another", "cc0-1.0", exclude) is None
 
@@ -232,7 +236,7 @@ def test_a_duplicate_leads_to_the_row_that_was_kept_for_it() -> None:
     assert found["duplicates_in_other_datasets"] == [same]
     assert "train_without_it" not in found, "there is nothing of it"
     command = shlex.split(found["train_without_it_and_its_duplicates"])
-    said = _split_params(None, None, command[-1].removeprefix("--params="))["train"]["exclude"]
+    said = read_params(command[-1].removeprefix("--params="))["train"]["exclude"]
     assert ExcludeParameters.model_validate(said).datasets == ("copies", "birds")
     assert "birds/a/train/0" in shown(found)
     assert "duplicates_in_other_datasets" not in trace("birds", run), "what is its own is no other dataset's"

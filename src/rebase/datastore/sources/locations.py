@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from glob import glob
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -21,11 +22,12 @@ def find_sources(locations: Iterable[str], token: str | None = None) -> list[Sou
     """Find the sources at the locations, sorted by name.
 
     A location is a glob of local folders; ``hf://OWNER/NAME@REVISION?config=NAME&split=NAME``, where only the id
-    is required; or a catalog, a CSV or Parquet file with hub ids. Raises RebaseError if a location matches
-    nothing, or if two datasets have the same name.
+    is required; or a catalog, a CSV or Parquet file with hub ids. Several can be in one text, between commas, unless
+    the whole text matches a path. Raises RebaseError if a location matches nothing, or if two datasets have the same
+    name.
     """
     sources: dict[str, Source] = {}
-    for location in locations:
+    for location in chain.from_iterable(map(_split, locations)):
         matches = list(_sources_at(location, token))
         if not matches:
             raise RebaseError(
@@ -61,6 +63,10 @@ def read_catalog(file: Path, token: str | None = None) -> Iterator[HubSource]:
             line["split"] or None,
             line["description"],
         )
+
+
+def _split(locations: str) -> list[str]:
+    return [locations] if glob(locations) else [part.strip() for part in locations.split(",")]
 
 
 def _sources_at(location: str, token: str | None) -> Iterator[Source]:
