@@ -16,6 +16,8 @@ AnswerType = Literal["span", "label", "number", "text", "code"]
 Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "rouge_l"]
 
 # Columns of the tables, by catalog entry. A column that holds a list or a mapping holds it as JSON text.
+#: The value of a task's ``language`` that takes rows of every language.
+ANY_LANGUAGE = "any"
 #: ``rows``: the ingested rows; ``row`` is the row itself.
 ROW_COLUMNS = ["row_id", "dataset", "config", "split", "revision", "row_index", "license", "row", "content_hash"]
 #: ``ingest_rejected``: ``rows`` counts them.
@@ -104,6 +106,7 @@ class Task(Strict):
     ``query`` is a template such as ``"{context}\n\nQuestion: {question}"``; each example gives its fields and
     the answer. ``passage`` names the field that is copied word for word from a source row (a reading passage):
     the teacher writes the other fields and the answer. ``groups`` names the groups whose mean score includes the task.
+    ``language`` is the ISO 639 code of the rows to use, or ``any``; if None, the examples' language is detected.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
@@ -115,6 +118,7 @@ class Task(Strict):
     answer: AnswerSpec
     metrics: tuple[Metric, ...] = Field(min_length=1)
     cot: bool = False
+    language: str | None = Field(default=None, pattern=rf"^([a-z]{{2,3}}|{ANY_LANGUAGE})$")
     exclude: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     evaluation: EvaluationSpec

@@ -27,6 +27,7 @@ TRADE = [
     "The central bank raised its interest rate by half a percent to slow the rise of prices.",
     "Shares of the shipping company fell after it warned that freight would stay cheap.",
 ]
+GERMAN = "Die Biber bauen einen Damm aus Holz und Schlamm, damit der Eingang ihrer Burg nass bleibt."
 LEAKED = "Beavers fell poplars along the river, and with the trunks they build a dam that floods the whole meadow."
 #: The evaluation set of the reading task.
 EVALUATION = {"context": LEAKED, "question": "What do beavers build?"}
@@ -45,6 +46,7 @@ def write_datasets(folder: Path) -> Path:
     write(folder / "banned-animals", "More animals.", "mit", [{"text": ANIMALS[0] + " It is shy."}])
     write(folder / "closed-animals", "Animals, not for sale.", "cc-by-nc-4.0", [{"text": ANIMALS[1] + " Twice."}])
     write(folder / "leaky", "Rivers and animals.", "mit", [{"text": f"He said: {LEAKED.lower()}"}])
+    write(folder / "tiere", "Texts about animals in German.", "mit", [{"text": GERMAN}])
     write(folder / "numbers", "A table of numbers.", "mit", [{"a": 1, "b": 2.5}, {"a": 3, "b": None}])
     write(folder / "trade", "News of trade.", "mit", [{"headline": "News", "body": text} for text in TRADE])
     (folder / "broken").mkdir()

@@ -448,7 +448,7 @@ def test_no_row_at_all_is_an_error_that_says_why(tmp_path):
 
 
 def test_the_pipeline_writes_all_it_promises(datastore):
-    assert datastore.load("ingest_summary")["datasets"] == 8
+    assert datastore.load("ingest_summary")["datasets"] == 9
     assert datastore.load("ingest_summary")["datasets_unread"] == ["broken"]
     assert set(datastore.load("cards")["dataset"]) == set(datastore.load("rows"))
     assert datastore.load("ingest_rejected")["dataset"].tolist() == ["broken"]

@@ -81,6 +81,7 @@ def test_every_filter_rejects_rows(walk):
     by_dataset = {name: set(group["reason"]) for name, group in rejected.groupby("dataset")}
     assert by_dataset["banned-animals"] == {"excluded_dataset"}
     assert by_dataset["closed-animals"] == {"license"}
+    assert by_dataset["tiere"] == {"language"}
     assert by_dataset["leaky"] == {"contamination_ngram"}
     assert by_dataset["numbers"] == {"no_passage"}
     assert by_dataset.get("animals", set()) | by_dataset.get("animals-copy", set()) == {"duplicate"}

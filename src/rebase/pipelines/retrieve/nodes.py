@@ -19,6 +19,7 @@ from rebase.generation.filters.base import Candidate, Rejection
 from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.generation.filters.duplicates import Duplicates
 from rebase.generation.filters.exclusion import reject_excluded
+from rebase.generation.filters.languages import reject_language, task_language
 from rebase.generation.filters.licenses import reject_license
 from rebase.generation.filters.passages import find_passage, reject_without_passage
 from rebase.parameters import ContaminationParameters, RetrieveParameters
@@ -174,12 +175,14 @@ def _filters(
     """All filters as one, in the order of docs/method.md, and a function to call with each row that passed."""
     kept: Counter[str] = Counter()
     limit = max(1, int(parameters.max_dataset_share * parameters.top_n))
+    language = task_language(task)
     contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
 
     def reject(row: Candidate) -> Rejection | None:
         return (
             reject_excluded(row, task)
             or reject_license(row, parameters.licenses)
+            or reject_language(row, language)
             or contaminated.reject(row.cells)
             or (reject_without_passage(row, parameters) if task.passage else None)
             or duplicates.reject(row)

@@ -1,0 +1,49 @@
+"""Reject rows in another language than the task's."""
+
+import re
+from functools import cache
+from typing import Any
+
+from rebase.generation.filters.base import Candidate, Rejection
+from rebase.records import ANY_LANGUAGE, Task
+from rebase.text import tokens, weight
+
+#: Words that a text needs: the identifier finds a language in names, hashes and formulas, too.
+_ENOUGH_WORDS = 5
+#: Least probability of a language. Below it the identifier often takes English names and fragments for something else.
+_CERTAIN = 0.8
+_NO_LANGUAGE = "zxx"
+_READ_LETTERS = 2000
+_DIGIT = re.compile(r"\d")
+
+
+def detect_language(text: str) -> str | None:
+    """The ISO 639 code of a text's language; None if the text is short, no prose, or not clearly in one language."""
+    start = text[:_READ_LETTERS]
+    words = [token for token in tokens(start) if not (len(token) == 1 and token.isascii()) and not _DIGIT.search(token)]
+    if weight(words) < _ENOUGH_WORDS:
+        return None
+    language, probability = _identifier().classify(start)
+    return str(language) if probability >= _CERTAIN and language != _NO_LANGUAGE else None
+
+
+def task_language(task: Task) -> str | None:
+    """The language of a task's rows: the one that its file names, else that of its examples; None for any."""
+    if task.language:
+        return None if task.language == ANY_LANGUAGE else task.language
+    return detect_language("\n".join(text for example in task.examples for text in example.values()))
+
+
+def reject_language(row: Candidate, language: str | None) -> Rejection | None:
+    """Reject a row whose longest cell is certainly in another language."""
+    if language is None:
+        return None
+    found = detect_language(max(row.cells.values(), key=len, default=""))
+    return Rejection("language", found) if found and found != language else None
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,0 +1,45 @@
+import pytest
+
+from rebase.generation.filters.languages import detect_language, reject_language, task_language
+from tests.generation.filters.rows import row
+
+ENGLISH = "The ferry to the island leaves at nine and returns before the harbor closes."
+GERMAN = "Die Fähre zur Insel fährt um neun Uhr ab und kehrt zurück, bevor der Hafen schließt."
+SLOVENE = "Trajekt na otok odpelje ob devetih in se vrne, preden se pristanišče zapre."
+HINDI = "द्वीप के लिए नौका नौ बजे निकलती है और बंदरगाह बंद होने से पहले लौट आती है।"
+JAPANESE = "島へのフェリーは九時に出発し、港が閉まる前に戻ってくる。"
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [(ENGLISH, "en"), (GERMAN, "de"), (SLOVENE, "sl"), (HINDI, "hi"), (JAPANESE, "ja")],
+    ids=["en", "de", "sl", "hi", "ja"],
+)
+def test_prose_has_a_language(text, language):
+    assert detect_language(text) == language
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Yes", "Hans Müller", "entailment", "not ( True ) and ( False )", "17 + 4 * 3 = 29", "a<>is<>b$$$c<>has<>d",
+     "fe353b09bbfb15cf5ad9242045be556c66f2db1c", "https://example.org/a/b?c=d&e=f", "[[1, 2], [3, 4]]"],
+)  # fmt: skip
+def test_what_is_no_prose_has_none(text):
+    assert detect_language(text) is None
+
+
+def test_a_row_in_another_language_is_rejected_and_its_language_named():
+    rejection = reject_language(row({"id": "17", "text": SLOVENE}), "en")
+    assert (rejection.reason, rejection.detail) == ("language", "sl")
+
+
+@pytest.mark.parametrize("cells", [{"text": ENGLISH}, {"formula": "17 + 4"}, {"long": ENGLISH * 2, "word": GERMAN}, {}])
+def test_other_rows_pass(cells):
+    assert reject_language(row(cells), "en") is None
+
+
+def test_a_task_has_the_language_of_its_examples_unless_its_file_names_one(reading_task):
+    assert task_language(reading_task) == "en"
+    assert task_language(reading_task.model_copy(update={"language": "sl"})) == "sl"
+    assert task_language(reading_task.model_copy(update={"language": "any"})) is None
+    assert reject_language(row(GERMAN), None) is None
