@@ -62,11 +62,11 @@ def encoder() -> Iterator[Encoder]:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project of its own in which the main job has run once; what it said is in ``said.txt``."""
+    """A project of its own in which the main job has run once; its output is in ``output.txt``."""
     from tests.test_end_to_end import copy_of_project, kedro
 
     project = copy_of_project(tmp_path_factory.mktemp("project"))
-    project.joinpath("said.txt").write_text(kedro(project, "run", "--pipelines=rebase", "--env=test").stdout)
+    project.joinpath("output.txt").write_text(kedro(project, "run", "--pipelines=rebase", "--env=test").stdout)
     return project
 
 

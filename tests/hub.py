@@ -101,10 +101,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _api(self, name: str, rest: list[str], body: bytes) -> None:
         action = rest[0] if rest else "revision"
-        found = self._repository(name, rest[1] if len(rest) > 1 else "main", contents=action != "revision")
-        if found is None:
+        snapshot = self._repository(name, rest[1] if len(rest) > 1 else "main", contents=action != "revision")
+        if snapshot is None:
             return
-        commit, files = found
+        commit, files = snapshot
         if action == "revision":
             siblings = [_sibling(path, content) for path, content in files.items()]
             gated = "auto" if self.hub.repositories[name].gate else False
@@ -119,10 +119,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"")
 
     def _file(self, name: str, revision: str, path: str) -> None:
-        found = self._repository(name, revision, contents=True)
-        if found is None:
+        snapshot = self._repository(name, revision, contents=True)
+        if snapshot is None:
             return
-        commit, files = found
+        commit, files = snapshot
         if path not in files:
             self._refuse(404, "EntryNotFound", commit)
             return

@@ -26,7 +26,7 @@ class Scripted(Teacher, Session):
 
     def __init__(self, say: Callable[[Request], "str | tuple[str, str] | Exception"], concurrency: int = 16) -> None:
         self.say = say
-        self.asked: list[Request] = []
+        self.requests: list[Request] = []
         self.opened = 0
         self.concurrency = concurrency
 
@@ -45,11 +45,11 @@ class Scripted(Teacher, Session):
         key = request.key(self.provider, self.model)
         if request.messages[-1].content.startswith("That reply cannot be used"):
             return Response(key, request.messages[-2].content, "stop", 7, 3)
-        self.asked.append(request)
-        said = self.say(request)
-        if isinstance(said, Exception):
-            return Failure(key, str(said))
-        text, finish = said if isinstance(said, tuple) else (said, "stop")
+        self.requests.append(request)
+        response = self.say(request)
+        if isinstance(response, Exception):
+            return Failure(key, str(response))
+        text, finish = response if isinstance(response, tuple) else (response, "stop")
         return Response(key, text, finish, 7, 3)
 
 

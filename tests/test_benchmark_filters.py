@@ -33,9 +33,9 @@ def test_leaks_by_hand(cells, leaks):
 
 
 def test_japanese_leaks_by_hand():
-    known = LeakIndex([["二十六の文字があればこの文はどこにあっても見つかるはずである"]], 13)
-    assert find_leaks(["前に何か、二十六の文字があればこの文は どこにあっても見つかるは、後に何か"], known)
-    assert not find_leaks(["前に何か、二十六の文字があればこの文はどこにでもある"], known)
+    leak_index = LeakIndex([["二十六の文字があればこの文はどこにあっても見つかるはずである"]], 13)
+    assert find_leaks(["前に何か、二十六の文字があればこの文は どこにあっても見つかるは、後に何か"], leak_index)
+    assert not find_leaks(["前に何か、二十六の文字があればこの文はどこにでもある"], leak_index)
 
 
 def test_plain():

@@ -132,9 +132,9 @@ def test_a_wrong_line_is_named_and_nothing_is_added(path: Path, tmp_path: Path, 
     good = file.read_text()
     call("prune", "--model", "m", "--yes")
     file.write_text(good + (line or json.dumps(json.loads(good) | {"model": "other"})) + "\n")
-    said = call("import", str(file), code=1)
-    assert words in said
-    assert "ine 2" in said
+    output = call("import", str(file), code=1)
+    assert words in output
+    assert "ine 2" in output
     assert "No responses are cached" in call("list")
 
 

@@ -111,7 +111,7 @@ def test_no_layer_waits_for_a_later_one():
     }
 
     def layer(dataset: str) -> str | None:
-        return next((own for name, own in layers.items() if parse(name, dataset)), None)
+        return next((layer_name for name, layer_name in layers.items() if parse(name, dataset)), None)
 
     for name, pipeline in pipelines.items():
         for node in pipeline.nodes:

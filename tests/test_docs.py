@@ -69,8 +69,8 @@ def test_every_setting_and_entry_is_in_the_reference(site):
 def test_the_reference_says_types_bounds_comments_and_what_environments_change(site):
     page = (site / "reference" / "parameters.html").read_text(encoding="utf-8")
     [line] = re.findall(r"<tr>\s*<td><code>top_n</code>.*?</tr>", page, re.DOTALL)
-    told = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", line))
-    assert told.strip() == "top_n integer ≥ 1 220 the published run uses 3000 gpu 3000 , test 40"
+    row_text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", line))
+    assert row_text.strip() == "top_n integer ≥ 1 220 the published run uses 3000 gpu 3000 , test 40"
 
 
 def test_pages_fetch_nothing_from_elsewhere(site):
@@ -92,17 +92,17 @@ def test_links_between_the_repository_s_pages_lead_somewhere(page):
 
 def commands() -> list[tuple[str, list[str]]]:
     """Every ``kedro`` command of a fenced block, and the page that has it."""
-    found = []
+    command_lines = []
     for page in PAGES:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 if line.strip().startswith("kedro "):
-                    found.append((page.name, shlex.split(line, comments=True)[1:]))
-    return found
+                    command_lines.append((page.name, shlex.split(line, comments=True)[1:]))
+    return command_lines
 
 
 @pytest.fixture(scope="module")
-def known():
+def names():
     """The names that commands may use."""
     from rebase.cli import cli
 
@@ -115,7 +115,8 @@ def known():
     return {
         "command": set(cli.commands) | KEDRO,
         "options": {
-            name: {text for one in own for given in one.params for text in given.opts} for name, own in every.items()
+            name: {text for one in group_commands for given in one.params for text in given.opts}
+            for name, group_commands in every.items()
         },
         "pipeline": set(pipelines),
         "node": nodes,
@@ -123,19 +124,19 @@ def known():
     }
 
 
-def test_commands_that_pages_show_name_what_is_there(known):
+def test_commands_that_pages_show_name_what_is_there(names):
     kinds = {"--pipelines": "pipeline", "--pipeline": "pipeline", "--from-nodes": "node", "--to-nodes": "node"}
     assert len(commands()) > 30
     for page, (command, *arguments) in commands():
-        assert command in known["command"], (page, command)
+        assert command in names["command"], (page, command)
         if command not in KEDRO:
-            assert options(arguments) <= known["options"][command], (page, arguments)
+            assert options(arguments) <= names["options"][command], (page, arguments)
         for name, _, value in (argument.partition("=") for argument in arguments):
             if name == "--params":
                 settings = {part.split("=")[0] for part in re.split(r",(?=[a-z_.]+=)", value)}
-                assert settings <= known["setting"], (page, value)
+                assert settings <= names["setting"], (page, value)
             elif name in kinds and "NAME" not in value:
-                assert set(value.split(",")) <= known[kinds[name]], (page, value)
+                assert set(value.split(",")) <= names[kinds[name]], (page, value)
 
 
 def test_the_method_names_modules_that_exist():
@@ -145,9 +146,9 @@ def test_the_method_names_modules_that_exist():
     assert [path for path in paths if not (ROOT / "src" / "rebase" / path).exists()] == []
 
 
-def test_the_readme_describes_every_pipeline(known):
+def test_the_readme_describes_every_pipeline(names):
     table = re.findall(r"^\| `(\w+)` \| [^|]+ \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert known["pipeline"] - {"__default__"} == set(table)
+    assert names["pipeline"] - {"__default__"} == set(table)
 
 
 def options(arguments: list[str]) -> set[str]:

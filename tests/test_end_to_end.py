@@ -56,12 +56,12 @@ def test_scores_have_the_promised_shape(project):
 
 
 def test_the_run_tells_every_stage_and_ends_with_a_table(project):
-    said = (project / "said.txt").read_text()
+    output = (project / "output.txt").read_text()
     for stage in ("ingest", "embed", "index", "retrieve", "transform", "cot", "train", "evaluate"):
-        assert f"{stage:<9} in " in said
-    assert "rebase · task reading_qa" in said
-    assert "expert · f1" in said
-    assert "Traceback" not in said
+        assert f"{stage:<9} in " in output
+    assert "rebase · task reading_qa" in output
+    assert "expert · f1" in output
+    assert "Traceback" not in output
 
 
 def test_counts_add_up_from_stage_to_stage(project):
@@ -94,9 +94,9 @@ def test_every_example_leads_back_to_its_row(project):
 
 
 def test_what_lies_near_a_text_can_be_looked_up(project):
-    said = kedro(project, "near", "A river and its dam", "--env=test", "-n", "3").stdout.splitlines()
-    assert said[-1].startswith("In ")
-    similarities = [float(line.split()[0]) for line in said if line[:2] in ("0.", "1.")]
+    output = kedro(project, "near", "A river and its dam", "--env=test", "-n", "3").stdout.splitlines()
+    assert output[-1].startswith("In ")
+    similarities = [float(line.split()[0]) for line in output if line[:2] in ("0.", "1.")]
     assert len(similarities) == 3
     assert similarities == sorted(similarities, reverse=True)
     unknown = kedro(project, "near", "x", "--env=test", "--datastore=nowhere", check=False)
@@ -167,8 +167,8 @@ def responses(store: Path) -> int:
 def test_bad_input_is_said_plainly_before_the_expensive_work(project, arguments, words):
     done = kedro(project, "run", "--env=test", "--to-nodes=retrieve_rows,transform_rows", *arguments, check=False)
     assert done.returncode != 0
-    said = done.stdout + done.stderr
-    assert all(word in said for word in words), said[-3000:]
+    output = done.stdout + done.stderr
+    assert all(word in output for word in words), output[-3000:]
 
 
 def test_another_encoder_on_the_same_index_is_an_error(project):

@@ -89,11 +89,11 @@ def test_settings_of_stages_and_of_the_catalog_are_taken() -> None:
 
 
 def test_what_an_environment_of_ones_own_declares_is_taken(tmp_path: Path) -> None:
-    own = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
-    (own / "local").mkdir(exist_ok=True)
-    (own / "local" / "catalog_own.yml").write_text("_own: ${runtime_params:own,null}\n")
-    (own / "local" / "parameters_own.yml").write_text("# nothing yet\n")
-    assert create_context(own, own="x").params["train"].seed == 3407
+    conf_folder = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
+    (conf_folder / "local").mkdir(exist_ok=True)
+    (conf_folder / "local" / "catalog_own.yml").write_text("_own: ${runtime_params:own,null}\n")
+    (conf_folder / "local" / "parameters_own.yml").write_text("# nothing yet\n")
+    assert create_context(conf_folder, own="x").params["train"].seed == 3407
 
 
 def test_a_packed_configuration_takes_parameters(tmp_path: Path) -> None:

@@ -70,16 +70,16 @@ def test_an_estimate_sends_nothing_and_the_run_keeps_to_it(project, provider):
     assert not provider.asked()
     estimate = json.loads((outputs(project) / "08_reporting" / "news_topic" / "estimate.json").read_text())
     low, high = estimate["total"]["requests"]
-    said = run(project, provider, NODES)
-    found = usage(project).loc["total"]
-    assert low <= found["used"] <= high
-    assert found["responses"] == len(provider.asked()) == len(provider.billed())
+    output = run(project, provider, NODES)
+    totals = usage(project).loc["total"]
+    assert low <= totals["used"] <= high
+    assert totals["responses"] == len(provider.asked()) == len(provider.billed())
     assert (
         0
-        < found["dollars"]
+        < totals["dollars"]
         == pytest.approx(sum(entry.input_tokens * 1e-6 + entry.output_tokens * 5e-6 for entry in provider.asked()))
     )
-    assert f"${found['dollars']:.4f}" in said
+    assert f"${totals['dollars']:.4f}" in output
 
 
 def test_running_again_sends_nothing(project, provider):
@@ -106,20 +106,20 @@ def test_the_provider_of_another_package_runs(project, provider, tmp_path):
 
 def test_batches_bring_responses_at_half_the_price(project, provider):
     run(project, provider, NODES, batch="true", temperature=0.5)
-    found = usage(project).loc["total"]
+    totals = usage(project).loc["total"]
     items = [entry for entry in provider.ledger if entry.batch and entry.billed]
-    assert len(items) == found["responses"] > 0
+    assert len(items) == totals["responses"] > 0
     full = sum(entry.input_tokens * 1e-6 + entry.output_tokens * 5e-6 for entry in items)
-    assert found["dollars"] == pytest.approx(full / 2)
+    assert totals["dollars"] == pytest.approx(full / 2)
 
 
 def test_a_budget_is_a_clean_end_and_a_larger_one_goes_on(project, provider):
     before = len(provider.billed())
-    said = run(project, provider, NODES, max_requests=3, on_budget="stop", temperature=0.6, check=False)
+    output = run(project, provider, NODES, max_requests=3, on_budget="stop", temperature=0.6, check=False)
     assert "Error: Stopped: the budget is reached (teacher.max_requests 3): 3 responses so far" in " ".join(
-        said.split()
+        output.split()
     )
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     assert len(provider.billed()) == before + 3
     run(project, provider, NODES, max_requests=5, temperature=0.6)
     assert len(provider.billed()) == before + 5
@@ -136,9 +136,9 @@ def test_wrong_settings_are_one_line_before_any_request(project, provider):
         ({"provider": "nobody"}, "Set it to one of: local, anthropic, openai, replay"),
         ({"key": ""}, "needs an API key"),
     ):
-        said = run(project, provider, NODES, check=False, **settings)
-        assert words in " ".join(said.split()), said[-2000:]
-        assert "Traceback" not in said
+        output = run(project, provider, NODES, check=False, **settings)
+        assert words in " ".join(output.split()), output[-2000:]
+        assert "Traceback" not in output
     assert len(provider.asked()) == before
 
 
@@ -146,22 +146,22 @@ def test_a_broken_prompt_is_named_before_any_request(project, provider):
     before = len(provider.asked())
     for name, broken in (("transform", "{unheard_of}"), ("cot", "")):
         file = project / "data" / "01_raw" / "prompts" / f"{name}.yml"
-        whole = file.read_text()
+        content = file.read_text()
         file.write_text(f"version: 1\nsystem: Write.\nuser: '{broken}'\n" if broken else "")
-        said = " ".join(run(project, provider, NODES, check=False, temperature=0.9).split())
-        file.write_text(whole)
-        assert f"Error: data/01_raw/prompts/{name}.yml: not a valid prompt." in said
-        assert "Traceback" not in said
+        output = " ".join(run(project, provider, NODES, check=False, temperature=0.9).split())
+        file.write_text(content)
+        assert f"Error: data/01_raw/prompts/{name}.yml: not a valid prompt." in output
+        assert "Traceback" not in output
     assert len(provider.asked()) == before
 
 
 def test_the_key_is_nowhere(project, provider):
-    said = run(project, provider, NODES, check=False, key="sk-wrong-key-that-leaks", max_requests=1)
+    output = run(project, provider, NODES, check=False, key="sk-wrong-key-that-leaks", max_requests=1)
     dump = subprocess.run(
         [*KEDRO, "catalog", "list-datasets"], cwd=project, capture_output=True, text=True, check=False,
         env={**os.environ, "ANTHROPIC_API_KEY": KEY},
     )  # fmt: skip
-    for text in (said, dump.stdout, dump.stderr):
+    for text in (output, dump.stdout, dump.stderr):
         assert "sk-wrong-key" not in text
         assert KEY not in text
     for file in project.rglob("*"):

@@ -70,10 +70,10 @@ def test_weight_counts_a_letter_of_an_unspaced_script_half():
 
 @given(texts, st.integers(1, 9))
 def test_pieces_are_the_text(text, size):
-    found = list(pieces(text, size))
-    assert "".join(found) == text
-    assert all(len(piece) <= 2 * size + 1 for piece in found)
-    assert all(found)
+    parts = list(pieces(text, size))
+    assert "".join(parts) == text
+    assert all(len(piece) <= 2 * size + 1 for piece in parts)
+    assert all(parts)
 
 
 @given(words, st.integers(1, 12))

@@ -68,21 +68,21 @@ EMPTY_NAMES = {"said", "told", "asked", "whole", "own", "known", "found"}
 @pytest.mark.parametrize("term", TERMS)
 def test_files_use_the_terms_of_the_project(term):
     pattern = re.compile(rf"\b({term})\b", re.IGNORECASE)
-    found = [
+    lines = [
         f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
         for file in FILES
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
         if pattern.search(ALLOWED.sub("", line))
     ]
-    assert not found, f"write instead: {TERMS[term]}\n" + "\n".join(found)
+    assert not lines, f"write instead: {TERMS[term]}\n" + "\n".join(lines)
 
 
 def test_names_tell_their_role():
-    found = [
+    lines = [
         f"{file.relative_to(ROOT)}:{token.start[0]}: {token.string}"
         for file in FILES
         if file.suffix == ".py"
         for token in tokenize.generate_tokens(io.StringIO(file.read_text(encoding="utf-8")).readline)
         if token.type == tokenize.NAME and token.string in EMPTY_NAMES
     ]
-    assert not found, "name the type and the role instead:\n" + "\n".join(found)
+    assert not lines, "name the type and the role instead:\n" + "\n".join(lines)

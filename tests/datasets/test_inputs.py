@@ -101,7 +101,7 @@ def test_published_prompts_take_the_place_of_the_tasks_own(tasks, tmp_path, name
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (PUBLISHED, "topic, example 1: no answer can be read"),
         ({"other": PUBLISHED["topic"]}, "no prompt for task 'topic'. Prompts there: other"),
@@ -113,8 +113,8 @@ def test_published_prompts_take_the_place_of_the_tasks_own(tasks, tmp_path, name
         ("[1]", "not a JSON object"),
     ],
 )
-def test_published_prompts_with_faults_say_where(tasks, tmp_path, content, said):
-    assert said in message(TaskDataset(str(tasks()), "topic", published(tmp_path, content)).load)
+def test_published_prompts_with_faults_say_where(tasks, tmp_path, content, expected):
+    assert expected in message(TaskDataset(str(tasks()), "topic", published(tmp_path, content)).load)
 
 
 def test_published_prompts_that_do_not_fit_say_so(tasks, tmp_path):
@@ -124,8 +124,8 @@ def test_published_prompts_that_do_not_fit_say_so(tasks, tmp_path):
         "examples": [{"text": "t", "mood": "m", "answer": "sport"}],
         "evaluation": {"source": "e", "fields": {"text": "text", "mood": "mood", "references": "label"}},
     }
-    said = message(TaskDataset(str(tasks(**two)), "topic", published(tmp_path, PUBLISHED)).load)
-    assert "the task's query has text, mood" in said
+    error_message = message(TaskDataset(str(tasks(**two)), "topic", published(tmp_path, PUBLISHED)).load)
+    assert "the task's query has text, mood" in error_message
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet"])
@@ -189,10 +189,10 @@ def test_inputs_are_read_only(tasks):
 def test_inputs_are_read_without_answers_and_are_none_without_a_source(tasks, tmp_path):
     folder, file = str(tasks()), tmp_path / "own.csv"
     file.write_text("text,other\nA match.,x\nA star.,y\n")
-    own = InputsDataset(folder, "topic", source=str(file)).load()
-    assert list(own["query"]) == ["A match.", "A star."]
-    assert list(own["row_id"]) == ["own.csv/0", "own.csv/1"]
-    assert str(tmp_path) not in own.to_csv(), "the path is this machine's business"
+    inputs = InputsDataset(folder, "topic", source=str(file)).load()
+    assert list(inputs["query"]) == ["A match.", "A star."]
+    assert list(inputs["row_id"]) == ["own.csv/0", "own.csv/1"]
+    assert str(tmp_path) not in inputs.to_csv(), "the path is this machine's business"
     assert InputsDataset(folder, "topic").load().empty
     assert "inputs of task 'topic' is missing" in message(InputsDataset(folder, "topic", source="gone.csv").load)
 

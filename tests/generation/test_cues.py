@@ -31,8 +31,8 @@ from tests.generation.prompts.samples import READING, SUMS, TOPIC, row
     ],
 )  # fmt: skip
 def test_a_span_and_how_to_ask_for_it(sentence, answer, opening):
-    found = {cue.answer: cue.openings for cue in find_cues(sentence)}
-    assert opening in found[answer]
+    openings_by_answer = {cue.answer: cue.openings for cue in find_cues(sentence)}
+    assert opening in openings_by_answer[answer]
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ PASSAGE = "The Skarn bell was cast in 1602 by Anna Dahl, and it weighs about 340
 NOTHING = ProtectedTexts(READING.model_copy(update={"examples": ()}), [], 13)
 
 
-def reject(question, answer, known=NOTHING):
-    return reject_example(READING, {"context": PASSAGE, "question": question}, answer, known)
+def reject(question, answer, protected_texts=NOTHING):
+    return reject_example(READING, {"context": PASSAGE, "question": question}, answer, protected_texts)
 
 
 @pytest.mark.parametrize(
@@ -97,18 +97,18 @@ def test_a_run_of_words_of_an_evaluation_item(text, query, rejected):
 
 
 def test_a_run_in_the_answer_or_in_the_passage_counts():
-    known = ProtectedTexts(FREE, [f"News item: {RUN}"], 13)
-    assert reject_example(FREE, {"text": "Say it."}, RUN, known) == "overlaps_evaluation"
+    protected_texts = ProtectedTexts(FREE, [f"News item: {RUN}"], 13)
+    assert reject_example(FREE, {"text": "Say it."}, RUN, protected_texts) == "overlaps_evaluation"
     passage = f"{RUN}. It sails at 7."
-    known = ProtectedTexts(READING, [READING.render_query({"context": RUN, "question": "Who?"})], 13)
+    protected_texts = ProtectedTexts(READING, [READING.render_query({"context": RUN, "question": "Who?"})], 13)
     fields = {"context": passage, "question": "When does the ferry sail?"}
-    assert reject_example(READING, fields, "at 7", known) == "overlaps_evaluation"
+    assert reject_example(READING, fields, "at 7", protected_texts) == "overlaps_evaluation"
 
 
 def test_what_is_written_must_not_repeat_the_prompts_examples_but_a_passage_may():
-    known = ProtectedTexts(TOPIC, [], 8)
+    protected_texts = ProtectedTexts(TOPIC, [], 8)
     copied = f"Today {TOPIC.examples[0]['text']}"
-    assert reject_example(TOPIC, {"text": copied}, "sport", known) == "overlaps_evaluation"
+    assert reject_example(TOPIC, {"text": copied}, "sport", protected_texts) == "overlaps_evaluation"
     fields = {"context": READING.examples[0]["context"] + " The bell weighs 3 tons.", "question": "What weighs 3 tons?"}
     assert reject_example(READING, fields, "The bell", ProtectedTexts(READING, [], 8)) is None
 
@@ -151,10 +151,10 @@ def test_code_keeps_its_indentation():
 
 
 @pytest.mark.parametrize(
-    ("said", "kept"), [("1,200", "1200"), ("18.0", "18"), ("2.50", "2.50"), ("7.", "7"), ("x", "x")]
+    ("answer", "tidied"), [("1,200", "1200"), ("18.0", "18"), ("2.50", "2.50"), ("7.", "7"), ("x", "x")]
 )
-def test_a_number_is_kept_bare(said, kept):
-    assert tidy_answer(SUMS, {"question": "How many?"}, said) == kept
+def test_a_number_is_kept_bare(answer, tidied):
+    assert tidy_answer(SUMS, {"question": "How many?"}, answer) == tidied
 
 
 @pytest.mark.parametrize(
@@ -241,9 +241,9 @@ def test_the_balance_of_labels():
 
 @pytest.mark.parametrize(("others", "words"), [(1, "9 of 10 examples have the label yes"), (2, ""), (9, "")])
 def test_one_label_for_nearly_all_is_told(others, words):
-    told = one_sided({"no": others, "yes": 9})
-    assert bool(told) == bool(words)
-    assert told.startswith(words)
+    warning = one_sided({"no": others, "yes": 9})
+    assert bool(warning) == bool(words)
+    assert warning.startswith(words)
     assert one_sided({"no": 0, "yes": 0}) == ""
 
 

@@ -212,18 +212,20 @@ def graded(**people):
 
 
 def test_people_who_agree_and_a_judge_who_does_not():
-    found = measure_agreement(graded(anna="1525", bea="152-"), graded(judge="5141").drop(columns="person"), ["form"])
-    assert found["form"]["people"] == 1.0
-    assert found["form"]["answers"] == 3
-    assert found["form"]["with_judge"]["anna"] < 0 > found["form"]["with_judge"]["bea"]
-    assert found["form"]["everyone"] < 1
+    agreement = measure_agreement(
+        graded(anna="1525", bea="152-"), graded(judge="5141").drop(columns="person"), ["form"]
+    )
+    assert agreement["form"]["people"] == 1.0
+    assert agreement["form"]["answers"] == 3
+    assert agreement["form"]["with_judge"]["anna"] < 0 > agreement["form"]["with_judge"]["bea"]
+    assert agreement["form"]["everyone"] < 1
 
 
 @pytest.mark.parametrize("people", [{"anna": "1234"}, {"anna": "12--", "bea": "--34"}, {"anna": "33", "bea": "33"}])
 def test_where_nothing_can_be_compared_there_is_no_agreement(people):
-    found = measure_agreement(graded(**people), graded(judge="----").drop(columns="person"), ["form"])
-    assert found["form"]["people"] is None
-    assert set(found["form"]["with_judge"].values()) == {None}
+    agreement = measure_agreement(graded(**people), graded(judge="----").drop(columns="person"), ["form"])
+    assert agreement["form"]["people"] is None
+    assert set(agreement["form"]["with_judge"].values()) == {None}
 
 
 def test_the_package_that_measures_agreement_may_be_missing(monkeypatch):
@@ -308,12 +310,12 @@ def test_the_form_in_a_browser(tmp_path):
 
 
 def _body(page):
-    found = []
+    attributes = []
 
     class Body(HTMLParser):
         def handle_starttag(self, tag, attrs):
             if tag == "body":
-                found.extend(attrs)
+                attributes.extend(attrs)
 
     Body().feed(page)
-    return found
+    return attributes

@@ -50,7 +50,7 @@ def fenced(text):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"criteria": []}, "criteria"),
         ({"criteria": [{"name": "tone", "question": "Is it kind?", "lowest": "no"}]}, "criteria.0.highest"),
@@ -62,10 +62,10 @@ def fenced(text):
         ({"user": "Go."}, "missing: {data}"),
     ],
 )
-def test_a_wrong_rubric_is_told_by_field(change, said):
+def test_a_wrong_rubric_is_told_by_field(change, expected):
     with pytest.raises(RebaseError, match=r"judge_rubric\.yml: not a valid prompt") as error:
         RubricPrompt.parse(RUBRIC_FILE | change, Path("judge_rubric.yml"))
-    assert said in str(error.value)
+    assert expected in str(error.value)
 
 
 # Requests
@@ -106,12 +106,12 @@ def test_the_rubric_is_told_in_words():
 
 
 def test_grades_are_read():
-    said = json.dumps({"rationale": " Right. ", "correctness": 5, "form": 4.0})
-    assert parse_grades(RUBRIC, said) == {"rationale": "Right.", "correctness": 5, "form": 4}
+    response = json.dumps({"rationale": " Right. ", "correctness": 5, "form": 4.0})
+    assert parse_grades(RUBRIC, response) == {"rationale": "Right.", "correctness": 5, "form": 4}
 
 
 @pytest.mark.parametrize(
-    "said",
+    "response",
     [
         "five",
         "[5, 5]",
@@ -124,9 +124,9 @@ def test_grades_are_read():
         '{"rationale": "r", "correctness": 5, "form": 5, "extra": 1}',
     ],
 )
-def test_other_responses_are_no_grades(said):
+def test_other_responses_are_no_grades(response):
     with pytest.raises(ValueError, match=r"."):
-        parse_grades(RUBRIC, said)
+        parse_grades(RUBRIC, response)
 
 
 def test_verdicts_are_read():
@@ -148,10 +148,10 @@ def test_the_other_system_sees_the_mirror(straight, swapped):
 
 
 @given(pairs, st.integers(0, 3))
-def test_rates_add_up(found, same):
-    scores = summarize_pairs(found, same, PARAMETERS)
+def test_rates_add_up(graded_pairs, same):
+    scores = summarize_pairs(graded_pairs, same, PARAMETERS)
     bias = scores["position_bias"]
-    assert scores["items"] == len(found) + same
+    assert scores["items"] == len(graded_pairs) + same
     assert sum(scores[which]["value"] for which in mirrored) == pytest.approx(100, abs=0.05)
     assert sum(bias[which]["value"] for which in ("first", "second", "tie")) == pytest.approx(100, abs=0.05)
     for rate in [scores[which] for which in mirrored] + list(bias.values()):
@@ -159,9 +159,9 @@ def test_rates_add_up(found, same):
 
 
 @given(pairs)
-def test_naming_the_systems_the_other_way_round_changes_no_bias(found):
-    one = summarize_pairs(found, 0, PARAMETERS)
-    other = summarize_pairs([Pair(pair.swapped, pair.straight) for pair in found], 0, PARAMETERS)
+def test_naming_the_systems_the_other_way_round_changes_no_bias(graded_pairs):
+    one = summarize_pairs(graded_pairs, 0, PARAMETERS)
+    other = summarize_pairs([Pair(pair.swapped, pair.straight) for pair in graded_pairs], 0, PARAMETERS)
     assert (one["win"], one["tie"]) == (other["loss"], other["tie"])
     assert one["position_bias"] == other["position_bias"]
 
@@ -191,7 +191,7 @@ def test_equal_answers_are_ties_and_say_nothing_of_the_bias():
 
 
 def test_verdicts_are_held_against_gold():
-    found = {
+    pairs_by_item = {
         "a": Pair("first", "second"),
         "b": Pair("first", "second"),
         "c": Pair("second", "first"),
@@ -199,7 +199,7 @@ def test_verdicts_are_held_against_gold():
         "e": Pair("first", "second"),
     }
     gold = {"a": 1.0, "b": -1.0, "c": -0.5, "d": 1.0, "e": 0.0}
-    assert compare_with_gold(found, gold) == {"items": 4, "right": 2, "tie": 1, "wrong": 1}
+    assert compare_with_gold(pairs_by_item, gold) == {"items": 4, "right": 2, "tie": 1, "wrong": 1}
 
 
 # Calibration

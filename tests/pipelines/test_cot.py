@@ -55,11 +55,11 @@ def retrieved(count=1):
     )
 
 
-def said(rationale, answer):
+def solution(rationale, answer):
     return json.dumps({"rationale": rationale, "answer": answer})
 
 
-RIGHT, OTHER, FALSE = said("3 + 3 = 6.", 6), said("3 * 3 = 9.", 9), said("3 + 3 = 7, no: 6.", 6)
+RIGHT, OTHER, FALSE = solution("3 + 3 = 6.", 6), solution("3 * 3 = 9.", 9), solution("3 + 3 = 7, no: 6.", 6)
 
 
 def run(responses, samples=1, on_disagreement="reject", count=1):
@@ -104,9 +104,9 @@ def test_reasoning_that_leads_to_the_answer_is_kept():
     [
         (OTHER, "another_answer"),
         (FALSE, "wrong_equation"),
-        (said("They have six.", 6), "answer_not_derived"),
-        (said("3 + 3 = 6. So the answer is 5.", 6), "states_another_answer"),
-        (said("", 6), "empty_rationale"),
+        (solution("They have six.", 6), "answer_not_derived"),
+        (solution("3 + 3 = 6. So the answer is 5.", 6), "states_another_answer"),
+        (solution("", 6), "empty_rationale"),
         (('{"rationale": "3 + 3', "length"), "response_cut_off"),
         (("No.", "refusal"), "teacher_refused"),
         ("six", "invalid_response"),
@@ -133,8 +133,8 @@ def test_faulty_samples_count_against_a_majority():
 def test_samples_are_told_apart():
     teacher = Scripted(lambda _: RIGHT)
     reason_examples(SUMS, examples(2), retrieved(2), cached(teacher), PROMPT, parameters(3))
-    assert [request.sample for request in teacher.asked] == [0, 1, 2, 0, 1, 2]
-    assert len({request.key("p", "m") for request in teacher.asked}) == 6
+    assert [request.sample for request in teacher.requests] == [0, 1, 2, 0, 1, 2]
+    assert len({request.key("p", "m") for request in teacher.requests}) == 6
 
 
 def test_another_majority_relabels_if_it_may():
@@ -145,7 +145,7 @@ def test_another_majority_relabels_if_it_may():
 
 
 def test_an_agreeing_answer_keeps_its_spelling():
-    kept, _, summary = run([said("3 + 3 = 6.", 6.0)], on_disagreement="relabel")
+    kept, _, summary = run([solution("3 + 3 = 6.", 6.0)], on_disagreement="relabel")
     assert (kept.iloc[0]["answer"], summary["relabeled"]) == ("6", 0)
 
 
@@ -163,7 +163,7 @@ def test_an_example_whose_source_row_is_gone_is_reasoned_about_without_it():
     teacher = Scripted(lambda _: RIGHT)
     kept, _, _ = reason_examples(SUMS, examples(), retrieved(0), cached(teacher), PROMPT, parameters())
     assert len(kept) == 1
-    assert "3 + 3 = 6" not in teacher.asked[0].messages[-1].content
+    assert "3 + 3 = 6" not in teacher.requests[0].messages[-1].content
 
 
 @given(

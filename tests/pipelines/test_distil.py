@@ -69,13 +69,13 @@ def test_inputs_are_labeled_in_the_form_that_train_takes():
     assert (summary["in"], summary["kept"], summary["rejected"], summary["style"]) == (6, 6, {}, "direct")
     assert summary["labels"]["largest_share"] == 1
     # The task's examples come first, answered; then the input.
-    assert len(teacher.asked[0].messages) == 7
-    assert teacher.asked[0].messages[-1].content == f"News item: {NEWS[0]}"
+    assert len(teacher.requests[0].messages) == 7
+    assert teacher.requests[0].messages[-1].content == f"News item: {NEWS[0]}"
 
 
 def test_examples_of_rebase_will_do_and_keep_their_source():
-    own = inputs(TOPIC, NEWS[:2]).assign(dataset="press", license="cc0-1.0", rank=[4, 7], answer="travel")
-    examples, _, _, _ = distil(TOPIC, own, lambda _: SPORT)
+    own_inputs = inputs(TOPIC, NEWS[:2]).assign(dataset="press", license="cc0-1.0", rank=[4, 7], answer="travel")
+    examples, _, _, _ = distil(TOPIC, own_inputs, lambda _: SPORT)
     assert list(examples["rank"]) == [4, 7]
     assert list(examples["license"]) == ["cc0-1.0"] * 2
     assert list(examples["answer"]) == ["sport"] * 2
@@ -99,7 +99,7 @@ def test_bad_labels_are_rejected_with_their_reason(response, reason):
 
 
 def test_evaluation_items_and_repeated_inputs_are_not_asked_about():
-    known = pd.DataFrame(
+    evaluation_items = pd.DataFrame(
         [
             {
                 "item_id": "1",
@@ -109,9 +109,9 @@ def test_evaluation_items_and_repeated_inputs_are_not_asked_about():
             }
         ]
     )
-    examples, rejected, _, teacher = distil(TOPIC, [*NEWS[:2], NEWS[1].upper()], lambda _: SPORT, known)
+    examples, rejected, _, teacher = distil(TOPIC, [*NEWS[:2], NEWS[1].upper()], lambda _: SPORT, evaluation_items)
     assert list(rejected["reason"]) == ["contamination_exact", "duplicate"]
-    assert len(examples) == len(teacher.asked) == 1
+    assert len(examples) == len(teacher.requests) == 1
 
 
 def test_max_inputs_are_taken_evenly():
@@ -126,7 +126,7 @@ def test_chains_of_thought_are_checked_and_kept():
     examples, rejected, _, teacher = distil(SUMS, HENS[:3], lambda _: next(responses), style="cot")
     assert list(examples["rationale"]) == ["3 + 3 = 6."]
     assert list(rejected["reason"]) == ["wrong_equation", "answer_not_derived"]
-    assert json.loads(teacher.asked[0].messages[1].content)["rationale"] == SUMS.examples[0]["rationale"]
+    assert json.loads(teacher.requests[0].messages[1].content)["rationale"] == SUMS.examples[0]["rationale"]
 
 
 def test_the_majority_of_samples_decides():
@@ -135,8 +135,8 @@ def test_the_majority_of_samples_decides():
     (line,) = examples.to_dict("records")
     assert (line["answer"], line["rationale"], line["agreement"]) == ("6", "3 + 3 = 6.", pytest.approx(2 / 3))
     assert line["output_tokens"] == 9, "of all three"
-    assert line["response_key"] == teacher.asked[0].key("scripted", "test"), "the one that was kept"
-    assert summary["usage"]["responses"] == len({request.sample for request in teacher.asked}) == 3
+    assert line["response_key"] == teacher.requests[0].key("scripted", "test"), "the one that was kept"
+    assert summary["usage"]["responses"] == len({request.sample for request in teacher.requests}) == 3
     with pytest.raises(RebaseError, match="no_majority"):
         distil(SUMS, HENS[:1], lambda request: f'{{"answer": {request.sample}}}', samples=3)
 
@@ -155,7 +155,7 @@ def test_a_chain_of_density_keeps_its_last_round_and_records_all():
     assert [draft["answer"] for draft in json.loads(line["drafts"])] == [
         "A bridge is shut.", "Bridge shut, 1 more.", "Bridge shut, 2 more.",
     ]  # fmt: skip
-    assert "Round 2 of 3" in teacher.asked[1].messages[-1].content
+    assert "Round 2 of 3" in teacher.requests[1].messages[-1].content
     assert line["input_tokens"] == 21
     assert summary["usage"]["responses"] == 3
 

@@ -41,9 +41,9 @@ def test_every_distinct_text_has_one_unit_vector(datastore, encoder):
             cells.append({"": metadata_of(rows[name])["card"]["description"]})  # at -1: DESCRIPTION
             texts = []
             for places in zip(table["rows"].to_pylist(), table["columns"].to_pylist(), strict=True):
-                found = {cells[row][metadata["columns"][column]] for row, column in zip(*places, strict=True)}
-                assert len(found) == 1
-                texts += found
+                cell_texts = {cells[row][metadata["columns"][column]] for row, column in zip(*places, strict=True)}
+                assert len(cell_texts) == 1
+                texts += cell_texts
             exact, stored = opened.encode(texts).vectors.astype(float), matrix.astype(float)
             assert ((exact * stored).sum(axis=1) / np.linalg.norm(stored, axis=1)).min() >= 0.9999998
 
@@ -114,13 +114,13 @@ def test_places_are_kept_over_many_rows(encoder):
     contents = [{"label": "yes" if n % 3 else "no", "other": "yes"} for n in range(2_500)]
     table = build(contents, encoder)
     columns = metadata_of(table)["columns"]
-    found = {
+    places_by_text = {
         frozenset((row, columns[column]) for row, column in zip(*places, strict=True))
         for places in zip(table["rows"].to_pylist(), table["columns"].to_pylist(), strict=True)
     }
     yes = {(n, "label") for n in range(2_500) if n % 3} | {(n, "other") for n in range(2_500)}
     no = {(n, "label") for n in range(2_500) if not n % 3}
-    assert found == {frozenset(yes), frozenset(no), frozenset({(-1, "")})}
+    assert places_by_text == {frozenset(yes), frozenset(no), frozenset({(-1, "")})}
 
 
 def test_truncated_texts_are_counted_once_each(tmp_path, encoder):

@@ -72,13 +72,13 @@ def test_it_counts_what_transform_then_asks_and_sends_nothing():
 def test_reasoning_and_the_consistency_filter_are_counted_as_well():
     cells = [{"story": f"Anna has {n} pens and buys two more pens in town."} for n in range(6)]
     teacher = cached(Scripted(str))
-    found = estimate(SUMS, retrieved(cells, query_column="story"), teacher, max_examples=4, consistency_filter=True)
-    assert {stage: said["requests"] for stage, said in found["stages"].items()} == {
+    costs = estimate(SUMS, retrieved(cells, query_column="story"), teacher, max_examples=4, consistency_filter=True)
+    assert {stage: stage_costs["requests"] for stage, stage_costs in costs["stages"].items()} == {
         "transform": [4, 6],
         "consistency_filter": [0, 4],
         "cot": [0, 12],
     }
-    assert found["total"]["requests"] == [4, 22]
+    assert costs["total"]["requests"] == [4, 22]
 
 
 @pytest.mark.parametrize(
@@ -86,32 +86,32 @@ def test_reasoning_and_the_consistency_filter_are_counted_as_well():
     [(READING, "direct", 1, 5), (SUMS, "cot", 3, 15), (SUMMARIES, "chain_of_density", 1, 20)],
 )
 def test_a_comparison_counts_what_the_baselines_ask_as_well(task, style, samples, labels):
-    said = '{"rationale": "So it is.", "answer": 7}' if task.cot else '{"answer": "7"}'
-    teacher = cached(Scripted(lambda _: said), price=PRICE)
+    response = '{"rationale": "So it is.", "answer": 7}' if task.cot else '{"answer": "7"}'
+    teacher = cached(Scripted(lambda _: response), price=PRICE)
     before = estimate(READING, retrieved(passages=PASSAGES), teacher, max_examples=5, consistency_filter=True)
-    asked = items(task, ["1", "2", "3"])
+    evaluation_items = items(task, ["1", "2", "3"])
     distil = {"style": style, "samples": samples, "rounds": 4, "max_inputs": None, "sampling": SAMPLING}
-    found = estimate_comparison(
-        before, task, asked, teacher, LABEL_PROMPT,
+    costs = estimate_comparison(
+        before, task, evaluation_items, teacher, LABEL_PROMPT,
         parameters(max_examples=5), DistilParameters.model_validate(distil), evaluate_parameters(),
     )  # fmt: skip
-    stages = {stage: said["requests"] for stage, said in found["stages"].items()}
+    stages = {stage: stage_costs["requests"] for stage, stage_costs in costs["stages"].items()}
     assert stages["synthesize"] == [
         sum(both) for both in zip(stages["transform"], stages["consistency_filter"], strict=True)
     ]
     assert stages["distil"] == [0, labels]
     assert stages["teacher"] == [3, 3]
-    assert found["total"]["requests"] == [sum(bounds) for bounds in zip(*stages.values(), strict=True)]
+    assert costs["total"]["requests"] == [sum(bounds) for bounds in zip(*stages.values(), strict=True)]
     assert teacher.teacher.opened == 0
-    _, summary = predict_teacher(task, asked, teacher, LABEL_PROMPT, evaluate_parameters())
+    _, summary = predict_teacher(task, evaluation_items, teacher, LABEL_PROMPT, evaluate_parameters())
     assert summary["usage"]["used"] == 3
-    assert json.loads(json.dumps(found)) == found
+    assert json.loads(json.dumps(costs)) == costs
 
 
 def test_it_needs_no_key_and_says_what_it_does_not_know(tmp_path):
-    found = estimate(READING, retrieved(passages=PASSAGES), hosted(tmp_path, price=None))
-    assert found["total"]["dollars"] is None
-    assert "no price for anthropic/some-model" in found["price"]
+    costs = estimate(READING, retrieved(passages=PASSAGES), hosted(tmp_path, price=None))
+    assert costs["total"]["dollars"] is None
+    assert "no price for anthropic/some-model" in costs["price"]
 
 
 def test_batches_cost_half_the_dollars(tmp_path):

@@ -24,9 +24,9 @@ PARAMETERS = evaluate_parameters()
 
 def items(task: Task, answers: list[str]):
     spec = task.evaluation.fields
-    asked = {name: column for name, column in spec.items() if name != "references"}
+    field_columns = {name: column for name, column in spec.items() if name != "references"}
     rows = [
-        dict.fromkeys(asked.values(), f"What is to be said of number {n}?") | {spec["references"]: answer}
+        dict.fromkeys(field_columns.values(), f"What is to be said of number {n}?") | {spec["references"]: answer}
         for n, answer in enumerate(answers)
     ]
     return make_evaluation_items(task, SourceRows(rows, "rows"))
@@ -42,7 +42,7 @@ def test_the_teacher_sees_examples_and_no_gold_answer():
     assert scores["systems"]["teacher"]["accuracy"]["value"] == 50
     assert summary["unreadable"] == {}
     assert summary["usage"]["used"] == 2
-    first = teacher.asked[0]
+    first = teacher.requests[0]
     assert first.sampling.temperature == 0
     assert len(first.messages) == 2 * len(TOPIC.examples) + 1
     assert "number 0" in first.messages[-1].content
@@ -53,7 +53,7 @@ def test_rows_without_a_gold_answer_are_counted_and_not_sent():
     teacher = Scripted(lambda _: '{"answer": "sport"}')
     evaluation_items = items(TOPIC, ["sport", None, "business", ""])
     generations, summary = predict_teacher(TOPIC, evaluation_items, cached(teacher), PROMPT, PARAMETERS)
-    assert len(generations) == len(teacher.asked) == 2
+    assert len(generations) == len(teacher.requests) == 2
     assert (summary["in"], summary["kept"], summary["rejected"]) == (4, 2, {"no_gold": 2})
 
 
@@ -66,8 +66,8 @@ def test_with_chain_of_thought_it_reasons_and_the_same_extraction_reads_it():
 
 
 def test_what_cannot_be_read_is_a_wrong_answer_and_counted():
-    said = iter(['{"answer": "sport"}', "I will not.", ('{"answer": "spo', "length")])
-    teacher = Scripted(lambda _: next(said), concurrency=1)
+    responses = iter(['{"answer": "sport"}', "I will not.", ('{"answer": "spo', "length")])
+    teacher = Scripted(lambda _: next(responses), concurrency=1)
     generations, summary = predict_teacher(TOPIC, items(TOPIC, ["sport"] * 3), cached(teacher), PROMPT, PARAMETERS)
     assert generations["raw_output"].to_list() == ["sport", "", ""]
     assert sum(summary["unreadable"].values()) >= 1
@@ -88,7 +88,7 @@ def test_a_budget_that_does_not_last_gives_no_score():
 
 
 def test_a_request_that_failed_is_no_wrong_answer():
-    said = iter(['{"answer": "sport"}', *[RuntimeError("no route to host")] * 9])
-    teacher = cached(Scripted(lambda _: next(said), concurrency=1))
+    responses = iter(['{"answer": "sport"}', *[RuntimeError("no route to host")] * 9])
+    teacher = cached(Scripted(lambda _: next(responses), concurrency=1))
     with pytest.raises(RebaseError, match=r"1 of 2 requests to scripted/test failed: no route to host"):
         predict_teacher(TOPIC, items(TOPIC, ["sport"] * 2), teacher, PROMPT, PARAMETERS)

@@ -22,7 +22,10 @@ TASK = {
 
 
 def tasks(**groups: list[str]) -> dict:
-    return {name: (lambda name=name, own=own: TASK | {"name": name, "groups": own}) for name, own in groups.items()}
+    return {
+        name: (lambda name=name, task_groups=task_groups: TASK | {"name": name, "groups": task_groups})
+        for name, task_groups in groups.items()
+    }
 
 
 def predictions(student: list[float], expert: list[float] | None) -> pd.DataFrame:
@@ -31,20 +34,20 @@ def predictions(student: list[float], expert: list[float] | None) -> pd.DataFram
 
 
 def test_each_task_counts_alike_and_missing_ones_are_named():
-    known = tasks(one=["bbh", "bbh_nlp"], two=["bbh"], three=["bbh"], alone=[])
+    all_tasks = tasks(one=["bbh", "bbh_nlp"], two=["bbh"], three=["bbh"], alone=[])
     runs = {
         "one": lambda: predictions([0, 0, 0, 1], [1, 1, 1, 1]),
         "two": lambda: predictions([1, 1], None),
         "alone": lambda: predictions([1], [1]),
         "old": lambda: predictions([1], [1]),  # its task file is gone
     }
-    found = average_groups(known, runs, evaluate_parameters())["groups"]
-    assert set(found) == {"bbh", "bbh_nlp"}
-    assert found["bbh"]["tasks"] == ["one", "two"]
-    assert found["bbh"]["missing"] == ["three"]
-    assert found["bbh"]["systems"]["student"]["value"] == 62.5
-    assert set(found["bbh"]["systems"]) == {"student"}  # not every task was answered by the expert
-    assert found["bbh_nlp"]["systems"]["expert"] == {"value": 100, "low": 100, "high": 100}
+    scores = average_groups(all_tasks, runs, evaluate_parameters())["groups"]
+    assert set(scores) == {"bbh", "bbh_nlp"}
+    assert scores["bbh"]["tasks"] == ["one", "two"]
+    assert scores["bbh"]["missing"] == ["three"]
+    assert scores["bbh"]["systems"]["student"]["value"] == 62.5
+    assert set(scores["bbh"]["systems"]) == {"student"}  # not every task was answered by the expert
+    assert scores["bbh_nlp"]["systems"]["expert"] == {"value": 100, "low": 100, "high": 100}
 
 
 def test_nothing_was_run():
@@ -57,9 +60,9 @@ scores = st.lists(st.floats(0, 1), min_size=1, max_size=20)
 
 @given(st.lists(scores, min_size=1, max_size=4))
 def test_interval_of_means_holds_the_value_and_bounds(groups: list[list[float]]):
-    found = bootstrap_means(groups, 50, 0.9, 1)
-    assert 0 <= found["low"] <= found["high"] <= 100
-    assert found["value"] == pytest.approx(100 * np.mean([np.mean(group) for group in groups]), abs=0.006)
+    interval = bootstrap_means(groups, 50, 0.9, 1)
+    assert 0 <= interval["low"] <= interval["high"] <= 100
+    assert interval["value"] == pytest.approx(100 * np.mean([np.mean(group) for group in groups]), abs=0.006)
 
 
 def test_a_group_of_one_task_is_that_task():

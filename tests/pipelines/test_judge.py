@@ -98,11 +98,11 @@ def test_every_question_is_judged_or_rejected():
 def test_the_judge_sees_neither_system_nor_gold():
     teacher = Scripted(lambda request: fair(request.messages[0].content))
     judged(teacher=cached(teacher))
-    assert len(teacher.asked) == 12 - 1 + 10, "two equal answers are graded for the price of one"
-    for request in teacher.asked:
-        said = request.system + request.messages[0].content
-        assert not re.search("student|expert", said)
-        assert set(shown(said)) in ({"item", "answer"}, {"item", "first", "second"})
+    assert len(teacher.requests) == 12 - 1 + 10, "two equal answers are graded for the price of one"
+    for request in teacher.requests:
+        prompt = request.system + request.messages[0].content
+        assert not re.search("student|expert", prompt)
+        assert set(shown(prompt)) in ({"item", "answer"}, {"item", "first", "second"})
         assert len(request.messages) == 1
 
 
@@ -129,8 +129,8 @@ def test_what_cannot_be_read_is_rejected_with_a_reason():
         "item-3": ["teacher_failed"], "item-4": ["invalid_response"], "item-5": ["same_answers"],
     }  # fmt: skip
     assert summary["in"] == summary["kept"] + sum(summary["rejected"].values()) == 24
-    asked = rejected[~rejected["reason"].isin(["same_answers", "teacher_failed"])]
-    assert asked[["response_key", "text"]].notna().all(axis=None)
+    judged_twice = rejected[~rejected["reason"].isin(["same_answers", "teacher_failed"])]
+    assert judged_twice[["response_key", "text"]].notna().all(axis=None)
 
 
 def test_a_judge_that_says_nothing_is_told():
@@ -208,11 +208,11 @@ def test_a_task_without_gold_has_grades_and_no_calibration():
         scores = scored(given=given)
         assert scores["grades"]["expert"]["form"]["value"] == 3
         assert all(
-            found["n"] == 0 and found["auc"] is None
+            measures["n"] == 0 and measures["auc"] is None
             for by_metric in scores["calibration"].values()
-            for found in by_metric.values()
+            for measures in by_metric.values()
         )
-        assert all(found["items"] == 0 for found in scores["pairwise"]["gold"].values())
+        assert all(measures["items"] == 0 for measures in scores["pairwise"]["gold"].values())
 
 
 def test_nothing_is_asked_or_paid_twice(tmp_path):
@@ -224,14 +224,14 @@ def test_nothing_is_asked_or_paid_twice(tmp_path):
     first, _, stopped = judged(teacher=teacher(budget=7))
     assert stopped["rejected"]["budget_reached"] > 0 < stopped["kept"]
     assert stopped["in"] == stopped["kept"] + sum(stopped["rejected"].values())
-    whole, _, resumed = judged(teacher=teacher())
+    full_run, _, resumed = judged(teacher=teacher())
     assert resumed["usage"]["cached"] >= 7
     again, _, replayed = judged(teacher=teacher())
     assert (replayed["usage"]["responses"], replayed["usage"]["dollars"]) == (0, 0)
-    assert again.equals(whole)
-    assert set(first["response_key"]) < set(whole["response_key"])
-    assert whole["dollars"].sum() == pytest.approx(replayed["usage"]["used_dollars"])
-    assert whole["dollars"].gt(0).all()
+    assert again.equals(full_run)
+    assert set(first["response_key"]) < set(full_run["response_key"])
+    assert full_run["dollars"].sum() == pytest.approx(replayed["usage"]["used_dollars"])
+    assert full_run["dollars"].gt(0).all()
 
 
 @pytest.mark.parametrize("kind", ["anthropic", "openai"])
@@ -294,19 +294,19 @@ def test_a_sheet_is_blind_and_holds_some_of_the_items(sheets):
 def test_people_and_judge_are_compared(sheets):
     sheet, _, key = sheets
     texts = {"g/anna.csv": returned(sheet, by_truth), "g/bea.csv": returned(sheet, by_truth, rows=slice(4))}
-    summary, rejected, found = agreement_of(sheets, texts)
+    summary, rejected, scores = agreement_of(sheets, texts)
     assert summary["in"] == summary["kept"] + sum(summary["rejected"].values()) == 2 * 2 * len(sheet)
     assert summary["rejected"] == {"missing": 2 * (len(sheet) - 4)}
     assert summary["people"]["bea"] == {"graded": 8, "missing": 2 * (len(sheet) - 4)}
     assert set(rejected["detail"]) == {"g/bea.csv: the row is missing; it counts as not graded"}
-    assert found["people"] == ["anna", "bea"]
-    assert found["agreement"]["correctness"]["people"] == 1.0
-    assert found["agreement"]["correctness"]["with_judge"]["anna"] == 1.0
-    assert found["agreement"]["form"]["with_judge"]["anna"] < 0.5, "the judge always says 3"
+    assert scores["people"] == ["anna", "bea"]
+    assert scores["agreement"]["correctness"]["people"] == 1.0
+    assert scores["agreement"]["correctness"]["with_judge"]["anna"] == 1.0
+    assert scores["agreement"]["form"]["with_judge"]["anna"] < 0.5, "the judge always says 3"
     expected = key.assign(grade=key["answer"].map(lambda answer: 1 if answer.startswith("no") else 5))
     for system, grade in expected.groupby("system")["grade"].mean().items():
-        assert found["grades"][system]["correctness"]["value"] == pytest.approx(grade, abs=0.01)
-    json.dumps(found)
+        assert scores["grades"][system]["correctness"]["value"] == pytest.approx(grade, abs=0.01)
+    json.dumps(scores)
 
 
 def test_a_half_filled_sheet_with_edits_still_counts(sheets, caplog):
@@ -314,11 +314,11 @@ def test_a_half_filled_sheet_with_edits_still_counts(sheets, caplog):
     lines = returned(sheet, by_truth).splitlines()
     lines[1] = lines[1].replace("“", "“really ", 1)
     lines[2] = lines[2][: lines[2].rindex("”") + 2] + ",7,"
-    summary, rejected, found = agreement_of(sheets, {"g/anna.csv": "\n".join(lines)})
+    summary, rejected, scores = agreement_of(sheets, {"g/anna.csv": "\n".join(lines)})
     assert summary["rejected"] == {"edited": 2, "missing": 1, "off_scale": 1}
     assert rejected[rejected["reason"] == "edited"]["row"].tolist() == [2, 2]
     assert "g/anna.csv, row 3: form: '7' is not a whole number from 1 to 5; grade it again" in caplog.text
-    assert found["agreement"]["form"]["people"] is None
+    assert scores["agreement"]["form"]["people"] is None
 
 
 def test_an_empty_sheet_is_told(sheets):
@@ -356,7 +356,7 @@ def test_from_predictions_to_agreement_as_kedro_runs_it(tmp_path):
     written = pd.read_csv(tmp_path / "sheet.csv", dtype=str, keep_default_na=False)
     (tmp_path / "grades" / "anna.csv").write_text(returned(written, by_truth), encoding="utf-8-sig")
     SequentialRunner().run(judge.create_pipeline() - prepare.create_pipeline(), catalog)
-    found = catalog.load("agreement")
-    assert found["people"] == ["anna"]
-    assert found["agreement"]["correctness"]["with_judge"] == {"anna": 1.0}
+    scores = catalog.load("agreement")
+    assert scores["people"] == ["anna"]
+    assert scores["agreement"]["correctness"]["with_judge"] == {"anna": 1.0}
     assert catalog.load("agreement_summary")["rejected"] == {}

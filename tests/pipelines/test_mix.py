@@ -35,10 +35,10 @@ def items(count):
     )
 
 
-def mixed(task, sets, weights, real=0, known=0, size=None):
+def mixed(task, sets, weights, real=0, protected=0, size=None):
     parameters = MixParameters.model_validate({"weights": weights, "size": size, "seed": 1})
     tables = [sets.get(f"{name}_examples", pd.DataFrame()) for name in ("reasoned", "synthesized", "distilled")]
-    return mix_examples(task, *tables, items(real), items(known), parameters, ContaminationParameters(ngram=13))
+    return mix_examples(task, *tables, items(real), items(protected), parameters, ContaminationParameters(ngram=13))
 
 
 def test_origins_are_drawn_by_weight_and_kept_as_provenance(reading_task):
@@ -59,7 +59,7 @@ def test_origins_are_drawn_by_weight_and_kept_as_provenance(reading_task):
 def test_real_examples_are_screened_and_answered_by_people(reading_task):
     sets = {"reasoned_examples": examples("rebase", 3)}
     weights = {"reasoned_examples": 1, "real_examples": 1}
-    frame, summary = mixed(reading_task, sets, weights, real=5, known=2)
+    frame, summary = mixed(reading_task, sets, weights, real=5, protected=2)
     real = frame[frame["origin"] == "real_examples"]
     assert list(real["answer"]) == ["barn 2", "barn 3", "barn 4"]
     assert set(real["teacher"]) == {"people"}

@@ -43,25 +43,25 @@ def measure(examples: pd.DataFrame, encoder: Encoder) -> dict:
 
 
 def test_what_a_training_set_is_made_of(encoder: Encoder) -> None:
-    found = measure(examples(TEXTS), encoder)
-    assert found["task"] == "topics"
-    assert found["n"] == 4
+    measures = measure(examples(TEXTS), encoder)
+    assert measures["task"] == "topics"
+    assert measures["n"] == 4
     # The template's words, which would make all of them alike, do not count.
-    assert found["distinct_share"] == 0.75
-    assert 0 < found["mean_cosine"] < 0.6
-    assert found["labels"]["counts"] == {"animals": 3, "trade": 1}
-    assert found["sources"] == {"birds": 0.75, "news": 0.25}
-    assert found["words"]["query"]["mean"] == (6 + 6 + 5 + 3) / 4
-    assert found["words"]["answer"]["p90"] == 1
-    assert found["words"]["rationale"] is None
+    assert measures["distinct_share"] == 0.75
+    assert 0 < measures["mean_cosine"] < 0.6
+    assert measures["labels"]["counts"] == {"animals": 3, "trade": 1}
+    assert measures["sources"] == {"birds": 0.75, "news": 0.25}
+    assert measures["words"]["query"]["mean"] == (6 + 6 + 5 + 3) / 4
+    assert measures["words"]["answer"]["p90"] == 1
+    assert measures["words"]["rationale"] is None
 
 
 def test_repeated_texts_are_less_diverse(encoder: Encoder) -> None:
-    found, repeated = (measure(examples(texts, "It is."), encoder) for texts in (TEXTS, TEXTS[:2] * 2))
+    measures, repeated = (measure(examples(texts, "It is."), encoder) for texts in (TEXTS, TEXTS[:2] * 2))
     for name in ("distinct_share", "distinct_1", "distinct_2"):
-        assert repeated[name] < found[name]
-    assert repeated["mean_cosine"] > found["mean_cosine"]
-    assert found["words"]["rationale"]["mean"] == 2
+        assert repeated[name] < measures[name]
+    assert repeated["mean_cosine"] > measures["mean_cosine"]
+    assert measures["words"]["rationale"]["mean"] == 2
 
 
 def test_examples_without_a_source(encoder: Encoder) -> None:
@@ -71,8 +71,8 @@ def test_examples_without_a_source(encoder: Encoder) -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_examples(encoder: Encoder, count: int) -> None:
-    found = measure(examples(TEXTS[:count]), encoder)
-    assert found["n"] == count
-    assert found["mean_cosine"] is None
-    assert found["distinct_share"] == (1 if count else None)
-    assert found["labels"]["missing"] == (["trade"] if count else ["animals", "trade"])
+    measures = measure(examples(TEXTS[:count]), encoder)
+    assert measures["n"] == count
+    assert measures["mean_cosine"] is None
+    assert measures["distinct_share"] == (1 if count else None)
+    assert measures["labels"]["missing"] == (["trade"] if count else ["animals", "trade"])

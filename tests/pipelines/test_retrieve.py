@@ -147,8 +147,8 @@ def test_both_aggregations_rank_by_their_own_scores(run):
 @pytest.mark.parametrize("aggregation", ["max_of_mean", "mean_of_max"])
 def test_annoy_finds_the_same_rows_with_enough_candidates(run, aggregation):
     exact, _, summary = run(aggregation=aggregation, top_n=4)
-    found, _, annoy_summary = run(aggregation=aggregation, top_n=4, search="annoy")
-    assert found["row_id"].tolist() == exact["row_id"].tolist()
+    ranked, _, annoy_summary = run(aggregation=aggregation, top_n=4, search="annoy")
+    assert ranked["row_id"].tolist() == exact["row_id"].tolist()
     assert annoy_summary["search"] == "annoy"
     assert annoy_summary["annoy_recall"] == summary["annoy_recall"] == 1.0
 

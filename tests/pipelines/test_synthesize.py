@@ -78,8 +78,8 @@ def bell(n):
 
 def about_bells(request):
     n = number_of(request)
-    asked = {"context": bell(n), "question": "When was the bell of this tower cast?", "answer": f"16{n:02d}"}
-    return json.dumps({name: asked[name] for name in request.schema["properties"]})
+    fields = {"context": bell(n), "question": "When was the bell of this tower cast?", "answer": f"16{n:02d}"}
+    return json.dumps({name: fields[name] for name in request.schema["properties"]})
 
 
 def about_hens(request):
@@ -93,15 +93,15 @@ def test_examples_come_from_no_row_and_are_numbered():
     assert list(examples["row_id"]) == [f"synthesized-0000{n}" for n in range(1, 5)]
     assert examples[["dataset", "license", "rank", "score"]].isna().all(axis=None)
     # The task's own three examples come first.
-    assert [number_of(request) for request in teacher.asked] == [4, 5, 6, 7]
+    assert [number_of(request) for request in teacher.requests] == [4, 5, 6, 7]
     assert list(examples["answer"]) == ["1604", "1605", "1606", "1607"]
     assert (summary["in"], summary["kept"], summary["rejected"]) == (4, 4, {})
 
 
 def test_diversity_and_the_model_card_say_that_there_is_no_source(encoder):
     examples, *_ = synthesize(READING, about_bells, summary_of(3))
-    found = measure_diversity(READING, examples, encoder)
-    assert (found["n"], found["sources"]) == (3, None)
+    measures = measure_diversity(READING, examples, encoder)
+    assert (measures["n"], measures["sources"]) == (3, None)
     counts = {"kept": 3, "rejected": {}, "steps": 1, "first_loss": 2.0, "last_loss": 1.0}
     student = Student("some/model", None, Path(), Path())
     real = examples.assign(dataset="own.jsonl", license="mit", teacher="people")
@@ -114,7 +114,7 @@ def test_diversity_and_the_model_card_say_that_there_is_no_source(encoder):
 
 def test_the_teacher_is_shown_the_tasks_examples_and_writes_the_passage():
     _, _, _, teacher = synthesize(READING, about_bells, summary_of(1))
-    (request,) = teacher.asked
+    (request,) = teacher.requests
     assert set(request.schema["properties"]) == {"context", "question", "answer"}
     assert json.loads(request.messages[1].content) == READING.examples[0]
     assert READING.instruction in request.system
@@ -122,13 +122,13 @@ def test_the_teacher_is_shown_the_tasks_examples_and_writes_the_passage():
 
 def test_numbers_are_asked_for_as_numbers():
     examples, _, _, teacher = synthesize(SUMS, about_hens, summary_of(2))
-    assert teacher.asked[0].schema["properties"]["answer"] == {"type": "number"}
-    assert json.loads(teacher.asked[0].messages[1].content)["answer"] == 18
+    assert teacher.requests[0].schema["properties"]["answer"] == {"type": "number"}
+    assert json.loads(teacher.requests[0].messages[1].content)["answer"] == 18
     assert list(examples["answer"]) == ["6", "6"]
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("response", "reason"),
     [
         ("well", "invalid_response"),
         ("null", "invalid_response"),
@@ -141,8 +141,8 @@ def test_numbers_are_asked_for_as_numbers():
         (READING.examples[0] | {"question": "When was the lamp changed?", "answer": "1884"}, "copies_prompt_example"),
     ],
 )
-def test_bad_responses_are_rejected_with_their_reason(said, reason):
-    text = json.dumps(said) if isinstance(said, dict) else said
+def test_bad_responses_are_rejected_with_their_reason(response, reason):
+    text = json.dumps(response) if isinstance(response, dict) else response
     examples, rejected, _, _ = synthesize(
         READING, lambda request: text if number_of(request) == 4 else about_bells(request), summary_of(2)
     )
@@ -151,8 +151,10 @@ def test_bad_responses_are_rejected_with_their_reason(said, reason):
 
 
 def test_an_evaluation_passage_is_rejected_even_with_another_question():
-    known = evaluation(READING, {"context": bell(4), "question": "Where does it hang?"}, ["in the north room"])
-    examples, rejected, _, _ = synthesize(READING, about_bells, summary_of(2), known)
+    evaluation_items = evaluation(
+        READING, {"context": bell(4), "question": "Where does it hang?"}, ["in the north room"]
+    )
+    examples, rejected, _, _ = synthesize(READING, about_bells, summary_of(2), evaluation_items)
     assert list(rejected["row_id"]) == ["synthesized-00001"]
     assert rejected.iloc[0]["reason"] in {"overlaps_evaluation", "contamination_exact"}
     assert len(examples) == 1
@@ -165,8 +167,8 @@ def test_a_guided_teacher_writes_a_passage_and_then_the_question_for_a_span():
         return '{"question": "In what year was the bell in this tower cast?"}'
 
     examples, rejected, summary, teacher = synthesize(READING, say, summary_of(5), guided=True)
-    asked_for = sorted(name for request in teacher.asked for name in request.schema["properties"])
-    assert asked_for == ["context"] * 2 + ["question"] * 2
+    requested_fields = sorted(name for request in teacher.requests for name in request.schema["properties"])
+    assert requested_fields == ["context"] * 2 + ["question"] * 2
     assert list(examples["answer"]) == ["1604", "1605"]
     assert list(examples["input_tokens"]) == [14, 14], "of both responses"
     assert rejected.empty
@@ -182,8 +184,8 @@ def test_a_guided_teachers_passage_without_a_span_is_rejected():
 
 
 def test_the_same_query_twice_is_a_duplicate():
-    said = json.dumps({"text": "The rovers won at home on Sunday.", "answer": "sport"})
-    examples, rejected, summary, _ = synthesize(TOPIC, lambda _: said, summary_of(3))
+    response = json.dumps({"text": "The rovers won at home on Sunday.", "answer": "sport"})
+    examples, rejected, summary, _ = synthesize(TOPIC, lambda _: response, summary_of(3))
     assert len(examples) == 1
     assert list(rejected["reason"]) == ["duplicate"] * 2
     assert summary["labels"]["largest_share"] == 1
@@ -204,14 +206,14 @@ def test_the_consistency_filter_applies_if_transform_applied_it():
     st.integers(1, 20), st.booleans(), st.integers(1, 20),
 )  # fmt: skip
 def test_counts_add_up_and_the_budget_is_kept(script, allowed, consistency_filter, ahead):
-    said = {"bad": '{"context": "A", "question": "B?", "answer": "C"}', "cut": ("{", "length"), "invalid": "oh"}
-    said["failed"] = ConnectionError("no line")
+    responses = {"bad": '{"context": "A", "question": "B?", "answer": "C"}', "cut": ("{", "length"), "invalid": "oh"}
+    responses["failed"] = ConnectionError("no line")
 
     def say(request):
         if "context" not in request.schema["properties"]:
             return json.dumps({"answer": re.search(r"cast in (\d+) by a smith", request.messages[-1].content)[1]})
         kind = script[number_of(request) - 4]
-        return about_bells(request) if kind == "good" else said[kind]
+        return about_bells(request) if kind == "good" else responses[kind]
 
     try:
         examples, rejected, summary, teacher = synthesize(
@@ -225,7 +227,7 @@ def test_counts_add_up_and_the_budget_is_kept(script, allowed, consistency_filte
     assert summary["rejected"] == rejected["reason"].value_counts().to_dict()
     assert len({*examples["row_id"], *rejected["row_id"]}) == summary["in"]
     assert summary["usage"]["used"] - summary["usage"]["repaired"] <= allowed
-    assert len(teacher.asked) <= allowed + summary["usage"]["failed"]
+    assert len(teacher.requests) <= allowed + summary["usage"]["failed"]
 
 
 def test_the_budget_of_the_run_holds_as_well(caplog):

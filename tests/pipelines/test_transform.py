@@ -92,7 +92,7 @@ def test_good_responses_become_examples_with_their_provenance():
         "r1",
     )
     assert first["teacher"] == "scripted/test"
-    assert first["response_key"] == teacher.asked[0].key("scripted", "test")
+    assert first["response_key"] == teacher.requests[0].key("scripted", "test")
     assert (summary["in"], summary["kept"], summary["rejected"]) == (3, 3, {})
 
 
@@ -101,7 +101,7 @@ def test_it_stops_when_there_are_enough():
     examples, rejected, summary = transform(
         READING, retrieved(passages=PASSAGES), NO_EVALUATION, cached(teacher), PROMPT, parameters(max_examples=4)
     )
-    assert len(examples) == len(teacher.asked) == 4
+    assert len(examples) == len(teacher.requests) == 4
     assert list(rejected["reason"]) == ["not_needed"] * 8
     assert summary["rejected"] == {"not_needed": 8}
 
@@ -113,7 +113,7 @@ def test_the_best_rows_come_first():
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("response", "reason"),
     [
         ('{"example": null}', "unfit_row"),
         ("well, here it is", "invalid_response"),
@@ -125,9 +125,9 @@ def test_the_best_rows_come_first():
         ('{"example": {"question": "", "answer": "a smith"}}', "empty"),
     ],
 )
-def test_bad_responses_are_rejected_with_their_reason(said, reason):
+def test_bad_responses_are_rejected_with_their_reason(response, reason):
     calls = iter(range(9))
-    teacher = Scripted(lambda request: said if next(calls) == 0 else asks_for_the_year(request))
+    teacher = Scripted(lambda request: response if next(calls) == 0 else asks_for_the_year(request))
     examples, rejected, _ = transform(
         READING, retrieved(passages=PASSAGES[:2]), NO_EVALUATION, cached(teacher), PROMPT, parameters()
     )
@@ -178,7 +178,7 @@ def test_a_guided_teacher_writes_questions_only():
     assert list(examples["answer"]) == ["1600", "1601"]
     assert list(rejected["reason"]) == ["no_cue"]
     assert list(rejected["row_id"]) == ["bells/1"]
-    assert len(teacher.asked) == 2
+    assert len(teacher.requests) == 2
     assert summary["in"] == 3
 
 
@@ -208,12 +208,12 @@ def test_a_guided_teachers_label_must_be_named_by_the_row():
 
 
 def test_an_unguided_teacher_may_choose_any_label():
-    said = json.dumps({"example": {"text": "The rovers lost.", "answer": "sport"}})
+    response = json.dumps({"example": {"text": "The rovers lost.", "answer": "sport"}})
     examples, _, _ = transform(
         TOPIC,
         retrieved([{"lead": "The rovers lost."}]),
         NO_EVALUATION,
-        cached(Scripted(lambda _: said)),
+        cached(Scripted(lambda _: response)),
         PROMPT,
         parameters(),
     )
@@ -247,10 +247,10 @@ RESPONSES = st.sampled_from(
 
 @given(st.lists(RESPONSES, min_size=1, max_size=12), st.integers(1, 6))
 def test_every_row_is_accounted_for(script, wanted):
-    said = iter(script)
+    responses = iter(script)
 
     def say(request):
-        one = next(said)
+        one = next(responses)
         return asks_for_the_year(request) if one == "good" else one
 
     rows = retrieved(passages=PASSAGES[: len(script)])
@@ -271,7 +271,7 @@ def test_no_more_rows_are_asked_about_than_are_needed():
     rows = retrieved(passages=[f"{passage} Again {n}." for n in range(20) for passage in PASSAGES])
     teacher = Scripted(asks_for_the_year, concurrency=64)
     examples, _, _ = transform(READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters(7))
-    assert len(examples) == len(teacher.asked) == 7
+    assert len(examples) == len(teacher.requests) == 7
 
 
 def test_the_consistency_filter_rejects_other_answers():
@@ -312,12 +312,12 @@ def test_a_budget_that_stops_says_so():
 def test_examples_tell_what_they_cost_and_what_was_cut():
     price = Price(input=1.0, output=2.0)
     cells = [{"story": "Six pens lie here.", "note": "word " * 300}]
-    said = json.dumps({"example": {"question": "Anna has 3 pens and gets 3 more. How many?", "answer": 6}})
+    response = json.dumps({"example": {"question": "Anna has 3 pens and gets 3 more. How many?", "answer": 6}})
     examples, _, summary = transform(
         SUMS,
         retrieved(cells, query_column="story"),
         NO_EVALUATION,
-        cached(Scripted(lambda _: said), price=price),
+        cached(Scripted(lambda _: response), price=price),
         PROMPT,
         parameters(),
     )

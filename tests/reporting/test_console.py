@@ -9,8 +9,8 @@ SUMMARY = {"stage": "retrieve", "in": 1200, "kept": 1000, "rejected": {"license"
 
 
 def test_stage_line_counts_add_up_and_the_largest_reason_comes_first():
-    said = " ".join(stage_line(SUMMARY, 12.4).split())
-    assert said == "retrieve in 1,200 · kept 1,000 · rejected 200 (duplicate 150, license 50) · 12 s"
+    line = " ".join(stage_line(SUMMARY, 12.4).split())
+    assert line == "retrieve in 1,200 · kept 1,000 · rejected 200 (duplicate 150, license 50) · 12 s"
 
 
 def test_stage_line_reports_annoys_recall():

@@ -105,8 +105,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self._batch(json.loads(body))
         repository = hub.repositories["/".join(parts[1:4])]
         if len(parts) == 4:
-            known = {"id": "/".join(parts[2:4]), "sha": "0" * 40, "private": repository["private"], "siblings": []}
-            return self._send(200, known)
+            description = {
+                "id": "/".join(parts[2:4]),
+                "sha": "0" * 40,
+                "private": repository["private"],
+                "siblings": [],
+            }
+            return self._send(200, description)
         if parts[4] == "preupload":
             files = [
                 {"path": file["path"], "shouldIgnore": False, "oid": None,
@@ -116,17 +121,17 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {"files": files})
         return self._commit(repository, body, "/".join(parts[1:4]))
 
-    def _create(self, asked: dict[str, Any]) -> None:
-        name = f"{asked.get('type', 'model')}s/{asked['organization']}/{asked['name']}"
+    def _create(self, settings: dict[str, Any]) -> None:
+        name = f"{settings.get('type', 'model')}s/{settings['organization']}/{settings['name']}"
         url = f"{self.hub.url}/{name.removeprefix('models/')}"
         if name in self.hub.repositories:
             return self._send(409, {"error": "You already created this repo", "url": url})
-        self.hub.repositories[name] = {"private": asked.get("visibility") == "private", "files": {}}
+        self.hub.repositories[name] = {"private": settings.get("visibility") == "private", "files": {}}
         return self._send(200, {"url": url})
 
-    def _batch(self, asked: dict[str, Any]) -> None:
+    def _batch(self, settings: dict[str, Any]) -> None:
         objects = [
-            {**one, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{one['oid']}"}}} for one in asked["objects"]
+            {**one, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{one['oid']}"}}} for one in settings["objects"]
         ]
         self._send(200, {"transfer": "basic", "objects": objects})
 
@@ -268,7 +273,7 @@ def test_an_adapter_carries_its_scores_as_a_model_index(
     assert "base_model" not in raw, "a package is no model of the hub"
     assert raw["license"] == "cc0-1.0"
     assert raw["datasets"] == ["owner/foxes"]
-    assert {(found.metric_type, found.metric_value) for found in card.data.eval_results} == {
+    assert {(result.metric_type, result.metric_value) for result in card.data.eval_results} == {
         ("exact_match", 50.0), ("f1", 50.0),
     }  # fmt: skip
     assert card.data.eval_results[0].metric_args == {"n": 4, "confidence": 0.95, "interval": [25.0, 75.0]}
@@ -343,9 +348,9 @@ def test_what_was_handed_on_is_a_dataset_like_any_other(
     reading_task: Task, examples: pd.DataFrame, tmp_path: Path
 ) -> None:
     with packed("me/owls", reading_task, examples, None, None) as ([parcel], _):
-        found = FolderSource(Path(put(parcel, tmp_path)))
-    assert found.card().license == "cc0-1.0"
-    reading = found.read("default", 10)
+        source = FolderSource(Path(put(parcel, tmp_path)))
+    assert source.card().license == "cc0-1.0"
+    reading = source.read("default", 10)
     assert reading.split == "train"
     assert [row["query"] for _, row in reading.sample.rows] == list(examples["query"])
 
@@ -414,29 +419,29 @@ def test_the_command_from_end_to_end(reading_task: Task, adapter: Adapter, tmp_p
         assert TOKEN not in done.stdout
         return done.returncode, done.stdout
 
-    code, said = push("--only=dataset")
+    code, output = push("--only=dataset")
     assert code == 1
-    assert "kedro run --pipelines=cot makes it" in said
+    assert "kedro run --pipelines=cot makes it" in output
     for name, table in tables.items():
         file = made / "05_model_input" / "reading_qa" / f"{name}.parquet" / VERSION / f"{name}.parquet"
         file.parent.mkdir(parents=True)
         table.to_parquet(file)
     shutil.copytree(adapter.folder, made / "06_models/reading_qa/adapter" / VERSION / "adapter")
-    code, said = push()
+    code, output = push()
     assert code == 1
-    assert "birds (cc-by-nd-4.0): 1" in said
+    assert "birds (cc-by-nd-4.0): 1" in output
     with Hub().serve() as hub:
-        code, said = push("--license-checked=birds", url=hub.url)
-        assert code == 0, said
-        assert "data/train.parquet" in said
-        assert "Condition of mit: name the source" in said
-        assert "not evaluated" in said
-        assert "this was a dry run" in said
+        code, output = push("--license-checked=birds", url=hub.url)
+        assert code == 0, output
+        assert "data/train.parquet" in output
+        assert "Condition of mit: name the source" in output
+        assert "not evaluated" in output
+        assert "this was a dry run" in output
         assert not hub.requests
-        code, said = push("--license-checked=birds", "--no-dry-run", url=hub.url)
-        assert code == 0, said
+        code, output = push("--license-checked=birds", "--no-dry-run", url=hub.url)
+        assert code == 0, output
         assert set(hub.repositories) == {"datasets/me/owls", "models/me/owls"}
         assert "adapter_model.safetensors" in hub.files("model", "me/owls")
-    code, said = push("--only=adapter", "--license-checked=birds", f"--folder={tmp_path / 'out'}", "--no-dry-run")
-    assert code == 0, said
+    code, output = push("--only=adapter", "--license-checked=birds", f"--folder={tmp_path / 'out'}", "--no-dry-run")
+    assert code == 0, output
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()

@@ -187,7 +187,7 @@ def test_the_page_needs_nothing_beside_it(reading_task: Task, pieces: dict[str, 
         assert "src" not in attributes
         href = attributes.get("href")
         assert href is None or (href.startswith("#") and href[1:] in ids), href
-    [policy] = [said["content"] for _, said in page.elements if said.get("http-equiv") == "Content-Security-Policy"]
+    [policy] = [meta["content"] for _, meta in page.elements if meta.get("http-equiv") == "Content-Security-Policy"]
     assert policy is not None
     assert policy.startswith("default-src 'none'")
     assert "http" not in policy
@@ -302,8 +302,8 @@ def test_sources_add_up_and_small_ones_stand_together() -> None:
 
 
 def test_flow_is_in_the_order_of_the_stages_with_the_largest_reason_first() -> None:
-    said = {"in": 10, "kept": 5, "rejected": {"a": 1, "b": 4}}
-    lines = flow({"train_summary": {"stage": "train", **said}, "cot_summary": {"stage": "cot", **said}})
+    counts = {"in": 10, "kept": 5, "rejected": {"a": 1, "b": 4}}
+    lines = flow({"train_summary": {"stage": "train", **counts}, "cot_summary": {"stage": "cot", **counts}})
     assert [line["stage"] for line in lines] == ["cot", "train"]
     assert list(lines[0]["rejected"]) == ["b", "a"]
     assert lines[0]["share"] == 50
@@ -311,10 +311,10 @@ def test_flow_is_in_the_order_of_the_stages_with_the_largest_reason_first() -> N
 
 def test_limits_are_those_of_the_run(pieces: dict[str, Any]) -> None:
     unknown = pieces["retrieved"].assign(license="unknown")
-    said = " ".join(limits({"retrieved": unknown, "evaluate_summary": {"rejected": {"over_limit": 94}}}))
-    assert "license of 9 retrieved rows is unknown" in said
-    assert "94 evaluation items were left out" in said
-    assert "few" not in said
+    text = " ".join(limits({"retrieved": unknown, "evaluate_summary": {"rejected": {"over_limit": 94}}}))
+    assert "license of 9 retrieved rows is unknown" in text
+    assert "94 evaluation items were left out" in text
+    assert "few" not in text
     one_sided = {"diversity": {"labels": {"counts": {"yes": 32, "no": 1}}}}
     assert "32 of 33 examples have the label yes" in " ".join(limits(one_sided))
 
@@ -329,10 +329,10 @@ def test_embedding_map(reading_task: Task, retrieved: pd.DataFrame, encoder: Enc
     examples = reasoned_examples(3).assign(fields=items(*texts)["fields"])
     points = project_embeddings(reading_task, retrieved, examples, items(texts[1], "Herons build nests."), encoder)
     assert points["kind"].value_counts().to_dict() == {"source row": 9, "example": 3, "evaluation item": 2}
-    found = points[points["kind"] == "evaluation item"]
-    assert found["nearest_id"].tolist() == ["e1", "e0"]
-    assert found["cosine"].iloc[0] == pytest.approx(1, abs=1e-4)
-    assert 0 < found["cosine"].iloc[1] < 0.99
+    evaluation_points = points[points["kind"] == "evaluation item"]
+    assert evaluation_points["nearest_id"].tolist() == ["e1", "e0"]
+    assert evaluation_points["cosine"].iloc[0] == pytest.approx(1, abs=1e-4)
+    assert 0 < evaluation_points["cosine"].iloc[1] < 0.99
     assert points.loc[points["kind"] != "evaluation item", "cosine"].isna().all()
     assert points["text"].iloc[0] == "Trees"
     assert np.isfinite(points[["x", "y"]].to_numpy()).all()
@@ -375,7 +375,7 @@ def test_the_commands_work_on_a_run_that_was_killed(tmp_path: Path) -> None:
     page = (folder / "report.html").read_text()
     assert "vague" in page
     assert "33.3" in page
-    said = kedro(project, "runs", "reading_qa", "--env=test").stdout
-    assert "expert · f1 33.3 [20.0, 41.5]" in said
-    assert "no record" in said
+    output = kedro(project, "runs", "reading_qa", "--env=test").stdout
+    assert "expert · f1 33.3 [20.0, 41.5]" in output
+    assert "no record" in output
     assert "There are no runs" in kedro(project, "runs", "news_topic", "--env=test").stdout

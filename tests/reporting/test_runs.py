@@ -103,13 +103,13 @@ def test_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
         made = record(train=train_parameters(learning_rate=rate))
         put(tmp_path, "run_record.json", version, made)
     assert [run.version[:10] for run in read_runs(tmp_path)] == ["2026-01-02", "2026-01-01"]
-    said = say(tmp_path)
-    assert said.index("train.learning_rate = 0.0003") < said.index("train.learning_rate = 0.001")
-    assert "train.epochs" not in said
-    assert "2026-01-02T10.00.00.000Z" in said
-    assert "expert · f1 40.0 [30.0, 50.0]" in said
-    assert "$0.2500" in said
-    assert "student smol" in said
+    output = say(tmp_path)
+    assert output.index("train.learning_rate = 0.0003") < output.index("train.learning_rate = 0.001")
+    assert "train.epochs" not in output
+    assert "2026-01-02T10.00.00.000Z" in output
+    assert "expert · f1 40.0 [30.0, 50.0]" in output
+    assert "$0.2500" in output
+    assert "student smol" in output
 
 
 def test_a_killed_run_takes_the_record_that_was_made_later(tmp_path: Path) -> None:
@@ -122,10 +122,10 @@ def test_a_killed_run_takes_the_record_that_was_made_later(tmp_path: Path) -> No
     assert adopted["counts"]["train"]["kept"] == 4
     assert not adopted.keys() & {"parameters", "versions", "machine"}, "they are of the later session"
     assert by_version["2026-01-02"].record is None
-    said = say(tmp_path)
-    assert "no record: made without the report pipeline" in said
-    assert "parameters unknown: the report was made later" in said
-    assert "train." not in said
+    output = say(tmp_path)
+    assert "no record: made without the report pipeline" in output
+    assert "parameters unknown: the report was made later" in output
+    assert "train." not in output
 
 
 def test_half_written_files_and_empty_folders_are_no_runs(tmp_path: Path) -> None:

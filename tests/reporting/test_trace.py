@@ -123,29 +123,29 @@ def encode(texts: list[str]) -> np.ndarray:
     return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
 
 
-def shown(found: dict[str, Any]) -> str:
+def shown(result: dict[str, Any]) -> str:
     out = io.StringIO()
-    Console(file=out, width=200, force_terminal=True, color_system=None).print(render_trace(found))
+    Console(file=out, width=200, force_terminal=True, color_system=None).print(render_trace(result))
     return out.getvalue()
 
 
 def test_an_example_leads_to_its_row_and_its_response() -> None:
-    found = trace("birds/a/train/0", Run(tables(), find_response={KEY: {"raw": "{}", "dollars": 0.25}}.get))
-    assert found["kind"] == "example"
-    assert found["source"] | {"row": None} == {
+    result = trace("birds/a/train/0", Run(tables(), find_response={KEY: {"raw": "{}", "dollars": 0.25}}.get))
+    assert result["kind"] == "example"
+    assert result["source"] | {"row": None} == {
         "row_id": "birds/a/train/0", "dataset": "birds", "config": "a", "split": "train", "revision": "r1",
         "row_index": 0, "license": "cc0-1.0", "row": None,
     }  # fmt: skip
-    assert found["source"]["row"] == {"text": "The owl sleeps."}
-    assert found["retrieval"]["duplicates"] == ["birds/a/train/9"]
-    assert found["retrieval"]["query_column"] == "text"
-    [example] = found["examples"]
+    assert result["source"]["row"] == {"text": "The owl sleeps."}
+    assert result["retrieval"]["duplicates"] == ["birds/a/train/9"]
+    assert result["retrieval"]["query_column"] == "text"
+    [example] = result["examples"]
     assert example["rationale"] == "It is night."
     assert example["dollars"] == 0.25
     assert example["response"] == {"raw": "{}", "dollars": 0.25}
     assert example["training"]["completion"] == "asleep"
-    assert "missing" not in found
-    json.dumps(found, allow_nan=False)
+    assert "missing" not in result
+    json.dumps(result, allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -156,28 +156,28 @@ def test_an_example_leads_to_its_row_and_its_response() -> None:
     ],
 )
 def test_a_row_that_became_nothing_says_where_it_was_lost(row_id: str, stage: str, words: dict[str, Any]) -> None:
-    found = trace(row_id, Run(tables(), find_response=lambda _: {"raw": "no"}))
-    assert found["kind"] == "row"
-    assert found["examples"] == []
-    assert found[stage].items() >= words.items()
+    result = trace(row_id, Run(tables(), find_response=lambda _: {"raw": "no"}))
+    assert result["kind"] == "row"
+    assert result["examples"] == []
+    assert result[stage].items() >= words.items()
 
 
 def test_a_row_of_the_datastore_that_nothing_reached() -> None:
     stored = rows().iloc[0].to_dict() | {"row_id": "birds/a/train/77"}
-    found = trace("birds/a/train/77", Run(tables(), find_row={"birds/a/train/77": stored}.get))
-    assert found["source"]["row"] == {"text": "The owl sleeps."}
-    assert "not reached" in found["retrieval"]["state"]
+    result = trace("birds/a/train/77", Run(tables(), find_row={"birds/a/train/77": stored}.get))
+    assert result["source"]["row"] == {"text": "The owl sleeps."}
+    assert "not reached" in result["retrieval"]["state"]
 
 
 def test_a_prediction_leads_to_gold_adapter_and_nearest_examples() -> None:
     run = Run(tables(), encode=encode, adapter={"version": "v1"})
-    found = trace("i1", run)
-    assert found["references"] == ["in the den"]
-    student, expert = found["systems"]
+    result = trace("i1", run)
+    assert result["references"] == ["in the den"]
+    student, expert = result["systems"]
     assert student["scores"] == {"exact_match": 0.0}
     assert "adapter" not in student
     assert expert["adapter"] == {"version": "v1"}
-    [near] = found["nearest_training_examples"]
+    [near] = result["nearest_training_examples"]
     assert near["example_id"] == "birds/a/train/0"
     assert near["dataset"] == "birds"
     assert near["prompt"] == "Where is the owl?", "what all prompts begin with says nothing"
@@ -188,12 +188,12 @@ def test_a_prediction_leads_to_gold_adapter_and_nearest_examples() -> None:
 
 
 def test_a_dataset_leads_to_all_that_was_made_of_it() -> None:
-    found = trace("birds", Run(tables(), env="test", task="owls"))
-    assert found["outcomes"] == {
+    result = trace("birds", Run(tables(), env="test", task="owls"))
+    assert result["outcomes"] == {
         "retrieve: duplicate": 1, "transform: unfit_row": 1, "example; in the training set": 1,
     }  # fmt: skip
-    assert {line["row_id"] for line in found["rows"]} == {f"birds/a/train/{number}" for number in (0, 1, 5)}
-    assert shlex.split(found["train_without_it"]) == [
+    assert {line["row_id"] for line in result["rows"]} == {f"birds/a/train/{number}" for number in (0, 1, 5)}
+    assert shlex.split(result["train_without_it"]) == [
         "kedro", "run", "--pipelines=train,evaluate", "--env=test", "--params=task=owls,train.exclude.datasets='birds'",
     ]  # fmt: skip
     taken_out = Run(tables(), exclude=ExcludeParameters(licenses=("CC-BY*",)))
@@ -212,8 +212,8 @@ def test_the_command_that_excludes_a_dataset_means_that_dataset(name: str) -> No
     changed = tables() | {"examples": tables()["examples"].assign(dataset=name)}
     del changed["reasoned_examples"]
     command = shlex.split(trace(name, Run(changed))["train_without_it"])
-    [said] = [part.removeprefix("--params=") for part in command if part.startswith("--params=")]
-    exclude = ExcludeParameters.model_validate(read_params(said)["train"]["exclude"])
+    [parameters] = [part.removeprefix("--params=") for part in command if part.startswith("--params=")]
+    exclude = ExcludeParameters.model_validate(read_params(parameters)["train"]["exclude"])
     assert why_excluded(name, "cc0-1.0", exclude) == "excluded_dataset"
     assert why_excluded("another", "cc0-1.0", exclude) is None
 
@@ -231,14 +231,14 @@ def test_a_duplicate_leads_to_the_row_that_was_kept_for_it() -> None:
     same = {"row_id": "copies/a/train/3", "kept": "birds/a/train/0", "dataset": "birds",
             "outcome": "example; in the training set"}  # fmt: skip
     assert trace("copies/a/train/3", run)["retrieval"]["kept_instead"] == same
-    found = trace("copies", run)
-    assert found["outcomes"] == {"retrieve: duplicate": 1}
-    assert found["duplicates_in_other_datasets"] == [same]
-    assert "train_without_it" not in found, "there is nothing of it"
-    command = shlex.split(found["train_without_it_and_its_duplicates"])
-    said = read_params(command[-1].removeprefix("--params="))["train"]["exclude"]
-    assert ExcludeParameters.model_validate(said).datasets == ("copies", "birds")
-    assert "birds/a/train/0" in shown(found)
+    result = trace("copies", run)
+    assert result["outcomes"] == {"retrieve: duplicate": 1}
+    assert result["duplicates_in_other_datasets"] == [same]
+    assert "train_without_it" not in result, "there is nothing of it"
+    command = shlex.split(result["train_without_it_and_its_duplicates"])
+    parameters = read_params(command[-1].removeprefix("--params="))["train"]["exclude"]
+    assert ExcludeParameters.model_validate(parameters).datasets == ("copies", "birds")
+    assert "birds/a/train/0" in shown(result)
     assert "duplicates_in_other_datasets" not in trace("birds", run), "what is its own is no other dataset's"
 
 
@@ -264,11 +264,11 @@ def other_pipelines() -> dict[str, pd.DataFrame]:
 
 def test_what_other_pipelines_made_is_found_too() -> None:
     run = Run(other_pipelines(), encode=encode, adapter={"version": "v1"})
-    found = trace("birds/a/train/0", run)
-    assert [(example["table"], example["answer"]) for example in found["examples"]] == [
+    result = trace("birds/a/train/0", run)
+    assert [(example["table"], example["answer"]) for example in result["examples"]] == [
         ("reasoned_examples", "asleep"), ("distilled_examples", "on a branch"), ("mixed_examples", "on a branch"),
     ]  # fmt: skip
-    trained = [example["training"].get("completion") for example in found["examples"]]
+    trained = [example["training"].get("completion") for example in result["examples"]]
     assert trained == ["asleep", "on a branch", None]
     [mixed] = trace("distilled_examples/birds/a/train/0", run)["examples"]
     assert mixed["origin"] == "distilled_examples"
@@ -285,7 +285,7 @@ def test_what_other_pipelines_made_is_found_too() -> None:
     assert [answer.get("prompt") for answer in answers] == [None] * 4 + ["Another template."] * 2
     assert ["adapter" in answer for answer in answers] == [False, True] + [False] * 4
     assert trace("i1", run, "rebase")["systems"][0]["raw_output"] == "in the den"
-    assert shown(found)
+    assert shown(result)
     assert shown(made_up)
     alone = Run({"comparison_predictions": other_pipelines()["comparison_predictions"]})
     assert [answer["system"] for answer in trace("i1", alone)["systems"]] == ["student", "rebase"]
@@ -297,9 +297,9 @@ def test_half_a_run_says_what_is_missing(absent: str) -> None:
     half = {name: table for name, table in tables().items() if name not in gone}
     run = Run(half, encode=encode)
     for identifier in ("birds/a/train/0", "birds", "owner/foxes/b/train/7", "owner/foxes"):
-        found = trace(identifier, run)
-        assert set(found.get("missing", ())) == set(gone) - {"predictions"}
-        assert shown(found)
+        result = trace(identifier, run)
+        assert set(result.get("missing", ())) == set(gone) - {"predictions"}
+        assert shown(result)
     if "predictions" in half:
         assert shown(trace("i1", run))
     else:
@@ -315,20 +315,20 @@ def test_an_unknown_name_is_an_error_with_a_guess() -> None:
 
 @pytest.mark.parametrize("identifier", ["owner/foxes/b/train/7", "i1", "owner/foxes"])
 def test_hostile_text_is_shown_as_text(identifier: str) -> None:
-    said = shown(trace(identifier, Run(tables(), encode=encode)))
-    assert not set(said) & set("\x1b\x07\x9b\u202e")
+    output = shown(trace(identifier, Run(tables(), encode=encode)))
+    assert not set(output) & set("\x1b\x07\x9b\u202e")
     if identifier != "owner/foxes":
-        assert r"\x1b[31mred\x1b[0m [bold]not bold[/bold] \u202eback\x07 \x9b2J" in said
+        assert r"\x1b[31mred\x1b[0m [bold]not bold[/bold] \u202eback\x07 \x9b2J" in output
 
 
 @given(st.text())
 def test_what_is_visible_can_be_printed_and_changes_nothing_else(text: str) -> None:
-    said = visible(text)
-    said.encode()
-    assert not any(ord(char) < 32 and char not in "\n\t" for char in said)
+    printable = visible(text)
+    printable.encode()
+    assert not any(ord(char) < 32 and char not in "\n\t" for char in printable)
     if text.isprintable() and not set(text) & set("\u061c\u200e\u200f"):
-        assert said == text
-    assert visible(said) == said
+        assert printable == text
+    assert visible(printable) == printable
 
 
 def loader(folder: Path) -> Callable[[str], Any]:
@@ -410,14 +410,14 @@ def test_the_responses_behind_a_rationale_are_found(tmp_path: Path, reading_task
     entries |= {"task": task, "cot_prompt": prompt, "params:cot": cot}
     entries["teacher"].provider, entries["teacher"].model = "anthropic", "m"
 
-    def found() -> Any:
+    def reasoning_responses() -> Any:
         return trace("birds/a/train/0", RunTables(load))["examples"][0]["reasoning_responses"]
 
-    assert "not cached" in found()
+    assert "not cached" in reasoning_responses()
     request = cot_request(task, fields, rows().iloc[0].to_dict(), prompt, CotParameters.model_validate(cot), 1)
     with closing(ResponseCache(tmp_path / "responses.sqlite")) as store:
         store.put(request, Response(request.key("anthropic", "m"), "It is night.", "stop", 7, 3), "anthropic", "m")
-    assert [response["raw_output"] for response in found()] == ["It is night."]
+    assert [response["raw_output"] for response in reasoning_responses()] == ["It is night."]
 
 
 @pytest.mark.slow
@@ -430,10 +430,10 @@ def test_the_command_on_half_a_run(tmp_path: Path) -> None:
     version = outputs(project) / "04_feature" / "reading_qa" / "retrieved.parquet" / "2026-01-01T00.00.00.000Z"
     version.mkdir(parents=True)
     rows().to_parquet(version / "retrieved.parquet")
-    said = kedro(project, "trace", "owner/foxes/b/train/7", "--env=test").stdout
-    assert r"\x1b[31mred" in said
-    assert "\x1b" not in said
-    assert "examples" in said
-    found = json.loads(kedro(project, "trace", "birds", "--env=test", "--json").stdout)
-    assert found["outcomes"] == {"retrieved": 2}
+    output = kedro(project, "trace", "owner/foxes/b/train/7", "--env=test").stdout
+    assert r"\x1b[31mred" in output
+    assert "\x1b" not in output
+    assert "examples" in output
+    result = json.loads(kedro(project, "trace", "birds", "--env=test", "--json").stdout)
+    assert result["outcomes"] == {"retrieved": 2}
     assert not (outputs(project) / "cache").exists(), "looking makes no store of responses"

@@ -39,7 +39,7 @@ def test_nested_columns_label_names_and_repeated_answers():
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "expected"),
     [
         ({"text": "t"}, "no column 'label'"),
         ({"txt": "t", "label": "sport"}, r"no column 'text' \(there are \['label', 'txt'\]\)"),
@@ -49,9 +49,9 @@ def test_nested_columns_label_names_and_repeated_answers():
         ({"text": None, "label": "sport"}, "no value in text"),
     ],
 )
-def test_a_wrong_row_is_named(row, said):
+def test_a_wrong_row_is_named(row, expected):
     rows = [{"text": "Goal!", "label": "sport"}, row]
-    with pytest.raises(RebaseError, match=f"e.jsonl, row 1: .*{said}"):
+    with pytest.raises(RebaseError, match=f"e.jsonl, row 1: .*{expected}"):
         to_items(make_task(), rows, "e.jsonl")
 
 
@@ -163,10 +163,10 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize(("shown", "asked"), SHOWN.values(), ids=SHOWN)
-def test_an_item_that_the_prompt_shows_is_removed(shown, asked):
+@pytest.mark.parametrize(("shown", "questions"), SHOWN.values(), ids=SHOWN)
+def test_an_item_that_the_prompt_shows_is_removed(shown, questions):
     task = plain_task("Here: {question}", [{"question": shown, "answer": "1"}])
-    rows = [{"id": number, "question": text, "answer": "1"} for number, text in enumerate([shown, *asked])]
+    rows = [{"id": number, "question": text, "answer": "1"} for number, text in enumerate([shown, *questions])]
     kept, removed = remove_shown_items(task, to_items(task, rows))
     # The example itself, and the same in other case, spacing and punctuation; but nothing that says something else.
     assert removed["item_id"].tolist() == ["0", "1"]

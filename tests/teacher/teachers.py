@@ -47,7 +47,7 @@ class Candid(Scripted):
     """Gets repair requests as well. Each response has 7 input and 3 output tokens."""
 
     async def generate(self, asked: Request) -> Response | Failure:
-        self.asked.append(asked)
+        self.requests.append(asked)
         await asyncio.sleep(0)
         key, text = asked.key(self.provider, self.model), self.say(asked)
         if isinstance(text, Exception):
@@ -68,7 +68,7 @@ class Echo(Candid):
 
     @property
     def prompts(self) -> list[str]:
-        return [asked.messages[0].content for asked in self.asked]
+        return [asked.messages[0].content for asked in self.requests]
 
 
 def hosted(kind: str, address: str, key: str | None = KEY) -> ApiTeacher:

@@ -34,10 +34,10 @@ class Spender(Candid):
         self.max_concurrency = self.most_in_flight = 0
 
     async def generate(self, asked: Request) -> Response | Failure:
-        self.asked.append(asked)
+        self.requests.append(asked)
         self.max_concurrency += 1
         self.most_in_flight = max(self.max_concurrency, self.most_in_flight)
-        for _ in range(len(self.asked) * 7 % 5 + 1):
+        for _ in range(len(self.requests) * 7 % 5 + 1):
             await asyncio.sleep(0)
         self.max_concurrency -= 1
         key, tokens = asked.key(self.provider, self.model), self.spend(asked)
@@ -98,7 +98,7 @@ def test_budget_holds_for_any_responses_in_one_run_or_two(
     responses = bought(answers)
     assert sum(response.dollars for response in responses) <= dollars * (1 + 1e-9)
     assert len(responses) <= (most or math.inf)
-    assert len({asked.key("", "") for asked in teacher.asked if spend(asked)}) == len(responses)
+    assert len({asked.key("", "") for asked in teacher.requests if spend(asked)}) == len(responses)
     # What was left out did not fit, or failed.
     left = dollars - sum(response.dollars for response in responses)
     for asked, answer in zip(requests, answers, strict=True):
@@ -111,7 +111,7 @@ def test_worst_case_is_put_aside_before_a_request_is_sent() -> None:
     too_small = Spender(lambda asked: (1, 1))
     answers = generate_all(cached(too_small, price=PRICE, budget_usd=WORST - 1), [request("prompt 0")])
     assert kinds(answers) == ["budget"]
-    assert not too_small.asked
+    assert not too_small.requests
     enough = Spender(lambda asked: (1, 1))
     assert kinds(generate_all(cached(enough, price=PRICE, budget_usd=WORST), [request("prompt 0")])) == ["response"]
 
@@ -170,7 +170,7 @@ def test_requests_never_exceed_their_number(tmp_path: Path, most: int) -> None:
     teacher = Echo()
     answers = generate_all(cached(teacher, tmp_path / "r.sqlite", max_requests=most), map(request, prompts(10)))
     assert kinds(answers) == ["response"] * most + ["budget"] * (10 - most)
-    assert len(teacher.asked) == most
+    assert len(teacher.requests) == most
     assert f"teacher.max_requests {most}" in answers[-1].reason
 
 
@@ -180,11 +180,11 @@ def test_repairs_are_within_the_budget(tmp_path: Path) -> None:
 
     path, teacher = tmp_path / "r.sqlite", Candid(say)
     answers = generate_all(cached(teacher, path, max_requests=3), map(request, prompts(2)))
-    assert len(teacher.asked) == 3
+    assert len(teacher.requests) == 3
     assert kinds(answers) == ["response", "budget"]
     again = generate_all(cached(teacher, path, max_requests=4), map(request, prompts(2)))
     assert texts_of(again) == [echo("right")] * 2
-    assert len(teacher.asked) == 4
+    assert len(teacher.requests) == 4
 
 
 # At the bound
@@ -196,10 +196,10 @@ def test_stop_is_an_error_that_says_how_to_continue(tmp_path: Path) -> None:
         RebaseError, match=r"Stopped: the budget is reached \(teacher.max_requests 4\): 4 responses so far"
     ):
         generate_all(cached(teacher, path, max_requests=4, on_budget="stop"), map(request, prompts(10)))
-    assert len(teacher.asked) == 4
+    assert len(teacher.requests) == 4
     with pytest.raises(RebaseError, match="run again with a larger budget to continue"):
         generate_all(cached(teacher, path, max_requests=4, on_budget="stop"), map(request, prompts(10)))
-    assert len(teacher.asked) == 4  # all of them are stored, and they count
+    assert len(teacher.requests) == 4  # all of them are stored, and they count
 
 
 def test_larger_budget_buys_only_the_rest(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_cached_responses_count_with_their_original_price(tmp_path: Path) -> Non
     teacher = Spender(full)
     answers = generate_all(cached(teacher, path, PRICE, budget_usd=4 * WORST + 60), map(request, prompts(10)))
     assert kinds(answers) == ["response"] * 4 + ["budget"] * 6
-    assert len(teacher.asked) == 1
+    assert len(teacher.requests) == 1
 
 
 def test_cached_responses_are_used_even_above_the_budget(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_cached_responses_are_used_even_above_the_budget(tmp_path: Path) -> None
     generate_all(cached(Spender(full), path, PRICE), map(request, prompts(3)))
     answers = generate_all(cached(teacher, path, PRICE, budget_usd=WORST), map(request, prompts(5)))
     assert kinds(answers) == ["response"] * 3 + ["budget"] * 2
-    assert not teacher.asked
+    assert not teacher.requests
 
 
 def test_budget_is_that_of_all_stages(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_what_a_response_depends_on_is_in_its_key(path: Path) -> None:
     other_schema = request("a", schema={"type": "object"})
     teacher = Echo()
     generate_all(cached(teacher, path), [asked, other_sample, other_schema, asked])
-    assert teacher.asked == [asked, other_sample, other_schema]
+    assert teacher.requests == [asked, other_sample, other_schema]
 
 
 def test_failures_are_not_cached(path: Path) -> None:
@@ -122,7 +122,7 @@ def test_invalid_response_is_shown_to_the_teacher_with_its_error(path: Path, wro
     assert answer.text == echo("right")
     assert (answer.input_tokens, answer.output_tokens) == (14, 6)
     assert answer.dollars == pytest.approx(2.6)
-    first, second = teacher.asked
+    first, second = teacher.requests
     assert second == replace(first, messages=second.messages)
     assert second.messages[:2] == (Message("user", "a"), Message("assistant", wrong))
     assert second.messages[2].role == "user"
@@ -130,7 +130,7 @@ def test_invalid_response_is_shown_to_the_teacher_with_its_error(path: Path, wro
     assert words in complaint
     assert json.dumps(SCHEMA) in complaint
     assert answer.key == second.key("scripted", "test")
-    assert cached_keys(path) == {one.key("scripted", "test") for one in teacher.asked}
+    assert cached_keys(path) == {one.key("scripted", "test") for one in teacher.requests}
 
 
 def test_repaired_response_is_found_again_with_the_cost_of_both(path: Path) -> None:
@@ -138,14 +138,14 @@ def test_repaired_response_is_found_again_with_the_cost_of_both(path: Path) -> N
     teacher = mend("never", "asked")
     (second,) = generate_all(cached(teacher, path, PRICE), [request("a")])
     assert second == first
-    assert not teacher.asked
+    assert not teacher.requests
 
 
 def test_second_response_is_returned_even_if_it_is_invalid(path: Path) -> None:
     teacher = mend("no json", "again none")
     (answer,) = generate_all(cached(teacher, path), [request("a")])
     assert answer.text == "again none"
-    assert len(teacher.asked) == 2
+    assert len(teacher.requests) == 2
 
 
 def test_wrong_response_stays_where_its_repair_fails_and_the_next_run_tries_again(path: Path) -> None:
@@ -154,7 +154,7 @@ def test_wrong_response_stays_where_its_repair_fails_and_the_next_run_tries_agai
     teacher = mend("never", echo("right"))
     (answer,) = generate_all(cached(teacher, path), [request("a")])
     assert answer.text == echo("right")
-    assert len(teacher.asked) == 1
+    assert len(teacher.requests) == 1
 
 
 @pytest.mark.parametrize("finish", ["length", "refusal"])
@@ -162,7 +162,7 @@ def test_cut_responses_and_refusals_are_not_repaired(path: Path, finish: str) ->
     teacher = Candid(lambda asked: ('{"ec', finish))
     (answer,) = generate_all(cached(teacher, path), [request("a")])
     assert (answer.text, answer.finish) == ('{"ec', finish)
-    assert len(teacher.asked) == 1
+    assert len(teacher.requests) == 1
 
 
 def test_repairs_are_counted(path: Path) -> None:
@@ -217,7 +217,7 @@ def test_early_close_caches_open_requests_and_sends_no_more(path: Path) -> None:
         teacher = Slow(at_once=5)
         async with cached(teacher, path).open() as session:
             tasks = [asyncio.create_task(session.generate(request(prompt))) for prompt in prompts(20)]
-            while len(teacher.asked) < 5:
+            while len(teacher.requests) < 5:
                 await asyncio.sleep(0)
             for task in tasks:
                 task.cancel()
@@ -253,7 +253,7 @@ def test_equal_concurrent_requests_are_sent_once_and_one_may_be_cancelled(path: 
         teacher = Slow(at_once=5)
         async with cached(teacher, path).open() as session:
             first, second = (asyncio.create_task(session.generate(request("a"))) for _ in range(2))
-            while not teacher.asked:
+            while not teacher.requests:
                 await asyncio.sleep(0)
             first.cancel()
             teacher.filter.set()

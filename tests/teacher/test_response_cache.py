@@ -205,7 +205,7 @@ def test_file_that_is_no_database_is_set_aside_and_a_new_one_begun(
     assert str(aside) in caplog.text
     again = Echo()
     assert texts(again, path, prompts(5)) == list(map(echo, prompts(5)))
-    assert not again.asked
+    assert not again.requests
 
 
 def spoil(path: Path, place: float) -> None:

@@ -131,12 +131,12 @@ def test_no_item_is_left_that_a_brute_force_finds(data, n):
     The search (benchmarks/filters.py) shares no code with the filter: characters by Unicode category, runs as strings.
     """
     items = data.draw(st.lists(st.lists(short_texts, min_size=1, max_size=2), min_size=1, max_size=4))
-    row_filter, known = ContaminationFilter(items, n), LeakIndex(items, n)
+    row_filter, leak_index = ContaminationFilter(items, n), LeakIndex(items, n)
     copied = st.sampled_from([text for item in items for text in item])
     mutated = st.builds(lambda mutate, text: mutate(text), st.sampled_from(MUTATIONS), copied | short_texts)
     parts = st.tuples(mutated, st.sampled_from([" ", "; ", "。"]), mutated).map("".join)
     cells = data.draw(st.lists(mutated | parts, max_size=4))
-    assert bool(reason(row_filter, *cells)) == find_leaks(cells, known)
+    assert bool(reason(row_filter, *cells)) == find_leaks(cells, leak_index)
 
 
 @given(short_texts, st.sampled_from(MUTATIONS), st.sampled_from(MUTATIONS))
@@ -160,9 +160,13 @@ def test_items_and_examples_are_protected(reading_task):
 
 
 def test_free_answers_and_reasoning_are_protected(reading_task):
-    said = json.loads(reading_task.model_dump_json()) | {"answer": {"type": "code"}, "passage": None, "cot": True}
-    said["examples"] = [{**line, "rationale": "because"} for line in said["examples"]]
+    task_fields = json.loads(reading_task.model_dump_json()) | {
+        "answer": {"type": "code"},
+        "passage": None,
+        "cot": True,
+    }
+    task_fields["examples"] = [{**line, "rationale": "because"} for line in task_fields["examples"]]
     texts = protected_texts(
-        type(reading_task).parse(said, "here"), pd.DataFrame({"fields": ["{}"], "references": ['["a", "b"]']})
+        type(reading_task).parse(task_fields, "here"), pd.DataFrame({"fields": ["{}"], "references": ['["a", "b"]']})
     )
     assert {("a",), ("b",), ("in high trees",), ("because",)} <= set(texts)

@@ -36,15 +36,15 @@ def test_duplicates_agree_with_brute_force(rows, threshold):
 
 def test_near_duplicates_at_the_threshold_are_found():
     """Pairs of similarity just above 0.8 among prose of many words: MinHash must propose nearly all of them."""
-    found = 0
+    found_count = 0
     for pair in range(60):
         words = [f"w{pair}x{number}" for number in range(102)]
         duplicates = Duplicates(0.8)
         duplicates.keep(row(" ".join(words), row_id="first"))
         # 100 shingles each, 90 of them shared: 90 / 110 = 0.82.
         changed = [*words[:92], *(f"new{number}" for number in range(10))]
-        found += duplicates.reject(row(" ".join(changed))) == Rejection("duplicate", "first")
-    assert found == 60
+        found_count += duplicates.reject(row(" ".join(changed))) == Rejection("duplicate", "first")
+    assert found_count == 60
 
 
 def test_the_best_ranked_of_several_originals_is_named():
@@ -82,7 +82,7 @@ def test_of_a_huge_row_only_the_beginning_is_sketched():
     assert len(shingles({str(number): f"column {number} says this" for number in range(20_000)})) == 10_000
 
 
-hashes = st.frozensets(st.integers(0, 5)).map(lambda found: np.array(sorted(found), dtype=np.uint64))
+hashes = st.frozensets(st.integers(0, 5)).map(lambda hash_set: np.array(sorted(hash_set), dtype=np.uint64))
 
 
 @given(hashes, hashes)

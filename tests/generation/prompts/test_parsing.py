@@ -7,8 +7,8 @@ from tests.generation.prompts.samples import READING, SUMS, TOPIC
 
 
 def test_an_example_is_read_with_the_passage_word_for_word():
-    said = json.dumps({"example": {"question": "Who? ", "answer": " him"}})
-    assert read_example(READING, said, "It was  him.") == Example(
+    response = json.dumps({"example": {"question": "Who? ", "answer": " him"}})
+    assert read_example(READING, response, "It was  him.") == Example(
         {"context": "It was  him.", "question": "Who?"}, "him"
     )
 
@@ -17,16 +17,18 @@ def test_an_unfit_row_is_none():
     assert read_example(READING, '{"example": null}', "x") is None
 
 
-@pytest.mark.parametrize("said", ["", "{", "[]", '"x"', "7", '{"example": {}}', '{"example": {"question": "Who?"}}'])
-def test_a_response_of_another_shape_is_an_error(said):
+@pytest.mark.parametrize(
+    "response", ["", "{", "[]", '"x"', "7", '{"example": {}}', '{"example": {"question": "Who?"}}']
+)
+def test_a_response_of_another_shape_is_an_error(response):
     with pytest.raises(ValueError, match=r"."):
-        read_example(READING, said, "x")
+        read_example(READING, response, "x")
 
 
 @pytest.mark.parametrize(("number", "text"), [("3", "3"), ("3.0", "3"), ("2.5", "2.5"), ("-4", "-4")])
 def test_numbers_are_read_as_they_are_written(number, text):
-    said = f'{{"example": {{"question": "How many?", "answer": {number}}}}}'
-    assert read_example(SUMS, said, None).answer == text
+    response = f'{{"example": {{"question": "How many?", "answer": {number}}}}}'
+    assert read_example(SUMS, response, None).answer == text
 
 
 def test_a_rationale_is_read_with_its_answer():
@@ -35,7 +37,9 @@ def test_a_rationale_is_read_with_its_answer():
         read_rationale('{"rationale": "x"}')
 
 
-@pytest.mark.parametrize("said", ["", "7", "[]", "null", '{"answer": "x", "why": "y"}', '{"example": {"answer": "x"}}'])
-def test_a_check_of_another_shape_is_an_error(said):
+@pytest.mark.parametrize(
+    "response", ["", "7", "[]", "null", '{"answer": "x", "why": "y"}', '{"example": {"answer": "x"}}']
+)
+def test_a_check_of_another_shape_is_an_error(response):
     with pytest.raises(ValueError, match=r"."):
-        read_check(TOPIC, {"text": "x"}, said)
+        read_check(TOPIC, {"text": "x"}, response)

