@@ -81,6 +81,13 @@ def test_reasoning_and_the_consistency_filter_are_counted_as_well():
     assert costs["total"]["requests"] == [4, 22]
 
 
+def test_rows_without_a_cue_are_not_counted_for_a_guided_teacher():
+    rows = retrieved(passages=[*PASSAGES[:3], "Nothing here."])
+    found = estimate(READING, rows, cached(Scripted(str)), max_examples=2, guided=True)
+    assert found["stages"]["transform"]["requests"] == [2, 3]
+    assert found["rows"] == 4
+
+
 @pytest.mark.parametrize(
     ("task", "style", "samples", "labels"),
     [(READING, "direct", 1, 5), (SUMS, "cot", 3, 15), (SUMMARIES, "chain_of_density", 1, 20)],

@@ -183,6 +183,17 @@ def test_a_guided_teachers_passage_without_a_span_is_rejected():
         synthesize(READING, say, summary_of(2), guided=True)
 
 
+def test_a_guided_teachers_unreadable_passage_gets_no_question():
+    def say(request):
+        if "context" not in request.schema["properties"]:
+            return '{"question": "In what year was the bell in this tower cast?"}'
+        return about_bells(request) if number_of(request) > 4 else ("{", "length")
+
+    examples, rejected, _, teacher = synthesize(READING, say, summary_of(4), guided=True)
+    assert (len(examples), list(rejected["reason"])) == (1, ["response_cut_off"])
+    assert len(teacher.asked) == 3
+
+
 def test_the_same_query_twice_is_a_duplicate():
     response = json.dumps({"text": "The rovers won at home on Sunday.", "answer": "sport"})
     examples, rejected, summary, _ = synthesize(TOPIC, lambda _: response, summary_of(3))

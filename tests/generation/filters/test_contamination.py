@@ -49,6 +49,8 @@ def test_texts_of_eight_words_leak_within_a_cell_too():
         reason(row_filter, "Premise: A house. Hypothesis: They had two dogs and eleven old cats. Answer: no") == "ngram"
     )
     assert reason(row_filter, "They had two dogs and eleven cats.") is None
+    longer = ContaminationFilter([["They had two dogs and eleven old cats at home."]], 13)
+    assert reason(longer, "They had two dogs and eleven old cats, and then three.") is None
 
 
 def test_items_of_small_parts_leak_when_all_of_them_are_there():
