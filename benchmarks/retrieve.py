@@ -254,10 +254,10 @@ def main() -> None:  # noqa: PLR0915
         violations = 0
         first = 0
         for name in index:
-            _, (bounds,) = _scan(index[name], [task], 10**9, AGGREGATION, BLOCK)
-            segment_scores = exact_scores[first : first + bounds.scanned]
-            violations += int(((segment_scores < bounds.lower) | (segment_scores > bounds.upper)).sum())
-            first += bounds.scanned
+            _, rows, (bounds,) = _scan(index[name], [task], 10**9, AGGREGATION)
+            segment_scores = exact_scores[first : first + rows]
+            violations += int(((segment_scores < bounds["lower"]) | (segment_scores > bounds["upper"])).sum())
+            first += rows
         for count in options.top:
             best = np.lexsort((np.arange(len(exact_scores)), -exact_scores))[:count]
             near_faiss, faiss_recall, faiss_k = widened(
@@ -266,7 +266,7 @@ def main() -> None:  # noqa: PLR0915
             near_annoy, annoy_recall, annoy_k = widened(
                 lambda query, k: np.array(annoy.get_nns_by_vector(query, k)), flat, set(best.tolist()), count
             )
-            exact = lambda count=count: search_exact(index, vectors, [task], count, AGGREGATION, BLOCK)[0]  # noqa: E731
+            exact = lambda count=count: search_exact(index, vectors, [task], count, AGGREGATION)[0]  # noqa: E731
             methods = {
                 "exact": exact,
                 "codes_read": lambda: read_codes(index),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from retrieve import AGGREGATION, BLOCK, COLUMNS, ROWS, synthetic, take_turns
+from retrieve import AGGREGATION, COLUMNS, ROWS, synthetic, take_turns
 
 from rebase.datasets import ShardStore
 from rebase.datastore.search import Ranking, _scan, search_exact
@@ -59,12 +59,12 @@ def measure(cells: int) -> Cost:
         index = index_store.load()
 
         def scan() -> None:
-            for _ in index.map({name: partial(_scan, tasks=[task], count=TOP, aggregation=AGGREGATION,
-                                              block_texts=BLOCK) for name in index}):  # fmt: skip
+            job = partial(_scan, tasks=[task], count=TOP, aggregation=AGGREGATION)
+            for _ in index.map(dict.fromkeys(index, job)):
                 pass
 
         def search() -> Ranking:
-            return search_exact(index, vectors, [task], TOP, AGGREGATION, BLOCK)[0]
+            return search_exact(index, vectors, [task], TOP, AGGREGATION)[0]
 
         rescored = search().rescored
         least = take_turns({"scan": scan, "search": search}, 7)

@@ -80,7 +80,7 @@ def test_the_scan_is_the_same(bucket, tmp_path):
         replace(place, engine={}).save("vectors", "arrow", planned(tables))
         vectors = ShardStore(f"{place.folder}/vectors", "arrow", place.engine, place.credentials).load()
         index = place.save("index", "arrow", plan_index(vectors))
-        (exact,) = search_exact(index, vectors, [task], 40, "max_of_mean", 200)
+        (exact,) = search_exact(index, vectors, [task], 40, "max_of_mean")
         results.append((index, exact))
     (here, exact), (there, exact_there) = results
     assert len(here) > 1
@@ -125,7 +125,7 @@ def test_the_datastore_is_the_same_though_a_worker_is_killed(bucket, tmp_path, r
         vectors = place.save("vectors", "arrow", embed)
         index = place.save("index", "arrow", plan_index(vectors))
         task = embed_task(reading_task, encoder)
-        (ranking,) = search_exact(index, vectors, [task], 50, "max_of_mean", 1000)
+        (ranking,) = search_exact(index, vectors, [task], 50, "max_of_mean")
         ids = [rows[line.dataset]["row_id"][line.row].as_py() for line in ranking.lines.itertuples()]
         texts = {name: vectors[name].drop_columns(["vector"]) for name in vectors}
         results.append((ids, texts, cards, rejected, dict(index.fingerprints)))

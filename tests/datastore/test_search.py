@@ -1,5 +1,5 @@
 from dataclasses import replace
-from functools import partial, reduce
+from functools import reduce
 from itertools import groupby
 from operator import add
 
@@ -9,13 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.datastore.annoy_index import annoy_index_name, build_annoy_index, find_near, search_annoy
+from rebase.datastore.annoy_index import annoy_index_name, find_near, search_annoy, write_annoy_index
 from rebase.datastore.search import NO_CELL, TaskVectors, _rescore, _scan, search_exact
 from rebase.datastore.segments import Segment, quantize
 from rebase.datastore.shards import Shards, metadata_of, with_metadata
 from rebase.datastore.vectors import DESCRIPTION, vectors_of
 from rebase.errors import RebaseError
 from rebase.pipelines.index.nodes import build_segment
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """Scan few texts at once, so that most indexes have several blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rebase.datastore.search.BLOCK_TEXTS", 64)
+        yield
+
 
 AGGREGATIONS = st.sampled_from(["max_of_mean", "mean_of_max"])
 
@@ -113,7 +122,9 @@ def brute_force(tables, task, aggregation):
 def test_exact_search_is_brute_force(search, aggregation, count, block, per_segment):
     tables, tasks = search
     index, vectors = stores(tables, per_segment)
-    rankings = search_exact(index, vectors, tasks, count, aggregation, block)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rebase.datastore.search.BLOCK_TEXTS", block)
+        rankings = search_exact(index, vectors, tasks, count, aggregation)
     for task, ranking in zip(tasks, rankings, strict=True):
         truth = brute_force(tables, task, aggregation)
         lines = ranking.lines
@@ -127,13 +138,15 @@ def test_the_bounds_hold_for_every_row(search, aggregation, block):
     tables, tasks = search
     index, vectors = stores(tables, len(tables))
     table = index["d00"]
-    _, bounds_by_task = _scan(table, tasks, 10**6, aggregation, block)
-    readers = {name: partial(vectors_of, vectors[name]) for name in vectors}
-    exact = _rescore(table, tasks, [bounds.rows for bounds in bounds_by_task], aggregation, readers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rebase.datastore.search.BLOCK_TEXTS", block)
+        _, rows, bounds_by_task = _scan(table, tasks, 10**6, aggregation)
+    readers = {name: vectors.reader(name) for name in vectors}
+    exact = _rescore(table, tasks, [bounds["row"] for bounds in bounds_by_task], aggregation, readers)
     for bounds, lines in zip(bounds_by_task, exact, strict=True):
-        assert len(lines) == len(bounds.rows) == bounds.scanned
-        assert (bounds.lower <= lines["score"]).all()
-        assert (lines["score"] <= bounds.upper).all()
+        assert len(lines) == len(bounds) == rows
+        assert (bounds["lower"] <= lines["score"]).all()
+        assert (lines["score"] <= bounds["upper"]).all()
 
 
 @given(st.integers(1, 700), st.integers(0, 2**32 - 1), st.floats(-12, 4))
@@ -167,7 +180,7 @@ def many(seed=0, datasets=6, rows=200, columns=3, dimension=48):
 def test_few_rows_are_rescored_and_none_is_missed(aggregation):
     tables, task = many()
     index, vectors = stores(tables, 2)
-    (ranking,) = search_exact(index, vectors, [task], 50, aggregation, 500)
+    (ranking,) = search_exact(index, vectors, [task], 50, aggregation)
     assert [tuple(line) for line in ranking.lines[["dataset", "row", "score"]].itertuples(index=False)] == brute_force(
         tables, task, aggregation
     )[:50]
@@ -179,9 +192,9 @@ def test_several_tasks_in_one_pass_are_each_alone():
     tables, task = many()
     other = replace(task, queries=-task.queries, answers=task.queries[:1])
     index, vectors = stores(tables, 2)
-    together = search_exact(index, vectors, [task, other], 20, "mean_of_max", 500)
+    together = search_exact(index, vectors, [task, other], 20, "mean_of_max")
     for alone, one in zip(together, (task, other), strict=True):
-        assert alone.lines.equals(search_exact(index, vectors, [one], 20, "mean_of_max", 500)[0].lines)
+        assert alone.lines.equals(search_exact(index, vectors, [one], 20, "mean_of_max")[0].lines)
 
 
 def test_equal_rows_tie_exactly_and_stand_in_order():
@@ -190,7 +203,7 @@ def test_equal_rows_tie_exactly_and_stand_in_order():
     texts = np.repeat(unit(random.normal(size=(1, 383))), 301, axis=0)
     tables = [embedded(texts, [[(text, 0)] for text in range(301)], 0)] * 2
     task = TaskVectors(*(unit(random.normal(size=shape)) for shape in ((383,), (3, 383), (3, 383))), "e")
-    (ranking,) = search_exact(*stores(tables, 1), [task], 400, "max_of_mean", 64)
+    (ranking,) = search_exact(*stores(tables, 1), [task], 400, "max_of_mean")
     assert ranking.lines["score"].nunique() == 1
     assert ranking.lines["dataset"].tolist() == ["d00"] * 301 + ["d01"] * 99
     assert ranking.lines["row"].tolist() == [*range(301), *range(99)]
@@ -201,10 +214,10 @@ def test_max_of_mean_is_the_published_formula():
     first, second, both = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], dtype=np.float32)
     table = embedded([first, second, both], [[(0, 0), (1, 1)], [(2, 0)]], 0)
     task = TaskVectors(first, np.stack([first, second]), np.stack([first, second]), "e")
-    published = search_exact(*stores([table], 1), [task], 2, "max_of_mean", 10)[0].lines.sort_values("row")
+    published = search_exact(*stores([table], 1), [task], 2, "max_of_mean")[0].lines.sort_values("row")
     np.testing.assert_allclose(published["score_query"], [0.5, 0.7], atol=1e-3)
     np.testing.assert_allclose(published["score"], (1 + 2 * published["score_query"]) / 3, atol=1e-12)
-    other = search_exact(*stores([table], 1), [task], 2, "mean_of_max", 10)[0].lines.sort_values("row")
+    other = search_exact(*stores([table], 1), [task], 2, "mean_of_max")[0].lines.sort_values("row")
     np.testing.assert_allclose(other["score_query"], [1.0, 0.7], atol=1e-3)
 
 
@@ -212,7 +225,7 @@ def test_a_row_names_the_columns_that_matched_and_one_without_cells_sinks_to_the
     first, second = np.eye(2, dtype=np.float32)
     table = embedded([first, second], [[], [(0, 0), (1, 1)], []], 0)
     task = TaskVectors(first, first[None], second[None], "e")
-    lines = search_exact(*stores([table], 1), [task], 3, "max_of_mean", 10)[0].lines
+    lines = search_exact(*stores([table], 1), [task], 3, "max_of_mean")[0].lines
     assert lines["row"].tolist() == [1, 0, 2]
     assert lines["query_column"].tolist() == ["c0", None, None]
     assert lines["answer_column"].tolist() == ["c1", None, None]
@@ -222,7 +235,7 @@ def test_a_row_names_the_columns_that_matched_and_one_without_cells_sinks_to_the
 def test_an_index_of_another_encoder_is_rejected():
     tables, task = many(datasets=1)
     with pytest.raises(RebaseError, match="built with the encoder 'e', but `encoder` is 'other'"):
-        search_exact(*stores(tables, 1), [replace(task, encoder="other")], 3, "max_of_mean", 10)
+        search_exact(*stores(tables, 1), [replace(task, encoder="other")], 3, "max_of_mean")
 
 
 def test_a_segment_is_the_same_from_its_table():
@@ -245,13 +258,13 @@ def built(tmp_path_factory):
         segment = Segment.from_table(index[name])
         paths[annoy_index_name(index, name)] = folder / str(number)
         readers = [vectors_of(vectors[dataset]) for dataset in segment.datasets]
-        build_annoy_index(segment, readers, 10, 1)(folder / str(number))
+        write_annoy_index(segment, readers, 10, 1, folder / str(number))
     return index, in_memory(paths), vectors, task
 
 
 def test_annoy_finds_the_same_rows_where_it_looks_far_enough(built):
     index, annoy_index, vectors, task = built
-    (exact,) = search_exact(index, vectors, [task], 30, "max_of_mean", 1000)
+    (exact,) = search_exact(index, vectors, [task], 30, "max_of_mean")
     near = search_annoy(index, annoy_index, vectors, task, 30, "max_of_mean", 2000)
     assert near.lines.equals(exact.lines)
     few = search_annoy(index, annoy_index, vectors, task, 30, "mean_of_max", 5)
@@ -274,7 +287,7 @@ def test_an_annoy_index_is_the_same_for_the_same_seed(built, tmp_path):
     index, annoy_index, vectors, _ = built
     segment = Segment.from_table(index["d00"])
     readers = [vectors_of(vectors[name]) for name in segment.datasets]
-    build_annoy_index(segment, readers, 10, 1)(tmp_path / "again")
+    write_annoy_index(segment, readers, 10, 1, tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == annoy_index[annoy_index_name(index, "d00")].read_bytes()
 
 

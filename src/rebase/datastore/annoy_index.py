@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from rebase.datastore.search import Aggregation, Ranking, TaskVectors, VectorReader, rank, readers_of, score_exactly
+from rebase.datastore.search import Aggregation, Ranking, TaskVectors, VectorReader, rank, score_exactly
 from rebase.datastore.segments import Segment
 from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError
@@ -28,19 +28,14 @@ def search_annoy(
     Raises RebaseError if there is no Annoy index, or if it belongs to another index.
     """
     nearest = find_near(index, annoy_index, np.concatenate(task.sides(aggregation)), candidates)
-    jobs = {
-        segment: partial(
-            _score_holders,
-            task=task,
-            texts=group["text"].unique(),
-            aggregation=aggregation,
-            # Only the dataset of a text has rows that hold it.
-            vectors=readers_of(vectors, group["dataset"].unique()),
-        )
-        for segment, group in nearest.groupby("segment")
-    }
+    jobs = {}
+    for segment, group in nearest.groupby("segment"):
+        # Only the dataset of a text has rows that hold it.
+        readers = {name: vectors.reader(name) for name in group["dataset"].unique()}
+        texts = group["text"].unique()
+        jobs[segment] = partial(_score_holders, task=task, texts=texts, aggregation=aggregation, vectors=readers)
     scored = [lines for _, lines in index.map(jobs)]
-    return rank([[lines] for lines in scored], [sum(map(len, scored))], count)[0]
+    return rank(scored, sum(map(len, scored)), count)
 
 
 def find_near(index: Shards, annoy_index: Shards, queries: np.ndarray, count: int) -> pd.DataFrame:
@@ -59,15 +54,10 @@ def find_near(index: Shards, annoy_index: Shards, queries: np.ndarray, count: in
             f"search: {annoy_index.folder} has no Annoy index of the datastore as it is now. Set `index.trees` to 10 "
             "or more and build it: kedro run --pipelines=index."
         )
-    jobs = {
-        name: partial(
-            _nearest_in_segment,
-            annoy_file=annoy_index.reader(annoy_index_name(index, name)),
-            queries=queries,
-            count=count,
-        )
-        for name in index
-    }
+    jobs = {}
+    for name in index:
+        read_file = annoy_index.reader(annoy_index_name(index, name))
+        jobs[name] = partial(_nearest_in_segment, annoy_file=read_file, queries=queries, count=count)
     nearest = pd.concat([lines.assign(segment=name) for name, lines in index.map(jobs)], ignore_index=True)
     nearest = nearest.sort_values(["query", "similarity", "segment", "text"], ascending=[True, False, True, True])
     return nearest.groupby("query").head(count).reset_index(drop=True)
@@ -78,25 +68,21 @@ def annoy_index_name(index: Shards, segment: str) -> str:
     return f"{segment}@{index.fingerprints[segment][:16]}"
 
 
-def build_annoy_index(segment: Segment, vectors: Iterable[np.ndarray], trees: int, seed: int) -> Callable[[Path], None]:
-    """Return a function that builds a file with the Annoy index (angular metric) of a segment's texts.
+def write_annoy_index(segment: Segment, vectors: Iterable[np.ndarray], trees: int, seed: int, path: Path) -> None:
+    """Write a file with the Annoy index (angular metric) of a segment's texts.
 
     ``vectors`` are the datasets' ``[texts, d]``, in order. The same seed gives the same trees.
     """
+    from annoy import AnnoyIndex
 
-    def build(path: Path) -> None:
-        from annoy import AnnoyIndex
-
-        annoy = AnnoyIndex(segment.dimension, "angular")
-        annoy.on_disk_build(str(path))
-        annoy.set_seed(seed)
-        for number, vector in enumerate(vector for part in vectors for vector in part.astype(np.float32)):
-            annoy.add_item(number, vector)
-        # One job: with several, the seed of a tree depends on the number of cores.
-        annoy.build(trees, n_jobs=1)
-        annoy.unload()
-
-    return build
+    annoy = AnnoyIndex(segment.dimension, "angular")
+    annoy.on_disk_build(str(path))
+    annoy.set_seed(seed)
+    for number, vector in enumerate(vector for part in vectors for vector in part.astype(np.float32)):
+        annoy.add_item(number, vector)
+    # One job: with several, the seed of a tree depends on the number of cores.
+    annoy.build(trees, n_jobs=1)
+    annoy.unload()
 
 
 def _score_holders(

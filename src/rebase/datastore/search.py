@@ -4,9 +4,10 @@ The first stage scans int8 codes and bounds every row's score from below and abo
 precision the rows that may be among the best. The result is that of a brute force over all vectors.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -19,8 +20,8 @@ from rebase.datastore.vectors import vectors_of
 from rebase.errors import RebaseError
 
 Aggregation = Literal["max_of_mean", "mean_of_max"]
-#: Reads one dataset's vectors, float16 ``[texts, d]``.
-VectorReader = Callable[[], np.ndarray]
+#: Reads one dataset's shard of vectors.
+VectorReader = Callable[[], pa.Table]
 
 #: The similarity of a row without embedded cells: the lowest possible one, so that the row is ranked last.
 NO_CELL = -1.0
@@ -30,6 +31,8 @@ BLOCK_TEXTS = 500_000
 _SUMMING = 1e-12
 #: The value of every half-precision number, by its bits.
 _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
+#: A row of a segment, both by number, with S between ``lower`` and ``upper``.
+_BOUNDS = np.dtype([("segment", np.int64), ("row", np.int64), ("lower", np.float64), ("upper", np.float64)])
 
 
 @dataclass(frozen=True)
@@ -71,79 +74,39 @@ class Ranking:
 
 
 def search_exact(
-    index: Shards,
-    vectors: Shards,
-    tasks: Sequence[TaskVectors],
-    count: int,
-    aggregation: Aggregation,
-    block_texts: int = BLOCK_TEXTS,
+    index: Shards, vectors: Shards, tasks: Sequence[TaskVectors], count: int, aggregation: Aggregation
 ) -> list[Ranking]:
     """Find the true ``count`` best rows of each task, in one pass over the index.
 
     S = (S_dataset + S_query + S_answer) / 3 (arXiv 2407.05463, section 3); rows have the total order (-score, dataset,
     row). Raises RebaseError if another encoder made the index than the tasks' vectors.
     """
-    pools = [_Pool(count) for _ in tasks]
+    scanned = 0
     datasets: dict[str, list[str]] = {}
-    scan = partial(_scan, tasks=tasks, count=count, aggregation=aggregation, block_texts=block_texts)
-    for name, (names, bounds_by_task) in index.map(dict.fromkeys(index, scan)):
-        datasets[name] = names
-        for pool, bounds in zip(pools, bounds_by_task, strict=True):
-            pool.add(name, bounds)
-    candidates = {name: [pool.rows_of(name) for pool in pools] for name in datasets}
-    jobs = {
-        name: partial(
-            _rescore, tasks=tasks, rows=rows, aggregation=aggregation, vectors=readers_of(vectors, datasets[name])
-        )
-        for name, rows in candidates.items()
-        if any(map(len, rows))
-    }
-    return rank([lines for _, lines in index.map(jobs)], [pool.scanned for pool in pools], count)
+    candidates = [np.empty(0, _BOUNDS)] * len(tasks)
+    scan = partial(_scan, tasks=tasks, count=count, aggregation=aggregation)
+    for number, (segment, (names, rows, bounds_by_task)) in enumerate(index.map(dict.fromkeys(index, scan))):
+        datasets[segment] = names
+        scanned += rows
+        for task, bounds in enumerate(bounds_by_task):
+            numbered = bounds.copy()  # Ray's arrays are read-only.
+            numbered["segment"] = number
+            candidates[task] = _may_be_best(np.concatenate([candidates[task], numbered]), count)
+    jobs = {}
+    for number, (segment, names) in enumerate(datasets.items()):
+        rows_by_task = [np.sort(bounds["row"][bounds["segment"] == number]) for bounds in candidates]
+        if any(map(len, rows_by_task)):
+            readers = {name: vectors.reader(name) for name in names}
+            jobs[segment] = partial(_rescore, tasks=tasks, rows=rows_by_task, aggregation=aggregation, vectors=readers)
+    scored = [lines_by_task for _, lines_by_task in index.map(jobs)]
+    return [rank([lines[task] for lines in scored], scanned, count) for task in range(len(tasks))]
 
 
-@dataclass(frozen=True)
-class _Bounds:
-    """Rows of a segment with S between ``lower`` and ``upper``, float64 ``[n]``, of ``scanned`` rows in all."""
-
-    rows: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
-    scanned: int
-
-    def best(self, count: int) -> "_Bounds":
-        """The rows that may be among the ``count`` best: their upper bound reaches the ``count``-th lower bound."""
-        if len(self.rows) <= count:
-            return self
-        threshold = np.partition(self.lower, -count)[-count]
-        keep = self.upper >= threshold
-        return _Bounds(self.rows[keep], self.lower[keep], self.upper[keep], self.scanned)
-
-
-class _Pool:
-    """The rows of the segments scanned so far that may be among the ``count`` best of a task."""
-
-    def __init__(self, count: int) -> None:
-        self.scanned = 0
-        self._count = count
-        self._segments: list[str] = []
-        self._segment = np.empty(0, dtype=np.int64)
-        self._bounds = _Bounds(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0), 0)
-
-    def add(self, segment: str, bounds: _Bounds) -> None:
-        """Add a segment's rows, and drop those that can no longer be among the best."""
-        numbers = np.concatenate([self._segment, np.full(len(bounds.rows), len(self._segments))])
-        rows, lower, upper = (
-            np.concatenate([getattr(self._bounds, name), getattr(bounds, name)]) for name in ("rows", "lower", "upper")
-        )
-        best = _Bounds(np.arange(len(rows)), lower, upper, 0).best(self._count)
-        self._segments.append(segment)
-        self._segment = numbers[best.rows]
-        self._bounds = _Bounds(rows[best.rows], best.lower, best.upper, 0)
-        self.scanned += bounds.scanned
-
-    def rows_of(self, segment: str) -> np.ndarray:
-        """The segment's rows that are to be scored exactly, in order."""
-        return np.sort(self._bounds.rows[self._segment == self._segments.index(segment)])
+def _may_be_best(bounds: np.ndarray, count: int) -> np.ndarray:
+    """The rows that may be among the ``count`` best: their upper bound reaches the ``count``-th highest lower bound."""
+    if len(bounds) <= count:
+        return bounds
+    return bounds[bounds["upper"] >= np.partition(bounds["lower"], -count)[-count]]
 
 
 @dataclass(frozen=True)
@@ -181,9 +144,13 @@ class _Queries:
 
 
 def _scan(
-    table: pa.Table, tasks: Sequence[TaskVectors], count: int, aggregation: Aggregation, block_texts: int = BLOCK_TEXTS
-) -> tuple[list[str], list[_Bounds]]:
-    """The first stage over one segment: its datasets, and each task's rows that may be among its ``count`` best."""
+    table: pa.Table, tasks: Sequence[TaskVectors], count: int, aggregation: Aggregation
+) -> tuple[list[str], int, list[np.ndarray]]:
+    """The first stage over one segment.
+
+    Returns its datasets, the number of its rows, and for each task the ``_BOUNDS`` of the rows that may be among the
+    ``count`` best.
+    """
     from rebase.datastore.kernels import bound_rows
 
     segment = Segment.from_table(table)
@@ -191,22 +158,25 @@ def _scan(
         check_encoder(segment.encoder, task.encoder)
     sides = [side for task in tasks for side in task.sides(aggregation)]
     queries = _Queries.quantize(np.concatenate(sides))
-    lower = np.full((len(queries.codes), segment.rows), NO_CELL)
-    upper = lower.copy()
-    for first, last in _blocks(segment.text_start, block_texts):
+    lower, upper = np.full((2, len(queries.codes), segment.rows), NO_CELL)
+    for first, last in _blocks(segment.text_start):
         texts = slice(segment.text_start[first], segment.text_start[last])
         rows = slice(segment.dataset_start[first], segment.dataset_start[last])
         row_start = segment.row_start[rows.start : rows.stop + 1]
         cell_text = segment.cell_text[row_start[0] : row_start[-1]] - np.int32(texts.start)
         bound_rows(*queries.bound(segment, texts), cell_text, row_start - row_start[0], rows.start, lower, upper)
-    bounds = []
-    ends = np.cumsum([0, *map(len, sides)])
+    ends = np.cumsum(list(map(len, sides)))[:-1]
+    lower_means, upper_means = ([_mean(side) for side in np.split(bounds, ends)] for bounds in (lower, upper))
+    bounds_by_task = []
     for number, task in enumerate(tasks):
         per_dataset = np.repeat(_similarity(segment.descriptions, task.instruction), np.diff(segment.dataset_start))
-        of_sides = [slice(ends[2 * number + side], ends[2 * number + side + 1]) for side in (0, 1)]
-        low, high = ((per_dataset + sum(_mean(bound[side]) for side in of_sides)) / 3 for bound in (lower, upper))
-        bounds.append(_Bounds(np.arange(segment.rows), low - _SUMMING, high + _SUMMING, segment.rows).best(count))
-    return segment.datasets, bounds
+        of_task = slice(2 * number, 2 * number + 2)
+        bounds = np.zeros(segment.rows, _BOUNDS)
+        bounds["row"] = np.arange(segment.rows)
+        bounds["lower"] = (per_dataset + sum(lower_means[of_task])) / 3 - _SUMMING
+        bounds["upper"] = (per_dataset + sum(upper_means[of_task])) / 3 + _SUMMING
+        bounds_by_task.append(_may_be_best(bounds, count))
+    return segment.datasets, segment.rows, bounds_by_task
 
 
 def check_encoder(built_with: str, encoder: str) -> None:
@@ -219,11 +189,11 @@ def check_encoder(built_with: str, encoder: str) -> None:
         )
 
 
-def _blocks(text_start: np.ndarray, block_texts: int) -> Iterator[tuple[int, int]]:
-    """Runs of datasets, as (first, last + 1), of at most ``block_texts`` texts, or of one dataset that has more."""
+def _blocks(text_start: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Runs of datasets, as (first, last + 1), of at most ``BLOCK_TEXTS`` texts, or of one dataset that has more."""
     first = 0
     while first < len(text_start) - 1:
-        last = int(np.searchsorted(text_start, text_start[first] + block_texts, side="right")) - 1
+        last = int(np.searchsorted(text_start, text_start[first] + BLOCK_TEXTS, side="right")) - 1
         last = max(last, first + 1)
         yield first, last
         first = last
@@ -239,8 +209,8 @@ def _rescore(
     """The second stage over one segment: the scores of each task's rows, from the exact vectors."""
     segment = Segment.from_table(table)
     return [
-        score_exactly(segment, task, task_rows, aggregation, vectors)
-        for task, task_rows in zip(tasks, rows, strict=True)
+        score_exactly(segment, task, rows_of_task, aggregation, vectors)
+        for task, rows_of_task in zip(tasks, rows, strict=True)
     ]
 
 
@@ -250,52 +220,41 @@ def score_exactly(
     """Score rows of a segment in double precision: the lines of a ``Ranking``, in the order of ``rows``."""
     sides = task.sides(aggregation)
     queries = np.concatenate(sides)
-    cells, owner = _may_be_best(segment, queries, *_cells_of(segment, rows))
+    cells, owner = _cells_to_score(segment, queries, rows)
     texts, text_of_cell = np.unique(segment.cell_text[cells], return_inverse=True)
     similarity = _exact_similarities(segment, texts, queries, vectors)[:, text_of_cell]
-    starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    filled = owner[starts]
+    filled, starts, number = np.unique(owner, return_index=True, return_inverse=True)
     dataset = np.searchsorted(segment.dataset_start, rows, side="right") - 1
-    columns = list(segment.columns.values())
-    names = np.array([name for dataset_columns in columns for name in dataset_columns], dtype=object)
+    columns = segment.columns.values()
+    names = np.array(list(chain.from_iterable(columns)), dtype=object)
     first_name = np.cumsum([0, *map(len, columns)])
     lines = {
         "dataset": pd.Series(np.array(segment.datasets, dtype=object)[dataset], dtype=object),
         "row": rows - segment.dataset_start[dataset],
         "score_dataset": _similarity(segment.descriptions, task.instruction)[dataset],
     }
-    for side, part in (("query", similarity[: len(sides[0])]), ("answer", similarity[len(sides[0]) :])):
+    for side, part in zip(("query", "answer"), np.split(similarity, [len(sides[0])]), strict=True):
         score = np.full(len(rows), NO_CELL)
+        score[filled] = _mean(np.maximum.reduceat(part, starts, axis=1))
+        nearest = part.max(axis=0)
+        is_best = nearest == np.maximum.reduceat(nearest, starts)[number]
+        best = cells[is_best][np.unique(owner[is_best], return_index=True)[1]]
         column = np.full(len(rows), None, dtype=object)
-        if len(cells):
-            score[filled] = _mean(np.maximum.reduceat(part, starts, axis=1))
-            nearest = part.max(axis=0)
-            is_best = nearest == np.repeat(np.maximum.reduceat(nearest, starts), np.diff([*starts, len(cells)]))
-            best = cells[is_best][np.unique(owner[is_best], return_index=True)[1]]
-            column[filled] = names[first_name[dataset[filled]] + segment.cell_column[best]]
+        column[filled] = names[first_name[dataset[filled]] + segment.cell_column[best]]
         lines |= {f"score_{side}": score, f"{side}_column": pd.Series(column, dtype=object)}
     lines["score"] = (lines["score_dataset"] + lines["score_query"] + lines["score_answer"]) / 3
     return pd.DataFrame(lines)
 
 
-def _cells_of(segment: Segment, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The cells of the rows, and the position in ``rows`` of each cell's row."""
+def _cells_to_score(segment: Segment, queries: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows' cells that may be their row's nearest to one of the queries, and the position in ``rows`` of each."""
     lengths = segment.row_start[rows + 1] - segment.row_start[rows]
     owner = np.repeat(np.arange(len(rows)), lengths)
     within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return segment.row_start[rows][owner] + within, owner
-
-
-def _may_be_best(
-    segment: Segment, queries: np.ndarray, cells: np.ndarray, owner: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The cells that may be their row's nearest to one of the queries, at least one a row, and their owners."""
-    if not len(cells):
-        return cells, owner
+    cells = segment.row_start[rows][owner] + within
     lower, upper = _Queries.quantize(queries).bound(segment, segment.cell_text[cells])
-    starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    floor = np.repeat(np.maximum.reduceat(lower, starts, axis=1), np.diff([*starts, len(cells)]), axis=1)
-    keep = (upper >= floor).any(axis=0)
+    _, starts, number = np.unique(owner, return_index=True, return_inverse=True)
+    keep = (upper >= np.maximum.reduceat(lower, starts, axis=1)[:, number]).any(axis=0)
     return cells[keep], owner[keep]
 
 
@@ -308,11 +267,10 @@ def _exact_similarities(
     result = np.empty((len(queries), len(texts)))
     cuts = np.searchsorted(texts, segment.text_start)
     for number, name in enumerate(segment.datasets):
-        if cuts[number] == cuts[number + 1]:
-            continue
-        halves = vectors[name]().view(np.uint16)
-        for start in range(cuts[number], cuts[number + 1], TEXTS_AT_ONCE):
-            part = slice(start, min(start + TEXTS_AT_ONCE, cuts[number + 1]))
+        begin, end = cuts[number : number + 2]
+        halves = vectors_of(vectors[name]()).view(np.uint16) if begin < end else None
+        for start in range(begin, end, TEXTS_AT_ONCE):
+            part = slice(start, min(start + TEXTS_AT_ONCE, end))
             exact = np.empty((part.stop - part.start, segment.dimension))
             widen(halves, texts[part] - segment.text_start[number], _HALVES, exact)
             for position, query in enumerate(queries):
@@ -333,27 +291,11 @@ def _similarity(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     return np.vecdot(vectors.astype(np.float64), query.astype(np.float64))
 
 
-def readers_of(vectors: Shards, datasets: Iterable[str]) -> dict[str, VectorReader]:
-    """A function for each dataset that reads its vectors."""
-    return {name: partial(_read_vectors, vectors.reader(name)) for name in datasets}
-
-
-def _read_vectors(read: Callable[[], pa.Table]) -> np.ndarray:
-    return vectors_of(read())
-
-
 _NO_LINES = pd.DataFrame({"dataset": [], "row": [], "score": []})
 
 
-def rank(segments: list[list[pd.DataFrame]], scanned: Sequence[int], count: int) -> list[Ranking]:
-    """Each task's ``count`` best rows of all segments, in the total order (-score, dataset, row).
-
-    ``segments`` has the scored rows of each segment, by task; ``scanned`` the number of rows scanned for each task.
-    """
-    rankings = []
-    for number, total in enumerate(scanned):
-        lines = pd.concat([parts[number] for parts in segments], ignore_index=True) if segments else _NO_LINES
-        dataset = pd.factorize(lines["dataset"], sort=True)[0]
-        order = np.lexsort((lines["row"], dataset, -lines["score"].to_numpy()))[:count]
-        rankings.append(Ranking(lines.iloc[order].reset_index(drop=True), total, len(lines)))
-    return rankings
+def rank(segments: list[pd.DataFrame], scanned: int, count: int) -> Ranking:
+    """The ``count`` best of the scored rows of all segments, in the total order (-score, dataset, row)."""
+    lines = pd.concat(segments or [_NO_LINES], ignore_index=True)
+    ranked = lines.sort_values(["score", "dataset", "row"], ascending=[False, True, True], ignore_index=True)
+    return Ranking(ranked.head(count), scanned, len(lines))

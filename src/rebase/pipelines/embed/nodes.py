@@ -20,9 +20,6 @@ from rebase.records import summarize_stage
 
 _VERSION = "3"  # Part of every fingerprint: raise it with every change of which cells are embedded, or how.
 
-#: Rows that are parsed from JSON at once.
-_BATCH_ROWS = 1_000
-
 
 def plan_embed(rows: Shards, cards: pd.DataFrame, encoder: Encoder, parameters: EmbedParameters) -> ShardPlan:
     """Plan one shard of vectors a dataset; only datasets that are new or changed are embedded.
@@ -65,61 +62,37 @@ def _embed(
 ) -> pa.Table:
     """Embed the distinct texts of one dataset, whose rows ``read`` loads."""
     table = read()
-    cells = _Cells(description)
-    skipped = 0
-    for batch in table.select(["row"]).to_batches(max_chunksize=_BATCH_ROWS):
-        for row in batch["row"].to_pylist():
-            for column, text in json.loads(row).items():
-                if parameters.cells == "all" or worth_embedding(text):
-                    cells.add(text, column)
-                else:
-                    skipped += 1
-            cells.row += 1
-    vectors, truncated = encoder.encode(list(cells.texts), parameters.batch_tokens)
-    rows, columns = cells.by_text()
+    texts, columns, skipped = {description: 0}, {"": 0}, 0
+    cells = array("i", [0, DESCRIPTION, 0])  # Of each cell its text, its row and its column: 12 bytes.
+    for row, line in enumerate(table["row"]):
+        for column, text in json.loads(line.as_py()).items():
+            if parameters.cells == "all" or worth_embedding(text):
+                cells.extend((texts.setdefault(text, len(texts)), row, columns.setdefault(column, len(columns))))
+            else:
+                skipped += 1
+    vectors, truncated = encoder.encode(list(texts), parameters.batch_tokens)
+    text_of_cell, row_of_cell, column_of_cell = np.asarray(cells).reshape(-1, 3).T
+    order = np.argsort(text_of_cell, kind="stable")
+    ends = np.cumsum([0, *np.bincount(text_of_cell)], dtype=np.int32)
     # Half precision: the cosine to the float32 vector stays above 0.9999998; the length, and with it a dot product, is
     # off by less than 0.0003 (half of float16's step).
     halves = pa.array(vectors.astype(np.float16).reshape(-1))
     result = pa.table(
         {
             "vector": pa.FixedSizeListArray.from_arrays(halves, encoder.dimension),
-            "rows": rows,
-            "columns": columns,
+            "rows": pa.ListArray.from_arrays(ends, row_of_cell[order]),
+            "columns": pa.ListArray.from_arrays(ends, column_of_cell[order]),
         }
     )
     metadata = {
         "encoder": identity,
         "dimension": encoder.dimension,
         "dtype": encoder.dtype,
-        "columns": list(cells.columns),
+        "columns": list(columns),
         "dataset_rows": table.num_rows,
-        "cells": len(cells.text_of) - 1,  # The description is no cell.
-        "texts": len(cells.texts),
+        "cells": len(order) - 1,  # The description is no cell.
+        "texts": len(texts),
         "skipped": skipped,
         "truncated": int(truncated.sum()),
     }
     return with_metadata(result, metadata)
-
-
-class _Cells:
-    """The distinct texts of a dataset, in order of appearance, and the cells that hold them; 12 bytes a cell."""
-
-    def __init__(self, description: str) -> None:
-        self.texts = {description: 0}
-        self.columns = {"": 0}
-        self.row = 0  # the row that cells are added to
-        self.text_of, self._rows, self._columns = array("i", [0]), array("i", [DESCRIPTION]), array("i", [0])
-
-    def add(self, text: str, column: str) -> None:
-        """Add a cell of the row."""
-        self.text_of.append(self.texts.setdefault(text, len(self.texts)))
-        self._rows.append(self.row)
-        self._columns.append(self.columns.setdefault(column, len(self.columns)))
-
-    def by_text(self) -> tuple[pa.ListArray, pa.ListArray]:
-        """The rows and the columns of each text's cells."""
-        text_of = np.asarray(self.text_of)
-        order = np.argsort(text_of, kind="stable")
-        ends = np.cumsum([0, *np.bincount(text_of)], dtype=np.int32)
-        rows, columns = (np.asarray(numbers)[order] for numbers in (self._rows, self._columns))
-        return pa.ListArray.from_arrays(ends, rows), pa.ListArray.from_arrays(ends, columns)

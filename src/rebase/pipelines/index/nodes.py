@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rebase.datastore.annoy_index import annoy_index_name, build_annoy_index
+from rebase.datastore.annoy_index import annoy_index_name, write_annoy_index
 from rebase.datastore.segments import Segment, quantize
 from rebase.datastore.shards import Shard, ShardPlan, Shards, fingerprint_of, metadata_of
 from rebase.datastore.vectors import DESCRIPTION, vectors_of
@@ -31,25 +31,24 @@ def plan_index(vectors: Shards) -> ShardPlan:
     """
     if not vectors:
         raise RebaseError("index: there are no vectors. Run the embed pipeline over at least one dataset.")
-    return ShardPlan([_plan_segment(vectors, run) for run in _runs(vectors)])
+    shards = []
+    for run in _runs(vectors):
+        fingerprint = fingerprint_of(_VERSION, *(f"{name}|{vectors.fingerprints[name]}" for name in run))
+        shards.append(Shard(run[0], fingerprint, partial(_build_segment, {name: vectors.reader(name) for name in run})))
+    return ShardPlan(shards)
 
 
 def plan_annoy_index(index: Shards, vectors: Shards, parameters: IndexParameters) -> ShardPlan:
     """Plan an Annoy index for each segment; none if ``trees`` is 0."""
-    if not parameters.trees:
-        return ShardPlan([])
-    runs = {run[0]: list(map(vectors.reader, run)) for run in _runs(vectors)}
     trees, seed = parameters.trees, parameters.seed
-    return ShardPlan(
-        [
-            Shard(
-                annoy_index_name(index, name),
-                fingerprint_of(index.fingerprints[name], trees, seed),
-                partial(_build_annoy_index, index.reader(name), runs[name], trees, seed),
-            )
-            for name in index
-        ]
-    )
+    shards = []
+    for run in _runs(vectors) if trees else ():
+        segment = run[0]
+        fingerprint = fingerprint_of(index.fingerprints[segment], trees, seed)
+        readers = list(map(vectors.reader, run))
+        build = partial(_build_annoy_index, index.reader(segment), readers, trees, seed)
+        shards.append(Shard(annoy_index_name(index, segment), fingerprint, build))
+    return ShardPlan(shards)
 
 
 def summarize_index(index: Shards, annoy_index: Shards, parameters: IndexParameters) -> dict[str, Any]:
@@ -57,8 +56,9 @@ def summarize_index(index: Shards, annoy_index: Shards, parameters: IndexParamet
     started = time.monotonic()
     # Counted where the segments are: they may not fit into this process.
     counts = dict(index.map(dict.fromkeys(index, _count)))
-    encoder = _only_encoder({name: counts[name][1] for name in index})
-    rows, texts, cells, datasets = map(sum, zip(*(numbers for numbers, _ in counts.values()), strict=True))
+    encoders, *numbers = zip(*counts.values(), strict=True)
+    encoder = _only_encoder(dict(zip(counts, encoders, strict=True)))
+    datasets, rows, texts, cells = map(sum, numbers)
     return summarize_stage(
         "index",
         kept=rows,
@@ -115,11 +115,6 @@ def _runs(vectors: Shards) -> Iterator[list[str]]:
         yield run
 
 
-def _plan_segment(vectors: Shards, run: list[str]) -> Shard:
-    fingerprint = fingerprint_of(_VERSION, *(f"{name}|{vectors.fingerprints[name]}" for name in run))
-    return Shard(run[0], fingerprint, partial(_build_segment, {name: vectors.reader(name) for name in run}))
-
-
 def _build_segment(readers: Mapping[str, Callable[[], pa.Table]], _: None) -> pa.Table:
     return build_segment({name: read() for name, read in readers.items()}).to_table()
 
@@ -127,7 +122,8 @@ def _build_segment(readers: Mapping[str, Callable[[], pa.Table]], _: None) -> pa
 def _build_annoy_index(
     read: Callable[[], pa.Table], readers: list[Callable[[], pa.Table]], trees: int, seed: int, _: None
 ) -> Callable[[Path], None]:
-    return build_annoy_index(Segment.from_table(read()), (vectors_of(reader()) for reader in readers), trees, seed)
+    vectors = (vectors_of(reader()) for reader in readers)
+    return partial(write_annoy_index, Segment.from_table(read()), vectors, trees, seed)
 
 
 def _cells(table: pa.Table, rows: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
@@ -141,10 +137,10 @@ def _cells(table: pa.Table, rows: int) -> tuple[int, np.ndarray, np.ndarray, np.
     return int(text[described][0]), text[order], column[order], np.bincount(row[order], minlength=rows)
 
 
-def _count(table: pa.Table) -> tuple[tuple[int, int, int, int], str]:
-    """A segment's rows, texts, cells and datasets, and its encoder."""
+def _count(table: pa.Table) -> tuple[str, int, int, int, int]:
+    """A segment's encoder, datasets, rows, texts and cells."""
     segment = Segment.from_table(table)
-    return (segment.rows, len(segment.codes), len(segment.cell_text), len(segment.datasets)), segment.encoder
+    return segment.encoder, len(segment.datasets), segment.rows, len(segment.codes), len(segment.cell_text)
 
 
 def _only_encoder(encoders: Mapping[str, str]) -> str:
