@@ -10,6 +10,7 @@ import copy
 import gc
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -58,8 +59,10 @@ class EncodedTexts(NamedTuple):
     truncated: np.ndarray
 
 
-#: Tokenized texts: the number of each text in the caller's list, its token ids, and whether it was truncated.
-_Tokenized = tuple[list[int], list[list[int]], list[bool]]
+class _Tokenized(NamedTuple):
+    number: int  # of the text in the caller's list
+    tokens: list[int]
+    truncated: bool  # whether the text has more tokens than the encoder's window
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,11 @@ class OpenEncoder:
         chunks = (order[start : start + _CHUNK_TEXTS] for start in range(0, len(order), _CHUNK_TEXTS))
         # The library tokenizes too, and two threads must not use one tokenizer.
         map_chunks = _prefetch if self.collate else map
-        for numbers, tokens, cut in map_chunks(lambda chunk: self._tokenize(chunk, texts), chunks):
-            truncated[numbers] |= cut
-            for batch in _batches([len(ids) for ids in tokens], batch_tokens):
-                vectors[numbers[batch]] = self._forward(tokens[batch], [texts[number] for number in numbers[batch]])
+        for tokenized in map_chunks(lambda chunk: self._tokenize(chunk, texts), chunks):
+            for batch in _batches(tokenized, batch_tokens):
+                numbers, tokens, cut = map(list, zip(*batch, strict=True))
+                truncated[numbers] |= cut
+                vectors[numbers] = self._forward(tokens, [texts[number] for number in numbers])
         return EncodedTexts(vectors, truncated)
 
     @property
@@ -97,25 +101,32 @@ class OpenEncoder:
         """The length of a vector."""
         return int(self.model.get_embedding_dimension() or 0)
 
-    def _tokenize(self, numbers: list[int], texts: Sequence[str]) -> _Tokenized:
-        """Tokenize the chosen texts; the longest come first."""
-        tokens, truncated = _tokens_of(self.model.tokenizer, [texts[number][:_MAX_CHARACTERS] for number in numbers])
-        order = sorted(range(len(numbers)), key=lambda index: -len(tokens[index]))
-        return [numbers[i] for i in order], [tokens[i] for i in order], [truncated[i] for i in order]
+    def _tokenize(self, numbers: list[int], texts: Sequence[str]) -> list[_Tokenized]:
+        """Tokenize the chosen texts; the longest come first.
+
+        Only the fast tokenizers of transformers report what they truncate. With others the library encodes: then a
+        token counts as four characters, which only serves to cut batches, and no text counts as truncated here.
+        """
+        chosen = [texts[number][:_MAX_CHARACTERS] for number in numbers]
+        if getattr(self.model.tokenizer, "is_fast", False):
+            encodings = self.model.tokenizer(chosen, truncation=True, return_attention_mask=False).encodings
+            tokens = ((encoding.ids, bool(encoding.overflowing)) for encoding in encodings)
+        else:
+            tokens = (([0] * (len(text) // 4 + 1), False) for text in chosen)
+        tokenized = [_Tokenized(number, *of_text) for number, of_text in zip(numbers, tokens, strict=True)]
+        return sorted(tokenized, key=lambda text: -len(text.tokens))
 
     def _forward(self, tokens: list[list[int]], texts: list[str]) -> np.ndarray:
         """Encode one batch."""
         import torch
+        from sentence_transformers.util import batch_to_device
 
         if self.collate is None:
             cut = [text[:_MAX_CHARACTERS] for text in texts]
             vectors = self.model.encode(cut, batch_size=len(cut), convert_to_tensor=True, show_progress_bar=False)
         else:
+            features = batch_to_device(self.collate(self.model, tokens), self.model.device)
             with torch.inference_mode():
-                features = {
-                    name: value.to(self.model.device) if isinstance(value, torch.Tensor) else value
-                    for name, value in self.collate(self.model, tokens).items()
-                }
                 vectors = self.model(features)["sentence_embedding"]
         return torch.nn.functional.normalize(vectors.float()).cpu().numpy()
 
@@ -193,18 +204,6 @@ def fastest(model: "SentenceTransformer", dtype: str) -> OpenEncoder:
     return padded if _agrees(padded, expected, least) else OpenEncoder(model)
 
 
-def _tokens_of(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[bool]]:
-    """The token ids of each text within the model's window, and whether the text has more.
-
-    Only the fast tokenizers of transformers report both. With others the library encodes: then a token counts as
-    four characters, which only serves to cut batches, and no text counts as truncated here.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        return [[0] * (len(text) // 4 + 1) for text in texts], [False] * len(texts)
-    encodings = tokenizer(texts, truncation=True, return_attention_mask=False).encodings
-    return [encoding.ids for encoding in encodings], [bool(encoding.overflowing) for encoding in encodings]
-
-
 def _agrees(opened: OpenEncoder, expected: np.ndarray, least: float) -> bool:
     """Whether the cosines of all probes to the expected vectors are at least ``least``."""
     try:
@@ -227,29 +226,29 @@ def _pad(model: "SentenceTransformer", batch: list[list[int]]) -> dict[str, Any]
     }
 
 
-def _batches(lengths: Sequence[int], most: int) -> Iterator[slice]:
-    """Slices of consecutive texts with at most ``most`` tokens together; a longer text is alone."""
+def _batches(texts: list[_Tokenized], most: int) -> Iterator[list[_Tokenized]]:
+    """Runs of consecutive texts with at most ``most`` tokens together; a longer text is alone."""
     begin = total = 0
-    for end, length in enumerate(lengths):
-        if end > begin and total + length > most:
-            yield slice(begin, end)
+    for end, text in enumerate(texts):
+        if end > begin and total + len(text.tokens) > most:
+            yield texts[begin:end]
             begin, total = end, 0
-        total += length
-    if lengths:
-        yield slice(begin, len(lengths))
+        total += len(text.tokens)
+    if texts:
+        yield texts[begin:]
 
 
-def _prefetch(function: Callable[[list[int]], _Tokenized], chunks: Iterable[list[int]]) -> Iterator[_Tokenized]:
+def _prefetch(
+    function: Callable[[list[int]], list[_Tokenized]], chunks: Iterable[list[int]]
+) -> Iterator[list[_Tokenized]]:
     """Like ``map``, but a thread computes the next result while the last one is used."""
     with ThreadPoolExecutor(1) as thread:
-        current: Future[_Tokenized] | None = None
+        futures: deque[Future[list[_Tokenized]]] = deque()
         for chunk in chunks:
-            following = thread.submit(function, chunk)
-            if current:
-                yield current.result()
-            current = following
-        if current:
-            yield current.result()
+            futures.append(thread.submit(function, chunk))
+            if len(futures) > 1:
+                yield futures.popleft().result()
+        yield from (future.result() for future in futures)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -23,12 +24,10 @@ from rebase.generation.filters.languages import reject_language, task_language
 from rebase.generation.filters.licenses import reject_license
 from rebase.generation.filters.passages import find_passage, reject_without_passage
 from rebase.parameters import ContaminationParameters, RetrieveParameters
-from rebase.records import RETRIEVAL_REJECTED_COLUMNS, ROW_COLUMNS, Task, summarize_stage
+from rebase.records import RETRIEVAL_REJECTED_COLUMNS, RETRIEVED_COLUMNS, ROW_COLUMNS, Task, summarize_stage
 
 logger = logging.getLogger(__name__)
 
-#: What explains a kept row: its scores, and the columns whose cells matched best.
-_EXPLANATION = ["score", "score_dataset", "score_query", "score_answer", "query_column", "answer_column"]
 #: Ranked rows that are read at once, which bounds the memory; each of their datasets is read once.
 _ROWS_READ_AT_ONCE = 1000
 #: The first search returns this many times ``top_n`` rows, each further search this many times more.
@@ -63,21 +62,19 @@ def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
     # Checked before the encoder is loaded, which may not be available here.
     check_encoder(index.first_metadata()["encoder"], encoder.identity)
     task_vectors = embed_task(task, encoder)
-    aggregation = parameters.aggregation
 
-    def search_exactly(count: int) -> Ranking:
-        return search_exact(index, vectors, [task_vectors], count, aggregation)[0]
-
-    def search_approximately(count: int) -> Ranking:
-        return search_annoy(index, annoy_index, vectors, task_vectors, count, aggregation, parameters.annoy_candidates)
+    def search(method: str, count: int) -> Ranking:
+        if method == "exact":
+            return search_exact(index, vectors, [task_vectors], count, parameters.aggregation)[0]
+        return search_annoy(
+            index, annoy_index, vectors, task_vectors, count, parameters.aggregation, parameters.annoy_candidates
+        )
 
     count = _WIDENING * parameters.top_n
-    exact = search_exactly(count)
-    near = search_approximately(count) if annoy_index or parameters.search == "annoy" else None
-    if near and parameters.search == "annoy":
-        ranked = _widen(search_approximately, near, count)
-    else:
-        ranked = _widen(search_exactly, exact, count)
+    exact = search("exact", count)
+    near = search("annoy", count) if annoy_index or parameters.search == "annoy" else None
+    first = near if near and parameters.search == "annoy" else exact
+    ranked = _widen(partial(search, parameters.search), first, count)
     kept, rejected = _filter_ranked(task, _read(ranked, rows), evaluation_items, parameters, contamination)
     by_reason = dict(Counter(rejected["reason"]))
     if kept.empty:
@@ -103,13 +100,9 @@ def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
 
 def embed_task(task: Task, encoder: Encoder) -> TaskVectors:
     """Embed the instruction and the examples' queries and answers."""
-    texts = [
-        task.instruction,
-        *map(task.render_query, task.examples),
-        *(example["answer"] for example in task.examples),
-    ]
+    queries, answers = map(task.render_query, task.examples), (example["answer"] for example in task.examples)
     with encoder.open() as opened:
-        vectors = opened.encode(texts).vectors
+        vectors = opened.encode([task.instruction, *queries, *answers]).vectors
     count = len(task.examples)
     return TaskVectors(vectors[0], vectors[1 : 1 + count], vectors[1 + count :], encoder.identity)
 
@@ -140,43 +133,11 @@ def _filter_ranked(
     contamination: ContaminationParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The ``top_n`` best rows that pass the filters, and the rows rejected before enough had passed."""
-    duplicates = Duplicates(parameters.near_duplicate)
-    reject, remember = _filters(task, duplicates, evaluation_items, parameters, contamination)
-    kept: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    with tqdm(total=parameters.top_n, desc="retrieve", unit="row") as bar:
-        for rank, (scores, row) in enumerate(ranked, start=1):
-            candidate = Candidate(
-                row["row_id"], row["dataset"], row["license"], json.loads(row["row"]), row["content_hash"]
-            )
-            if rejection := reject(candidate):
-                rejected.append({"rank": rank, "row_id": candidate.row_id, "dataset": candidate.dataset,
-                                 "score": scores["score"], "reason": rejection.reason,
-                                 "detail": rejection.detail})  # fmt: skip
-                continue
-            remember(candidate)
-            passage = find_passage(candidate, parameters) if task.passage else None
-            kept.append({"rank": rank, **row, **_explain(scores, candidate), "passage": passage})
-            bar.update()
-            if len(kept) == parameters.top_n:
-                break
-    for row in kept:
-        row["duplicates"] = json.dumps(duplicates.of[row["row_id"]])
-    return pd.DataFrame(kept), pd.DataFrame(rejected, columns=RETRIEVAL_REJECTED_COLUMNS)
-
-
-def _filters(
-    task: Task,
-    duplicates: Duplicates,
-    evaluation_items: pd.DataFrame,
-    parameters: RetrieveParameters,
-    contamination: ContaminationParameters,
-) -> tuple[Callable[[Candidate], Rejection | None], Callable[[Candidate], None]]:
-    """All filters as one, in the order of docs/method.md, and a function to call with each row that passed."""
-    kept: Counter[str] = Counter()
-    limit = max(1, int(parameters.max_dataset_share * parameters.top_n))
-    language = task_language(task)
     contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
+    duplicates = Duplicates(parameters.near_duplicate)
+    language = task_language(task)
+    kept_of_dataset: Counter[str] = Counter()
+    limit = max(1, int(parameters.max_dataset_share * parameters.top_n))
 
     def reject(row: Candidate) -> Rejection | None:
         return (
@@ -186,14 +147,30 @@ def _filters(
             or contaminated.reject(row.cells)
             or (reject_without_passage(row, parameters) if task.passage else None)
             or duplicates.reject(row)
-            or (Rejection("dataset_share", row.dataset) if kept[row.dataset] >= limit else None)
+            or (Rejection("dataset_share", row.dataset) if kept_of_dataset[row.dataset] >= limit else None)
         )
 
-    def remember(row: Candidate) -> None:
-        duplicates.keep(row)
-        kept[row.dataset] += 1
-
-    return reject, remember
+    kept: list[dict[str, Any]] = []
+    rejected: list[list[Any]] = []
+    with tqdm(total=parameters.top_n, desc="retrieve", unit="row") as bar:
+        for rank, (scores, row) in enumerate(ranked, start=1):
+            row_id, dataset, cells = row["row_id"], row["dataset"], json.loads(row["row"])
+            candidate = Candidate(row_id, dataset, row["license"], cells, row["content_hash"])
+            if rejection := reject(candidate):
+                rejected.append([rank, row_id, dataset, scores["score"], rejection.reason, rejection.detail])
+                continue
+            duplicates.keep(candidate)
+            kept_of_dataset[dataset] += 1
+            best = {f"{side}_value": cells.get(scores[f"{side}_column"] or "") for side in ("query", "answer")}
+            passage = find_passage(candidate, parameters) if task.passage else None
+            kept.append({"rank": rank, **scores, **row, **best, "passage": passage})
+            bar.update()
+            if len(kept) == parameters.top_n:
+                break
+    for row in kept:
+        row["duplicates"] = json.dumps(duplicates.of[row["row_id"]])
+    kept_rows = pd.DataFrame(kept, columns=RETRIEVED_COLUMNS)
+    return kept_rows, pd.DataFrame(rejected, columns=RETRIEVAL_REJECTED_COLUMNS)
 
 
 def _read(parts: Iterator[pd.DataFrame], rows: Shards) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -212,12 +189,3 @@ def _read(parts: Iterator[pd.DataFrame], rows: Shards) -> Iterator[tuple[dict[st
                 lines |= {(dataset, row): line for row, line in zip(group["row"], table.to_pylist(), strict=True)}
             for scores in ranked.to_dict("records"):
                 yield scores, lines[scores["dataset"], scores["row"]]
-
-
-def _explain(scores: dict[str, Any], candidate: Candidate) -> dict[str, Any]:
-    """The scores of a row, and the columns and values that matched best."""
-    return {
-        **{name: scores[name] for name in _EXPLANATION},
-        "query_value": candidate.cells.get(scores["query_column"] or ""),
-        "answer_value": candidate.cells.get(scores["answer_column"] or ""),
-    }
