@@ -7,11 +7,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from urllib.parse import quote
 
 import fsspec
@@ -40,32 +39,18 @@ _MAX_NAME = 150
 _RETRY = "retry-"
 
 
-@dataclass(frozen=True)
 class ShardFolder:
-    """The folder and file format of a store's shards; small, because every worker gets one."""
+    """The folder and file format of a store's shards; small, because every worker gets one.
 
-    path: str
-    file_format: Format
-    options: dict[str, Any] = field(default_factory=dict, repr=False)
+    ``root`` is the path of the folder in its file system ``fs``, which is opened with ``options``.
+    """
 
-    @property
-    def fs(self) -> fsspec.AbstractFileSystem:
-        """The file system, opened with ``options``."""
-        return self._location[0]
-
-    @property
-    def root(self) -> str:
-        """The folder's path in its file system."""
-        return self._location[1]
-
-    @cached_property
-    def _location(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        return fsspec.core.url_to_fs(self.path, **self.options)
-
-    @property
-    def local(self) -> bool:
-        """Whether the folder is on this machine's file system."""
-        return isinstance(self.fs, LocalFileSystem)
+    def __init__(self, path: str, file_format: Format, options: dict[str, Any]) -> None:
+        self.path = path
+        self.file_format = file_format
+        self._options = options
+        self.fs, self.root = fsspec.core.url_to_fs(path, **options)
+        self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def file(self, name: str, fingerprint: str) -> str:
         """The name of a shard's file, which contains its fingerprint."""
@@ -83,16 +68,11 @@ class ShardFolder:
         except FileNotFoundError:
             return set()
 
-    def remove(self, file: str) -> None:
-        """Delete a file."""
-        self.fs.rm_file(f"{self.root}/{file}")
-
-    def read_text(self, file: str) -> str | None:
-        """The text of a small file; None if there is no such file."""
-        try:
-            return self._content(f"{self.root}/{file}").decode()
-        except FileNotFoundError:
-            return None
+    def content(self, file: str) -> bytes:
+        """The content of a file. Raises FileNotFoundError if it is missing."""
+        with self._remote_errors():
+            content: bytes = self.fs.cat_file(f"{self.root}/{file}")
+        return content
 
     @contextmanager
     def replacing(self, file: str) -> Iterator[Path]:
@@ -101,7 +81,7 @@ class ShardFolder:
         Raises RebaseError if it cannot be written: no space, no permission.
         """
         try:
-            if self.local:
+            if self.is_local:
                 with replacing_file(Path(self.root) / file) as temporary:
                     yield temporary
             else:
@@ -129,13 +109,14 @@ class ShardFolder:
 
     def read(self, name: str, fingerprint: str) -> Any:
         """A shard's table; local Arrow files are memory-mapped. In the format ``file``, a local path."""
-        path = f"{self.root}/{self.file(name, fingerprint)}"
+        file = self.file(name, fingerprint)
+        path = f"{self.root}/{file}"
         if self.file_format == "file":
-            return Path(path) if self.local else self._download(path)
-        if self.local and self.file_format == "arrow":
+            return Path(path) if self.is_local else self._download(path)
+        if self.is_local and self.file_format == "arrow":
             status = Path(path).stat()
             return _memory_map(path, status.st_ino, status.st_mtime_ns)
-        source = path if self.local else pa.BufferReader(self._content(path))
+        source = path if self.is_local else pa.BufferReader(self.content(file))
         if self.file_format == "arrow":
             return ipc.open_file(source).read_all()
         # Not read_table, which reads KEY=VALUE in a folder's name as a column.
@@ -144,17 +125,12 @@ class ShardFolder:
 
     def _download(self, path: str) -> Path:
         """A copy of a remote file in the user's cache; the name identifies the content, so it is reused."""
-        url = f"{self.options.get('client_kwargs')} {self.fs.unstrip_protocol(path)}"
+        url = f"{self._options.get('client_kwargs')} {self.fs.unstrip_protocol(path)}"
         copy = Path.home() / ".cache" / "rebase" / hashlib.sha256(url.encode()).hexdigest()
         if not copy.exists():
             with replacing_file(copy) as temporary, self._remote_errors():
                 self.fs.get_file(path, str(temporary))
         return copy
-
-    def _content(self, path: str) -> bytes:
-        with self._remote_errors():
-            content: bytes = self.fs.cat_file(path)
-        return content
 
     @contextmanager
     def _remote_errors(self) -> Iterator[None]:
@@ -174,19 +150,6 @@ class ShardFolder:
 def _memory_map(path: str, _inode: int, _changed: int) -> pa.Table:
     """The memory-mapped table of a local file; cached, because a search opens the same shards several times."""
     return ipc.open_file(pa.memory_map(path)).read_all()
-
-
-class _Manifest(NamedTuple):
-    """The shards of a store, fingerprint by name, and how long the last save took."""
-
-    shards: dict[str, str]
-    seconds: float = 0.0
-
-    @classmethod
-    def parse(cls, text: str) -> "_Manifest":
-        content = json.loads(text)
-        # Manifests of earlier versions have the shards only.
-        return cls(content["shards"], content["seconds"]) if isinstance(content.get("shards"), dict) else cls(content)
 
 
 class ShardStore(AbstractDataset[ShardPlan, Shards]):
@@ -213,13 +176,14 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
         self.metadata = metadata
 
     def load(self) -> Shards:
-        manifest = self._manifest()
-        if not manifest or not self._is_complete(manifest):
+        manifest = self._complete_manifest()
+        if not manifest:
             raise DatasetError(
                 f"{self._folder.path} is missing or not complete. Run the pipeline that writes it; it resumes. "
                 "The whole datastore: kedro run --pipelines=ingest,embed,index."
             )
-        return Shards(manifest.shards, self._folder.read, self._engine, self._folder.path, manifest.seconds)
+        fingerprints, seconds = manifest
+        return Shards(fingerprints, self._folder.read, self._engine, self._folder.path, seconds)
 
     def preview(self, nrows: int = 30) -> TablePreview:
         """At most ``nrows`` rows for kedro-viz, from as many shards as possible."""
@@ -232,9 +196,10 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
         started = time.monotonic()
         with self._locked():
             files = self._folder.files()
+            listed, _ = self._manifest() or ({}, 0.0)
             earlier = {
                 name: fingerprint
-                for name, fingerprint in (self._manifest() or _Manifest({})).shards.items()
+                for name, fingerprint in listed.items()
                 if not fingerprint.startswith(_RETRY) and self._folder.file(name, fingerprint) in files
             }
             fingerprints = {shard.name: shard.fingerprint for shard in plan.shards}
@@ -251,12 +216,16 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
             seconds = round(plan.seconds + time.monotonic() - started, 3)
             with self._folder.replacing(_MANIFEST) as path:
                 path.write_text(json.dumps({"seconds": seconds, "shards": fingerprints}, indent=1))
-            self._remove_stale({self._folder.file(*item) for item in fingerprints.items()})
+            # Shards that are no longer in the store, and temporary files of interrupted saves, are removed.
+            current = {_MANIFEST, _LOCK, *(self._folder.file(*item) for item in fingerprints.items())}
+            for file in self._folder.files() - current:
+                if file.startswith(".") or file.endswith(f".{self._folder.file_format}"):
+                    self._folder.fs.rm_file(f"{self._folder.root}/{file}")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep other processes of this machine from writing to the folder; remote folders have no lock."""
-        if not self._folder.local:
+        if not self._folder.is_local:
             yield
             return
         Path(self._folder.root).mkdir(parents=True, exist_ok=True)
@@ -268,22 +237,25 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
                 f"{self._folder.path}: another run is writing to it. Wait until it has ended, then run again."
             ) from None
 
-    def _remove_stale(self, current: set[str]) -> None:
-        """Remove shards that are no longer in the store, and temporary files of interrupted saves."""
-        for file in self._folder.files() - current - {_MANIFEST, _LOCK}:
-            if file.startswith(".") or file.endswith(f".{self._folder.file_format}"):
-                self._folder.remove(file)
-
     def _exists(self) -> bool:
+        return self._complete_manifest() is not None
+
+    def _manifest(self) -> tuple[dict[str, str], float] | None:
+        """The fingerprints of the store's shards by name, and the seconds of the last save; None before it."""
+        try:
+            content = json.loads(self._folder.content(_MANIFEST))
+        except FileNotFoundError:
+            return None
+        if isinstance(content.get("shards"), dict):
+            return content["shards"], content["seconds"]
+        return content, 0.0  # Manifests of earlier versions have the shards only.
+
+    def _complete_manifest(self) -> tuple[dict[str, str], float] | None:
+        """The manifest; None if it is missing, or one of its shards."""
         manifest = self._manifest()
-        return manifest is not None and self._is_complete(manifest)
-
-    def _is_complete(self, manifest: _Manifest) -> bool:
-        return {self._folder.file(*item) for item in manifest.shards.items()} <= self._folder.files()
-
-    def _manifest(self) -> _Manifest | None:
-        text = self._folder.read_text(_MANIFEST)
-        return None if text is None else _Manifest.parse(text)
+        if manifest and {self._folder.file(*item) for item in manifest[0].items()} <= self._folder.files():
+            return manifest
+        return None
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self._folder.path, "file_format": self._folder.file_format}

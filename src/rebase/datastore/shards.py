@@ -106,8 +106,7 @@ def fingerprint_of(*parts: Any) -> str:
 
 def is_provisional(built: Any) -> bool:
     """Whether the shard replaces data that could not be read: the next save builds it again."""
-    has_metadata = isinstance(built, pa.Table) and _METADATA_KEY in (built.schema.metadata or {})
-    return has_metadata and bool(metadata_of(built).get("provisional"))
+    return isinstance(built, pa.Table) and bool(metadata_of(built).get("provisional"))
 
 
 def with_metadata(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
@@ -116,6 +115,6 @@ def with_metadata(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
 
 
 def metadata_of(table: pa.Table) -> dict[str, Any]:
-    """The metadata that ``with_metadata`` wrote."""
-    metadata: dict[str, Any] = json.loads(table.schema.metadata[_METADATA_KEY])
+    """The metadata that ``with_metadata`` wrote; empty if there is none."""
+    metadata: dict[str, Any] = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, "{}"))
     return metadata
