@@ -50,10 +50,7 @@ class AdapterDataset(AbstractVersionedDataset[Adapter | Untrained, Adapter | Unt
         return JSONPreview((loaded.folder / _CONFIG).read_text(encoding="utf-8"))
 
     def _exists(self) -> bool:
-        try:
-            return _is_adapter(str(self._get_load_path()))
-        except DatasetError:
-            return False
+        return _is_adapter(str(self._get_load_path()))
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "version": self._version}

@@ -20,12 +20,12 @@ class EncoderDataset(Handle, AbstractDataset[Any, Encoder]):
         dtype: str = "auto",
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        self._settings = (model, revision, Path(folder), dtype)
+        self._settings: dict[str, Any] = {"model": model, "revision": revision, "dtype": dtype}
+        self._folder = Path(folder)
         self.metadata = metadata
 
     def load(self) -> Encoder:
-        return Encoder(*self._settings)
+        return Encoder(folder=self._folder, **self._settings)
 
     def _describe(self) -> dict[str, Any]:
-        model, revision, _, dtype = self._settings
-        return {"model": model, "revision": revision, "dtype": dtype}
+        return self._settings

@@ -10,7 +10,7 @@ from kedro.io import AbstractDataset, DatasetError
 
 from rebase.datasets.previews import JSONPreview, TablePreview, TextPreview
 from rebase.datastore.sources import FolderSource, Source, find_sources
-from rebase.records import EVALUATION_COLUMNS, Task
+from rebase.records import Task
 from rebase.reporting.redaction import public
 from rebase.tasks.evaluation_items import make_evaluation_items, make_unlabeled_inputs
 from rebase.tasks.source_rows import SourceRows, read_source_rows
@@ -130,7 +130,10 @@ class InputsDataset(EvaluationRowsDataset):
         if not self._source:
             return pd.DataFrame()
         task = load_task(self._folder, self._name)
-        return make_unlabeled_inputs(task, self._read(task, self._source, "train"))
+        return self._parse(task, self._read(task, self._source, "train"))
+
+    def _parse(self, task: Task, source: SourceRows) -> pd.DataFrame:
+        return make_unlabeled_inputs(task, source)
 
     def preview(self, nrows: int = 20) -> TablePreview:
         """The first inputs, for kedro-viz."""
@@ -142,11 +145,7 @@ class RealDataset(InputsDataset):
 
     _content, _parameter = "real examples", "real_source"
 
-    def load(self) -> pd.DataFrame:
-        if not self._source:
-            return pd.DataFrame(columns=EVALUATION_COLUMNS)
-        task = load_task(self._folder, self._name)
-        source = self._read(task, self._source, "train")
+    def _parse(self, task: Task, source: SourceRows) -> pd.DataFrame:
         return make_evaluation_items(task, source).assign(**source.origin)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kedro.io import AbstractVersionedDataset, DatasetError
+from kedro.io import DatasetError
 
 from rebase.errors import RebaseError
 
@@ -72,11 +72,7 @@ class RunCatalog:
         return path / version / path.name if version else path
 
     def _is_versioned(self, name: str) -> bool:
-        dataset = self.catalog[name]
-        try:
-            return isinstance(dataset, AbstractVersionedDataset) and dataset.resolve_load_version() is not None
-        except DatasetError:  # It is versioned, but there is no version yet.
-            return True
+        return bool(self._config.get(name, {}).get("versioned"))
 
     def _versions(self, name: str) -> list[str]:
         """The existing versions, the newest first."""
@@ -86,12 +82,11 @@ class RunCatalog:
             return []
 
     def _version_of(self, name: str) -> str | None:
-        versions = self._versions(name)
-        if self.version and name in _MADE_LATER:
-            versions = [version for version in versions if self._next is None or version < self._next]
-        elif self.version:
-            versions = [version for version in versions if version <= self.version]
-        return versions[0] if versions else None
+        for version in self._versions(name):
+            is_made_later = name in _MADE_LATER and (self._next is None or version < self._next)
+            if self.version is None or version <= self.version or is_made_later:
+                return version
+        return None
 
 
 def load_all_versions(catalog: Any, name: str, task: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:

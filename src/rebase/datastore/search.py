@@ -268,7 +268,9 @@ def _exact_similarities(
     cuts = np.searchsorted(texts, segment.text_start)
     for number, name in enumerate(segment.datasets):
         begin, end = cuts[number : number + 2]
-        halves = vectors_of(vectors[name]()).view(np.uint16) if begin < end else None
+        if begin == end:
+            continue
+        halves = vectors_of(vectors[name]()).view(np.uint16)
         for start in range(begin, end, TEXTS_AT_ONCE):
             part = slice(start, min(start + TEXTS_AT_ONCE, end))
             exact = np.empty((part.stop - part.start, segment.dimension))
