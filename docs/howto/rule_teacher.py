@@ -29,7 +29,7 @@ class RuleTeacher(Teacher, Session):
 
     async def generate(self, request: Request) -> Response | Failure:
         """Return one response. A Failure concerns this request only; raise RebaseError if no request can succeed."""
-        key = request.key(self.provider, self.model)
+        key = self.key(request)
         words = request.messages[-1].content.split()[:8]
         try:
             text = json.dumps(fill(request.schema, " ".join(words)))

@@ -139,10 +139,10 @@ def list_responses(env: str | None) -> None:
     """Count the cached responses of each teacher."""
     with _cache(env) as cache:
         summary = cache.summary()
-    for provider, model, count, tokens_in, tokens_out, first, last in summary:
+    for provider, model, count, tokens_in, tokens_out, first, last, address in summary:
         click.echo(
-            f"{provider}/{model}: {count:,} responses, tokens in {tokens_in:,}, out {tokens_out:,}, "
-            f"{first[:10]} to {last[:10]}"
+            f"{provider}/{model}{address and f' at {address}'}: {count:,} responses, tokens in {tokens_in:,}, "
+            f"out {tokens_out:,}, {first[:10]} to {last[:10]}"
         )
     if not summary:
         click.echo("No responses are cached.")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,12 @@ def dataset(
 
 
 def test_no_secret_among_the_settings_is_shown() -> None:
-    entry = dataset(provider="openai", base_url=f"https://me:{SECRET}@host/v1?key={SECRET}", api_key=SECRET)
+    entry = dataset(
+        provider="openai",
+        base_url=f"https://me:{SECRET}@host/v1?key={SECRET}",
+        api_key=SECRET,
+        headers={"X-Tenant": SECRET},
+    )
     assert SECRET not in entry.preview()
     assert SECRET not in str(entry), "Kedro's messages hold it"
     assert json.loads(entry.preview())["base_url"] == "https://host/v1"
@@ -114,11 +120,42 @@ def test_settings_reach_the_handle() -> None:
         ("max_concurrency", 0),
         ("timeout", 0),
         ("temperature", 1),
+        ("base_url", "localhost:8000/v1"),
+        ("structured_output", "yaml"),
+        ("extra_body", ["top_p"]),
+        ("extra_body", {"model": "other"}),
+        ("extra_body", {"messages": []}),
+        ("headers", {"X Tenant": "a"}),
+        ("headers", {"X-Tenant": "a\nb"}),
+        ("headers", {"X-Tenant": None}),
     ],
 )
 def test_wrong_setting_is_an_error_that_names_it(field: str, value: Any) -> None:
     with pytest.raises((RebaseError, DatasetError), match=rf"(?s)teacher \(globals.yml.*{field}"):
         dataset(**{field: value}).load()
+
+
+def test_wrong_header_is_an_error_that_does_not_show_it() -> None:
+    with pytest.raises((RebaseError, DatasetError), match="'X-Key' needs") as caught:
+        dataset(headers={"X-Key": f"{SECRET}\n"}).load()
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "address"),
+    [
+        (None, ""),
+        ("https://api.openai.com/v1/", ""),
+        ("https://api.anthropic.com", ""),
+        ("http://host:8000/v1/", "http://host:8000/v1"),
+        (f"https://me:{SECRET}@host/v1?key={SECRET}", "https://host/v1"),
+    ],
+)
+def test_address_is_part_of_the_key_except_the_providers_own(base_url: str | None, address: str) -> None:
+    teacher = dataset(provider="openai", base_url=base_url, credentials={"openai": "k"}).load().teacher
+    assert teacher.address == address
+    other = dataset(provider="openai", base_url=base_url, extra_body={"b": 1, "a": {"key": SECRET}}).load().teacher
+    assert re.fullmatch(rf"{re.escape(address)}#[0-9a-f]{{12}}", other.address)
 
 
 def test_unknown_provider_is_an_error_that_lists_the_known_ones() -> None:
@@ -140,8 +177,9 @@ def test_wrong_price_table_is_an_error_that_names_the_field(data: dict[str, Any]
         dataset(prices=data).load()
 
 
-def test_handles_of_one_entry_share_a_budget() -> None:
-    one, other = dataset(max_requests=5), dataset(max_requests=5)
+def test_handles_of_one_entry_share_a_budget_and_what_is_learned() -> None:
+    one, other = dataset(max_requests=5, provider="openai"), dataset(max_requests=5, provider="openai")
+    assert one.load().teacher.learned is one.load().teacher.learned
     assert one.load().budget is one.load().budget
     assert one.load().budget is not other.load().budget
     catalog = project_catalog(teacher={"max_requests": 5})
@@ -184,10 +222,15 @@ def test_parameters_override_each_setting() -> None:
         "on_budget": "stop",
         "max_concurrency": 7,
         "timeout": 60,
+        "structured_output": "prompt",
+        "extra_body": {"top_p": 0.5},
+        "headers": {"X-Tenant": "a"},
     }
     teacher = project_catalog(teacher=changed).load("teacher")
     assert (teacher.provider, teacher.model, teacher.batch) == ("anthropic", "claude-haiku-5-5", True)
     assert (teacher.teacher.max_concurrency, teacher.teacher.timeout) == (7, 60)
+    assert (teacher.teacher.structured_output, teacher.teacher.extra_body) == ("prompt", {"top_p": 0.5})
+    assert teacher.teacher.headers == {"X-Tenant": "a"}
     assert (teacher.budget.settings.budget_usd, teacher.budget.settings.max_requests) == (2.5, 10)
     assert teacher.budget.settings.on_budget == "stop"
     assert teacher.price is not None

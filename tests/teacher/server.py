@@ -54,6 +54,7 @@ class Answer:
     body: bytes | None = None
     content_type: str = "application/json"
     seconds: float = 0.0
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,10 @@ class Provider:
 
     ``answers`` "schema" writes texts that fit the request's schema and counts tokens by length; ``keep_bodies`` False
     keeps the ledger small.
+
+    Other servers are imitated by ``rejects``, which gives the error (status 400) for a body that they do not accept,
+    and ``shape``, which makes their completion of a usual one. In batches, ``bare_errors`` have no body, and the
+    account's queue is full for ``full_queue`` more batches.
     """
 
     address: str
@@ -142,6 +147,10 @@ class Provider:
     faults: Faults | None = None
     answers: Literal["echo", "schema"] = "echo"
     batch_seconds: float = 0.2
+    rejects: Callable[[dict[str, Any]], str | None] = lambda body: None
+    shape: Callable[[dict[str, Any]], dict[str, Any]] = lambda completion: completion
+    bare_errors: bool = False
+    full_queue: int = 0
     keep_bodies: bool = True
     ledger: list[Entry] = field(default_factory=list)
     max_concurrency: int = 0
@@ -180,9 +189,9 @@ class ParsedRequest:
         """Raises KeyError, IndexError, TypeError or AttributeError where the body is not what it should be."""
         messages = [{"role": turn["role"], "content": _plain(turn["content"])} for turn in body["messages"]]
         given = body.get("output_config", {}).get("format") or body.get("response_format", {}).get("json_schema") or {}
-        schema = given.get("schema")
-        limit = body.get("max_tokens", body.get("max_completion_tokens"))
         system = _plain(body.get("system") or "")
+        schema = given.get("schema") or _written_schema(system, *(turn["content"] for turn in messages))
+        limit = body.get("max_tokens", body.get("max_completion_tokens"))
         identity = json.dumps([body["model"], system, messages, schema, limit, body.get("temperature")], sort_keys=True)
         size = len(system) + sum(len(turn["content"]) for turn in messages)
         digest = sha256(identity.encode()).hexdigest()
@@ -191,6 +200,12 @@ class ParsedRequest:
 
 def _plain(content: str | list[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else "".join(block["text"] for block in content)
+
+
+def _written_schema(*texts: str) -> dict[str, Any] | None:
+    """The schema in a prompt, where the parameters of the request have none."""
+    found = [text for text in texts if "valid for this schema:\n" in text]
+    return json.JSONDecoder().raw_decode(found[0].split("valid for this schema:\n")[1])[0] if found else None
 
 
 class _Bucket:
@@ -344,6 +359,8 @@ class _Server:
             message = "This request would exceed your rate limit."
             headers = {"retry-after": str(max(1, math.ceil(wait))), **limiter.headers()}
             return self.log(request, _error(api, 429, message, headers), asked)
+        if message := provider.rejects(asked.body):
+            return self.log(request, _error(api, 400, message), asked)
         fault = faults.draw() if faults else None
         if fault in EARLY:
             return self.log(request, await self.fail_early(api, fault), asked, fault=fault)
@@ -364,7 +381,7 @@ class _Server:
             body, answer = b"<html><body>Bad gateway</body></html>", replace(answer, content_type="text/html")
         make = _Half if fault == "half a body" else Response
         name = "request-id" if api == ANTHROPIC else "x-request-id"
-        headers = {name: f"req_{next(self.numbers)}"} | (limiter.headers() if limiter else {})
+        headers = {name: f"req_{next(self.numbers)}", **answer.headers} | (limiter.headers() if limiter else {})
         response = make(body, 200, headers, answer.content_type)
         return self.log(request, response, asked, usage=usage, fault=fault)
 
@@ -408,7 +425,8 @@ class _Server:
             text, finish = text[: len(text) // 2], "length"
         usage = (asked.tokens, max(1, len(text) // 4)) if by_schema else (12, 5)
         form = _message if api == ANTHROPIC else _completion
-        return form(next(self.numbers), text, finish, usage, cached=0 if by_schema else 2), usage
+        content = form(next(self.numbers), text, finish, usage, cached=0 if by_schema else 2)
+        return self.provider.shape(content), usage
 
     def log(
         self,
@@ -462,6 +480,13 @@ class _Server:
         if given["input_file_id"] not in self.files:
             raise ValueError(f"no file {given['input_file_id']}")
         batch = _Batch(f"batch_{next(self.numbers):06}", OPENAI, [], {"metadata": None, **given})
+        if self.provider.full_queue:
+            self.provider.full_queue -= 1
+            message = (
+                "Enqueued token limit reached. Please try again once some in_progress batches have been completed."
+            )
+            batch.invalid.append({"code": "token_limit_exceeded", "message": message})
+            return self.start(batch)
         for number, line in enumerate(self.files[given["input_file_id"]][1].splitlines(), 1):
             item = json.loads(line)
             asked = ParsedRequest.read(item["body"])
@@ -512,6 +537,8 @@ class _Server:
             answer = Answer(status=500, message="fault: errored")
         if asked.body["model"] != MODEL:
             answer = Answer(status=404, message=f"model {asked.body['model']} not found")
+        if message := provider.rejects(asked.body):
+            answer = Answer(status=400, message=message)
         fault, usage = faults.draw() if faults else None, None
         fault = fault if fault in CONTENT else None
         if answer.status == 200:
@@ -529,7 +556,10 @@ class _Server:
             return outcome, {"custom_id": name, "result": {"type": outcome, "message" if usage else "error": content}}
         number = next(self.numbers)
         response = {"status_code": answer.status, "request_id": f"req_{number}", "body": content}
-        return outcome, {"id": f"batch_req_{number}", "custom_id": name, "response": response, "error": None}
+        error = None
+        if provider.bare_errors and not usage:
+            error = response.pop("body")["error"]
+        return outcome, {"id": f"batch_req_{number}", "custom_id": name, "response": response, "error": error}
 
     def find(self, request: Request) -> _Batch:
         batch = self.batches.get(request.path_params["id"])

@@ -78,6 +78,12 @@ def hosted(kind: str, address: str, key: str | None = KEY) -> ApiTeacher:
     return OpenAITeacher(MODEL, key, f"{address}/v1")
 
 
+def identity(kind: str, address: str) -> tuple[str, str, str]:
+    """Provider, model and address of ``hosted``, as the cache has them."""
+    teacher = hosted(kind, address)
+    return teacher.provider, teacher.model, teacher.address
+
+
 def cached_keys(path: Path) -> set[str]:
     """The keys in the file, as another process sees them; none while it is being created."""
     if not path.exists():

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rebase.errors import RebaseError
-from rebase.teacher.anthropic import AnthropicTeacher, model_settings
+from rebase.teacher.anthropic import AnthropicTeacher, model_dialect
 from rebase.teacher.api import THINKING_TOKENS
 from tests.scripted import generate_all
 from tests.teacher.server import KEY, MODEL, Provider
@@ -82,4 +82,4 @@ def test_reasoning_is_turned_off_as_far_as_possible(
 
 def test_model_without_json_schemas_is_an_error() -> None:
     with pytest.raises(RebaseError, match="JSON schema"):
-        model_settings("old-model", capabilities(disabled=True, schema=False))
+        model_dialect("old-model", capabilities(disabled=True, schema=False), "json_schema")

@@ -124,7 +124,7 @@ def test_responses_in_order_under_random_latencies(make: Make, kind: str, provid
     responses = ask(make(max_concurrency=12), *asked)
 
     assert [response.text for response in responses] == [f'{{"echo": "{prompt}"}}' for prompt in asked]
-    assert [response.key for response in responses] == [request(prompt).key(kind, MODEL) for prompt in asked]
+    assert [response.key for response in responses] == [make().key(request(prompt)) for prompt in asked]
     assert {(response.finish, response.input_tokens, response.output_tokens) for response in responses} == {
         ("stop", 12, 5)
     }
@@ -380,6 +380,14 @@ def test_unreachable_host_stops_with_its_address(make: Make, monkeypatch: pytest
     monkeypatch.setattr(api, "RETRIES", 0)
     with pytest.raises(RebaseError, match=r"cannot be reached at http://127.0.0.1:9.*\n?.*base_url"):
         ask(make(address="http://127.0.0.1:9"), *prompts(20))
+
+
+def test_ten_empty_responses_in_a_row_stop_with_advice(make: Make, provider: Provider) -> None:
+    provider.default = lambda prompt: Answer(text="")
+    answers = with_session(make(), lambda session: _ask_and_look_on(session, provider, 100))
+    errors = [str(answer) for answer in answers if isinstance(answer, RebaseError)]
+    assert any("10 requests in a row failed. The last error: the response is empty. Models that" in e for e in errors)
+    assert any("teacher.extra_body" in error for error in errors)
 
 
 # What comes back

@@ -24,12 +24,12 @@ from rebase.teacher.batch_journal import Batch, BatchJournal
 from rebase.teacher.batches import TRIES, BatchState, read_item
 from rebase.teacher.budget import Budget, Price
 from rebase.teacher.cached import CachedTeacher
-from rebase.teacher.protocol import Failure, Request, Response
+from rebase.teacher.protocol import Failure, Request, Response, parse_response
 from rebase.teacher.response_cache import ResponseCache
 from rebase.teacher.settings import BudgetSettings
 from tests.scripted import NO_PRICES, generate_all
-from tests.teacher.server import ANTHROPIC, KEY, MODEL, OPENAI, Answer, Faults, Provider
-from tests.teacher.teachers import cached_keys, echo, hosted, prompts, request, texts_of
+from tests.teacher.server import ANTHROPIC, KEY, OPENAI, Answer, Faults, Provider
+from tests.teacher.teachers import cached_keys, echo, hosted, identity, prompts, request, texts_of
 
 PRICE = Price(input=100_000, output=200_000)  # the server counts 12 tokens in and 5 out: 2.2 dollars, by a batch 1.1
 
@@ -158,7 +158,9 @@ def test_responses_are_in_order_at_half_the_price_and_cached(
     answers = ask(map(request, prompts(30)))
     assert texts_of(answers) == list(map(echo, prompts(30)))
     assert all(answer.batch and answer.dollars == pytest.approx(1.1) for answer in answers)
-    assert [answer.key for answer in answers] == [request(prompt).key(kind, MODEL) for prompt in prompts(30)]
+    assert [answer.key for answer in answers] == [
+        request(prompt).key(*identity(kind, provider.address)) for prompt in prompts(30)
+    ]
     assert sorted(items(provider)) == sorted(prompts(30))
     assert submitted(provider) == 1
     assert not any(
@@ -166,7 +168,7 @@ def test_responses_are_in_order_at_half_the_price_and_cached(
     )
     with closing(ResponseCache(path)) as store:
         assert all(store.get(answer.key).batch for answer in answers)
-        assert store.journal.open_batches(kind, MODEL) == []
+        assert store.journal.open_batches(*identity(kind, provider.address)) == []
         assert store.journal.batch_ids()
     assert all(KEY.encode() not in file.read_bytes() for file in path.parent.iterdir())
 
@@ -219,7 +221,7 @@ def test_invalid_responses_are_repaired_in_another_batch(ask: Ask, provider: Pro
 def test_half_surrogates_are_no_trouble(ask: Ask, provider: Provider) -> None:
     provider.plan("a", Answer(text='{"echo": "\ud800"}'))
     (answer,) = ask([request("a")])
-    assert answer.parsed == {"echo": "\ufffd"}
+    assert parse_response(answer.text) == {"echo": "\ufffd"}
 
 
 # Items that go wrong
@@ -270,7 +272,7 @@ def test_failed_batch_is_an_error_with_the_providers_message(
     with pytest.raises(RebaseError, match=r"(?s)The batch \S+ of openai/no-model failed: .*model_not_found"):
         generate_all(wrong, [request("a")])
     with closing(ResponseCache(path)) as store:
-        assert store.journal.open_batches(OPENAI, "no-model") == []
+        assert store.journal.open_batches(OPENAI, "no-model", f"{provider.address}/v1") == []
     assert not provider.billed()
 
 
@@ -280,7 +282,7 @@ def test_wrong_key_and_no_server_are_errors(kind: str, provider: Provider, path:
     with pytest.raises(RebaseError, match="status 401"):
         generate_all(replace(teacher, teacher=replace(teacher.teacher, api_key="sk-wrong")), [request("a")])
     with closing(ResponseCache(path)) as store:
-        assert store.journal.open_batches(kind, MODEL) == []
+        assert store.journal.open_batches(*identity(kind, provider.address)) == []
     assert texts_of(generate_all(teacher, [request("a")])) == [echo("a")]
 
 
@@ -313,7 +315,7 @@ def test_killed_run_finds_its_batch_again(ask: Ask, kind: str, provider: Provide
     assert billed_once(provider, 8)
     assert submitted(provider) == 1
     with closing(ResponseCache(path)) as store:
-        assert store.journal.open_batches(kind, MODEL) == []
+        assert store.journal.open_batches(*identity(kind, provider.address)) == []
 
 
 def test_run_killed_among_several_batches_submits_the_rest(ask: Ask, kind: str, provider: Provider, path: Path) -> None:
@@ -327,11 +329,11 @@ def test_run_killed_among_several_batches_submits_the_rest(ask: Ask, kind: str, 
 def test_batches_of_other_requests_are_left_open(ask: Ask, kind: str, provider: Provider, path: Path) -> None:
     foreign = request("another run's")
     with closing(ResponseCache(path)) as store:
-        entry = Batch("token", "unknown", (foreign.key(kind, MODEL),), datetime.now(UTC))
-        store.journal.add(entry, [foreign], kind, MODEL)
+        entry = Batch("token", "unknown", (foreign.key(*identity(kind, provider.address)),), datetime.now(UTC))
+        store.journal.add(entry, [foreign], *identity(kind, provider.address))
     assert texts_of(ask([request("a")])) == [echo("a")]
     with closing(ResponseCache(path)) as store:
-        assert [found.token for found in store.journal.open_batches(kind, MODEL)] == ["token"]
+        assert [found.token for found in store.journal.open_batches(*identity(kind, provider.address))] == ["token"]
 
 
 def test_batch_that_the_provider_does_not_know_any_more_is_submitted_again(
@@ -339,14 +341,15 @@ def test_batch_that_the_provider_does_not_know_any_more_is_submitted_again(
 ) -> None:
     asked = request("a")
     with closing(ResponseCache(path)) as store:
-        store.journal.add(Batch("token", "unknown", (asked.key(kind, MODEL),), datetime.now(UTC)), [asked], kind, MODEL)
+        entry = Batch("token", "unknown", (asked.key(*identity(kind, provider.address)),), datetime.now(UTC))
+        store.journal.add(entry, [asked], *identity(kind, provider.address))
     assert texts_of(ask([asked])) == [echo("a")]
     assert "batch unknown no longer exists at the provider" in caplog.text
     assert submitted(provider) == 1
 
 
 def test_item_that_is_no_response_is_a_failure() -> None:
-    broken = read_item("k", openai._read, {"choices": []})
+    broken = read_item("k", hosted(OPENAI, "http://host").read, {"choices": []})
     assert isinstance(broken, Failure)
     assert broken.reason == "not a response: {'choices': []}"
 
@@ -385,7 +388,7 @@ def test_early_close_waits_for_no_batch_and_the_next_run_collects_it(
 
     asyncio.run(asyncio.wait_for(run(), 30))
     with closing(ResponseCache(path)) as store:
-        (left,) = store.journal.open_batches(kind, MODEL)
+        (left,) = store.journal.open_batches(*identity(kind, provider.address))
     assert left.batch_id
     assert len(left.keys) == 5
 

@@ -19,8 +19,8 @@ from rebase.teacher.cached import find_error, price_of, repair_request
 from rebase.teacher.protocol import Failure, Message, Request, Response
 from rebase.teacher.response_cache import ResponseCache
 from tests.scripted import NO_PRICES, cached, generate_all
-from tests.teacher.server import MODEL, Answer, Provider
-from tests.teacher.teachers import SCHEMA, Candid, Echo, cached_keys, echo, hosted, prompts, request, texts_of
+from tests.teacher.server import MODEL, Answer, Provider, serving
+from tests.teacher.teachers import SCHEMA, Candid, Echo, cached_keys, echo, hosted, identity, prompts, request, texts_of
 
 #: 7 tokens in and 3 out, as ``Candid`` counts, cost 1.3 dollars.
 PRICE = Price(input=100_000, output=200_000)
@@ -165,6 +165,48 @@ def test_cut_responses_and_refusals_are_not_repaired(path: Path, finish: str) ->
     assert len(teacher.requests) == 1
 
 
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_empty_response_is_neither_cached_nor_shown_to_the_teacher(
+    path: Path, finish: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = Candid(lambda asked: (" ", finish))
+    for number in (1, 2):
+        (answer,) = generate_all(cached(teacher, path, PRICE), [request("a")])
+        assert (answer.text, answer.dollars) == (" ", pytest.approx(1.3))
+        assert len(teacher.asked) == number
+    assert cached_keys(path) == set()
+    assert caplog.text.count("1 of 1 responses of scripted/test are empty, and not cached. Models that reason") == 2
+
+
+def test_empty_response_of_an_earlier_version_is_not_used(path: Path) -> None:
+    asked = request("a")
+    with closing(ResponseCache(path)) as store:
+        store.put(asked, Response(asked.key("scripted", "test"), "", "stop", 1, 1), "scripted", "test")
+    assert texts(Echo(), path, ["a"]) == [echo("a")]
+    assert texts(Echo(), path, ["fail", "a"]) == ["no luck", echo("a")]
+
+
+def test_wrapped_json_needs_no_repair(path: Path) -> None:
+    text = f"<think>Hm.</think>\n```json\n{echo('a')}\n```"
+    teacher = Candid(lambda asked: text)
+    (answer,) = generate_all(cached(teacher, path), [request("a")])
+    assert answer.text == text
+    assert len(teacher.asked) == 1
+
+
+def test_responses_of_two_servers_are_kept_apart(path: Path, provider: Provider) -> None:
+    with serving() as other:
+        for server in (provider, other, provider):
+            generate_all(cached(hosted("openai", server.address), path), [request("a")])
+        extra = replace(hosted("openai", provider.address), extra_body={"top_p": 0.5})
+        generate_all(cached(extra, path), [request("a")])
+        assert (len(provider.asked()), len(other.asked())) == (2, 1)
+    with closing(ResponseCache(path)) as store:
+        addresses = [row[-1] for row in store.summary()]
+    assert len(addresses) == 3
+    assert f"{provider.address}/v1" in addresses
+
+
 def test_repairs_are_counted(path: Path) -> None:
     teacher = Candid(lambda asked: echo("right") if len(asked.messages) > 1 else asked.messages[0].content)
 
@@ -243,7 +285,7 @@ def test_error_of_the_caller_ends_it_the_same_way(path: Path, provider: Provider
 
     with pytest.raises(KeyError):
         asyncio.run(run())
-    asked = {request(entry.prompt).key("openai", MODEL) for entry in provider.asked()}
+    asked = {request(entry.prompt).key(*identity("openai", provider.address)) for entry in provider.asked()}
     assert 0 < len(asked) < 100
     assert cached_keys(path) == asked
 
@@ -333,7 +375,9 @@ def test_batches_that_were_left_are_warned_of_before_they_are_paid_for_again(
     teacher = hosted("openai", provider.address)
     asked = request("a")
     with closing(ResponseCache(path)) as store:
-        store.journal.add(Batch("t", "b", (asked.key("openai", MODEL),), datetime.now(UTC)), [asked], "openai", MODEL)
+        store.journal.add(
+            Batch("t", "b", (teacher.key(asked),), datetime.now(UTC)), [asked], *identity("openai", provider.address)
+        )
     generate_all(cached(teacher, path), [asked])
     assert f"1 batches of openai/{MODEL} were submitted but not collected" in caplog.text
     caplog.clear()

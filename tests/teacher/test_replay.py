@@ -15,8 +15,9 @@ from tests.teacher.server import MODEL, Provider, serving
 from tests.teacher.teachers import echo, hosted, prompts, request, texts_of
 
 
-def replaying(name: str, path: Path) -> ReplayTeacher:
-    return ReplayTeacher.from_settings(TeacherSettings(provider="replay", model=name or " "), cache_path=path)
+def replaying(name: str, path: Path, base_url: str | None = None) -> ReplayTeacher:
+    settings = TeacherSettings(provider="replay", model=name or " ", base_url=base_url)
+    return ReplayTeacher.from_settings(settings, cache_path=path)
 
 
 @pytest.fixture
@@ -27,13 +28,15 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["anthropic", "openai"])
 def test_a_run_is_repeated_without_network_or_key(path: Path, kind: str) -> None:
     with serving() as provider:
-        first = generate_all(cached(hosted(kind, provider.address), path), map(request, prompts(5)))
-    replay = cached(replaying(f"{kind}/{MODEL}", path), path)
+        teacher = hosted(kind, provider.address)
+        first = generate_all(cached(teacher, path), map(request, prompts(5)))
+    replay = cached(replaying(f"{kind}/{MODEL}", path, teacher.base_url), path)
     replay.check()
     again = generate_all(replay, map(request, [*prompts(5), "new"]))
     assert texts_of(again[:5]) == texts_of(first) == list(map(echo, prompts(5)))
     assert [answer.key for answer in again[:5]] == [answer.key for answer in first]
-    assert again[5] == Failure(request("new").key(kind, MODEL), f"no cached response of {kind}/{MODEL}")
+    message = f"no cached response of {kind}/{MODEL} at {teacher.base_url}"
+    assert again[5] == Failure(teacher.key(request("new")), message)
 
 
 def test_responses_can_come_from_elsewhere(path: Path, tmp_path: Path, provider: Provider) -> None:
@@ -41,7 +44,7 @@ def test_responses_can_come_from_elsewhere(path: Path, tmp_path: Path, provider:
     other = tmp_path / "other.sqlite"
     with closing(ResponseCache(path)) as source, closing(ResponseCache(other)) as target:
         target.load(source.export())
-    replay = cached(replaying(f"openai/{MODEL}", other), other)
+    replay = cached(replaying(f"openai/{MODEL}", other, f"{provider.address}/v1"), other)
     assert texts_of(generate_all(replay, map(request, prompts(3)))) == list(map(echo, prompts(3)))
 
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
 from rebase.errors import RebaseError
 from rebase.teacher.batch_journal import Batch
@@ -22,7 +23,7 @@ from rebase.teacher.protocol import Message, Request, Response, Sampling
 from rebase.teacher.response_cache import ResponseCache
 from tests.scripted import cached, generate_all
 from tests.teacher.server import KEY, MODEL, Answer, Provider
-from tests.teacher.teachers import Echo, cached_keys, echo, hosted, prompts, request, start, texts_of
+from tests.teacher.teachers import Echo, cached_keys, echo, hosted, identity, prompts, request, start, texts_of
 
 #: Asks for 200 responses and prints them, as a run in a process of its own.
 CLIENT = """
@@ -163,7 +164,9 @@ def test_killed_run_resumes(path: Path, provider: Provider) -> None:
         map(echo, asked)
     )
 
-    again = {request(entry.prompt).key("openai", MODEL) for entry in provider.asked()[asked_before:]}
+    again = {
+        request(entry.prompt).key(*identity("openai", provider.address)) for entry in provider.asked()[asked_before:]
+    }
     assert not again & kept
     assert len(again) == 200 - len(kept)
     # Only what was in flight when the kill came was asked twice.
@@ -347,8 +350,8 @@ def test_put_does_not_replace_a_response(path: Path) -> None:
 # The journal
 
 
-def journalled(store: ResponseCache, token: str, asked: list[Request], **changes: object) -> Batch | None:
-    batch = replace(Batch(token, None, tuple(one.key("echo", "echo-1") for one in asked), datetime.now(UTC)), **changes)
+def journalled(store: ResponseCache, token: str, asked: list[Request]) -> Batch | None:
+    batch = Batch(token, None, tuple(one.key("echo", "echo-1") for one in asked), datetime.now(UTC))
     return batch if store.journal.add(batch, asked, "echo", "echo-1") else None
 
 
@@ -357,7 +360,7 @@ def test_batch_is_open_until_its_responses_are_cached(path: Path) -> None:
     with closing(ResponseCache(path)) as store:
         batch = journalled(store, "token", asked)
         (found,) = store.journal.open_batches("echo", "echo-1")
-        assert (found.batch_id, set(found.keys), found.owner) == (None, set(batch.keys), batch.owner)
+        assert (found.batch_id, set(found.keys)) == (None, set(batch.keys))
         assert store.journal.open_batches("echo", "echo-2") == []
         store.journal.set_id("token", "batch-1")
         assert store.journal.open_batches("echo", "echo-1")[0].batch_id == "batch-1"
@@ -385,27 +388,12 @@ def test_request_is_in_one_open_batch_at_a_time(path: Path) -> None:
         assert journalled(store, "third", [b, c]) is not None
 
 
-def test_batch_without_an_id_is_adopted_by_one_process(path: Path) -> None:
-    with closing(ResponseCache(path)) as store:
-        batch = journalled(store, "token", [request("a")], owner="elsewhere:1")
-        assert store.journal.adopt(batch)
-        assert not store.journal.adopt(batch)
-        (now,) = store.journal.open_batches("echo", "echo-1")
-        assert now.owner == Batch("", None, (), datetime.now(UTC)).owner
-        store.journal.set_id("token", "batch-1")
-        assert not store.journal.adopt(now)
-
-
-def test_batch_that_is_being_submitted() -> None:
-    now, host = datetime.now(UTC), Batch("", None, (), datetime.now(UTC)).owner.rpartition(":")[0]
-    assert not Batch("token", None, (), now).is_being_submitted  # by this process: it knows
-    assert Batch("token", None, (), now, f"{host}:1").is_being_submitted
-    assert not Batch("token", "id", (), now, f"{host}:1").is_being_submitted
-    assert not Batch("token", None, (), now - timedelta(days=1), f"{host}:1").is_being_submitted
-    assert not Batch("token", None, (), now, "elsewhere:1").is_being_submitted
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    assert not Batch("token", None, (), now, f"{host}:{gone.pid}").is_being_submitted
+def test_one_process_at_a_time_submits(path: Path) -> None:
+    with closing(ResponseCache(path)) as store, closing(ResponseCache(path)) as other:
+        with store.journal.submission, pytest.raises(Timeout):
+            other.journal.submission.acquire(timeout=0)
+        other.journal.submission.acquire(timeout=0)
+        other.journal.submission.release()
 
 
 # What people do with the store

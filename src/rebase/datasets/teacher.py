@@ -16,7 +16,7 @@ from rebase.teacher.settings import TeacherSettings
 
 
 class TeacherDataset(Handle, AbstractDataset[Any, CachedTeacher]):
-    """Loads a ``CachedTeacher``. All handles loaded from one entry in one run share one budget.
+    """Loads a ``CachedTeacher``: the same one in a whole run, with one budget and what the run learns of the server.
 
     Args:
         settings: The values of ``TeacherSettings``, as one mapping or as several, of which later ones override.
@@ -46,7 +46,7 @@ class TeacherDataset(Handle, AbstractDataset[Any, CachedTeacher]):
         self._prices = prices
         self._credentials = credentials or {}
         self._dtype = dtype
-        self._budget: Budget | None = None
+        self._teacher: CachedTeacher | None = None
         self.metadata = metadata
 
     @property
@@ -56,6 +56,11 @@ class TeacherDataset(Handle, AbstractDataset[Any, CachedTeacher]):
         return self._filepath
 
     def load(self) -> CachedTeacher:
+        if self._teacher is None:
+            self._teacher = self._make()
+        return self._teacher
+
+    def _make(self) -> CachedTeacher:
         settings = validated(TeacherSettings, self._settings, "teacher (globals.yml or --params) is wrong:")
         teacher = find_provider(settings.provider).from_settings(
             settings,
@@ -65,9 +70,8 @@ class TeacherDataset(Handle, AbstractDataset[Any, CachedTeacher]):
             dtype=self._dtype,
         )
         prices = validated(PriceTable, self._prices, "globals.yml, prices: not a valid table.")
-        if self._budget is None:
-            self._budget = Budget(settings, price_of(teacher, prices))
-        return CachedTeacher(teacher, self._filepath, self._budget, prices, settings.batch)
+        budget = Budget(settings, price_of(teacher, prices))
+        return CachedTeacher(teacher, self._filepath, budget, prices, settings.batch)
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), **public(self._settings)}  # part of Kedro's messages

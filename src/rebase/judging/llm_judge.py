@@ -4,7 +4,6 @@ A judge is a teacher that grades. Its biases are measured: it sees every pair in
 compared with the metrics where there are references.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -18,7 +17,7 @@ from rebase.generation.prompts.templates import Prompt
 from rebase.parameters import JudgeParameters, SamplingParameters
 from rebase.records import Strict, Task
 from rebase.tasks.metrics import bootstrap_interval
-from rebase.teacher.protocol import Request
+from rebase.teacher.protocol import Request, parse_response
 
 #: The grades of every criterion, worst first.
 SCALE = (1, 2, 3, 4, 5)
@@ -258,7 +257,7 @@ def _request(
 
 
 def _parse(text: str, names: Sequence[str]) -> dict[str, Any]:
-    response = json.loads(text)
+    response = parse_response(text)
     if not isinstance(response, dict) or set(response) != {"rationale", *names}:
         raise ValueError(f"expected a response with the fields {['rationale', *names]}")
     return response | {"rationale": str(response["rationale"]).strip()}

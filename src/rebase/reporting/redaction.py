@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 # Names of secrets, and parts of addresses that can hold them.
-_SECRET = re.compile(r"(?:^|[_.-])(?:api)?(?:key|secrets?|password|credentials?|auth\w*|token)$", re.IGNORECASE)
+_SECRET = re.compile(r"(?:^|[_.-])(?:api)?(?:key|secrets?|password|credentials?|auth\w*|token|headers)$", re.IGNORECASE)
 _LOGIN = re.compile(r"(?<=://)[^/@\s]*@|(?<=\w)\?.*", re.DOTALL)
 _KEY = re.compile(r"\b(?:sk|hf|ghp|xox[a-z])[-_][\w-]{16,}")
 

@@ -125,7 +125,7 @@ class RunTables:
             return []
         fields = json.loads(example["fields"])
         requests = [cot_request(task, fields, row, prompt, parameters, k) for k in range(parameters.samples)]
-        responses = (self.find_response(request.key(teacher.provider, teacher.model)) for request in requests)
+        responses = (self.find_response(teacher.key(request)) for request in requests)
         return [response for response in responses if response]
 
     def encode(self, texts: list[str]) -> np.ndarray:

@@ -2,17 +2,17 @@
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
-from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rebase.errors import RebaseError
-from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, Clients, Connection
+from rebase.teacher.api import THINKING_TOKENS, ApiTeacher
 from rebase.teacher.batches import BatchState, Retry, read_item
+from rebase.teacher.dialects import Dialect
 from rebase.teacher.protocol import Failure, Request, Response
+from rebase.teacher.settings import Structure
 
 if TYPE_CHECKING:
     import anthropic
@@ -31,40 +31,58 @@ class AnthropicTeacher(ApiTeacher):
 
     provider: ClassVar[str] = "anthropic"  # type: ignore[misc]
     key_variable: ClassVar[str] = "ANTHROPIC_API_KEY"
+    path: ClassVar[str] = "/v1/messages"
 
-    @asynccontextmanager
-    async def connect(self, clients: Clients) -> AsyncIterator[Connection]:
-        """Open the clients and read the model's capabilities."""
+    def sdk(self) -> tuple[Any, type, type]:
+        """Return Anthropic's SDK."""
         import anthropic
-        import httpx2
 
-        opened = await clients.make(
-            anthropic.AsyncAnthropic, anthropic.DefaultAsyncHttpxClient, api_key=self.api_key, base_url=self.base_url
-        )
-        settings = model_settings(self.model, await self._capabilities(opened[0]))
-        turns = cycle(opened)
+        return anthropic, anthropic.AsyncAnthropic, anthropic.DefaultAsyncHttpxClient
 
-        async def send(request: Request) -> Any:
-            body = request_arguments(self.model, settings, request)
-            return await next(turns).post("/v1/messages", body=body, cast_to=httpx2.Response)
-
-        batches = _Batches(opened[0], self.model, settings)
-        yield Connection(anthropic, send, _read, batches, temperature=False, thinking_tokens=settings.thinking_tokens)
-
-    async def _capabilities(self, client: "anthropic.AsyncAnthropic") -> dict[str, Any]:
-        """Return the model's capabilities by the Models API, or an empty dict.
+    async def first_dialect(self, client: "anthropic.AsyncAnthropic") -> Dialect:
+        """Return what the model accepts by the Models API.
 
         Servers that only imitate the Messages API have no Models API. A wrong key or model shows in the first request.
         """
         import anthropic
 
+        capabilities: dict[str, Any] = {}
         try:
-            return (await client.models.retrieve(self.model)).to_dict().get("capabilities") or {}  # type: ignore[return-value]
+            capabilities = (await client.models.retrieve(self.model)).to_dict().get("capabilities") or {}  # type: ignore[assignment]
         except anthropic.APIConnectionError as error:
             self.raise_if_final(error, anthropic)
         except (anthropic.APIError, AttributeError, ValueError):
             pass
-        return {}
+        structure = "json_schema" if self.structured_output == "auto" else self.structured_output
+        return model_dialect(self.model, capabilities, structure)
+
+    def arguments(self, dialect: Dialect, request: Request) -> dict[str, Any]:
+        """Return the body of a request; the API's structured output enforces the schema, if the server can."""
+        arguments: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": request.sampling.max_tokens + dialect.thinking_tokens,
+            **({"system": request.system} if request.system else {}),
+            "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
+        }
+        if dialect.structure == "json_schema":
+            output = {"type": "json_schema", "schema": _schema(json.dumps(request.schema))}
+            arguments["output_config"] = {**dialect.arguments.get("output_config", {}), "format": output}
+        return arguments
+
+    def read(self, body: dict[str, Any], key: str) -> Response:
+        """Join the text blocks (a thinking block may precede them); a refusal without text has an explanation."""
+        text = "".join(block["text"] for block in body["content"] if block["type"] == "text")
+        if not text:
+            text = (body.get("stop_details") or {}).get("explanation") or ""
+            body["stop_reason"]  # a body without both is no response
+        usage = body.get("usage") or {}
+        names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+        tokens = (sum(usage.get(name) or 0 for name in names), usage.get("output_tokens") or 0)
+        return Response(key, text, _FINISH.get(body.get("stop_reason") or "", "stop"), *tokens)
+
+    def batches(self, client: Any) -> "_Batches":
+        """Return Message Batches."""
+        return _Batches(client, self)
 
 
 class _Batches:
@@ -73,13 +91,12 @@ class _Batches:
     most_requests = 100_000
     most_bytes = 256_000_000
 
-    def __init__(self, client: "anthropic.AsyncAnthropic", model: str, settings: "ModelSettings") -> None:
+    def __init__(self, client: "anthropic.AsyncAnthropic", teacher: AnthropicTeacher) -> None:
         self._client = client
-        self._model = model
-        self._settings = settings
+        self._teacher = teacher
 
     def line(self, key: str, request: Request) -> dict[str, Any]:
-        return {"custom_id": key, "params": request_arguments(self._model, self._settings, request)}
+        return {"custom_id": key, "params": self._teacher.body(request)}
 
     async def submit(self, lines: list[dict[str, Any]], token: str) -> str:
         batch = await self._client.with_options(max_retries=0).messages.batches.create(requests=lines)  # type: ignore[arg-type]
@@ -104,40 +121,31 @@ class _Batches:
         async for item in await self._client.messages.batches.results(batch_id):
             key, result = item.custom_id, item.result
             if result.type == "succeeded":
-                yield key, read_item(key, _read, result.message.to_dict())
+                yield key, read_item(key, self._teacher.read, result.message.to_dict())
             elif result.type == "errored" and result.error.error.type not in _TRANSIENT:
                 yield key, Failure(key, f"{result.error.error.type}: {result.error.error.message}")
             else:
                 yield key, Retry(result.type)
 
 
-@dataclass(frozen=True)
-class ModelSettings:
-    """What a model's requests need in addition.
-
-    ``arguments`` are part of the body, ``effort`` of its ``output_config``; ``thinking_tokens`` are added to
-    ``max_tokens``.
-    """
-
-    arguments: dict[str, Any]
-    effort: str | None = None
-    thinking_tokens: int = 0
-
-
-def model_settings(model: str, capabilities: dict[str, Any]) -> ModelSettings:
-    """Return the settings that turn reasoning off, or else make it as short as possible.
+def model_dialect(model: str, capabilities: dict[str, Any], structure: Structure) -> Dialect:
+    """Return what a model accepts, with reasoning turned off or else as short as possible.
 
     ``capabilities`` come from the Models API; if they are empty, the API's defaults apply.
     """
-    if _supports(capabilities, "structured_outputs") is False:
-        raise RebaseError(f"The model {model} does not support JSON schemas. Set another teacher.model in globals.yml.")
+    if structure == "json_schema" and _supports(capabilities, "structured_outputs") is False:
+        raise RebaseError(
+            f"The model {model} does not support JSON schemas. Set another teacher.model in globals.yml, or "
+            "teacher.structured_output: prompt."
+        )
+    dialect = Dialect(structure, temperature=False)
     for kind in ("disabled", "between_tools"):
         if _supports(capabilities, "thinking", "types", kind):
-            return ModelSettings({"thinking": {"type": kind}})
+            return replace(dialect, arguments={"thinking": {"type": kind}})
     if not _supports(capabilities, "thinking"):
-        return ModelSettings({})
-    effort = "low" if _supports(capabilities, "effort", "low") else None
-    return ModelSettings({}, effort, THINKING_TOKENS)
+        return dialect
+    effort = {"output_config": {"effort": "low"}} if _supports(capabilities, "effort", "low") else {}
+    return replace(dialect, arguments=effort, thinking_tokens=THINKING_TOKENS)
 
 
 def _supports(capabilities: dict[str, Any], *path: str) -> bool | None:
@@ -148,35 +156,9 @@ def _supports(capabilities: dict[str, Any], *path: str) -> bool | None:
     return node.get("supported") if isinstance(node, dict) else None
 
 
-def request_arguments(model: str, settings: ModelSettings, request: Request) -> dict[str, Any]:
-    """Return the body of a request; the API's structured output enforces the schema."""
-    output: dict[str, Any] = {"format": {"type": "json_schema", "schema": _schema(json.dumps(request.schema))}}
-    if settings.effort:
-        output["effort"] = settings.effort
-    return {
-        "model": model,
-        "max_tokens": request.sampling.max_tokens + settings.thinking_tokens,
-        **({"system": request.system} if request.system else {}),
-        "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
-        "output_config": output,
-        **settings.arguments,
-    }
-
-
 @lru_cache(maxsize=64)
 def _schema(schema: str) -> dict[str, Any]:
     """Return the schema as the API accepts it. Cached: a run has few schemas, and the SDK needs a millisecond."""
     import anthropic
 
     return anthropic.transform_schema(json.loads(schema))
-
-
-def _read(body: dict[str, Any], key: str) -> Response:
-    """Join the text blocks (a thinking block may precede them); a refusal without text has an explanation."""
-    text = "".join(block["text"] for block in body["content"] if block["type"] == "text")
-    if not text:
-        text = (body.get("stop_details") or {}).get("explanation") or ""
-    usage = body["usage"]
-    names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    input_tokens = sum(usage.get(name) or 0 for name in names)
-    return Response(key, text, _FINISH.get(body["stop_reason"] or "", "stop"), input_tokens, usage["output_tokens"])

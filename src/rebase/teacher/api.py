@@ -1,22 +1,27 @@
-"""What the hosted teachers share: the key, HTTP clients, rate limiting, and the handling of errors."""
+"""What the hosted teachers share: keys, HTTP clients, rate limiting, learning what a server accepts, and errors."""
 
 import asyncio
+import json
 import logging
+import os
+import re
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from threading import Lock
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from rebase.errors import RebaseError
 from rebase.teacher.batches import BatchApi, BatchSession
+from rebase.teacher.dialects import Dialect, names_structure
 from rebase.teacher.http import read_retry_after
-from rebase.teacher.protocol import Failure, Request, Response, Session, Teacher, well_formed
+from rebase.teacher.protocol import EMPTY_ADVICE, Failure, Request, Response, Session, Teacher, well_formed
 from rebase.teacher.rate_limits import OVERLOADED, Concurrency, Cost, Kind, RateLimiter
 from rebase.teacher.response_cache import ResponseCache
-from rebase.teacher.settings import TeacherSettings
+from rebase.teacher.settings import Structure, TeacherSettings, server_address
 
 if TYPE_CHECKING:
     import httpx2
@@ -27,40 +32,37 @@ logger = logging.getLogger(__name__)
 RETRIES = 5
 #: Tokens in addition to ``max_tokens`` for a model whose reasoning cannot be turned off: it counts as output.
 THINKING_TOKENS = 4096
-#: After this many failures in a row the run stops.
+#: After this many failures or empty responses in a row the run stops.
 FAILURES_TO_STOP = 10
-#: HTTP statuses that every further request would get as well: wrong key, no credit, no permission, no such model.
-_FINAL_STATUSES = frozenset({401, 402, 403, 404})
+#: HTTP statuses that every further request would get as well: wrong key, model or address, no credit or permission.
+_FINAL_STATUSES = frozenset({401, 402, 403, 404, 405})
+#: Statuses of a request that the server does not accept as it is.
+_REJECTED_STATUSES = frozenset({400, 422})
+#: A server with more to learn of contradicts itself.
+_MOST_LESSONS = 8
 #: What providers write, with other statuses, when the account has no credit.
 _NO_CREDIT = (
     "insufficient_quota", "credit_balance", "credit balance is too low", "spend_limit", "usage_limit",
     "specified API usage limits", "specified workspace API usage limits", "billing_error",
 )  # fmt: skip
+#: The status that an error without one means, by its words; 400 for any other.
+_STATUS_BY_WORDS = (
+    (r"rate.?limit|too many|overloaded|capacity", 429),
+    (r"server.?error|api_error|internal|unavailable|timeout", 500),
+    (r"invalid.api.key|authentication|unauthorized", 401),
+)
 #: Connections per client: its pool searches all of them for each request.
 _POOL = 16
+#: Characters of a server's message, which may be a page of HTML.
+_LONGEST_MESSAGE = 1000
+#: A shorter value of a header is no secret, and may be part of any word.
+_SHORTEST_SECRET = 8
 #: The SDKs give up on a longer or unreadable ``retry-after``, or wait for weeks; it is hidden from them.
 _LONG_WAIT = 60.0
 _UNREADABLE = "not a response"
 _RESUME = "Responses received so far are cached: run again to continue."
 #: The weight of a new response in the moving averages of expected tokens.
 _SMOOTHING = 0.1
-
-
-@dataclass(frozen=True)
-class Connection:
-    """The open clients of an SDK.
-
-    ``sdk`` is the SDK's module, which defines the error types. ``send`` sends one request; ``read`` makes a Response of
-    the JSON body and the request's key. ``temperature`` says whether the model accepts one. ``thinking_tokens`` are the
-    tokens that a response may have beyond ``max_tokens``.
-    """
-
-    sdk: Any
-    send: Callable[[Request], Awaitable["httpx2.Response"]]
-    read: Callable[[dict[str, Any], str], Response]
-    batches: BatchApi
-    temperature: bool
-    thinking_tokens: int = 0
 
 
 @dataclass
@@ -76,24 +78,53 @@ class _Call:
 _call: ContextVar[_Call] = ContextVar("call")
 
 
+class _Learned:
+    """What a run has learned of a server. All sessions of a teacher share it, in all threads."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.dialect: Dialect | None = None
+        self.lessons = 0
+        self.said: set[str] = set()
+
+
 @dataclass(frozen=True)
 class ApiTeacher(Teacher):
-    """A handle of a hosted model. ``base_url`` replaces the SDK's default address; ``timeout`` is in seconds."""
+    """A handle of a hosted model. ``base_url`` replaces the SDK's default address; ``timeout`` is in seconds.
+
+    A provider implements the abstract methods, and ``raise_if_final`` tells its errors.
+    """
 
     model: str
     api_key: str | None = field(default=None, repr=False)
     base_url: str | None = None
     max_concurrency: int = 64
     timeout: float = 120.0
+    structured_output: Structure | Literal["auto"] = "auto"
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    learned: _Learned = field(default_factory=_Learned, init=False, repr=False, compare=False)
 
     is_hosted: ClassVar[bool] = True
     #: The environment variable of the key.
     key_variable: ClassVar[str]
+    #: The path of requests, after the base address; and how base addresses end.
+    path: ClassVar[str]
+    address_ending: ClassVar[str] = ""
 
     @classmethod
     def from_settings(cls, settings: TeacherSettings, *, key: str | None, **_: Any) -> Self:
-        """Create the teacher from the settings and its key."""
-        return cls(settings.model, key, settings.base_url, settings.max_concurrency, settings.timeout)
+        """Create the teacher from the settings and its key. The SDKs read an address from the environment too."""
+        base_url = settings.base_url or os.environ.get(cls.key_variable.replace("API_KEY", "BASE_URL")) or None
+        return cls(
+            settings.model, key, base_url, settings.max_concurrency, settings.timeout, settings.structured_output,
+            settings.extra_body, settings.headers,
+        )  # fmt: skip
+
+    @property
+    def address(self) -> str:  # type: ignore[override]
+        """The server, if it is not the provider's own, and what ``extra_body`` adds."""
+        return server_address(self.base_url, self.extra_body)
 
     @property
     def needs_key(self) -> bool:
@@ -105,9 +136,61 @@ class ApiTeacher(Teacher):
         """Enough that one slow response at the front of the queue delays no other request."""
         return 8 * self.max_concurrency
 
+    @property
+    def dialect(self) -> Dialect:
+        """What the server accepts, as far as this run knows."""
+        if self.learned.dialect is None:
+            raise RuntimeError("the teacher is not open")
+        return self.learned.dialect
+
     @abstractmethod
-    def connect(self, clients: "Clients") -> AbstractAsyncContextManager[Connection]:
-        """Open the SDK's clients, made with ``clients``."""
+    def sdk(self) -> tuple[Any, type, type]:
+        """Return the SDK's module, which defines the error types, its client and its HTTP client."""
+
+    @abstractmethod
+    async def first_dialect(self, client: Any) -> Dialect:
+        """Return what the model accepts by its name or by the provider's model list."""
+
+    @abstractmethod
+    def arguments(self, dialect: Dialect, request: Request) -> dict[str, Any]:
+        """Return the body of a translated request, without ``dialect.arguments`` and ``extra_body``."""
+
+    @abstractmethod
+    def read(self, body: dict[str, Any], key: str) -> Response:
+        """Make a response of the JSON body. May raise LookupError, TypeError, AttributeError or ValueError."""
+
+    @abstractmethod
+    def batches(self, client: Any) -> BatchApi:
+        """Return the provider's batch API."""
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """Return the body of a request, as the server accepts it."""
+        dialect = self.dialect
+        return {**dialect.arguments, **self.arguments(dialect, dialect.translate(request)), **self.extra_body}
+
+    def learn(self, used: Dialect, error: str) -> bool:
+        """Adopt what an error says that the server does not accept, and log it once.
+
+        ``used`` is the dialect of the rejected request. Returns whether the request may be sent again.
+        """
+        learned = self.learned
+        with learned.lock:
+            if used != learned.dialect:  # another request was first
+                return True
+            adapted = used.adapt(error, may_change_structure=self.structured_output == "auto")
+            if adapted is None or learned.lessons == _MOST_LESSONS:
+                return False
+            learned.dialect, message = adapted
+            learned.lessons += 1
+        if message:
+            self.say_once(f"{message} for the rest of the run.")
+        return True
+
+    def say_once(self, message: str) -> None:
+        """Log a message about the server once in a run."""
+        if message not in self.learned.said:
+            self.learned.said.add(message)
+            logger.warning("%s/%s: %s", self.provider, self.model, message)
 
     def check(self) -> None:
         """Raise RebaseError if the key is missing or malformed. Sends nothing."""
@@ -124,18 +207,35 @@ class ApiTeacher(Teacher):
     @asynccontextmanager
     async def open(self) -> AsyncIterator["ApiSession"]:
         """Check the key and open the clients."""
+        import httpx2
+
         self.check()
-        limiter, concurrency = RateLimiter(), Concurrency(self.max_concurrency)
+        module, client, http_client = self.sdk()
+        session = ApiSession(self, module)
+        context = httpx2.create_ssl_context()
         async with AsyncExitStack() as stack:
-            clients = Clients(self, limiter, concurrency, stack)
-            connection = await stack.enter_async_context(self.connect(clients))
-            yield ApiSession(self, connection, limiter, concurrency)
+            for _ in range(-(-self.max_concurrency // _POOL)):
+                http = http_client(
+                    verify=context,
+                    # Spare connections: some are being closed, and requests are spread unevenly.
+                    limits=httpx2.Limits(
+                        max_connections=4 * _POOL, max_keepalive_connections=2 * _POOL, keepalive_expiry=30
+                    ),
+                    event_hooks={"request": [session.before_sending], "response": [session.after_response]},
+                )
+                arguments = {"api_key": self.api_key or "none", "base_url": self.base_url, "max_retries": RETRIES}
+                timeout = httpx2.Timeout(self.timeout, connect=10)
+                opened = client(http_client=http, timeout=timeout, default_headers=self.headers, **arguments)
+                session.clients.append(await stack.enter_async_context(opened))
+            if self.learned.dialect is None:
+                self.learned.dialect = await self.first_dialect(session.clients[0])
+            yield session
 
     @asynccontextmanager
     async def open_batches(self, cache: ResponseCache) -> AsyncIterator[BatchSession]:
         """Open the clients, to send requests by batches."""
         async with self.open() as session:
-            yield BatchSession(session.connection.batches, self, session.connection.sdk, cache, session.thinking_tokens)
+            yield BatchSession(self.batches(session.clients[0]), self, session.sdk, cache)
 
     def raise_if_final(self, error: Exception, sdk: Any, *, is_reached: bool = False) -> None:
         """Raise RebaseError if every further request would fail too: wrong key, no credit, wrong model or address.
@@ -147,97 +247,57 @@ class ApiTeacher(Teacher):
         if status in _FINAL_STATUSES or _means_no_credit(status, f"{message} {getattr(error, 'body', '')}"):
             raise RebaseError(
                 f"The teacher {self.provider}/{self.model} returns status {status}: {message}\n"
-                f"Check the model's name (teacher.model in globals.yml), the key ({self.key_variable}, or "
-                f"credentials.yml) and the account's credit. {_RESUME}"
+                f"{self._explain_address(status)}Check the model's name (teacher.model in globals.yml), the key "
+                f"({self.key_variable}, or credentials.yml) and the account's credit. {_RESUME}"
             ) from None
         if type(error) is sdk.APIConnectionError and not is_reached:
             raise RebaseError(
-                f"The teacher {self.provider}/{self.model} cannot be reached at {self.base_url or 'its address'}: "
+                f"The teacher {self.provider}/{self.model} cannot be reached at "
+                f"{server_address(self.base_url, {}) or 'its address'}: "
                 f"{message}\nCheck the network and teacher.base_url in globals.yml. {_RESUME}"
             ) from None
 
+    def _explain_address(self, status: int | None) -> str:
+        """Return what is likely wrong with ``base_url`` if the server does not know the path of requests."""
+        address = server_address(self.base_url, {})
+        if status not in (404, 405) or not address:
+            return ""
+        expected = address.removesuffix("/v1") + self.address_ending
+        advice = "check teacher.base_url" if expected == address else f"set teacher.base_url to {expected}"
+        return f"Requests go to {address}{self.path}: {advice}. "
+
     def describe(self, error: Exception) -> str:
-        """Return the provider's error message, without the key."""
-        return self.redact(_error_message(error))
+        """Return the provider's error message without keys, or else the SDK's and its cause."""
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        words = error_words(getattr(error, "body", None)) or f"{str(error) or type(error).__name__}{cause}"
+        return self.redact(words)
 
     def redact(self, text: str) -> str:
-        """Remove the key, which some servers repeat in their errors."""
-        return text.replace(self.api_key, "***") if self.api_key else text
-
-
-class Clients:
-    """Makes the SDKs' HTTP clients: every attempt waits for the rate limits, every response updates them."""
-
-    def __init__(
-        self, teacher: ApiTeacher, limiter: RateLimiter, concurrency: Concurrency, stack: AsyncExitStack
-    ) -> None:
-        self._teacher = teacher
-        self._limiter = limiter
-        self._concurrency = concurrency
-        self._stack = stack
-
-    async def make(self, client: type, http_client: type, **arguments: Any) -> list[Any]:
-        """Return as many clients as the concurrent requests need; they are closed with the session."""
-        import httpx2
-
-        context = httpx2.create_ssl_context()
-        clients = []
-        for _ in range(max(1, -(-self._teacher.max_concurrency // _POOL))):
-            http = http_client(
-                verify=context,
-                # Spare connections: some are being closed, and requests are spread unevenly.
-                limits=httpx2.Limits(
-                    max_connections=4 * _POOL, max_keepalive_connections=2 * _POOL, keepalive_expiry=30
-                ),
-                event_hooks={"request": [self._before], "response": [self._after]},
-            )
-            timeout = httpx2.Timeout(self._teacher.timeout, connect=10)
-            clients.append(client(http_client=http, timeout=timeout, max_retries=RETRIES, **arguments))
-            await self._stack.enter_async_context(clients[-1])
-        return clients
-
-    async def _before(self, request: "httpx2.Request") -> None:
-        call = _call.get(None)
-        if call is None:
-            return
-        if call.sent_at:  # the SDK repeats it
-            taken = await self._limiter.acquire(call.cost)
-            if taken is None:
-                raise asyncio.CancelledError
-            call.taken = taken
-        call.sent_at = time.monotonic()
-
-    async def _after(self, http_response: "httpx2.Response") -> None:
-        status, headers = http_response.status_code, http_response.headers
-        call = _call.get(None)
-        if call is None:
-            self._limiter.update(status, headers, {})
-        else:
-            self._limiter.update(status, headers, call.taken, time.monotonic() - call.sent_at)
-        if status in OVERLOADED:
-            self._concurrency.report_overload()
-            if _means_no_credit(status, (await http_response.aread()).decode(errors="replace")):
-                headers["x-should-retry"] = "false"
-            elif (wait := read_retry_after(headers)) is None or wait > _LONG_WAIT:
-                for name in ("retry-after", "retry-after-ms"):
-                    headers.pop(name, None)
+        """Remove the key and the values of headers, which some servers repeat in their errors."""
+        for secret in (self.api_key, *self.headers.values()):
+            if secret and (secret == self.api_key or len(secret) >= _SHORTEST_SECRET):
+                text = text.replace(secret, "***")
+        return text
 
 
 class ApiSession(Session):
-    """An open hosted teacher."""
+    """An open hosted teacher. Every attempt waits for the rate limits, and every response updates them."""
 
-    def __init__(
-        self, teacher: ApiTeacher, connection: Connection, limiter: RateLimiter, concurrency: Concurrency
-    ) -> None:
-        self.connection = connection
-        self.thinking_tokens = connection.thinking_tokens
+    def __init__(self, teacher: ApiTeacher, sdk: Any) -> None:
+        self.sdk = sdk
+        self.clients: list[Any] = []
+        self._next = 0
         self._teacher = teacher
-        self._limiter = limiter
-        self._concurrency = concurrency
-        self._has_warned_of_temperature = connection.temperature
+        self._limiter = RateLimiter()
+        self._concurrency = Concurrency(teacher.max_concurrency)
         self._failures_in_a_row = 0
         self._tokens_per_character = 0.3
         self._output_tokens: float | None = None
+
+    @property
+    def thinking_tokens(self) -> int:  # type: ignore[override]
+        """Tokens that a response may have beyond ``max_tokens``."""
+        return self._teacher.dialect.thinking_tokens
 
     async def generate(self, request: Request) -> Response | Failure:
         """Send the request as soon as concurrency and rate limits allow, and return the response.
@@ -246,7 +306,7 @@ class ApiSession(Session):
             RebaseError: No further request could succeed (wrong key, no credit), or too many have failed in a row.
 
         """
-        key = request.key(self._teacher.provider, self._teacher.model)
+        key = self._teacher.key(request)
         async with self._concurrency.slot() as may_send:
             cost = self._expected_cost(request)
             taken = await self._limiter.acquire(cost) if may_send else None
@@ -254,12 +314,11 @@ class ApiSession(Session):
                 return Failure(key, "not sent", "stopped")
             call = _Call(cost, taken)
             _call.set(call)
-            self._warn_of_temperature(request)
             try:
                 outcome = await self._send(request, key, call)
                 if isinstance(outcome, Failure) and outcome.reason.startswith(_UNREADABLE):
                     outcome = await self._send(request, key, call)  # the SDKs do not repeat it
-                self._learn(request, call, outcome)
+                self._count(request, call, outcome)
             except RebaseError:
                 self.stop()  # before the next waiting request gets this slot
                 raise
@@ -270,38 +329,82 @@ class ApiSession(Session):
         self._concurrency.close()
         self._limiter.close()
 
+    async def before_sending(self, _: "httpx2.Request") -> None:
+        """Wait for the rate limits if the SDK repeats a request. A hook of the HTTP client."""
+        call = _call.get(None)
+        if call is None:
+            return
+        if call.sent_at:
+            taken = await self._limiter.acquire(call.cost)
+            if taken is None:
+                raise asyncio.CancelledError
+            call.taken = taken
+        call.sent_at = time.monotonic()
+
+    async def after_response(self, http_response: "httpx2.Response") -> None:
+        """Update rate limits and concurrency by a response. A hook of the HTTP client."""
+        headers, call = http_response.headers, _call.get(None)
+        if call and http_response.status_code == 200:
+            http_response.status_code = find_status(await http_response.aread())  # the SDK repeats it, or raises it
+        status = http_response.status_code
+        taken, seconds = (call.taken, time.monotonic() - call.sent_at) if call else ({}, 0.0)
+        self._limiter.update(status, headers, taken, seconds)
+        if status in OVERLOADED:
+            self._concurrency.report_overload()
+            if _means_no_credit(status, (await http_response.aread()).decode(errors="replace")):
+                headers["x-should-retry"] = "false"
+            elif (wait := read_retry_after(headers)) is None or wait > _LONG_WAIT:
+                for name in ("retry-after", "retry-after-ms"):
+                    headers.pop(name, None)
+
     def _expected_cost(self, request: Request) -> Cost:
         limit = request.sampling.max_tokens + self.thinking_tokens
         output = min(limit, self._output_tokens if self._output_tokens is not None else limit)
         return Cost(request.characters * self._tokens_per_character, output, limit)
 
     async def _send(self, request: Request, key: str, call: _Call) -> Response | Failure:
-        sdk = self.connection.sdk
+        import httpx2
+
+        teacher = self._teacher
+        while True:
+            dialect = teacher.dialect
+            if not dialect.temperature and request.sampling.temperature != 1:
+                ignored = f"accepts no temperature and samples at its own; {request.sampling.temperature} is ignored."
+                teacher.say_once(ignored)
+            self._next += 1
+            client = self.clients[self._next % len(self.clients)]
+            try:
+                http_response = await client.post(teacher.path, body=teacher.body(request), cast_to=httpx2.Response)
+                break
+            except (self.sdk.APIError, ValueError) as error:  # ValueError: text that is not Unicode
+                teacher.raise_if_final(error, self.sdk, is_reached=self._output_tokens is not None)
+                status, message = getattr(error, "status_code", None), teacher.describe(error)
+                if status in _REJECTED_STATUSES and teacher.learn(dialect, f"{message} {getattr(error, 'body', '')}"):
+                    continue
+                if status in _REJECTED_STATUSES and names_structure(message) and teacher.structured_output != "auto":
+                    message += f" (teacher.structured_output is {teacher.structured_output}: set it to auto)"
+                return Failure(key, f"status {status}: {message}" if status else message)
         try:
-            http_response = await self.connection.send(request)
-        except (sdk.APIError, ValueError) as error:  # ValueError: text that is not Unicode
-            self._teacher.raise_if_final(error, sdk, is_reached=self._output_tokens is not None)
-            status = getattr(error, "status_code", None)
-            message = self._teacher.describe(error)
-            return Failure(key, f"status {status}: {message}" if status else message)
-        try:
-            response = self.connection.read(http_response.json(), key)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            excerpt = self._teacher.redact(http_response.text)[:300]
-            return Failure(key, f"{_UNREADABLE} of the {self._teacher.provider} API: {excerpt}")
+            response = teacher.read(http_response.json(), key)
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
+            excerpt = teacher.redact(http_response.text)[:300]
+            return Failure(key, f"{_UNREADABLE} of the {teacher.provider} API: {excerpt}")
         return replace(response, text=well_formed(response.text), seconds=time.monotonic() - call.sent_at)
 
-    def _learn(self, request: Request, call: _Call, outcome: Response | Failure) -> None:
+    def _count(self, request: Request, call: _Call, outcome: Response | Failure) -> None:
         """Count failures in a row, and update the rate limits and the expected tokens."""
-        if isinstance(outcome, Failure):
+        if isinstance(outcome, Failure) or outcome.is_empty:
             self._failures_in_a_row += 1
             if self._failures_in_a_row >= FAILURES_TO_STOP:
+                reason = outcome.reason if isinstance(outcome, Failure) else f"the response is empty. {EMPTY_ADVICE}"
                 raise RebaseError(
                     f"The teacher {self._teacher.provider}/{self._teacher.model} does not work: "
-                    f"{self._failures_in_a_row} requests in a row failed. The last error: {outcome.reason}\n{_RESUME}"
+                    f"{self._failures_in_a_row} requests in a row failed. The last error: {reason}\n{_RESUME}"
                 )
+        else:
+            self._failures_in_a_row = 0
+        if isinstance(outcome, Failure):
             return
-        self._failures_in_a_row = 0
         self._concurrency.report_success()
         actual = Cost(outcome.input_tokens, outcome.output_tokens, call.cost.reserved_tokens)
         self._limiter.correct(call.cost, actual)
@@ -310,26 +413,38 @@ class ApiSession(Session):
         expected = self._output_tokens if self._output_tokens is not None else outcome.output_tokens
         self._output_tokens = expected + _SMOOTHING * (outcome.output_tokens - expected)
 
-    def _warn_of_temperature(self, request: Request) -> None:
-        if not self._has_warned_of_temperature and request.sampling.temperature != 1:
-            self._has_warned_of_temperature = True
-            logger.warning(
-                "%s/%s accepts no temperature and samples at its own; %s is ignored.",
-                self._teacher.provider, self._teacher.model, request.sampling.temperature,
-            )  # fmt: skip
+
+def find_status(content: bytes) -> int:
+    """Return the status of a response that claims 200: that of the error in its body, if there is one."""
+    try:
+        body = json.loads(content) if b'"error"' in content else None
+        if not isinstance(body, dict) or body.get("content"):
+            return 200
+        choice = body["choices"][0] if body.get("choices") else {}
+        error = (
+            body.get("error")
+            or choice.get("error")
+            or (body if "error" in (body.get("object"), body.get("type")) else None)
+        )
+        if not error or choice.get("message", {}).get("content"):
+            return 200
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return 200
+    for values in (error, body):
+        for name in ("code", "status", "status_code"):
+            code = str(values.get(name)) if isinstance(values, dict) else ""
+            if re.fullmatch("[45][0-9][0-9]", code):
+                return int(code)
+    words = str(error).lower()
+    return next((status for pattern, status in _STATUS_BY_WORDS if re.search(pattern, words)), 400)
 
 
 def _means_no_credit(status: int | None, text: str) -> bool:
     return status in (400, 429) and any(words in text for words in _NO_CREDIT)
 
 
-def _error_message(error: Exception) -> str:
-    """Return the provider's message, or else the body, or else the SDK's message and its cause."""
-    body = getattr(error, "body", None)
-    # One SDK keeps the whole body, {"error": {"message": ...}}; the other keeps what is inside.
-    inner = body.get("error", body) if isinstance(body, dict) else body
-    message = inner.get("message") if isinstance(inner, dict) else inner
-    if isinstance(message, str) and message.strip():
-        return message.strip()
-    cause = f" ({error.__cause__})" if error.__cause__ else ""
-    return f"{str(error) or type(error).__name__}{cause}"
+def error_words(body: Any) -> str:
+    """Return the message in the body of an error, whatever its shape; empty if there is none."""
+    if isinstance(body, dict):
+        return next((words for name in ("error", "message", "detail") if (words := error_words(body.get(name)))), "")
+    return body.strip()[:_LONGEST_MESSAGE] if isinstance(body, str) else ""

@@ -3,13 +3,17 @@
 import asyncio
 import json
 import logging
+import re
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
+
+from filelock import Timeout
 
 from rebase.errors import RebaseError
 from rebase.teacher.batch_journal import Batch
@@ -20,6 +24,7 @@ from rebase.teacher.response_cache import ResponseCache
 
 if TYPE_CHECKING:
     from rebase.teacher.api import ApiTeacher
+    from rebase.teacher.dialects import Dialect
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +36,12 @@ TRIES = 3
 CALLS = 5
 #: Statuses below 500 of errors that may pass. The provider has not accepted the batch then.
 _TRANSIENT = frozenset({408, 409, 429})
-#: Seconds between two polls of a batch: at first, and at most.
+#: What a provider writes if too many requests of the account wait in batches.
+_QUEUE_IS_FULL = re.compile(r"token_limit_exceeded|enqueued token limit", re.IGNORECASE)
+#: Seconds between two polls of a batch, or two submissions: at first, and at most.
 FIRST_POLL, LONGEST_POLL = 1.0, 60.0
+#: The longest wait for a full queue, in seconds: each submission uploads all requests again.
+LONGEST_QUEUE_WAIT = 600.0
 
 
 @dataclass(frozen=True)
@@ -45,9 +54,10 @@ class BatchState:
 
 @dataclass(frozen=True)
 class Retry:
-    """An item without a response and without charge, for a reason that may pass."""
+    """An item without a response and without charge, for a reason that may pass. Only some tries are counted."""
 
     reason: str
+    is_counted: bool = True
 
 
 class BatchApi(Protocol):
@@ -75,17 +85,22 @@ class BatchApi(Protocol):
 class BatchSession(Session):
     """An open teacher that sends batches. Its journal of batches is that of the response cache."""
 
-    def __init__(
-        self, api: BatchApi, teacher: "ApiTeacher", sdk: Any, cache: ResponseCache, thinking_tokens: int
-    ) -> None:
+    def __init__(self, api: BatchApi, teacher: "ApiTeacher", sdk: Any, cache: ResponseCache) -> None:
         self._api = api
         self._teacher = teacher
+        self._name = (teacher.provider, teacher.model, teacher.address)
         self._sdk = sdk
         self._cache = cache
         self._journal = cache.journal
         self._group = RequestGroup(GROUP, self._generate_all)
         self._stopped = asyncio.Event()
-        self.thinking_tokens = thinking_tokens
+        self._dialects: dict[str, Dialect] = {}  # of submitted batches, by their token
+        self._full_queues = 0
+
+    @property
+    def thinking_tokens(self) -> int:  # type: ignore[override]
+        """Tokens that a response may have beyond ``max_tokens``."""
+        return self._teacher.dialect.thinking_tokens
 
     async def generate(self, request: Request) -> Response | Failure:
         """Return the response to a request, sent with all those made at the same time. May take a day."""
@@ -96,11 +111,7 @@ class BatchSession(Session):
         self._stopped.set()
 
     async def _generate_all(self, group: list[Request], resolve: Callable[[int, Response | Failure], None]) -> None:
-        name = f"{self._teacher.provider}/{self._teacher.model}"
-        missing = {
-            request.key(self._teacher.provider, self._teacher.model): (index, request)
-            for index, request in enumerate(group)
-        }
+        missing = {self._teacher.key(request): (index, request) for index, request in enumerate(group)}
         tries: Counter[str] = Counter()
         try:
             while missing and not self._is_stopped:
@@ -118,14 +129,16 @@ class BatchSession(Session):
                     for key, outcome in (await self._collect(batch)).items():
                         if key not in missing:
                             continue
-                        if not isinstance(outcome, Retry):
-                            resolve(missing.pop(key)[0], outcome)
-                        elif tries[key] >= TRIES:
-                            resolve(missing.pop(key)[0], Failure(key, f"{outcome.reason}, {tries[key]} times"))
+                        if isinstance(outcome, Retry):
+                            tries[key] -= not outcome.is_counted
+                            if tries[key] < TRIES:
+                                continue
+                            outcome = Failure(key, f"{outcome.reason}, {tries[key]} times")  # noqa: PLW2901
+                        resolve(missing.pop(key)[0], outcome)
         except self._sdk.APIError as error:
             self._teacher.raise_if_final(error, self._sdk)
             raise RebaseError(
-                f"The batch API of {name} failed: {self._teacher.describe(error)}\n"
+                f"The batch API of {'/'.join(self._name[:2])} failed: {self._teacher.describe(error)}\n"
                 "Submitted batches are in the journal: run again to continue."
             ) from None
         for key, (index, _) in missing.items():
@@ -137,29 +150,43 @@ class BatchSession(Session):
         for batch in self._open_batches():
             if not keys & set(batch.keys):
                 continue
-            recovered = batch if batch.batch_id else await self._recover(batch)
+            recovered: Batch | None = batch
+            if batch.batch_id is None:
+                async with self._submitting() as is_alone:
+                    recovered = await self._recover(batch) if is_alone else None
             if recovered:
                 logger.info("batch %s was submitted earlier: waiting for it", recovered.batch_id)
                 submitted.append(recovered)
         return submitted
 
     def _open_batches(self) -> list[Batch]:
-        return self._journal.open_batches(self._teacher.provider, self._teacher.model)
+        return self._journal.open_batches(*self._name)
+
+    @asynccontextmanager
+    async def _submitting(self) -> AsyncIterator[bool]:
+        """Wait until no other process submits or recovers a batch; gives False if the session is stopped before."""
+        lock = self._journal.submission
+        is_alone = False
+        while not (is_alone or self._is_stopped):
+            try:
+                lock.acquire(timeout=0)
+                is_alone = True
+            except Timeout:
+                await self._sleep(FIRST_POLL)
+        try:
+            yield is_alone
+        finally:
+            if is_alone:
+                lock.release()
 
     async def _recover(self, batch: Batch) -> Batch | None:
-        """Return the batch with its id if the provider has it; else close it.
+        """Return the batch with its id if the provider has it; else close it. The caller is the only one to submit.
 
         Returns None also if another process has closed it, or the session was stopped.
         """
-        while True:
-            current = next((one for one in self._open_batches() if one.token == batch.token), None)
-            if current is None or current.batch_id:
-                return current
-            if not current.is_being_submitted and self._journal.adopt(current):
-                break
-            await self._sleep(FIRST_POLL)
-            if self._is_stopped:
-                return None
+        current = next((one for one in self._open_batches() if one.token == batch.token), None)
+        if current is None or current.batch_id:
+            return current
         recorded_ids = self._journal.batch_ids()
         for batch_id in await self._api.find(batch.token, set(batch.keys), batch.created):
             if batch_id not in recorded_ids and await self._contains(batch_id, set(batch.keys)):
@@ -195,31 +222,33 @@ class BatchSession(Session):
         Returns None if another process was faster with some of the requests, or the session was stopped.
         """
         lines = [self._api.line(key, request) for key, request in part.items()]
-        for call in range(1, CALLS + 1):
+        for call in count(1):
             batch = Batch(uuid.uuid4().hex, None, tuple(part), datetime.now(UTC))
-            provider, model = self._teacher.provider, self._teacher.model
-            if self._is_stopped or not self._journal.add(batch, part.values(), provider, model):
-                return None
-            try:
-                batch_id = await self._api.submit(lines, batch.token)
-            except self._sdk.APIError as error:
-                status = getattr(error, "status_code", None)
-                is_rejected = status is not None and status < 500
-                if is_rejected:
-                    self._journal.close(batch.token)
-                    self._teacher.raise_if_final(error, self._sdk)
-                elif recovered := await self._recover(batch):
-                    return recovered
-                if call == CALLS or (is_rejected and status not in _TRANSIENT):
-                    raise
-                response = getattr(error, "response", None)
-                wait = read_retry_after(response.headers) if response is not None else None
-                await self._sleep(min(LONGEST_POLL, FIRST_POLL * 2**call if wait is None else wait))
-                continue
-            self._journal.set_id(batch.token, batch_id)
-            logger.info("batch %s: %d requests submitted to %s", batch_id, len(part), model)
-            return replace(batch, batch_id=batch_id)
-        return None
+            self._dialects[batch.token] = self._teacher.dialect
+            async with self._submitting() as is_alone:
+                if not is_alone or not self._journal.add(batch, part.values(), *self._name):
+                    return None
+                try:
+                    batch_id = await self._api.submit(lines, batch.token)
+                except self._sdk.APIError as error:
+                    status, response = getattr(error, "status_code", None), getattr(error, "response", None)
+                    is_full = status == 429 or _QUEUE_IS_FULL.search(self._teacher.describe(error))
+                    if status is not None and status < 500:
+                        self._journal.close(batch.token)  # it was rejected
+                        self._teacher.raise_if_final(error, self._sdk)
+                        if not is_full and status not in _TRANSIENT:
+                            raise
+                    elif recovered := await self._recover(batch):
+                        return recovered
+                    if call >= CALLS and not is_full:
+                        raise
+                    wait = read_retry_after(response.headers) if response is not None else None
+                else:
+                    self._journal.set_id(batch.token, batch_id)
+                    logger.info("batch %s: %d requests submitted to %s", batch_id, len(part), self._teacher.model)
+                    return replace(batch, batch_id=batch_id)
+            await self._sleep(min(LONGEST_POLL, FIRST_POLL * 2 ** min(call, 9) if wait is None else wait))
+        raise AssertionError("unreachable")
 
     async def _collect(self, batch: Batch) -> dict[str, Response | Failure | Retry]:
         """Wait for the end of the batch and cache its responses."""
@@ -232,18 +261,34 @@ class BatchSession(Session):
             return {}
         if not state.has_ended:  # stopped
             return {}
+        used = self._dialects.get(batch.token, self._teacher.dialect)
         if state.failure is not None:
             self._journal.close(batch.token)
-            raise RebaseError(
-                f"The batch {batch_id} of {self._teacher.provider}/{self._teacher.model} failed: {state.failure}\n"
-                "Set teacher.batch: false, or fix what the provider reports; nothing was charged for this batch."
-            )
+            if _QUEUE_IS_FULL.search(state.failure):
+                await self._wait_for_queue(state.failure)
+            elif not self._teacher.learn(used, state.failure):
+                raise RebaseError(
+                    f"The batch {batch_id} of {'/'.join(self._name[:2])} failed: {state.failure}\n"
+                    "Set teacher.batch: false, or fix what the provider reports; nothing was charged for this batch."
+                )
+            return dict.fromkeys(batch.keys, Retry(state.failure, is_counted=False))
         outcomes = await self._results(batch_id)
         seconds = (datetime.now(UTC) - batch.created).total_seconds()
-        responses = [replace(one, seconds=seconds) for one in outcomes.values() if isinstance(one, Response)]
+        for key, outcome in outcomes.items():
+            if isinstance(outcome, Response):
+                outcomes[key] = replace(outcome, seconds=seconds)
+            elif isinstance(outcome, Failure) and self._teacher.learn(used, outcome.reason):
+                outcomes[key] = Retry(outcome.reason, is_counted=False)
+        responses = [one for one in outcomes.values() if isinstance(one, Response) and not one.is_empty]
         self._journal.close(batch.token, responses)
-        missing = {key: Retry("no result") for key in batch.keys}
-        return missing | outcomes | {response.key: response for response in responses}
+        return {key: Retry("no result") for key in batch.keys} | outcomes
+
+    async def _wait_for_queue(self, reason: str) -> None:
+        """Wait before a batch is submitted again that found the account's queue full: longer each time."""
+        wait = min(LONGEST_QUEUE_WAIT, FIRST_POLL * 2**self._full_queues)
+        self._full_queues = min(self._full_queues + 1, 10)
+        logger.info("The account's batch queue is full (%s): submitting again in %.0f seconds.", reason, wait)
+        await self._sleep(wait)
 
     async def _results(self, batch_id: str) -> dict[str, Response | Failure | Retry]:
         """Return the outcome of each item by key, the first one if there are two. Reads interrupted results again."""
@@ -260,7 +305,7 @@ class BatchSession(Session):
             except (httpx2.HTTPError, ValueError) as error:  # ValueError: an incomplete line of JSON
                 if call == CALLS:
                     raise RebaseError(
-                        f"The results of batch {batch_id} of {self._teacher.provider}/{self._teacher.model} cannot be "
+                        f"The results of batch {batch_id} of {'/'.join(self._name[:2])} cannot be "
                         f"read: {self._teacher.describe(error)}\nThe batch is in the journal: run again to retry."
                     ) from None
                 await self._sleep(FIRST_POLL * 2**call)
@@ -288,5 +333,5 @@ def read_item(key: str, read: Callable[[dict[str, Any], str], Response], body: d
     """Return the response in an item of a batch; a Failure if it is malformed."""
     try:
         return read(body, key)
-    except (AttributeError, IndexError, KeyError, TypeError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         return Failure(key, f"not a response: {str(body)[:300]}")

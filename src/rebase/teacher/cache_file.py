@@ -1,18 +1,19 @@
 """The SQLite file of cached responses: tables, transactions, files of earlier versions, and damaged files.
 
-It uses sqlite3 directly: diskcache evicts and pickles its entries, and sqlite-utils has neither locks between processes
-nor a way to save what is readable in a damaged file.
+It uses sqlite3 directly: diskcache evicts and pickles its entries, and sqlite-utils cannot save what is readable in a
+damaged file.
 """
 
 import logging
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any
+
+from filelock import FileLock
 
 from rebase.errors import RebaseError
 from rebase.teacher.protocol import Request, Response
@@ -23,48 +24,67 @@ logger = logging.getLogger(__name__)
 _SMALLEST_ROW = 128
 #: Seconds to wait for another process that writes.
 _LOCK_TIMEOUT = 60
+#: Seconds to wait for another process that opens the file, which may have to rebuild it.
+_OPENING_TIMEOUT = 600
 
-_TABLES = (
-    """CREATE TABLE IF NOT EXISTS responses (
-        key TEXT PRIMARY KEY,           -- SHA-256 of everything that the response depends on
+_TABLES = """
+    CREATE TABLE IF NOT EXISTS responses (
+        key TEXT PRIMARY KEY,               -- SHA-256 of everything that the response depends on
         provider TEXT NOT NULL,
         model TEXT NOT NULL,
         text TEXT NOT NULL,
         finish TEXT NOT NULL,
         input_tokens INTEGER NOT NULL,
         output_tokens INTEGER NOT NULL,
-        created TEXT NOT NULL,          -- UTC, ISO 8601
-        request TEXT NOT NULL,          -- the request as JSON
+        created TEXT NOT NULL,              -- UTC, ISO 8601
+        request TEXT NOT NULL,              -- the request as JSON
         seconds REAL NOT NULL DEFAULT 0,
-        batch INTEGER NOT NULL DEFAULT 0
-    )""",
-    "CREATE INDEX IF NOT EXISTS responses_by_model ON responses (provider, model)",
-    """CREATE TABLE IF NOT EXISTS batches (
-        token TEXT PRIMARY KEY,         -- ours, chosen before the provider gives the batch an id
-        batch_id TEXT,                  -- the provider's
+        batch INTEGER NOT NULL DEFAULT 0,
+        address TEXT NOT NULL DEFAULT ''    -- the server, if it is not the provider's own
+    );
+    CREATE INDEX IF NOT EXISTS responses_by_model ON responses (provider, model);
+    CREATE TABLE IF NOT EXISTS batches (
+        token TEXT PRIMARY KEY,             -- ours, chosen before the provider gives the batch an id
+        batch_id TEXT,                      -- the provider's
         provider TEXT NOT NULL,
         model TEXT NOT NULL,
         created TEXT NOT NULL,
-        owner TEXT NOT NULL,            -- host:process that submits it
-        is_open INTEGER NOT NULL        -- its responses have not been collected
-    )""",
-    """CREATE TABLE IF NOT EXISTS batch_items (
+        owner TEXT NOT NULL,                -- of earlier versions
+        is_open INTEGER NOT NULL,           -- its responses have not been collected
+        address TEXT NOT NULL DEFAULT ''
+    );
+    CREATE TABLE IF NOT EXISTS batch_items (
         token TEXT NOT NULL,
         key TEXT NOT NULL,
         request TEXT NOT NULL,
         PRIMARY KEY (token, key)
-    ) WITHOUT ROWID""",
-    "CREATE INDEX IF NOT EXISTS batch_items_by_key ON batch_items (key)",
-)
+    );
+    CREATE INDEX IF NOT EXISTS batch_items_by_key ON batch_items (key);
+"""
 COLUMNS = (
     "key", "provider", "model", "text", "finish", "input_tokens", "output_tokens", "created", "request",
-    "seconds", "batch",
+    "seconds", "batch", "address",
 )  # fmt: skip
+BATCH_COLUMNS = ("token", "batch_id", "provider", "model", "created", "owner", "is_open", "address")
+#: Columns that files of earlier versions lack.
+_ADDED = (
+    ("responses", "seconds REAL NOT NULL DEFAULT 0"),
+    ("responses", "batch INTEGER NOT NULL DEFAULT 0"),
+    ("responses", "address TEXT NOT NULL DEFAULT ''"),
+    ("batches", "address TEXT NOT NULL DEFAULT ''"),
+)
 #: The types of the columns that are not text.
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "input_tokens": int, "output_tokens": int, "seconds": (int, float), "batch": int,
 }  # fmt: skip
-INSERT = f"INSERT OR IGNORE INTO responses ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
+
+
+def insertion(table: str, columns: tuple[str, ...]) -> str:
+    """Return the statement that inserts a row, unless there is one with its key."""
+    return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
+
+
+INSERT = insertion("responses", COLUMNS)
 
 
 class CacheFile:
@@ -78,11 +98,12 @@ class CacheFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._lock = Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = _connect_or_rebuild(path)
+            with FileLock(f"{path}.lock", timeout=_OPENING_TIMEOUT):
+                self._connection = _connect_or_rebuild(path)
         except (sqlite3.DatabaseError, OSError) as error:
             raise RebaseError(f"The response cache {path} cannot be opened: {error}") from error
 
@@ -93,12 +114,13 @@ class CacheFile:
             with self._lock:
                 yield self._connection
         except sqlite3.DatabaseError as error:
-            raise RebaseError(f"The response cache {self._path} cannot be used: {error}. Run again.") from error
+            raise RebaseError(f"The response cache {self.path} cannot be used: {error}. Run again.") from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Commit at the end, or roll back on an error."""
-        with self.connected() as connection, _transaction(connection):
+        with self.connected() as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")
             yield connection
 
     def execute(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
@@ -120,120 +142,90 @@ def is_valid(row: tuple[Any, ...]) -> bool:
     for name, value in values.items():
         if not isinstance(value, _TYPES.get(name, str)):
             raise TypeError(f"{name} is {value!r}")
-    return values["key"] == Request.from_json(values["request"]).key(values["provider"], values["model"])
+    request = Request.from_json(values["request"])
+    return bool(values["key"] == request.key(values["provider"], values["model"], values["address"]))
 
 
-def response_row(response: Response, request: str, provider: str, model: str) -> tuple[Any, ...]:
-    """Return the row of ``responses`` for a response to a request in JSON."""
+def response_row(response: Response, request: str, *teacher: str) -> tuple[Any, ...]:
+    """Return the row of ``responses`` for a response to a request in JSON; ``teacher``: provider, model, address."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
+    provider, model, address = teacher
     return (
         response.key, provider, model, response.text, response.finish, response.input_tokens, response.output_tokens,
-        created, request, response.seconds, int(response.batch),
+        created, request, response.seconds, int(response.batch), address,
     )  # fmt: skip
 
 
 def use_earlier_file(path: Path) -> None:
     """Rename ``replies.sqlite``, the name of earlier versions, to ``path``, if only the former exists."""
     earlier = path.with_name("replies.sqlite")
-    if path.exists() or not earlier.exists():
-        return
-    try:
-        # With the write-ahead log written back, the file is complete without the files beside it.
-        with closing(sqlite3.connect(earlier, timeout=_LOCK_TIMEOUT)) as connection, suppress(sqlite3.DatabaseError):
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        _rename(earlier, path)
-    except FileNotFoundError:  # another process has renamed it
-        return
-    logger.info("The response cache %s of an earlier version is now %s.", earlier, path)
+    if earlier.exists() and not path.exists():
+        with suppress(FileNotFoundError):  # another process has renamed it
+            _rename(earlier, path)
+            logger.info("The response cache %s of an earlier version is now %s.", earlier, path)
 
 
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+def _rename(path: Path, new: Path) -> None:
+    """Rename a file together with its write-ahead log, which goes first: without it responses would be missing."""
+    with suppress(FileNotFoundError):
+        Path(f"{path}-wal").rename(f"{new}-wal")
+    Path(f"{path}-shm").unlink(missing_ok=True)
+    path.rename(new)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    """Open a file; creates missing tables and columns. Raises sqlite3.DatabaseError if it is damaged.
+
+    With a write-ahead log, processes read while another one writes, and a commit survives a kill of the process.
+    """
     connection = sqlite3.connect(path, timeout=_LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
-        _use_write_ahead_log(connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
         result = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if result != "ok":
             damage = sqlite3.DatabaseError(result)
             damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
             raise damage
-        _make_tables(connection)
+        if _responses_table(connection) == "replies":
+            connection.execute("ALTER TABLE replies RENAME TO responses")
+            connection.execute("DROP INDEX IF EXISTS replies_by_model")
+        connection.executescript(_TABLES)
+        for table, column in _ADDED:
+            if column.split()[0] not in _columns_of(connection, table):
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """Let processes read while another one writes. SQLite does not wait for its lock here, so this function does.
-
-    A commit then survives a kill of the process without waiting for the disk.
-    """
-    deadline = time.monotonic() + _LOCK_TIMEOUT
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            return
-        except sqlite3.OperationalError as error:
-            if _error_kind(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
+def _responses_table(connection: sqlite3.Connection) -> str:
+    """Return the name of the table of responses, which versions before 0.3 called ``replies``."""
+    return "replies" if _columns_of(connection, "replies") and not _columns_of(connection, "responses") else "responses"
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
-    """Create missing tables and columns; versions before 0.3 called the table ``replies``."""
-    with _transaction(connection):
-        if _has_earlier_name(connection):
-            connection.execute("ALTER TABLE replies RENAME TO responses")
-            connection.execute("DROP INDEX IF EXISTS replies_by_model")
-        for statement in _TABLES:
-            connection.execute(statement)
-        columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(responses)")}
-        for column in ("seconds REAL NOT NULL DEFAULT 0", "batch INTEGER NOT NULL DEFAULT 0"):
-            if column.split()[0] not in columns:  # version 0.1
-                connection.execute(f"ALTER TABLE responses ADD COLUMN {column}")
-
-
-def _has_earlier_name(connection: sqlite3.Connection) -> bool:
-    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    return "replies" in names and "responses" not in names
+def _columns_of(connection: sqlite3.Connection, table: str) -> list[str]:
+    return [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
 
 
 def _connect_or_rebuild(path: Path) -> sqlite3.Connection:
-    """Connect; a damaged file is rebuilt by the first process that finds it."""
+    """Connect; a damaged file is rebuilt. The caller holds the lock."""
     try:
         return _connect(path)
     except sqlite3.DatabaseError as error:
         if not _is_damage(error):
             raise
-    with closing(sqlite3.connect(f"{path}.rebuilding", timeout=_LOCK_TIMEOUT, isolation_level=None)) as lock:
-        lock.execute("BEGIN EXCLUSIVE")
-        try:
-            return _connect(path)
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise
-            damage = error
-        # If this process is killed, the damaged file is still in its place and the next process starts over.
-        new = path.with_name(f"{path.name}.rebuilt")
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{new}{suffix}").unlink(missing_ok=True)
-        with closing(_connect(new)) as target:
-            count = _salvage(path, target)
-        damaged = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
-        _rename(path, damaged)
-        new.rename(path)
+        damage = error
+    # If this process is killed, the damaged file is still in its place and the next process starts over.
+    new = path.with_name(f"{path.name}.rebuilt")
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{new}{suffix}").unlink(missing_ok=True)
+    with closing(_connect(new)) as target, closing(sqlite3.connect(path)) as source:
+        count = _salvage(source, target, path.stat().st_size // _SMALLEST_ROW)
+    damaged = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+    _rename(path, damaged)
+    new.rename(path)
     logger.warning(
         "The response cache %s was damaged (%s) and is now %s. Saved the %d responses that are whole.",
         path, damage, damaged, count,
@@ -241,63 +233,51 @@ def _connect_or_rebuild(path: Path) -> sqlite3.Connection:
     return _connect(path)
 
 
-def _rename(path: Path, new: Path) -> None:
-    """Rename a file together with its log."""
-    path.rename(new)
-    for suffix in ("-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            Path(f"{path}{suffix}").rename(f"{new}{suffix}")
-
-
-def _salvage(damaged: Path, target: sqlite3.Connection) -> int:
+def _salvage(source: sqlite3.Connection, target: sqlite3.Connection, most_rows: int) -> int:
     """Copy the readable rows of all tables, and of the responses those that are valid; returns their number."""
     saved = 0
-    with closing(sqlite3.connect(damaged)) as source, _transaction(target):
-        for row in _readable_responses(source, damaged.stat().st_size):
+    with target:
+        target.execute("BEGIN")
+        for row in _readable(source, "responses", COLUMNS, most_rows):
             with suppress(ValueError, KeyError, TypeError):
                 if is_valid(row):
                     saved += target.execute(INSERT, row).rowcount
-        for token, batch_id, provider, model, created, owner, is_open in _readable(source, "batches", "rowid"):
-            with suppress(ValueError, TypeError):
-                values = (token, batch_id, provider, model, datetime.fromisoformat(created).isoformat(), owner, is_open)
-                target.execute("INSERT OR IGNORE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-        for row in _readable(source, "batch_items", "token", "key"):
+        for row in _readable(source, "batches", BATCH_COLUMNS, most_rows):
+            with suppress(ValueError, TypeError, sqlite3.IntegrityError):
+                datetime.fromisoformat(row[4])
+                target.execute(insertion("batches", BATCH_COLUMNS), row)
+        for row in _readable(source, "batch_items", ("token", "key", "request"), most_rows):
             target.execute("INSERT OR IGNORE INTO batch_items VALUES (?, ?, ?)", row)
         target.execute("DELETE FROM batch_items WHERE token NOT IN (SELECT token FROM batches WHERE is_open)")
     return saved
 
 
-def _readable(source: sqlite3.Connection, table: str, *order: str) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of a table from both ends up to the first damage, some of them twice."""
-    for direction in ("", " DESC"):
-        ordered = ", ".join(name + direction for name in order)
-        with suppress(sqlite3.DatabaseError):
-            yield from source.execute(f"SELECT * FROM {table} ORDER BY {ordered}")  # noqa: S608
-
-
-def _readable_responses(source: sqlite3.Connection, file_bytes: int) -> Iterator[tuple[Any, ...]]:
-    """Yield the responses one by one, so that a damaged page costs only its own rows."""
-    table = "responses"
+def _readable(
+    source: sqlite3.Connection, table: str, columns: tuple[str, ...], most_rows: int
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a table one by one, so that a damaged page costs only its own rows."""
+    present: list[str] = []
     with suppress(sqlite3.DatabaseError):
-        table = "replies" if _has_earlier_name(source) else "responses"
-    select = f"SELECT rowid, {', '.join(COLUMNS)} FROM {table} WHERE rowid >= ? ORDER BY rowid LIMIT 1"  # noqa: S608
-    row_id, unreadable_count = 1, 0
-    while unreadable_count <= file_bytes // _SMALLEST_ROW:
+        table = _responses_table(source) if table == "responses" else table
+        present = _columns_of(source, table)
+    defaults = {"seconds": "0", "batch": "0", "address": "''"}
+    selected = ", ".join(name if name in present else defaults.get(name, name) for name in columns)
+    select = f"SELECT rowid, {selected} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT 1"  # noqa: S608
+    last = unreadable_count = 0
+    while unreadable_count <= most_rows:
         try:
-            row = source.execute(select, (row_id,)).fetchone()
-        except sqlite3.DatabaseError:
-            row_id, unreadable_count = row_id + 1, unreadable_count + 1
+            row = source.execute(select, (last,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):  # there is no such table
+                return
+            last, unreadable_count = last + 1, unreadable_count + 1
             continue
         if row is None:
             return
         yield row[1:]
-        row_id, unreadable_count = row[0] + 1, 0
+        last, unreadable_count = row[0], 0
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    return _error_kind(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _error_kind(error: sqlite3.Error) -> int:
-    """Return the primary result code: the low byte of an SQLite error code."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+    """Whether the primary result code, the low byte of an SQLite error code, means a damaged file."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

@@ -11,7 +11,7 @@ from pathlib import Path
 from rebase.errors import RebaseError
 from rebase.teacher.batches import GROUP
 from rebase.teacher.budget import FREE, Budget, Price, PriceTable, Usage, describe_price
-from rebase.teacher.protocol import Failure, Message, Request, Response, Session, Teacher
+from rebase.teacher.protocol import EMPTY_ADVICE, Failure, Message, Request, Response, Session, Teacher, parse_response
 from rebase.teacher.response_cache import ResponseCache
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,10 @@ class CachedTeacher:
     def model(self) -> str:
         """The model's name."""
         return self.teacher.model
+
+    def key(self, request: Request) -> str:
+        """Return the key of the teacher's response to a request."""
+        return self.teacher.key(request)
 
     @property
     def compute_dtype(self) -> str | None:
@@ -100,7 +104,9 @@ class CachedTeacher:
         """Open the teacher behind the cache."""
         if self.batch:
             return await stack.enter_async_context(self.teacher.open_batches(cache))
-        if self.teacher.is_hosted and (batches := cache.journal.open_batches(self.provider, self.model)):
+        if self.teacher.is_hosted and (
+            batches := cache.journal.open_batches(self.provider, self.model, self.teacher.address)
+        ):
             logger.warning(
                 "%d batches of %s/%s were submitted but not collected: teacher.batch=true uses their responses, "
                 "otherwise they are paid for again.", len(batches), self.provider, self.model,
@@ -121,6 +127,7 @@ class CachedSession:
         self._opening_error: RebaseError | None = None
         self._pending: dict[str, asyncio.Task[Response | Failure]] = {}
         self._is_finished = False
+        self._empty_count = 0
 
     async def generate(self, request: Request) -> Response | Failure:
         """Return the response to the request, from the cache or else from the teacher.
@@ -144,10 +151,14 @@ class CachedSession:
         if self._session:
             self._session.stop()
         await asyncio.gather(*self._pending.values(), return_exceptions=True)
+        if self._empty_count:
+            name = f"{self._handle.provider}/{self._handle.model}"
+            counts = (self._empty_count, self.usage.responses)
+            logger.warning("%d of %d responses of %s are empty, and not cached. %s", *counts, name, EMPTY_ADVICE)
 
     async def _generate_once(self, request: Request) -> Response | Failure:
         """Return the cached response, or a new one, which is cached even if the caller is cancelled."""
-        key = request.key(self._handle.provider, self._handle.model)
+        key = self._handle.key(request)
         cached_response = self._cache.get(key)
         if cached_response is not None and key not in self._pending:
             return self._count(cached_response, is_cached=True)
@@ -180,8 +191,11 @@ class CachedSession:
             return self._count(Failure(key, budget.explain(), "budget"))
         try:
             outcome = Failure(key, "not sent", "stopped") if self._is_finished else await session.generate(request)
-            if isinstance(outcome, Response):
-                self._cache.put(request, outcome, self._handle.provider, self._handle.model)
+            if isinstance(outcome, Response) and outcome.is_empty:
+                self._empty_count += 1
+            elif isinstance(outcome, Response):
+                teacher = self._handle.teacher
+                self._cache.put(request, outcome, teacher.provider, teacher.model, teacher.address)
             return self._count(outcome)
         finally:
             budget.release(reserved)
@@ -197,14 +211,17 @@ class CachedSession:
 
 
 def find_error(request: Request, response: Response) -> str | None:
-    """Return how a complete response violates the request's schema; None if it is valid."""
+    """Return how a complete response violates the request's schema; None if it is valid or empty.
+
+    An empty response is not shown to the teacher: many servers accept no empty turn.
+    """
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    if response.finish != "stop":
+    if response.finish != "stop" or response.is_empty:
         return None
     try:
-        parsed = response.parsed
+        parsed = parse_response(response.text)
     except ValueError as error:
         return f"it is not JSON: {error}"
     violation = best_match(Draft202012Validator(request.schema).iter_errors(parsed))

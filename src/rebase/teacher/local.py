@@ -163,7 +163,7 @@ class LocalSession(Session):
         import torch
         import xgrammar
 
-        key = request.key(self._handle.provider, self._handle.model)
+        key = self._handle.key(request)
         prompt = self._encode_prompt(request)
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit is not None and len(prompt) + request.sampling.max_tokens > limit:

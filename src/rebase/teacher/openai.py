@@ -1,54 +1,43 @@
-"""The teacher behind the chat completions API of OpenAI, or of a compatible server (vLLM, Ollama and others)."""
+"""The teacher behind the chat completions API of OpenAI, or of a compatible server (vLLM, llama.cpp and others)."""
 
 import io
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
-from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, Clients, Connection
+from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, error_words
 from rebase.teacher.batches import BatchState, Retry, read_item
+from rebase.teacher.dialects import Dialect
 from rebase.teacher.protocol import Failure, Request, Response
 
 if TYPE_CHECKING:
     import openai
 
-#: Our names of the API's finish reasons; with any other the model has finished.
-_FINISH = {"length": "length", "content_filter": "refusal"}
+#: Our names of the finish reasons of the API and of other servers; with any other, or none, the model has finished.
+_FINISH = {"length": "length", "max_tokens": "length", "model_length": "length", "content_filter": "refusal"}
 
 
-@dataclass(frozen=True)
-class Family:
-    """What a family of models accepts.
-
-    ``limit`` is the parameter that bounds the response, ``effort`` the lowest reasoning effort. ``thinking_tokens`` are
-    added to the bound. ``lengths`` says whether a schema may bound text lengths.
-    """
-
-    limit: str = "max_completion_tokens"
-    temperature: bool = True
-    effort: str | None = None
-    thinking_tokens: int = 0
-    lengths: bool = False
+def _openai_dialect(effort: str | None = None, *, reasons: bool = False) -> Dialect:
+    """Return what a model of OpenAI accepts, with its lowest reasoning effort. One that ``reasons`` always does."""
+    arguments = {"reasoning_effort": effort} if effort else {}
+    thinking_tokens = THINKING_TOKENS if reasons else 0
+    return Dialect(
+        "json_schema", "max_completion_tokens", thinking_tokens, not reasons, lengths=False, arguments=arguments
+    )
 
 
 #: OpenAI's models by name; the first pattern that matches counts.
-FAMILIES: tuple[tuple[str, Family], ...] = (
-    (r"gpt-\d.*-pro", Family(temperature=False, thinking_tokens=THINKING_TOKENS)),
-    (r"o\d", Family(temperature=False, effort="low", thinking_tokens=THINKING_TOKENS)),
-    (r"gpt-6-astra|gpt-6\.1-sol", Family(temperature=False, effort="low", thinking_tokens=THINKING_TOKENS)),
-    (r"gpt-5(-|$)", Family(temperature=False, effort="minimal", thinking_tokens=THINKING_TOKENS)),
+FAMILIES: tuple[tuple[str, Dialect], ...] = (
+    (r"gpt-\d.*-pro", _openai_dialect(reasons=True)),
+    (r"o\d|gpt-6-astra|gpt-6\.1-sol", _openai_dialect("low", reasons=True)),
+    (r"gpt-5(-|$)", _openai_dialect("minimal", reasons=True)),
     # From 5.1 on reasoning can be turned off, and then a temperature is accepted.
-    (r"gpt-([5-9]|\d\d)", Family(effort="none")),
-    (r"", Family()),
+    (r"gpt-([5-9]|\d\d)", _openai_dialect("none")),
 )
-#: Other servers know the older parameter (some of them no other), and accept any schema.
-COMPATIBLE = Family(limit="max_tokens", lengths=True)
 
 
 @dataclass(frozen=True)
@@ -57,43 +46,66 @@ class OpenAITeacher(ApiTeacher):
 
     provider: ClassVar[str] = "openai"  # type: ignore[misc]
     key_variable: ClassVar[str] = "OPENAI_API_KEY"
+    path: ClassVar[str] = "/chat/completions"
+    address_ending: ClassVar[str] = "/v1"
 
     @property
     def needs_key(self) -> bool:
         """OpenAI requires a key; other servers may not."""
-        return self._is_openai
-
-    @property
-    def family(self) -> Family:
-        """What the model accepts."""
-        if not self._is_openai:
-            return COMPATIBLE
-        return next(family for pattern, family in FAMILIES if re.match(pattern, self.model))
-
-    @property
-    def _is_openai(self) -> bool:
         host = urlsplit(self.base_url or "").hostname or ""
         return not self.base_url or host.endswith((".openai.com", ".openai.azure.com"))
 
-    @asynccontextmanager
-    async def connect(self, clients: Clients) -> AsyncIterator[Connection]:
-        """Open the clients."""
-        import httpx2
+    def sdk(self) -> tuple[Any, type, type]:
+        """Return OpenAI's SDK."""
         import openai
 
-        # The SDK requires a key, even if the server does not.
-        opened = await clients.make(
-            openai.AsyncOpenAI, openai.DefaultAsyncHttpxClient, api_key=self.api_key or "none", base_url=self.base_url
+        return openai, openai.AsyncOpenAI, openai.DefaultAsyncHttpxClient
+
+    async def first_dialect(self, client: Any) -> Dialect:
+        """Return what the model accepts by its name, also behind a gateway.
+
+        Other servers know the older ``max_tokens`` (some of them no other), and accept any schema.
+        """
+        other = _openai_dialect() if self.needs_key else Dialect()
+        name = self.model.rpartition("/")[2]
+        dialect = next((dialect for pattern, dialect in FAMILIES if re.match(pattern, name)), other)
+        if self.structured_output != "auto":
+            return replace(dialect, structure=self.structured_output)
+        return dialect
+
+    def arguments(self, dialect: Dialect, request: Request) -> dict[str, Any]:
+        """Return the body of a request; ``response_format`` enforces the schema, if the server can."""
+        system = [{"role": "system", "content": request.system}] if request.system else []
+        arguments: dict[str, Any] = {
+            "model": self.model,
+            "messages": system + [{"role": turn.role, "content": turn.content} for turn in request.messages],
+        }
+        if dialect.structure == "json_schema":
+            schema = {"name": "response", "strict": True, "schema": request.schema}
+            arguments["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif dialect.structure == "json_object":
+            arguments["response_format"] = {"type": "json_object"}
+        arguments[dialect.limit] = request.sampling.max_tokens + dialect.thinking_tokens
+        if dialect.temperature:
+            arguments["temperature"] = request.sampling.temperature
+        return arguments
+
+    def read(self, body: dict[str, Any], key: str) -> Response:
+        """Make a response of a completion. Some servers put the answer among the thoughts, or count no tokens."""
+        choice = body["choices"][0]
+        message = choice["message"]
+        finish = "refusal" if message.get("refusal") else _FINISH.get(choice.get("finish_reason"), "stop")
+        names = (
+            ("refusal", "content") if finish == "length" else ("refusal", "content", "reasoning_content", "reasoning")
         )
-        turns = cycle(opened)
-        family = self.family
+        text = next((text for name in names if (text := _as_text(message.get(name))).strip()), "")
+        usage = body.get("usage") or {}
+        tokens = (usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
+        return Response(key, text, finish, *tokens)
 
-        async def send(request: Request) -> Any:
-            body = request_arguments(self.model, family, request)
-            return await next(turns).post("/chat/completions", body=body, cast_to=httpx2.Response)
-
-        batches = _Batches(opened[0], self.model, family)
-        yield Connection(openai, send, _read, batches, family.temperature, family.thinking_tokens)
+    def batches(self, client: Any) -> "_Batches":
+        """Return the Batch API."""
+        return _Batches(client, self)
 
 
 class _Batches:
@@ -102,13 +114,12 @@ class _Batches:
     most_requests = 50_000
     most_bytes = 200_000_000
 
-    def __init__(self, client: "openai.AsyncOpenAI", model: str, family: Family) -> None:
+    def __init__(self, client: "openai.AsyncOpenAI", teacher: OpenAITeacher) -> None:
         self._client = client
-        self._model = model
-        self._family = family
+        self._teacher = teacher
 
     def line(self, key: str, request: Request) -> dict[str, Any]:
-        body = request_arguments(self._model, self._family, request)
+        body = self._teacher.body(request)
         return {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
 
     async def submit(self, lines: list[dict[str, Any]], token: str) -> str:
@@ -134,7 +145,8 @@ class _Batches:
         batch = await self._client.batches.retrieve(batch_id)
         if batch.status == "failed":
             errors = (batch.errors and batch.errors.data) or []
-            return BatchState(True, "; ".join(error.message or "" for error in errors) or "no reason was given")
+            reasons = [" ".join(filter(None, (error.code, error.message))) for error in errors]
+            return BatchState(True, "; ".join(reasons) or "no reason was given")
         return BatchState(batch.status in ("completed", "expired", "cancelled"))
 
     async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Response | Failure | Retry]]:
@@ -144,60 +156,24 @@ class _Batches:
             for line in content.text.split("\n"):
                 if line.strip():
                     item = json.loads(line)
-                    yield item["custom_id"], _read_item(item)
+                    yield (
+                        item["custom_id"],
+                        self._read_item(item["custom_id"], item.get("response") or {}, item.get("error")),
+                    )
+
+    def _read_item(self, key: str, http_response: dict[str, Any], error: Any) -> Response | Failure | Retry:
+        """Read one line of a batch's output or error file. Some servers write an error where others have a body."""
+        status, body = http_response.get("status_code"), http_response.get("body")
+        if status == 200 and isinstance(body, dict):
+            return read_item(key, self._teacher.read, body)
+        words = self._teacher.redact(error_words(body) or error_words(error) or "no response")
+        if status is None or status == 429 or status >= 500:
+            return Retry(words)  # without a status the item expired or was cancelled first
+        return Failure(key, f"status {status}: {words}")
 
 
-def request_arguments(model: str, family: Family, request: Request) -> dict[str, Any]:
-    """Return the body of a request; ``response_format`` enforces the schema."""
-    system = [{"role": "system", "content": request.system}] if request.system else []
-    schema = request.schema if family.lengths else without_lengths(request.schema)
-    arguments: dict[str, Any] = {
-        "model": model,
-        "messages": system + [{"role": turn.role, "content": turn.content} for turn in request.messages],
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "response", "strict": True, "schema": schema},
-        },
-        family.limit: request.sampling.max_tokens + family.thinking_tokens,
-    }
-    if family.temperature:
-        arguments["temperature"] = request.sampling.temperature
-    if family.effort:
-        arguments["reasoning_effort"] = family.effort
-    return arguments
-
-
-def without_lengths(schema: Any) -> Any:
-    """Remove the bounds on text lengths, which strict mode does not accept. Responses are validated anyway."""
-    if isinstance(schema, list):
-        return [without_lengths(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    is_string = schema.get("type") == "string"
-    return {
-        name: without_lengths(value)
-        for name, value in schema.items()
-        if not (is_string and name in ("minLength", "maxLength"))
-    }
-
-
-def _read(body: dict[str, Any], key: str) -> Response:
-    choice = body["choices"][0]
-    refusal = choice["message"].get("refusal")
-    finish = "refusal" if refusal else _FINISH.get(choice["finish_reason"], "stop")
-    usage = body.get("usage") or {}  # not every server counts tokens
-    text = refusal or choice["message"]["content"] or ""
-    return Response(key, text, finish, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
-
-
-def _read_item(item: dict[str, Any]) -> Response | Failure | Retry:
-    """Read one line of a batch's output or error file."""
-    key, http_response, error = item["custom_id"], item.get("response"), item.get("error") or {}
-    if http_response is None:  # the batch expired or was cancelled first
-        return Retry(error.get("code") or "no response")
-    status, body = http_response["status_code"], http_response["body"]
-    if status == 200:
-        return read_item(key, _read, body)
-    if status == 429 or status >= 500:
-        return Retry(f"status {status}")
-    return Failure(key, f"status {status}: {(body.get('error') or {}).get('message', body)}")
+def _as_text(content: Any) -> str:
+    """Return the text of a message: of its parts those that are text, not thoughts."""
+    if isinstance(content, list):
+        return "".join(_as_text(part["text"]) for part in content if part.get("type") in ("text", "output_text"))
+    return content if isinstance(content, str) else json.dumps(content) if content is not None else ""

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from rebase.teacher.response_cache import ResponseCache
 
 
+#: What to do if responses are empty.
+EMPTY_ADVICE = (
+    "Models that reason may spend all their tokens on it: raise the stage's sampling.max_tokens, or turn reasoning "
+    "off, for example with teacher.extra_body: {chat_template_kwargs: {enable_thinking: false}} for vLLM and "
+    "llama.cpp, or {reasoning_effort: none} for others."
+)
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation; ``role`` is ``user`` or ``assistant``."""
@@ -43,9 +51,10 @@ class Request:
     sampling: Sampling
     sample: int = 0
 
-    def key(self, provider: str, model: str) -> str:
+    def key(self, provider: str, model: str, address: str = "") -> str:
         """Return the content address of the response: the SHA-256 of everything that the response depends on."""
-        content = json.dumps([provider, model, self._plain], sort_keys=True, ensure_ascii=False)
+        teacher = [provider, model, address] if address else [provider, model]
+        content = json.dumps([*teacher, self._plain], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
@@ -94,9 +103,9 @@ class Response:
     dollars: float | None = None
 
     @property
-    def parsed(self) -> Any:
-        """The text parsed as JSON; raises ValueError if it is not JSON."""
-        return json.loads(self.text)
+    def is_empty(self) -> bool:
+        """Whether the model wrote nothing. A refusal without words is not empty."""
+        return self.finish != "refusal" and not self.text.strip()
 
     def with_cost_of(self, earlier: "Response") -> "Response":
         """Return the response with the tokens and dollars of an earlier one added."""
@@ -118,6 +127,38 @@ class Failure:
     key: str
     reason: str
     kind: Literal["failed", "budget", "stopped"] = "failed"
+
+
+def parse_response(text: str) -> Any:
+    """Parse the JSON in a response: the text itself, or the last object in it after any thoughts and among other words.
+
+    Raises ValueError if there is none.
+    """
+    if not text.strip():
+        raise ValueError("the response is empty")
+    try:
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            value = _last_object(text.rpartition("</think>")[2], error)
+    except RecursionError:
+        raise ValueError("the response is nested too deeply") from None
+    return json.loads(well_formed(json.dumps(value, ensure_ascii=False))) if r"\u" in text else value
+
+
+def _last_object(text: str, error: ValueError) -> Any:
+    """Return the last JSON object in a text; raises the error if there is none, or the text is a broken object."""
+    value, end = None, 0
+    while (start := text.find("{", end)) >= 0:
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, start)
+        except ValueError:
+            if not text[:start].strip():
+                break
+            end = start + 1
+    if value is None:
+        raise error
+    return value
 
 
 def well_formed(text: str) -> str:
@@ -147,13 +188,15 @@ class Session(ABC):
 
 
 class Teacher(ABC):
-    """A cheap handle of a teacher. ``provider`` and ``model`` are part of the key of every request.
+    """A cheap handle of a teacher. ``provider``, ``model`` and ``address`` are part of the key of every request.
 
     A provider implements ``from_settings`` and ``open``; the other members have defaults.
     """
 
     provider: str
     model: str
+    #: The server, if it is not the provider's own (see ``server_address``).
+    address: str = ""
     #: The number format of computation on this machine; None if the model runs elsewhere.
     compute_dtype: str | None = None
     #: How many requests should wait at the same time to keep the teacher busy.
@@ -176,6 +219,10 @@ class Teacher(ABC):
             dtype: The number format of computation (``rebase.weights.Dtype``).
 
         """
+
+    def key(self, request: Request) -> str:
+        """Return the key of this teacher's response to a request."""
+        return request.key(self.provider, self.model, self.address)
 
     def check(self) -> None:  # noqa: B027  # not every teacher has something to check
         """Raise RebaseError if the teacher cannot work, for example without a key. Cheap; sends nothing."""

@@ -25,23 +25,27 @@ class ResponseCache:
         self.journal = BatchJournal(self._file)
 
     def get(self, key: str) -> Response | None:
-        """Return the cached response, or None."""
+        """Return the cached response, or None. Earlier versions cached empty ones too, which are of no use."""
         rows = self._file.execute(
             "SELECT key, text, finish, input_tokens, output_tokens, seconds, batch FROM responses WHERE key = ?", (key,)
         )
         if not rows:
             return None
         *values, batch = rows[0]
-        return replace(Response(*values), batch=bool(batch))
+        response = replace(Response(*values), batch=bool(batch))
+        if not response.is_empty:
+            return response
+        self._file.execute("DELETE FROM responses WHERE key = ?", (key,))
+        return None
 
     def look_up(self, key: str) -> dict[str, Any] | None:
         """Return a response's row by column, with the request as JSON text, or None."""
         rows = self._file.execute(_SELECT, (key,))
         return dict(zip(COLUMNS, rows[0], strict=True)) if rows else None
 
-    def put(self, request: Request, response: Response, provider: str, model: str) -> None:
+    def put(self, request: Request, response: Response, provider: str, model: str, address: str = "") -> None:
         """Add a response; an existing one stays."""
-        self._file.execute(INSERT, response_row(response, request.to_json(), provider, model))
+        self._file.execute(INSERT, response_row(response, request.to_json(), provider, model, address))
 
     def tokens_per_character(self, provider: str, model: str, sample: int = 200) -> float | None:
         """Input tokens per character in this teacher's latest ``sample`` prompts; None if there are none."""
@@ -52,11 +56,11 @@ class ResponseCache:
         characters = sum(Request.from_json(request).characters for request, _ in rows)
         return sum(tokens for _, tokens in rows) / characters if characters else None
 
-    def summary(self) -> list[tuple[str, str, int, int, int, str, str]]:
-        """For each teacher: provider, model, responses, input tokens, output tokens, first and last time."""
+    def summary(self) -> list[tuple[str, str, int, int, int, str, str, str]]:
+        """For each teacher: provider, model, responses, input tokens, output tokens, first and last time, address."""
         return self._file.execute(
-            "SELECT provider, model, count(*), sum(input_tokens), sum(output_tokens), min(created), max(created) "
-            "FROM responses GROUP BY provider, model ORDER BY provider, model"
+            "SELECT provider, model, count(*), sum(input_tokens), sum(output_tokens), min(created), max(created), "
+            "address FROM responses GROUP BY provider, model, address ORDER BY provider, model, address"
         )
 
     def export(self) -> Iterator[dict[str, Any]]:
@@ -77,7 +81,7 @@ class ResponseCache:
         with self._file.transaction() as connection:
             for total, line in enumerate(lines, start=1):
                 try:
-                    row = tuple(line[name] for name in COLUMNS)
+                    row = tuple(line[name] if name != "address" else line.get(name, "") for name in COLUMNS)
                     has_right_key = is_valid(row)
                     new += connection.execute(INSERT, row).rowcount if has_right_key else 0
                 except (KeyError, TypeError, ValueError) as error:

@@ -1,6 +1,5 @@
 """Read responses. Each function raises ValueError when a response does not match the schema of its request."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from rebase.generation.cues import Cue, Guidance, SourceText
 from rebase.generation.verification import tidy_answer
 from rebase.records import Task
+from rebase.teacher.protocol import parse_response
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Example:
 
 def read_example(task: Task, text: str, passage: str | None, cue: Guidance | None = None) -> Example | None:
     """The example in a response to ``transform_request``; None if the response rejects the row as unsuitable."""
-    response = json.loads(text)
+    response = parse_response(text)
     written = response["example"] if isinstance(response, dict) and set(response) == {"example"} else response
     if written is None:
         return None
@@ -67,7 +67,7 @@ def check_fields(response: Any, names: Iterable[str]) -> None:
 
 
 def _read(text: str, names: Iterable[str]) -> dict[str, Any]:
-    response = json.loads(text)
+    response = parse_response(text)
     check_fields(response, names)
     return response
 
