@@ -173,11 +173,11 @@ class ApiTeacher(Teacher):
 
         ``used`` is the dialect of the rejected request. Returns whether the request may be sent again.
         """
-        learned = self.learned
+        learned, is_free = self.learned, self.structured_output == "auto" and "response_format" not in self.extra_body
         with learned.lock:
             if used != learned.dialect:  # another request was first
                 return True
-            adapted = used.adapt(error, may_change_structure=self.structured_output == "auto")
+            adapted = used.adapt(error, may_change_structure=is_free)
             if adapted is None or learned.lessons == _MOST_LESSONS:
                 return False
             learned.dialect, message = adapted
