@@ -143,7 +143,8 @@ def describe(field: dict[str, Any]) -> str:
     if field.get("type") == "array":
         return "list of " + describe(field.get("items") or field["prefixItems"][0])
     if field.get("type") == "object":
-        return f"names to {describe(field['additionalProperties'])}"
+        values = field["additionalProperties"]
+        return f"names to {'any value' if values is True else describe(values)}"
     kind = field.get("type", "")
     bounds = [f"{sign} {field[key]:g}" for key, sign in BOUNDS.items() if key in field]
     return " ".join([TYPES.get(kind, kind), ", ".join(bounds)]).strip()

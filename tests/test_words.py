@@ -57,7 +57,7 @@ TERMS = {
 ALLOWED = re.compile(
     r"""
       teacher_refused | connection\ refused
-    | That\ reply\ cannot\ be\ used | Reply\ again\ with\ nothing  # texts that models get
+    | That\ reply\ cannot\ be\ used | Reply\ (again\ )?with\ nothing  # texts that models get
     """,
     re.VERBOSE | re.IGNORECASE,
 )

@@ -85,7 +85,7 @@ class _Learned:
         self.lock = Lock()
         self.dialect: Dialect | None = None
         self.lessons = 0
-        self.said: set[str] = set()
+        self.messages: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ class ApiTeacher(Teacher):
 
     def say_once(self, message: str) -> None:
         """Log a message about the server once in a run."""
-        if message not in self.learned.said:
-            self.learned.said.add(message)
+        if message not in self.learned.messages:
+            self.learned.messages.add(message)
             logger.warning("%s/%s: %s", self.provider, self.model, message)
 
     def check(self) -> None:
