@@ -5,7 +5,6 @@
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from rebase.errors import RebaseError
 
@@ -26,13 +25,10 @@ def generate_served(
     cannot be reached or rejects a request.
     """
     import openai
-    from tqdm.auto import tqdm
+    from tqdm.contrib.concurrent import thread_map
 
     # The SDK requires a key; it must not be the key of another service.
-    with (
-        openai.OpenAI(api_key="none", base_url=base_url, max_retries=RETRIES) as client,
-        ThreadPoolExecutor(max_concurrency) as pool,
-    ):
+    with openai.OpenAI(api_key="none", base_url=base_url, max_retries=RETRIES) as client:
 
         def complete(prompt: str) -> str:
             completion = client.completions.create(
@@ -41,7 +37,7 @@ def generate_served(
             return completion.choices[0].text.strip()
 
         try:
-            return list(tqdm(pool.map(complete, prompts), desc=description, total=len(prompts), unit="item"))
+            return thread_map(complete, prompts, max_workers=max_concurrency, desc=description, unit="item")
         except openai.APIConnectionError as error:
             raise RebaseError(
                 f"The student's server cannot be reached at {base_url}: {error.__cause__ or error}\n"
