@@ -132,8 +132,8 @@ def score_students(
     paired, ``_p`` too); ``items``; ``examples`` trained on, ``trainable_parameters``, ``minutes`` of training.
     """
     predictions = score_answers(task, generations)
-    systems = predictions["system"].unique()
-    names = [system.removesuffix(f" {EXPERT}") for system in systems if system.endswith(f" {EXPERT}")]
+    answered = set(predictions["system"])
+    names = [name for name in trained["students"] if f"{name} {EXPERT}" in answered]
     gains = {name: (f"{name} {EXPERT}", f"{name} {STUDENT}") for name in names}
     between = [(gains[later][0], gains[earlier][0]) for earlier, later in combinations(names, 2)]
     scores = aggregate(task, predictions, [*gains.values(), *between], parameters)
