@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.datastore.annoy_index import annoy_index_name, find_near, search_annoy, write_annoy_index
-from rebase.datastore.search import NO_CELL, TaskVectors, _rescore, _scan, search_exact
+from rebase.datastore.search import NO_CELL, TaskVectors, _scan, score_rows, search_exact
 from rebase.datastore.segments import Segment, quantize
 from rebase.datastore.shards import Shards, metadata_of, with_metadata
 from rebase.datastore.vectors import DESCRIPTION, vectors_of
@@ -142,8 +142,8 @@ def test_the_bounds_hold_for_every_row(search, aggregation, block):
         patch.setattr("rebase.datastore.search.BLOCK_TEXTS", block)
         _, rows, bounds_by_task = _scan(table, tasks, 10**6, aggregation)
     readers = {name: vectors.reader(name) for name in vectors}
-    exact = _rescore(table, tasks, [bounds["row"] for bounds in bounds_by_task], aggregation, readers)
-    for bounds, lines in zip(bounds_by_task, exact, strict=True):
+    for task, bounds in zip(tasks, bounds_by_task, strict=True):
+        lines = score_rows(table, task, bounds["row"], aggregation, readers)
         assert len(lines) == len(bounds) == rows
         assert (bounds["lower"] <= lines["score"]).all()
         assert (lines["score"] <= bounds["upper"]).all()

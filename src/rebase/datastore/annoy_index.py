@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from rebase.datastore.search import Aggregation, Ranking, TaskVectors, VectorReader, rank, score_exactly
+from rebase.datastore.search import Aggregation, Ranking, TaskVectors, VectorReader, rank, score_rows
 from rebase.datastore.segments import Segment
 from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError
@@ -91,7 +91,7 @@ def _score_holders(
     """The exact scores of a segment's rows that hold one of the texts."""
     segment = Segment.from_table(table)
     holders = np.searchsorted(segment.row_start, np.flatnonzero(np.isin(segment.cell_text, texts)), side="right") - 1
-    return score_exactly(segment, task, np.unique(holders), aggregation, vectors)
+    return score_rows(table, task, np.unique(holders), aggregation, vectors)
 
 
 def _nearest_in_segment(

@@ -85,21 +85,23 @@ def search_exact(
     datasets: dict[str, list[str]] = {}
     candidates = [np.empty(0, _BOUNDS)] * len(tasks)
     scan = partial(_scan, tasks=tasks, count=count, aggregation=aggregation)
-    for number, (segment, (names, rows, bounds_by_task)) in enumerate(index.map(dict.fromkeys(index, scan))):
+    for number, (segment, (names, row_count, bounds_by_task)) in enumerate(index.map(dict.fromkeys(index, scan))):
         datasets[segment] = names
-        scanned += rows
-        for task, bounds in enumerate(bounds_by_task):
+        scanned += row_count
+        for position, bounds in enumerate(bounds_by_task):
             numbered = bounds.copy()  # Ray's arrays are read-only.
             numbered["segment"] = number
-            candidates[task] = _may_be_best(np.concatenate([candidates[task], numbered]), count)
-    jobs = {}
-    for number, (segment, names) in enumerate(datasets.items()):
-        rows_by_task = [np.sort(bounds["row"][bounds["segment"] == number]) for bounds in candidates]
-        if any(map(len, rows_by_task)):
-            readers = {name: vectors.reader(name) for name in names}
-            jobs[segment] = partial(_rescore, tasks=tasks, rows=rows_by_task, aggregation=aggregation, vectors=readers)
-    scored = [lines_by_task for _, lines_by_task in index.map(jobs)]
-    return [rank([lines[task] for lines in scored], scanned, count) for task in range(len(tasks))]
+            candidates[position] = _may_be_best(np.concatenate([candidates[position], numbered]), count)
+    rankings = []
+    for task, bounds in zip(tasks, candidates, strict=True):
+        jobs = {}
+        for number, (segment, names) in enumerate(datasets.items()):
+            rows = np.sort(bounds["row"][bounds["segment"] == number])
+            if len(rows):
+                readers = {name: vectors.reader(name) for name in names}
+                jobs[segment] = partial(score_rows, task=task, rows=rows, aggregation=aggregation, vectors=readers)
+        rankings.append(rank([lines for _, lines in index.map(jobs)], scanned, count))
+    return rankings
 
 
 def _may_be_best(bounds: np.ndarray, count: int) -> np.ndarray:
@@ -199,25 +201,14 @@ def _blocks(text_start: np.ndarray) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _rescore(
-    table: pa.Table,
-    tasks: Sequence[TaskVectors],
-    rows: Sequence[np.ndarray],
-    aggregation: Aggregation,
-    vectors: Mapping[str, VectorReader],
-) -> list[pd.DataFrame]:
-    """The second stage over one segment: the scores of each task's rows, from the exact vectors."""
-    segment = Segment.from_table(table)
-    return [
-        score_exactly(segment, task, rows_of_task, aggregation, vectors)
-        for task, rows_of_task in zip(tasks, rows, strict=True)
-    ]
-
-
-def score_exactly(
-    segment: Segment, task: TaskVectors, rows: np.ndarray, aggregation: Aggregation, vectors: Mapping[str, VectorReader]
+def score_rows(
+    table: pa.Table, task: TaskVectors, rows: np.ndarray, aggregation: Aggregation, vectors: Mapping[str, VectorReader]
 ) -> pd.DataFrame:
-    """Score rows of a segment in double precision: the lines of a ``Ranking``, in the order of ``rows``."""
+    """The second stage over one segment: score its ``rows`` in double precision, from the exact vectors.
+
+    Returns the lines of a ``Ranking``, in the order of ``rows``.
+    """
+    segment = Segment.from_table(table)
     sides = task.sides(aggregation)
     queries = np.concatenate(sides)
     cells, owner = _cells_to_score(segment, queries, rows)
