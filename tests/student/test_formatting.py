@@ -126,7 +126,7 @@ def test_completion_by_target() -> None:
 
 def test_formatted_examples_keep_order_and_rationales(student: Student, reading_task: Task) -> None:
     both = pd.concat([reasoned_examples(2, "Because."), reasoned_examples(1)], ignore_index=True)
-    frame = format_examples(reading_task, both, {}, student, "rationale_then_answer")
+    frame = format_examples(reading_task, both, student, "rationale_then_answer")
     assert list(frame.columns) == ["example_id", "prompt", "completion"]
     assert list(frame["completion"]) == [
         "Because. So the answer is in tree 0.",
@@ -137,4 +137,4 @@ def test_formatted_examples_keep_order_and_rationales(student: Student, reading_
 
 def test_no_examples(student: Student, reading_task: Task) -> None:
     with pytest.raises(RebaseError, match=r"no examples for the task 'tiny_reading'.*examples_rejected"):
-        format_examples(reading_task, reasoned_examples(0), {}, student, "answer")
+        format_examples(reading_task, reasoned_examples(0), student, "answer")

@@ -1,6 +1,5 @@
 """The student's prompts and completions: the same text in training and in generation."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
@@ -64,19 +63,12 @@ def render_completion(answer: str, rationale: str | None, target: Target) -> str
     return f"{rationale.strip()} So the answer is {answer}."
 
 
-def format_examples(
-    task: Task, examples: pd.DataFrame, excluded: Mapping[str, int], student: Student, target: Target
-) -> pd.DataFrame:
+def format_examples(task: Task, examples: pd.DataFrame, student: Student, target: Target) -> pd.DataFrame:
     """Render each example for the student: ``example_id``, ``prompt``, ``completion``, in the order of the examples.
 
-    ``target`` is what the student learns to write; examples may have no ``rationale``. ``excluded`` counts examples
-    that were excluded before. Raises RebaseError if there are no examples.
+    ``target`` is what the student learns to write; examples may have no ``rationale``. Raises RebaseError if there are
+    no examples.
     """
-    if examples.empty and excluded:
-        raise RebaseError(
-            f"train: `train.exclude` removes every example of the task {task.name!r}: {dict(excluded)}. Exclude less, "
-            "or make other examples; `kedro trace DATASET` shows which examples come from a dataset."
-        )
     if examples.empty:
         raise RebaseError(
             f"train: there are no examples for the task {task.name!r}. See examples_rejected and retrieval_rejected "

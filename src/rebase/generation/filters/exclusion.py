@@ -4,6 +4,7 @@ from collections import Counter
 
 import pandas as pd
 
+from rebase.errors import RebaseError
 from rebase.generation.filters.base import Candidate, Rejection, find_pattern
 from rebase.generation.filters.licenses import license_allowed
 from rebase.parameters import ExcludeParameters, LicensePolicy
@@ -32,7 +33,16 @@ def why_excluded(dataset: object, license: object, exclude: ExcludeParameters) -
 
 
 def remove_excluded(examples: pd.DataFrame, exclude: ExcludeParameters) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The examples without those of excluded datasets and licenses, and counts of the excluded ones by reason."""
+    """The examples without those of excluded datasets and licenses, and counts of the excluded ones by reason.
+
+    Raises RebaseError if all examples are excluded.
+    """
     sources = zip(examples["dataset"], examples["license"], strict=True)
     reasons = [why_excluded(dataset, license, exclude) for dataset, license in sources]
-    return examples[[reason is None for reason in reasons]], dict(Counter(filter(None, reasons)))
+    excluded = dict(Counter(filter(None, reasons)))
+    if reasons and None not in reasons:
+        raise RebaseError(
+            f"train: `train.exclude` removes every example: {excluded}. Exclude less, or make other examples; "
+            "`kedro trace DATASET` shows which examples come from a dataset."
+        )
+    return examples[[reason is None for reason in reasons]], excluded

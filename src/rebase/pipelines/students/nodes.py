@@ -64,7 +64,7 @@ def train_students(
     named, prepared = by_name(students), {}
     for name, student in named.items():
         logger.info("students: inspecting the training of %s", name)
-        training_set = format_examples(task, examples, excluded, student, target)
+        training_set = format_examples(task, examples, student, target)
         prepared[name] = training_set, inspect_training(training_set, student, parameters)
     adapters, logs, summaries = {}, {}, {}
     for name, (training_set, preflight) in prepared.items():

@@ -17,8 +17,8 @@ def format_training_set(
     task: Task, reasoned_examples: pd.DataFrame, student: Student, parameters: TrainParameters, target: Target
 ) -> pd.DataFrame:
     """Format the examples as ``format_examples`` does, without those that ``parameters.exclude`` names."""
-    examples, excluded = remove_excluded(reasoned_examples, parameters.exclude)
-    return format_examples(task, examples, excluded, student, target)
+    examples, _ = remove_excluded(reasoned_examples, parameters.exclude)
+    return format_examples(task, examples, student, target)
 
 
 def train_student(
