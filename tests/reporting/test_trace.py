@@ -408,7 +408,7 @@ def test_the_responses_behind_a_rationale_are_found(tmp_path: Path, reading_task
     fields = {"context": "The owl sleeps.", "question": "Where?"}
     entries["examples"] = entries["examples"].assign(fields=json.dumps(fields))
     entries |= {"task": task, "cot_prompt": prompt, "params:cot": cot}
-    entries["teacher"].provider, entries["teacher"].model = "anthropic", "m"
+    entries["teacher"].key = lambda request: request.key("anthropic", "m")
 
     def reasoning_responses() -> Any:
         return trace("birds/a/train/0", RunTables(load))["examples"][0]["reasoning_responses"]

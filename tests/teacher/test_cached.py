@@ -173,7 +173,7 @@ def test_empty_response_is_neither_cached_nor_shown_to_the_teacher(
     for number in (1, 2):
         (answer,) = generate_all(cached(teacher, path, PRICE), [request("a")])
         assert (answer.text, answer.dollars) == (" ", pytest.approx(1.3))
-        assert len(teacher.asked) == number
+        assert len(teacher.requests) == number
     assert cached_keys(path) == set()
     assert caplog.text.count("1 of 1 responses of scripted/test are empty, and not cached. Models that reason") == 2
 
@@ -191,7 +191,7 @@ def test_wrapped_json_needs_no_repair(path: Path) -> None:
     teacher = Candid(lambda asked: text)
     (answer,) = generate_all(cached(teacher, path), [request("a")])
     assert answer.text == text
-    assert len(teacher.asked) == 1
+    assert len(teacher.requests) == 1
 
 
 def test_responses_of_two_servers_are_kept_apart(path: Path, provider: Provider) -> None:
