@@ -82,7 +82,7 @@ def test_several_sources_and_a_path_with_a_comma_are_ingested(tmp_path: Path) ->
 @pytest.fixture(scope="module")
 def catalog() -> DataCatalog:
     """The catalog as the commands load it, once for all tests."""
-    return cli._load_catalog(None, None)
+    return cli._load_catalog(None, {})
 
 
 @pytest.fixture

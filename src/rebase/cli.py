@@ -79,17 +79,17 @@ run = _params(click.Command("run", callback=kedro_run.callback, params=_options,
 cli.add_command(run)
 
 
-def _load_catalog(env: str | None, parameters: dict[str, Any] | None) -> Any:
+def _load_catalog(env: str | None, parameters: dict[str, Any]) -> Any:
     metadata = bootstrap_project(Path.cwd())
     with KedroSession.create(metadata.project_path, env=env, runtime_params=parameters) as session:
         return session.load_context().catalog  # type: ignore[attr-defined]
 
 
 @contextmanager
-def _catalog(env: str | None, parameters: dict[str, Any] | None = None) -> Iterator[Any]:
+def _catalog(env: str | None, **parameters: Any) -> Iterator[Any]:
     """The catalog of an environment; its errors, and those of the block, are printed without a traceback."""
     try:
-        yield _load_catalog(env, parameters)
+        yield _load_catalog(env, {name: value for name, value in parameters.items() if value is not None})
     except (RebaseError, DatasetError) as error:
         raise click.ClickException(str(error)) from None
 
@@ -108,7 +108,7 @@ def _cache(env: str | None) -> Iterator[ResponseCache]:
 @_env
 def near(text: str, count: int, datastore: str | None, env: str | None) -> None:
     """Show the texts of the datastore that are most similar to TEXT (by the approximate Annoy index)."""
-    with _catalog(env, {"datastore": datastore} if datastore else {}) as catalog:
+    with _catalog(env, datastore=datastore) as catalog:
         names = ("index", "annoy_index", "vectors", "rows", "cards")
         index, annoy_index, vectors, rows, cards = map(catalog.load, names)
         with catalog.load("encoder").open() as encoder:
@@ -220,7 +220,7 @@ def report(version: str | None, params: dict[str, Any], env: str | None) -> None
     from rebase.reporting.report import ALL_PIECES, find_outdated, write_report
     from rebase.reporting.runs import summaries_of
 
-    with _catalog(env, params) as catalog:
+    with _catalog(env, **params) as catalog:
         run_catalog = RunCatalog(catalog, dict.fromkeys(ALL_PIECES, "report"), version)
         pieces, times = {}, {}
         for name in filter(run_catalog.exists, ALL_PIECES):
@@ -250,15 +250,13 @@ def runs(task: str | None, version: str | None, env: str | None) -> None:
 
     with _catalog(env) as catalog:
         scores, records = (load_all_versions(catalog, name, task) for name in ("all_scores", "all_run_records"))
-    empty = True
-    for name in sorted(scores):
-        selected = [
-            run for run in find_runs(scores[name], records.get(name, {})) if run.version.startswith(version or "")
-        ]
-        if selected:
-            Console().print(runs_table(name, selected))
-            empty = False
-    if empty:
+    all_runs = {name: find_runs(scores[name], records.get(name, {})) for name in sorted(scores)}
+    selected = {
+        name: [run for run in found if run.version.startswith(version or "")] for name, found in all_runs.items()
+    }
+    for name in filter(selected.get, selected):
+        Console().print(runs_table(name, selected[name]))
+    if not any(selected.values()):
         click.echo("There are no runs with scores" + (f" of the task {task}." if task else "."))
 
 
@@ -280,7 +278,7 @@ def trace(
     from rebase.reporting.trace import trace as trace_identifier
     from rebase.reporting.trace_view import render_trace
 
-    with _catalog(env, {"task": task} if task else {}) as catalog:
+    with _catalog(env, task=task) as catalog:
         run_catalog = RunCatalog(catalog, CREATED_BY, version)
         result = trace_identifier(identifier, RunTables(run_catalog.load, env, task), system)
     if as_json:
@@ -315,7 +313,7 @@ def push(
     from rebase.reporting.publishing import describe_parcels, packed, published_examples, put, scores_of, upload
     from rebase.reporting.run_tables import CREATED_BY
 
-    with _catalog(env, {"task": task} if task else {}) as catalog:
+    with _catalog(env, task=task) as catalog:
         load = RunCatalog(catalog, CREATED_BY).load
         adapter = load("adapter") if only != "dataset" else None
         examples = published_examples(load("reasoned_examples"), load("training_set")) if only != "adapter" else None

@@ -3,7 +3,8 @@
 import difflib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from rebase.datasets.versions import RunCatalog
 from rebase.errors import RebaseError
 from rebase.old_names import reject_old_names
+from rebase.parameters import flat_parameters
 from rebase.reporting.console import STAGES, comparison_table, estimate_line, estimate_table, final_table, stage_line
 from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.teacher.settings import TeacherSettings
@@ -45,10 +47,8 @@ class RunReporter:
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Reject parameters that nothing reads, and old names."""
-        try:
+        with _user_errors():
             _check_names(context.config_loader, context.env or "local")
-        except RebaseError as error:
-            raise _user_error(error) from error
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
@@ -58,7 +58,7 @@ class RunReporter:
             nodes = ", ".join(node.name for node in pipeline.nodes)
             logger.info("estimate: runs %s; sends no request to the teacher", nodes)
         self._outputs = RunCatalog(catalog, {}) if "report" in outputs else None
-        try:
+        with _user_errors():
             for name in _CHECKED_FIRST:
                 if name in inputs:
                     catalog.load(name)
@@ -68,8 +68,6 @@ class RunReporter:
                 catalog.load("teacher").check()
             if "judge" in inputs:
                 catalog.load("judge").check()
-        except Exception as error:
-            raise _user_error(error) from error
 
     @hook_impl
     def after_node_run(self, outputs: dict[str, Any]) -> None:
@@ -130,21 +128,19 @@ def _check_names(loader: AbstractConfigLoader, environment: str) -> None:
     # The catalog takes the whole group of the teacher; its type has the names.
     declared = declared - {"teacher"} | {f"teacher.{name}" for name in TeacherSettings.model_fields}
     names = sorted(declared | groups)
-    for name in _leaves({name: value for name, value in given.items() if name not in groups}, declared):
+    for name in flat_parameters({name: value for name, value in given.items() if name not in groups}, declared):
         if name not in declared:
             near = [*difflib.get_close_matches(name, names), *difflib.get_close_matches(name.split(".")[0], names)]
             hint = f"Did you mean {near[0]}?" if near else f"Parameters of a run: {', '.join(names)}."
             raise RebaseError(f"--params: nothing reads {name}. {hint}")
 
 
-def _leaves(given: Mapping[str, Any], declared: set[str], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all values; a mapping that is declared as a whole counts as one value."""
-    for key, value in given.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name not in declared:
-            yield from _leaves(value, declared, f"{name}.")
-        else:
-            yield name
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _user_error(error) from error
 
 
 def _user_error(error: BaseException) -> BaseException:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rebase.errors import RebaseError
+from rebase.parameters import flat_parameters
 
 #: The current name of each old one; empty for what no longer exists.
 OLD_NAMES = {
@@ -50,16 +51,11 @@ OLD_NAMES = {
 
 def reject_old_names(settings: Mapping[str, Any], where: str) -> None:
     """Raise RebaseError if nested ``settings`` use an old name; the message gives the new one."""
-    old_names = [name for name in OLD_NAMES if _contains(settings, name.split("."))]
+    given = flat_parameters(settings, OLD_NAMES)
+    old_names = [name for name in OLD_NAMES if name in given]
     if old_names:
         changes = (
             f"{name} is now called {OLD_NAMES[name]}" if OLD_NAMES[name] else f"{name} no longer exists: remove it"
             for name in old_names
         )
         raise RebaseError(f"{where}: {'; '.join(changes)}.")
-
-
-def _contains(settings: Any, path: list[str]) -> bool:
-    if not path:
-        return True
-    return isinstance(settings, Mapping) and path[0] in settings and _contains(settings[path[0]], path[1:])

@@ -1,5 +1,6 @@
 """Typed parameter groups, one for each stage. Kedro checks them against the nodes' type hints before any work."""
 
+from collections.abc import Container, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -256,3 +257,13 @@ class JudgeParameters(Strict):
         if self.pair and self.pair[0] == self.pair[1]:
             raise ValueError("`pair` names the same system twice")
         return self
+
+
+def flat_parameters(parameters: Mapping[str, Any], whole: Container[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Nested parameters by dotted name; a mapping whose name is in ``whole`` counts as one value."""
+    flat: dict[str, Any] = {}
+    for key, value in parameters.items():
+        name = f"{prefix}{key}"
+        is_group = isinstance(value, Mapping) and name not in whole
+        flat |= flat_parameters(value, whole, f"{name}.") if is_group else {name: value}
+    return flat

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from rebase.parameters import flat_parameters
 from rebase.reporting.redaction import public
 from rebase.weights import machine_name
 
@@ -156,14 +157,12 @@ def _versions() -> dict[str, str | None]:
 def _settings(record: Line) -> Line:
     """How a run was made, flat: models and versions by their names, parameters as ``group.name``."""
     machine = {"machine": record["machine"]} if "machine" in record else {}
-    return {**record.get("models", {}), **record.get("versions", {}), **machine, **_flat(record.get("parameters", {}))}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Line:
-    flat: Line = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+    return {
+        **record.get("models", {}),
+        **record.get("versions", {}),
+        **machine,
+        **flat_parameters(record.get("parameters", {})),
+    }
 
 
 def _score_lines(scores: Mapping[str, Any]) -> list[str]:
