@@ -86,10 +86,14 @@ def _load_catalog(env: str | None, parameters: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _catalog(env: str | None, **parameters: Any) -> Iterator[Any]:
-    """The catalog of an environment; its errors, and those of the block, are printed without a traceback."""
+def _catalog(env: str | None, parameters: dict[str, Any] | None = None, **options: str | None) -> Iterator[Any]:
+    """The catalog of an environment; its errors, and those of the block, are printed without a traceback.
+
+    ``options`` are parameters that have a command-line option of their own; None if it was not used.
+    """
+    chosen = {name: value for name, value in options.items() if value is not None}
     try:
-        yield _load_catalog(env, {name: value for name, value in parameters.items() if value is not None})
+        yield _load_catalog(env, (parameters or {}) | chosen)
     except (RebaseError, DatasetError) as error:
         raise click.ClickException(str(error)) from None
 
@@ -220,7 +224,7 @@ def report(version: str | None, params: dict[str, Any], env: str | None) -> None
     from rebase.reporting.report import ALL_PIECES, find_outdated, write_report
     from rebase.reporting.runs import summaries_of
 
-    with _catalog(env, **params) as catalog:
+    with _catalog(env, params) as catalog:
         run_catalog = RunCatalog(catalog, dict.fromkeys(ALL_PIECES, "report"), version)
         pieces, times = {}, {}
         for name in filter(run_catalog.exists, ALL_PIECES):

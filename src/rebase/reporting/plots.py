@@ -32,13 +32,8 @@ def plot_sources(retrieved: pd.DataFrame) -> go.Figure:
         counts = pd.concat([counts[:_DATASETS], others])
     counts = counts[::-1]
     figure = go.Figure(go.Bar(x=counts.to_list(), y=counts.index.to_list(), orientation="h"))
-    figure.update_layout(
-        title=f"Where the {len(retrieved)} retrieved rows come from",
-        xaxis_title="rows",
-        height=max(320, 24 * len(counts) + 140),
-        yaxis={"automargin": True},
-    )
-    return figure
+    title, height = f"Where the {len(retrieved)} retrieved rows come from", max(320, 24 * len(counts) + 140)
+    return figure.update_layout(title=title, xaxis_title="rows", height=height, yaxis={"automargin": True})
 
 
 def plot_scores(scores: dict[str, Any]) -> go.Figure:
@@ -46,27 +41,22 @@ def plot_scores(scores: dict[str, Any]) -> go.Figure:
     metrics = list(next(iter(scores["systems"].values())))
     figure = go.Figure()
     for system, values in scores["systems"].items():
-        cells = [values[metric] for metric in metrics]
+        cells = pd.DataFrame([values[metric] for metric in metrics])
         figure.add_bar(
             name=system,
             marker_color=_COLORS.get(system),
             x=metrics,
-            y=[cell["value"] for cell in cells],
-            text=[f"{cell['value']:.1f}" for cell in cells],
+            y=cells["value"].to_list(),
+            text=[f"{value:.1f}" for value in cells["value"]],
             insidetextanchor="start",
             textangle=0,
-            error_y={
-                "type": "data",
-                "array": [cell["high"] - cell["value"] for cell in cells],
-                "arrayminus": [cell["value"] - cell["low"] for cell in cells],
-            },
+            error_y=_error_bars(cells),
         )
-    figure.update_layout(
+    return figure.update_layout(
         title=f"{scores['task']}: {scores['n']} items, {scores['confidence']:.0%} intervals",
         yaxis={"title": "percent", "range": [0, 100]},
         barmode="group",
     )
-    return figure
 
 
 def plot_curves(curves: pd.DataFrame) -> go.Figure:
@@ -79,18 +69,14 @@ def plot_curves(curves: pd.DataFrame) -> go.Figure:
     figure.update_annotations(font_size=13)
     for row, metric in enumerate(metrics, 1):
         for name, runs in curves[curves["metric"] == metric].groupby("training_set", sort=False):
-            color, group = colors[name], {"legendgroup": name, "showlegend": row == 1}
+            place = {"name": name, "legendgroup": name, "row": row, "col": 1}
             means = runs.groupby("examples")["value"].mean()
             figure.add_scatter(
-                name=name, x=means.index, y=means, mode="lines", line_color=color, row=row, col=1, **group
+                x=means.index, y=means, mode="lines", line_color=colors[name], showlegend=row == 1, **place
             )
             figure.add_scatter(
-                name=name, x=runs["examples"], y=runs["value"], mode="markers", marker_color=color,
-                text=[f"seed {seed}" for seed in runs["seed"]], row=row, col=1,
-                error_y={
-                    "type": "data", "array": runs["high"] - runs["value"], "arrayminus": runs["value"] - runs["low"],
-                },
-                **group | {"showlegend": False},
+                x=runs["examples"], y=runs["value"], mode="markers", marker_color=colors[name], showlegend=False,
+                text=[f"seed {seed}" for seed in runs["seed"]], error_y=_error_bars(runs), **place,
             )  # fmt: skip
         figure.update_yaxes(title="percent", rangemode="tozero", row=row, col=1)
     figure.update_xaxes(title="examples", row=len(metrics), col=1)
@@ -103,10 +89,8 @@ def plot_loss(training_log: pd.DataFrame) -> go.Figure:
     measured = training_log.reindex(columns=["step", "validation_loss"]).dropna()
     if len(measured):
         figure.add_scatter(name="validation", x=measured["step"], y=measured["validation_loss"], mode="lines+markers")
-    figure.update_layout(
-        title="Loss on completions", xaxis_title="step", yaxis={"title": "nats per token", "rangemode": "tozero"}
-    )
-    return figure
+    yaxis = {"title": "nats per token", "rangemode": "tozero"}
+    return figure.update_layout(title="Loss on completions", xaxis_title="step", yaxis=yaxis)
 
 
 def plot_scores_of_rows(retrieved: pd.DataFrame) -> go.Figure:
@@ -117,21 +101,16 @@ def plot_scores_of_rows(retrieved: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     for column, name in names.items():
         is_mean = column == "score"
-        counts, _ = np.histogram(retrieved[column], edges)
         figure.add_scatter(
             name=name,
             x=(edges[:-1] + edges[1:]) / 2,
-            y=counts,
+            y=np.histogram(retrieved[column], edges)[0],
             mode="lines",
             line={"shape": "hvh", "width": 3 if is_mean else 1.5, "dash": None if is_mean else "dot"},
             fill="tozeroy" if is_mean else None,
         )
-    figure.update_layout(
-        title=f"How well the {len(retrieved)} retrieved rows fit the task",
-        xaxis_title="score, and its three cosines",
-        yaxis_title="rows",
-    )
-    return figure
+    title = f"How well the {len(retrieved)} retrieved rows fit the task"
+    return figure.update_layout(title=title, xaxis_title="score, and its three cosines", yaxis_title="rows")
 
 
 def plot_embedding_map(embedding_map: pd.DataFrame) -> go.Figure:
@@ -140,18 +119,11 @@ def plot_embedding_map(embedding_map: pd.DataFrame) -> go.Figure:
     for kind, (color, symbol, size) in zip(KINDS, _MARKS, strict=True):
         points = embedding_map[embedding_map["kind"] == kind]
         labels = [f"{_plain(dataset)}<br>{_plain(text)}" for dataset, text in points[["dataset", "text"]].to_numpy()]
-        figure.add_scatter(
-            name=f"{kind}s",
-            x=points["x"],
-            y=points["y"],
-            mode="markers",
-            marker={"color": color, "symbol": symbol, "size": size, "opacity": 0.75},
-            hovertext=labels,
-            hoverinfo="text",
-        )
+        marker = {"color": color, "symbol": symbol, "size": size, "opacity": 0.75}
+        x, y = points["x"], points["y"]
+        figure.add_scatter(name=f"{kind}s", x=x, y=y, mode="markers", marker=marker, hovertext=labels, hoverinfo="text")
     axis = {"visible": False, "showgrid": False, "zeroline": False}
-    figure.update_layout(title="Source rows, examples and evaluation items", xaxis=axis, yaxis=axis, height=560)
-    return figure
+    return figure.update_layout(title="Source rows, examples and evaluation items", xaxis=axis, yaxis=axis, height=560)
 
 
 def plot_nearness(embedding_map: pd.DataFrame) -> go.Figure:
@@ -159,13 +131,18 @@ def plot_nearness(embedding_map: pd.DataFrame) -> go.Figure:
     cosines = embedding_map["cosine"].dropna().sort_values().to_numpy()
     shares = 100 * (np.arange(len(cosines)) + 0.5) / max(1, len(cosines))
     figure = go.Figure(go.Scatter(x=shares, y=cosines, mode="lines+markers" if len(cosines) < _MARKERS else "lines"))
-    figure.update_layout(
+    return figure.update_layout(
         title="Nearest training example of each evaluation item",
         xaxis={"title": "% of the evaluation items", "range": [0, 100]},
         yaxis={"title": "cosine to the nearest example", "range": [min([0.0, *cosines]), 1.02]},
         showlegend=False,
     )
-    return figure
+
+
+def _error_bars(scores: pd.DataFrame) -> dict[str, Any]:
+    """Plotly's error bars of scores with their intervals (``value``, ``low``, ``high``)."""
+    above, below = scores["high"] - scores["value"], scores["value"] - scores["low"]
+    return {"type": "data", "array": above.to_list(), "arrayminus": below.to_list()}
 
 
 def _plain(text: str) -> str:
