@@ -28,9 +28,12 @@ def stage_line(summary: Mapping[str, Any], seconds: float) -> str:
         parts.append(f"rejected {sum(summary['rejected'].values()):,} ({_reasons(summary['rejected'])})")
     if summary.get("annoy_recall") is not None:
         parts.append(f"Annoy's recall {summary['annoy_recall']:.2f}")
-    if usage := _usage(summary.get("usage")):
-        parts.append(usage)
-    return f"{' · '.join(parts)} · {seconds:.0f} s"
+    usage = summary.get("usage") or {}
+    if usage.get("used"):
+        cached = f", {usage['cached']:,} cached" if usage["cached"] else ""
+        dollars = f", ${usage['dollars']:.4f}" if usage["dollars"] else ""
+        parts.append(f"{usage['responses']:,} responses{cached}{dollars}")
+    return " · ".join([*parts, f"{seconds:.0f} s"])
 
 
 def estimate_line(estimate: Mapping[str, Any]) -> str:
@@ -47,30 +50,15 @@ def estimate_line(estimate: Mapping[str, Any]) -> str:
 
 def estimate_table(estimate: Mapping[str, Any]) -> Table:
     """The estimated requests, tokens and dollars of each stage, from low to high."""
-    table = Table(
-        title=f"rebase · estimated cost of {estimate['teacher']} for task {estimate['task']}", title_justify="left"
-    )
-    lines = [*estimate["stages"].items(), ("total", estimate["total"])]
+    title = f"rebase · estimated cost of {estimate['teacher']} for task {estimate['task']}"
+    table = Table(title=title, title_justify="left")
     for column in ("", "requests", "tokens in", "tokens out", "dollars", "by batches"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
-    for stage, costs in lines:
-        table.add_row(
-            stage,
-            *(_range(costs[name]) for name in ("requests", "input_tokens", "output_tokens")),
-            *(_dollars(costs[name]) for name in ("dollars", "dollars_batch")),
-        )
+    for stage, costs in [*estimate["stages"].items(), ("total", estimate["total"])]:
+        counts = (_range(costs[name]) for name in ("requests", "input_tokens", "output_tokens"))
+        table.add_row(stage, *counts, _dollars(costs["dollars"]), _dollars(costs["dollars_batch"]))
     table.caption = f"{estimate['rows']:,} rows · {estimate['price']} · tokens {estimate['tokens']}"
     return table
-
-
-def _usage(usage: Mapping[str, Any] | None) -> str:
-    """The responses bought and cached, and the dollars; empty without requests."""
-    if not usage or not usage["used"]:
-        return ""
-    parts = [f"{usage['responses']:,} responses"] + ([f"{usage['cached']:,} cached"] if usage["cached"] else [])
-    if usage["dollars"]:
-        parts.append(f"${usage['dollars']:.4f}")
-    return ", ".join(parts)
 
 
 def _range(pair: Sequence[float]) -> str:
@@ -93,10 +81,8 @@ def final_table(task: str, summaries: Mapping[str, Mapping[str, Any]], scores: M
     table.add_section()
     for system, metrics in scores["systems"].items():
         for metric, score in metrics.items():
-            table.add_row(
-                f"{system} · {metric}",
-                f"{score['value']:.1f}  [{score['low']:.1f}, {score['high']:.1f}]  (n = {scores['n']})",
-            )
+            interval = f"{score['value']:.1f}  [{score['low']:.1f}, {score['high']:.1f}]"
+            table.add_row(f"{system} · {metric}", f"{interval}  (n = {scores['n']})")
     return table
 
 
@@ -109,6 +95,9 @@ def comparison_table(task: str, comparison: pd.DataFrame, scores: Mapping[str, A
         table.add_column(column, justify="left" if column in ("system", "metric") else "right")
     for line in comparison.to_dict("records"):
         gain = scores["differences"].get(f"{line['system']} - student", {}).get(line["metric"])
+        several = (
+            f"{line['seed_mean']:.1f} ± {line['seed_deviation']:.1f} ({line['seeds']})" if line["seeds"] > 1 else ""
+        )
         table.add_row(
             line["system"],
             line["metric"],
@@ -120,7 +109,7 @@ def comparison_table(task: str, comparison: pd.DataFrame, scores: Mapping[str, A
             "unknown" if pd.isna(line["requests"]) else f"{line['requests']:,.0f}",
             "no price" if pd.isna(line["dollars"]) else f"{line['dollars']:.4f}",
             f"{line['minutes']:.1f}",
-            *([_over_seeds(line)] * seeded),
+            *([several] * seeded),
         )
     left_out = [f"Left out: {name}. {reason}" for name, reason in scores.get("left_out", {}).items()]
     caption = "gain: over the base student, paired; p: permutation test; minutes: training"
@@ -128,12 +117,5 @@ def comparison_table(task: str, comparison: pd.DataFrame, scores: Mapping[str, A
     return table
 
 
-def _over_seeds(line: Mapping[str, Any]) -> str:
-    """The mean over training seeds with its standard deviation, and the number of trainings."""
-    several = line["seeds"] > 1
-    return f"{line['seed_mean']:.1f} ± {line['seed_deviation']:.1f} ({line['seeds']})" if several else ""
-
-
 def _reasons(rejected: Mapping[str, int]) -> str:
-    ordered = sorted(rejected.items(), key=lambda item: -item[1])
-    return ", ".join(f"{reason} {count:,}" for reason, count in ordered)
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items(), key=lambda item: -item[1]))

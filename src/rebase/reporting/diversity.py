@@ -42,8 +42,8 @@ def distinct_texts(texts: Sequence[Sequence[str]]) -> np.ndarray:
     self-instruct (arXiv 2212.10560). ROUGE-L is the F1 of the longest common subsequence, ``2 LCS / (m + n)`` for texts
     of m and n words (Lin, 2004). The first of the texts without a word is distinct.
     """
+    # Numbers compare faster than words. Equal texts: only the first can be distinct.
     numbers: dict[str, int] = {}
-    # Equal texts: only the first can be distinct.
     first: dict[tuple[int, ...], int] = {}
     for index, words in enumerate(texts):
         first.setdefault(tuple(numbers.setdefault(word, len(numbers)) for word in words), index)
