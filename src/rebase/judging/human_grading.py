@@ -32,8 +32,10 @@ def make_key(task: Task, answers: Iterable[tuple[str, str, str, str]], seed: int
     An id is a hash in letters, which no spreadsheet reads as a number. It depends on the answer alone: a sheet stays
     valid after another run with the same answers.
     """
-    lines = [(_answer_id(seed, task.name, item, query, answer), item, system, query, answer)
-             for item, system, query, answer in answers]  # fmt: skip
+    lines = [
+        (_answer_id(seed, task.name, item, query, answer), item, system, query, answer)
+        for item, system, query, answer in answers
+    ]
     return pd.DataFrame(lines, columns=KEY_COLUMNS).sort_values("answer_id", kind="stable", ignore_index=True)
 
 
@@ -180,6 +182,7 @@ def _find_fault(line: dict[str, str], answers: pd.DataFrame, seen: set[str]) -> 
 
 
 def _check_grade(text: str) -> tuple[str, str]:
+    """The reason why a grade does not count, and what to do; two empty texts for a grade that counts."""
     if not text:
         return "missing", "no grade; it counts as not graded"
     try:

@@ -180,13 +180,10 @@ def compare_with_gold(pairs: Mapping[str, Pair], gains: Mapping[str, float]) -> 
 
     ``gains`` is our system's score minus the other's, by item.
     """
-    counts = {"items": 0, "right": 0, "tie": 0, "wrong": 0}
-    for item, pair in pairs.items():
-        if gain := gains.get(item, 0.0):
-            outcome = pair.outcome
-            counts["items"] += 1
-            counts["tie" if outcome == "tie" else "right" if (outcome == "win") == (gain > 0) else "wrong"] += 1
-    return counts
+    decided = {item: pair.outcome for item, pair in pairs.items() if gains.get(item)}
+    ties = sum(outcome == "tie" for outcome in decided.values())
+    right = sum(outcome == ("win" if gains[item] > 0 else "loss") for item, outcome in decided.items())
+    return {"items": len(decided), "right": right, "tie": ties, "wrong": len(decided) - right - ties}
 
 
 def mean_grades(graded: pd.DataFrame, names: Sequence[str], parameters: JudgeParameters) -> dict[str, Any]:
@@ -232,12 +229,10 @@ def find_doubts(graded: pd.DataFrame, names: Sequence[str], scores: Mapping[str,
     doubts = [
         f"{name}: every answer has the same grade" for name in names if len(graded) > 1 and graded[name].nunique() == 1
     ]
-    for metric in {metric: None for by_metric in scores["calibration"].values() for metric in by_metric}:
-        aucs = [by_metric[metric]["auc"] for by_metric in scores["calibration"].values()]
-        known_aucs = [auc for auc in aucs if auc is not None]
-        if known_aucs and max(known_aucs) < NEAR_CHANCE:
-            best = max(known_aucs)
-            doubts.append(f"no grade tells answers that are right by {metric} from wrong ones (AUC {best:.2f})")
+    for metric in dict.fromkeys(metric for by_metric in scores["calibration"].values() for metric in by_metric):
+        aucs = [auc for by_metric in scores["calibration"].values() if (auc := by_metric[metric]["auc"]) is not None]
+        if aucs and max(aucs) < NEAR_CHANCE:
+            doubts.append(f"no grade tells answers that are right by {metric} from wrong ones (AUC {max(aucs):.2f})")
     flips = scores.get("pairwise", {}).get("position_bias", {}).get("flips")
     if flips and flips["value"] >= 50:
         doubts.append(f"{flips['value']:.0f} % of the verdicts change with the order of the answers")

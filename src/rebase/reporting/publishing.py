@@ -62,12 +62,6 @@ _PUBLISHED = [
     "revision", "row_index", "license", "row_id", "rank", "score", "teacher", "prompt_hash",
 ]  # fmt: skip
 _SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M"}
-_LIMITS = (
-    "The examples were written by a model and checked by programs, not by people: they contain the teacher's "
-    "mistakes. They have the form of one task and the languages and biases of their sources. Rows that repeat the "
-    "task's evaluation set were rejected as far as a search for shared n-grams finds them. The terms of the teacher's "
-    "provider can restrict the use of its outputs."
-)
 _DATASET_CARD = """\
 # Training examples for the task `{task}`
 
@@ -91,7 +85,10 @@ The conditions of a source apply to each example made from it (column `license`)
 Prompts (the first letters of their SHA-256): {prompts}.
 
 ## Known limits
-{limits}
+The examples were written by a model and checked by programs, not by people: they contain the teacher's mistakes. They \
+have the form of one task and the languages and biases of their sources. Rows that repeat the task's evaluation set \
+were rejected as far as a search for shared n-grams finds them. The terms of the teacher's provider can restrict the \
+use of its outputs.
 """
 _EVALUATION = """\
 ## Evaluation
@@ -278,7 +275,6 @@ def _pack_dataset(
         repo=repo,
         sources="\n".join(_source_rows(sources, checked)),
         prompts=_codes(source["prompt_hash"] for source in sources) or "unknown",
-        limits=_LIMITS,
     )
     DatasetCard(f"---\n{data.to_yaml()}\n---\n{body}").save(folder / CARD)
     return Parcel("dataset", folder)

@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from shutil import which
 from typing import Any
 
 import pandas as pd
@@ -49,7 +48,11 @@ def record_run(
         "task": scores["task"],
         "models": {name: by_stage.get(stage, {}).get(key) for name, (stage, key) in _MODELS.items()},
         "parameters": public(parameters),
-        "versions": {"git": git_commit(), "python": platform.python_version(), **_versions()},
+        "versions": {
+            "git": git_commit(),
+            "python": platform.python_version(),
+            **{package: _version(package) for package in _PACKAGES},
+        },
         "machine": machine_name(),
         "dtypes": {stage: summary["dtype"] for stage, summary in by_stage.items() if summary.get("dtype")},
         "counts": {
@@ -112,6 +115,11 @@ def runs_table(task: str, runs: Sequence[RunScores]) -> Table:
         table.add_column(column, justify="right" if column in {"items", "examples", "paid"} else "left")
     for run, run_settings in zip(runs, settings, strict=True):
         record = run.record or {}
+        score_lines = [
+            f"{system} · {metric} {cell['value']:.1f} [{cell['low']:.1f}, {cell['high']:.1f}]"
+            for system, cells in run.scores.get("systems", {}).items()
+            for metric, cell in cells.items()
+        ]
         differences = [f"{name} = {_short(run_settings[name])}" for name in differing if name in run_settings]
         if not record:
             differences.append("no record: made without the report pipeline")
@@ -119,7 +127,7 @@ def runs_table(task: str, runs: Sequence[RunScores]) -> Table:
             differences.append("parameters unknown: the report was made later")
         table.add_row(
             run.version,
-            "\n".join(_score_lines(run.scores)),
+            "\n".join(score_lines),
             f"{run.scores.get('n', '–')}",
             f"{record.get('counts', {}).get('train', {}).get('kept', '–')}",
             _dollars(record.get("dollars"), record.get("used_dollars")),
@@ -134,43 +142,26 @@ def runs_table(task: str, runs: Sequence[RunScores]) -> Table:
 
 def git_commit() -> str | None:
     """The commit of the working folder, with ``-dirty`` after changes; None outside a repository."""
-    git = which("git")
-    if git is None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
         return None
-    result = subprocess.run(  # noqa: S603
-        [git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return result.stdout.strip() or None if result.returncode == 0 else None
+    return result.stdout.strip() or None
 
 
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # The project runs from its folder.
+        return None
 
 
 def _settings(record: Line) -> Line:
     """How a run was made, flat: models and versions by their names, parameters as ``group.name``."""
     machine = {"machine": record["machine"]} if "machine" in record else {}
-    return {
-        **record.get("models", {}),
-        **record.get("versions", {}),
-        **machine,
-        **flat_parameters(record.get("parameters", {})),
-    }
-
-
-def _score_lines(scores: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{system} · {metric} {cell['value']:.1f} [{cell['low']:.1f}, {cell['high']:.1f}]"
-        for system, cells in scores.get("systems", {}).items()
-        for metric, cell in cells.items()
-    ]
+    parameters = flat_parameters(record.get("parameters", {}))
+    return {**record.get("models", {}), **record.get("versions", {}), **machine, **parameters}
 
 
 def _dollars(paid: float | None, used: float | None) -> str:
