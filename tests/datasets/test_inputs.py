@@ -173,6 +173,8 @@ def test_sources_take_one_location_or_several(tmp_path):
     assert [source.dataset for source in SourcesDataset(str(tmp_path / "*")).load()] == ["a", "b"]
     both = [str(tmp_path / "*"), str(tmp_path / "a"), "hf://owner/name@v1"]
     assert [source.dataset for source in SourcesDataset(both).load()] == ["a", "b", "owner/name"]
+    [hub_source] = SourcesDataset("hf://owner/name", {"token": ""}).load()
+    assert hub_source.token is None, "an empty variable would be sent as a header that the client rejects"
     assert "no folder matches" in message(SourcesDataset(str(tmp_path / "c*")).load)
 
 

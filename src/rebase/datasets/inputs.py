@@ -42,7 +42,7 @@ class SourcesDataset(ReadOnly, AbstractDataset[Any, list[Source]]):
         metadata: dict[str, Any] | None = None,
     ) -> None:
         self._locations = [locations] if isinstance(locations, str) else list(locations)
-        self._token = (credentials or {}).get("token")
+        self._token = (credentials or {}).get("token") or None  # An empty variable is no token.
         self.metadata = metadata
 
     def load(self) -> list[Source]:
@@ -96,7 +96,7 @@ class EvaluationRowsDataset(ReadOnly, AbstractDataset[Any, SourceRows]):
         self._folder = Path(folder)
         self._name = name
         self._source = source
-        self._token = (credentials or {}).get("token")
+        self._token = (credentials or {}).get("token") or None  # An empty variable is no token.
         self._rows: SourceRows | None = None
         self.metadata = metadata
 

@@ -1,5 +1,7 @@
 """Find the datasets that the setting ``sources`` names."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from glob import glob
 from itertools import chain
@@ -12,19 +14,20 @@ from rebase.datastore.sources.folder import FolderSource
 from rebase.datastore.sources.hub import HUB_PREFIX, HubSource
 from rebase.errors import RebaseError
 
-_CATALOGS = (".csv", ".parquet")
+#: A catalog, and the group of its datasets that is taken: ``hub.csv#nli``.
+_CATALOG = re.compile(r"(?P<file>.+\.(?:csv|parquet))(?:#(?P<group>.*))?", re.IGNORECASE)
 _HUB_OPTIONS = {"config", "split"}
 #: The columns of a catalog; only ``id`` is required, other columns are ignored.
-_COLUMNS = ("id", "revision", "config", "split", "description")
+_COLUMNS = ("id", "revision", "config", "split", "description", "group")
 
 
 def find_sources(locations: Iterable[str], token: str | None = None) -> list[Source]:
     """Find the sources at the locations, sorted by name.
 
     A location is a glob of local folders; ``hf://OWNER/NAME@REVISION?config=NAME&split=NAME``, where only the id
-    is required; or a catalog, a CSV or Parquet file with hub ids. Several can be in one text, between commas, unless
-    the whole text matches a path. Raises RebaseError if a location matches nothing, or if two datasets have the same
-    name.
+    is required; or a catalog, a CSV or Parquet file with hub ids, of which ``FILE#GROUP`` takes one group. Several can
+    be in one text, between commas, unless the whole text matches a path. Raises RebaseError if a location matches
+    nothing, or if two datasets have the same name.
     """
     sources: dict[str, Source] = {}
     for location in chain.from_iterable(map(_split, locations)):
@@ -40,13 +43,22 @@ def find_sources(locations: Iterable[str], token: str | None = None) -> list[Sou
     return [sources[name] for name in sorted(sources)]
 
 
-def read_catalog(file: Path, token: str | None = None) -> Iterator[HubSource]:
+def read_catalog(file: Path, token: str | None = None, group: str | None = None) -> Iterator[HubSource]:
     """The hub datasets of a catalog: ``id`` and optionally ``revision``, ``config``, ``split``, ``description``.
 
-    Raises RebaseError that names the file, the row (the line of a CSV file) and the column.
+    With ``group``, only those whose column ``group`` has it. Raises RebaseError that names the file, the row (the line
+    of a CSV file) and the column.
     """
     seen: dict[str, int] = {}
-    for number, line in enumerate(_read_table(file), start=2 if file.suffix.lower() == ".csv" else 1):
+    lines = _read_table(file)
+    groups = Counter(line["group"] for line in lines if line["group"])
+    if group is not None and group not in groups:
+        names = (
+            ", ".join(f"{name} ({count})" for name, count in sorted(groups.items()))
+            or "none (a column 'group' names them)"
+        )
+        raise RebaseError(f"{file}: the catalog has no group {group!r}. Its groups, with their datasets: {names}.")
+    for number, line in enumerate(lines, start=2 if file.suffix.lower() == ".csv" else 1):
         where = f"{file}, row {number}, column 'id'"
         dataset = line.pop("id")
         if not dataset:
@@ -55,6 +67,8 @@ def read_catalog(file: Path, token: str | None = None) -> Iterator[HubSource]:
         if dataset in seen:
             raise RebaseError(f"{where}: {dataset!r} is in row {seen[dataset]} already. List each dataset once.")
         seen[dataset] = number
+        if group not in (None, line["group"]):
+            continue
         yield HubSource(
             dataset,
             line["revision"] or None,
@@ -73,12 +87,12 @@ def _sources_at(location: str, token: str | None) -> Iterator[Source]:
     if location.startswith(HUB_PREFIX):
         yield _hub_source(location, token)
         return
-    is_catalog = location.lower().endswith(_CATALOGS)
-    for path in map(Path, sorted(glob(location))):
+    catalog = _CATALOG.fullmatch(location)
+    for path in map(Path, sorted(glob(catalog["file"] if catalog else location))):
         if path.is_dir():
             yield FolderSource(path)
-        elif is_catalog:
-            yield from read_catalog(path, token)
+        elif catalog:
+            yield from read_catalog(path, token, catalog["group"])
 
 
 def _hub_source(location: str, token: str | None) -> HubSource:
