@@ -38,8 +38,8 @@ def reject_language(row: Candidate, language: str | None) -> Rejection | None:
     """Reject a row whose longest cell is certainly in another language."""
     if language is None:
         return None
-    found = detect_language(max(row.cells.values(), key=len, default=""))
-    return Rejection("language", found) if found and found != language else None
+    detected = detect_language(max(row.cells.values(), key=len, default=""))
+    return Rejection("language", detected) if detected and detected != language else None
 
 
 @cache
