@@ -24,12 +24,18 @@ def score_answers(task: Task, generations: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_predictions(
-    task: Task, generations: pd.DataFrame, parameters: EvaluateParameters
+    task: Task,
+    generations: pd.DataFrame,
+    parameters: EvaluateParameters,
+    pairs: Iterable[tuple[str, str]] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Extract and score every answer.
 
-    Returns ``predictions`` (``score_answers``) and ``scores`` (``aggregate``), with the paired difference of any two
-    systems, the later minus the earlier. Raises RebaseError if there are no answers.
+    Returns ``predictions`` (``score_answers``), and scores in percent with bootstrap intervals: of each system, and of
+    the difference of each pair (None: of any two systems, the later minus the earlier). Differences are paired and
+    also have ``p`` (``permutation_p`` on the item scores).
+
+    Raises RebaseError if there are no answers, or if the systems answered different items: their scores do not compare.
     """
     if generations.empty:
         raise RebaseError(
@@ -37,18 +43,6 @@ def score_predictions(
             "lower evaluate.limit."
         )
     predictions = score_answers(task, generations)
-    pairs = [(later, earlier) for earlier, later in combinations(predictions["system"].unique(), 2)]
-    return predictions, aggregate(task, predictions, pairs, parameters)
-
-
-def aggregate(
-    task: Task, predictions: pd.DataFrame, pairs: Iterable[tuple[str, str]], parameters: EvaluateParameters
-) -> dict[str, Any]:
-    """Return scores in percent with bootstrap intervals, for each system and for the difference of each pair.
-
-    ``predictions`` come from ``score_answers``. Differences are paired and also have ``p`` (``permutation_p`` on the
-    item scores). Raises RebaseError if the systems answered different items, since their scores do not compare.
-    """
     by_system = {str(system): frame.set_index("item_id") for system, frame in predictions.groupby("system", sort=False)}
     first = next(iter(by_system))
     for system, frame in by_system.items():
@@ -57,6 +51,8 @@ def aggregate(
                 f"evaluate: {system!r} answered {len(frame)} items, {first!r} {len(by_system[first])}, or not the same "
                 "ones. `evaluate.limit` or the evaluation set has changed: run the nodes again that generate answers."
             )
+    if pairs is None:
+        pairs = [(later, earlier) for earlier, later in combinations(by_system, 2)]
     draws = (parameters.bootstrap_samples, parameters.confidence, parameters.seed)
 
     def interval(metric: Metric, system: str, baseline: str | None = None) -> dict[str, float]:
@@ -71,7 +67,7 @@ def aggregate(
             scores = bootstrap_interval(gains.to_list(), *draws)
         return scores if other is None else {**scores, "p": permutation_p(gains.to_numpy(), parameters.seed)}
 
-    return {
+    return predictions, {
         "task": task.name,
         "n": len(by_system[first]),
         "unit": "percent",

@@ -14,7 +14,7 @@ from rebase.student.answering import STUDENT, answer_items
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
 from rebase.tasks.evaluation_items import select_items
-from rebase.tasks.scoring import aggregate, score_answers, score_predictions
+from rebase.tasks.scoring import score_predictions
 from rebase.weights import resolve_dtype
 
 FEW_SHOT = "student_few_shot"
@@ -121,8 +121,8 @@ def score_curves(
             adapters[system] = Adapter(Path(run.folder), run.base_model)
     if adapters:
         items, _ = select_items(task, evaluation_items, parameters.limit)
-        predictions = score_answers(task, answer_items(task, items, student, adapters, parameters))
-        systems = systems | aggregate(task, predictions, [], parameters)["systems"]
+        answers = answer_items(task, items, student, adapters, parameters)
+        systems = systems | score_predictions(task, answers, parameters, pairs=[])[1]["systems"]
     rows = [
         {"training_set": name, "examples": examples, "seed": seed, "metric": metric, **cell}
         for name, examples, seed, system in runs

@@ -20,7 +20,7 @@ from rebase.student.handle import Student
 from rebase.student.preflight import inspect_training
 from rebase.student.training import train_expert
 from rebase.tasks.evaluation_items import select_items
-from rebase.tasks.scoring import aggregate, score_answers
+from rebase.tasks.scoring import score_predictions
 from rebase.weights import resolve_dtype
 
 logger = logging.getLogger(__name__)
@@ -131,12 +131,11 @@ def score_students(
     ``revision``, ``metric``; ``before``, ``after`` and ``gain`` in percent with ``_low`` and ``_high`` (of the gain,
     paired, ``_p`` too); ``items``; ``examples`` trained on, ``trainable_parameters``, ``minutes`` of training.
     """
-    predictions = score_answers(task, generations)
-    answered = set(predictions["system"])
+    answered = set(generations["system"])
     names = [name for name in trained["students"] if f"{name} {EXPERT}" in answered]
     gains = {name: (f"{name} {EXPERT}", f"{name} {STUDENT}") for name in names}
     between = [(gains[later][0], gains[earlier][0]) for earlier, later in combinations(names, 2)]
-    scores = aggregate(task, predictions, [*gains.values(), *between], parameters)
+    predictions, scores = score_predictions(task, generations, parameters, [*gains.values(), *between])
     rows = []
     for name, (after, before) in gains.items():
         summary = trained["students"][name]
