@@ -10,6 +10,7 @@ from typing import Any
 
 _URL = re.compile(r"\s*(https?|ftp)://\S+\s*", re.IGNORECASE)
 _HEX = re.compile(r"\s*(0x)?[0-9a-f-]{16,}\s*", re.IGNORECASE)
+_INDEX = re.compile(r"\s*-?\d{1,6}\s*")  # Of a class label, in a CSV file.
 _SURROGATES = re.compile("[\ud800-\udfff]")
 #: The fields of an image, audio, video or document in the ``datasets`` library; the second set is decoded audio.
 _MEDIA = ({"bytes", "path"}, {"array", "path", "sampling_rate"})
@@ -66,7 +67,10 @@ def _leaves(prefix: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _to_text(value: Any, column: str, label_names: Mapping[str, list[str]]) -> str:
     """One value as text; the empty string if it has none."""
     if isinstance(value, str):
-        return value.strip()
+        is_index = column in label_names and value not in label_names[column] and _INDEX.fullmatch(value)
+        if not is_index:
+            return value.strip()
+        value = int(value)
     if value is None or isinstance(value, bytes | bytearray):
         return ""
     if isinstance(value, bool):

@@ -1,14 +1,13 @@
 """Raw rows for a task, from a file or from the hub."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rebase.datastore.sources import HubSource, read_files, read_rows
+from rebase.datastore.sources import HubSource, all_rows, is_data_file, read_file
 from rebase.errors import RebaseError
 from rebase.records import Task
-
-_FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -37,25 +36,25 @@ def read_source_rows(
 
     """
     what = f"The {content} of task {task.name!r}"
-    if Path(location).suffix in _FILE_SUFFIXES:
+    if is_data_file(Path(location).name):
         if not Path(location).exists():
             raise RebaseError(f"{what} is missing: there is no file {location}.")
         try:
-            return SourceRows(list(read_rows(read_files([Path(location)]))), location, {"dataset": Path(location).name})
+            return SourceRows(read_file(Path(location)), location, {"dataset": Path(location).name})
         except Exception as error:  # Each format's reader raises errors of its own.
             raise RebaseError(f"{what} cannot be read from {location}: {error}\nCorrect the file.") from error
     spec = task.evaluation
     is_evaluation_source = location == spec.source
     try:
         # The revision belongs to the evaluation set; another dataset may have a config of the same name.
-        source = HubSource(location, spec.revision if is_evaluation_source else None, token)
+        source = HubSource(location, spec.revision if is_evaluation_source else None, token, split=split)
         config = spec.config if is_evaluation_source else None
         if not config:
             configs = source.configs()
             config = spec.config if spec.config in configs else configs[0]
         card = source.card()
         origin = {"dataset": location, "config": config, "revision": card.revision, "license": card.license}
-        return SourceRows(list(read_rows(source.batches(config, split))), location, origin)
+        return SourceRows(all_rows(source.read(config, sys.maxsize)[1]), location, origin)
     except Exception as error:
         raise RebaseError(
             f"{what} cannot be read from the hub as {location!r}: {error}\n"

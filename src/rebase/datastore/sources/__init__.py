@@ -1,26 +1,30 @@
 """Sources of raw rows: local folders and the hub, both read with the ``datasets`` library.
 
-``base`` defines a source, ``folder`` and ``hub`` implement it, ``locations`` finds sources; ``reading`` samples rows
-of files, ``cards`` parses dataset cards, ``errors`` classifies failures.
+``base`` defines a source, ``folder`` and ``hub`` implement it, ``locations`` finds sources; ``files`` finds the data
+files of a config, ``reading`` samples their rows (``parquet``, ``text_files`` and ``rows`` by format), ``cards`` parses
+dataset cards, ``errors`` classifies failures.
 """
 
-from rebase.datastore.sources.base import Reading, Source
+from rebase.datastore.sources.base import Source
 from rebase.datastore.sources.cards import parse_card
 from rebase.datastore.sources.errors import failure_reason
+from rebase.datastore.sources.files import DataFiles, is_data_file
 from rebase.datastore.sources.folder import FolderSource
 from rebase.datastore.sources.hub import HubSource
 from rebase.datastore.sources.locations import find_sources
-from rebase.datastore.sources.reading import RowSample, read_files, read_rows
+from rebase.datastore.sources.reading import all_rows, read_file
+from rebase.datastore.sources.rows import RowSample
 
 __all__ = [
+    "DataFiles",
     "FolderSource",
     "HubSource",
-    "Reading",
     "RowSample",
     "Source",
+    "all_rows",
     "failure_reason",
     "find_sources",
+    "is_data_file",
     "parse_card",
-    "read_files",
-    "read_rows",
+    "read_file",
 ]

@@ -1,15 +1,35 @@
-"""Reasons why a dataset could not be read."""
+"""Reasons why a dataset could not be read, and retries of requests that may succeed later."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from rebase.errors import RebaseError
+from rebase.teacher.http import read_retry_after
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+#: Seconds before each retry of a hub request; more if the hub says so, up to the longest wait.
+WAITS = (1.0, 2.0, 4.0)
+_LONGEST_WAIT = 600.0
 
 
 class TooLargeError(Exception):
     """Data that would not fit into memory when it is decompressed."""
 
 
+class NoDataFilesError(RebaseError):
+    """A dataset or config without files that can be read."""
+
+
 def failure_reason(error: Exception) -> str:
     """Classify an error that was raised while a dataset was read.
 
     Returns one of: gated, missing, script, unreachable, unreadable (its files are gone, or access is denied),
-    too_large, malformed. The reasons gated, missing, unreachable and unreadable may be temporary.
+    too_large, no_data_files, malformed. The reasons gated, missing, unreachable and unreadable may be temporary.
     """
     from datasets.exceptions import DatasetNotFoundError
     from httpx2 import HTTPError
@@ -22,6 +42,7 @@ def failure_reason(error: Exception) -> str:
         "missing": (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, DatasetNotFoundError),
         "unreachable": (HTTPError, hub.LocalEntryNotFoundError, ConnectionError, TimeoutError),
         "too_large": (TooLargeError, MemoryError),
+        "no_data_files": (NoDataFilesError,),
     }
     chain = causes(error)
     for reason, types in reasons.items():
@@ -34,3 +55,40 @@ def failure_reason(error: Exception) -> str:
 def causes(error: BaseException | None) -> list[BaseException]:
     """The error and its causes, outermost first."""
     return [error, *causes(error.__cause__ or error.__context__)] if error else []
+
+
+def with_retries(request: Callable[[], Result]) -> Result:
+    """Send a request to the hub; retry if the hub is busy (429, after the time it names), fails (5xx) or disconnects.
+
+    An unreachable hub is not retried: each of thousands of datasets would wait for nothing. ``huggingface_hub`` retries
+    by itself while it reads files, but not requests for a dataset's info or files.
+    """
+    for wait in WAITS:
+        try:
+            return request()
+        except Exception as error:
+            requested_wait = _requested_wait(error)
+            if requested_wait is None or requested_wait > _LONGEST_WAIT:
+                raise
+            logger.info("hub: %s; retry in %.0f s", error, max(wait, requested_wait))
+            time.sleep(max(wait, requested_wait))
+    return request()
+
+
+def _requested_wait(error: Exception) -> float | None:
+    """The seconds that the hub asks to wait, 0 if it names none; None if a retry would not help."""
+    from httpx2 import ReadError, ReadTimeout, RemoteProtocolError
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    for cause in causes(error):
+        if isinstance(cause, ReadError | ReadTimeout | RemoteProtocolError):
+            return 0.0
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+            if cause.response.status_code not in (408, 429, 500, 502, 503, 504):
+                return None
+            limit = parse_ratelimit_headers(cause.response.headers)
+            if limit is not None and limit.remaining == 0:
+                return float(limit.reset_in_seconds)
+            return read_retry_after(cause.response.headers) or 0.0
+    return None

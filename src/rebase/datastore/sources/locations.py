@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from rebase.datastore.sources.base import Source
+from rebase.datastore.sources.files import HUB_PREFIX
 from rebase.datastore.sources.folder import FolderSource
-from rebase.datastore.sources.hub import HUB_PREFIX, HubSource
+from rebase.datastore.sources.hub import HubSource
 from rebase.errors import RebaseError
 
 #: A catalog, and the group of its datasets that is taken: ``hub.csv#nli``.

@@ -16,20 +16,20 @@ from tqdm import tqdm
 
 from rebase.datastore.cells import content_hash, flatten_row, row_json
 from rebase.datastore.shards import Shard, ShardPlan, Shards, fingerprint_of, with_metadata
-from rebase.datastore.sources import Reading, Source, failure_reason
+from rebase.datastore.sources import RowSample, Source, failure_reason
 from rebase.errors import RebaseError
 from rebase.parameters import IngestParameters
 from rebase.records import INGEST_REJECTED_COLUMNS, ROW_COLUMNS, DatasetCard, summarize_stage
 
 logger = logging.getLogger(__name__)
 
-_VERSION = "4"  # Part of every fingerprint: raise it with every change of what ingest writes.
+_VERSION = "5"  # Part of every fingerprint: raise it with every change of what ingest writes.
 #: Datasets that are read at once: reading waits for disk and hub more than it computes.
 _READERS = 4
 #: Reasons that may pass: such a dataset is tried again by the next run.
 _TEMPORARY = {"gated", "missing", "unreachable", "unreadable"}
 #: Rejections of a whole config or dataset that are no failure.
-_NO_FAILURE = {"other_split", "duplicate"}
+_NO_FAILURE = {"other_split", "other_file", "duplicate"}
 #: The most text of a dataset's rows; further rows are rejected, so that a few small files cannot fill the memory.
 MAX_DATASET_BYTES = 2**29
 _SCHEMA = pa.schema([(name, pa.int64() if name == "row_index" else pa.string()) for name in ROW_COLUMNS])
@@ -174,8 +174,6 @@ def _build(source: Source, max_rows: int, _: Any) -> pa.Table:
     except Exception as error:  # As above: any failure is one recorded rejection.
         rows.rejected.append(_unread(source.dataset, "", error))
         return rows.table()
-    if not configs:
-        rows.reject("", "no_data_files", 0, "no file that can be read as a table")
     for config in configs:
         try:
             _read_config(source, config, max_rows, rows)
@@ -186,37 +184,41 @@ def _build(source: Source, max_rows: int, _: Any) -> pa.Table:
 
 def _read_config(source: Source, config: str, max_rows: int, rows: _DatasetRows) -> None:
     """Add one config to the rows: its complete sample, or nothing if reading fails."""
-    reading = source.read(config, max_rows)
-    sample = reading.sample
-    counts = Counter(malformed_row=sample.malformed)
+    files, sample = source.read(config, max_rows)
     records: list[dict[str, Any]] = []
-    for record in _records(reading, config, rows):
+    counts: Counter[str] = Counter()
+    for record in _records(sample, config, files.split, rows):
         if isinstance(record, str):
             counts[record] += 1
         else:
             records.append(record)
+    counts["malformed_row"] += sample.malformed
     counts["not_sampled"] = sample.total - len(records) - counts.total()
     rows.records += records
     rows.size += sum(len(record["row"]) for record in records)
     rows.total += sample.total
     for reason, count in counts.items():
         if count:
-            rows.reject(config, reason, count)
-    if not sample.total:
+            rows.reject(config, reason, count, sample.first_malformed if reason == "malformed_row" else "")
+    for path, error in sample.unread:
+        rows.rejected.append(_unread(rows.card.dataset, config, error, path))
+    if not sample.total and not sample.unread:
         rows.reject(config, "no_rows", 0, "the files have no rows")
-    if reading.other_splits:
-        detail = f"only {reading.split} is read, not {', '.join(reading.other_splits)}"
+    if files.other_splits:
+        detail = f"only {files.split} is read, not {', '.join(files.other_splits)}"
         rows.reject(config, "other_split", 0, detail)
+    if files.other_files:
+        rows.reject(config, "other_file", 0, f"not read with the others: {', '.join(files.other_files)}")
 
 
-def _records(reading: Reading, config: str, rows: _DatasetRows) -> Iterator[dict[str, Any] | str]:
+def _records(sample: RowSample, config: str, split: str, rows: _DatasetRows) -> Iterator[dict[str, Any] | str]:
     """Yield the record of each kept row, and the reason of each rejected row."""
-    card, split, size = rows.card, reading.split, rows.size
-    for position, row in reading.sample.rows:
+    card, size = rows.card, rows.size
+    for position, row in sample.rows:
         if isinstance(row, str):
             yield row
             continue
-        cells = flatten_row(row, reading.sample.label_names)
+        cells = flatten_row(row, sample.label_names)
         if not cells:
             yield "empty_row"
             continue
@@ -242,11 +244,11 @@ def _rejection(dataset: str, config: str, reason: str, rows: int, detail: str) -
     return {"dataset": dataset, "config": config, "reason": reason, "rows": rows, "detail": detail[:500]}
 
 
-def _unread(dataset: str, config: str, error: Exception) -> dict[str, Any]:
-    """The rejection of a dataset or a config that could not be read.
+def _unread(dataset: str, config: str, error: Exception, path: str = "") -> dict[str, Any]:
+    """The rejection of a dataset, a config or a file that could not be read.
 
     The cause is part of the detail, because ``datasets`` hides the reader's own message there.
     """
     causes = [error, *([error.__cause__] if error.__cause__ else [])]
     detail = " <- ".join(f"{type(cause).__name__}: {' '.join(str(cause).split())}" for cause in causes)
-    return _rejection(dataset, config, failure_reason(error), 0, detail)
+    return _rejection(dataset, config, failure_reason(error), 0, f"{path}: {detail}" if path else detail)

@@ -1,0 +1,169 @@
+"""Find the data files of a config, in a local folder or on the hub, as the ``datasets`` library does."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from glob import escape, has_magic
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rebase.datastore.sources.errors import NoDataFilesError
+from rebase.errors import RebaseError
+
+HUB_PREFIX = "hf://"
+#: What a card declares about a config beside options of the reader.
+_NO_OPTIONS = {"config_name", "default", "description", "data_files", "data_dir", "features", "version"}
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """The data files of one split of a config, all of one format.
+
+    Attributes:
+        module: the library's reader of the format, such as ``csv``.
+        paths: local paths, or addresses on the hub.
+        options: the options of the reader that the card gives.
+        token: for the hub.
+        split: the split.
+        other_splits: the config's other splits.
+        other_files: files of other formats, and files that the library assigns to no split.
+        unusable: files that are declared but missing, or outside the dataset, with the reason.
+
+    """
+
+    module: str
+    paths: list[str]
+    options: dict[str, Any] = field(default_factory=dict)
+    token: str | None = field(default=None, repr=False)
+    split: str = "train"
+    other_splits: list[str] = field(default_factory=list)
+    other_files: list[str] = field(default_factory=list)
+    unusable: dict[str, str] = field(default_factory=dict)
+
+
+def find_files(root: str, declared: dict[str, Any], split: str | None, token: str | None) -> DataFiles:
+    """Find the files of a split: ``split``, or ``train``, or the config's first one.
+
+    ``root`` is the dataset's folder or address; ``declared`` is what its card declares about the config.
+
+    Raises:
+        NoDataFilesError: There is no file of a format that the library reads.
+        RebaseError: There is no such split, or the card names files that may be outside the dataset.
+
+    """
+    data_files, folder = declared.get("data_files"), str(declared.get("data_dir") or "")
+    _check_inside([folder])
+    base = f"{root}/{folder}".rstrip("/")
+    everything = [] if data_files else _matching(["**"], base, token)[0]
+    splits = _declared_splits(data_files) if data_files else _splits_by_name(everything, base)
+    if split not in (None, *splits):
+        raise RebaseError(f"there is no split {split!r}; there are {', '.join(splits) or 'none'}")
+    chosen = split or ("train" if "train" in splits else next(iter(splits), "train"))
+    found = splits.get(chosen, [])
+    matches, missing = _matching(found, base, token) if data_files else (found, [])
+    links = [path for path in matches if not is_inside(path, root)]
+    module, paths = data_format([path for path in matches if path not in links], token)
+    if not paths:
+        if scripts := [path for path in everything if path.endswith(".py")]:
+            raise RebaseError(f"dataset scripts are no longer supported, but there is {scripts[0]}")
+        raise NoDataFilesError(f"no data files inside the dataset match: {', '.join([*links, *found]) or '**'}")
+    others = {*everything, *matches}.difference(paths, links, *(splits[name] for name in splits if name != chosen))
+    return DataFiles(
+        module,
+        paths,
+        {name: value for name, value in declared.items() if name not in _NO_OPTIONS},
+        token,
+        chosen,
+        [name for name in splits if name != chosen and not split],
+        sorted(filter(is_data_file, (path.removeprefix(f"{base}/") for path in others))),
+        dict.fromkeys(missing, "there is no such file") | dict.fromkeys(links, "a link out of the dataset"),
+    )
+
+
+def data_format(paths: list[str], token: str | None = None) -> tuple[str, list[str]]:
+    """The library's reader of the most frequent format of the files, and the files that it reads."""
+    from datasets.data_files import DataFilesList
+    from datasets.load import infer_module_for_data_files_list
+    from datasets.packaged_modules import _MODULE_TO_EXTENSIONS, _MODULE_TO_METADATA_FILE_NAMES
+
+    module, _ = infer_module_for_data_files_list(paths, _download_config(token))
+    if not module:
+        return "", []
+    extensions, names = _MODULE_TO_EXTENSIONS[module], _MODULE_TO_METADATA_FILE_NAMES[module]
+    return module, list(DataFilesList(paths, []).filter(extensions=extensions, file_names=names))
+
+
+def is_data_file(path: str) -> bool:
+    """Whether the library reads files of this name: by its suffixes, unless it is hidden or describes a dataset."""
+    from datasets.config import DATASET_STATE_JSON_FILENAME
+    from datasets.data_files import FILES_TO_IGNORE
+    from datasets.packaged_modules import _ALL_EXTENSIONS
+
+    *folders, name = PurePosixPath(path).parts or ("",)
+    if name in (*FILES_TO_IGNORE, DATASET_STATE_JSON_FILENAME) or any(part[:1] == "." for part in (*folders, name)):
+        return False
+    return any(f".{suffix}" in _ALL_EXTENSIONS for suffix in name.lower().split(".")[1:])
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Whether a file is in the folder, not behind a link to a place outside. There are no links on the hub."""
+    return path.startswith(HUB_PREFIX) or Path(path).resolve().is_relative_to(folder)
+
+
+def _declared_splits(data_files: Any) -> dict[str, list[str]]:
+    """The patterns of each split's files, as a card declares them. Raises ValueError if it declares them wrongly."""
+    from datasets.data_files import sanitize_patterns
+
+    splits = {str(split): list(map(str, patterns)) for split, patterns in sanitize_patterns(data_files).items()}
+    _check_inside(chain(*splits.values()))
+    return splits
+
+
+def _splits_by_name(paths: list[str], base: str) -> dict[str, list[str]]:
+    """The files of each split, by the library's patterns for the names of files and folders."""
+    from datasets.data_files import _get_data_files_patterns
+
+    names = {path.removeprefix(f"{base}/"): path for path in paths}
+
+    def matching(pattern: str) -> list[str]:
+        return [path for name, path in names.items() if _expression(pattern).match(name)]
+
+    patterns = _get_data_files_patterns(matching) if paths else {}
+    return {str(split): list(dict.fromkeys(chain(*map(matching, patterns[split])))) for split in patterns}
+
+
+@cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    from fsspec.utils import glob_translate
+
+    return re.compile(glob_translate(pattern))
+
+
+def _check_inside(patterns: Iterable[str]) -> None:
+    """Raise RebaseError if a path or pattern of a card may be outside the dataset."""
+    paths = list(patterns)
+    outside = [path for path in paths if path[:1] in ("/", "~") or ":" in path or ".." in PurePosixPath(path).parts]
+    if outside:
+        raise RebaseError(f"the card names files that are not inside the dataset: {', '.join(outside)}")
+
+
+def _matching(patterns: list[str], base: str, token: str | None) -> tuple[list[str], list[str]]:
+    """The files that match the patterns, and the files that are named and do not exist."""
+    from datasets.data_files import resolve_pattern
+
+    paths: list[str] = []
+    missing: list[str] = []
+    for pattern in patterns:
+        try:
+            paths += resolve_pattern(pattern, escape(base), download_config=_download_config(token))
+        except FileNotFoundError:
+            missing += [] if has_magic(pattern) else [pattern]
+    return list(dict.fromkeys(paths)), missing
+
+
+def _download_config(token: str | None) -> Any:
+    from datasets import DownloadConfig
+
+    return DownloadConfig(token=token)

@@ -1,0 +1,107 @@
+"""Rows of tables as Python objects."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pyarrow as pa
+
+_SLICE_ROWS = 16  # Rows that are Python objects at once: cells may have many megabytes.
+
+#: A row, or the reason why it could not be read.
+Row = dict[str, Any] | str
+
+
+@dataclass
+class RowSample:
+    """A systematic sample of ``total`` rows.
+
+    Attributes:
+        rows: yields (position, row) once, in order, with the reason instead of a row that could not be read.
+        label_names: the class names of label columns, by flat column.
+        malformed: rows of the total, at unknown positions, that could not be split into columns.
+        first_malformed: where the first of them is.
+        unread: the files that could not be read, wholly or from some row on, each with the error; complete when the
+            rows were iterated.
+
+    """
+
+    total: int = 0
+    rows: Iterable[tuple[int, Row]] = ()
+    label_names: dict[str, list[str]] = field(default_factory=dict)
+    malformed: int = 0
+    first_malformed: str = ""
+    unread: list[tuple[str, Exception]] = field(default_factory=list)
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table as dictionaries. Columns of mixed types, which the library stores as JSON, are decoded.
+
+    Columns of the same name are renamed: ``a``, ``a.1``.
+    """
+    names = _distinct(table.column_names)
+    mixed = ["arrow.json" in str(field.type) for field in table.schema]
+    for start in range(0, table.num_rows, _SLICE_ROWS):
+        piece = table.slice(start, _SLICE_ROWS)
+        columns = [
+            [_decode(value, column.type) for value in _values(column)] if is_json else _values(column)
+            for column, is_json in zip(piece.columns, mixed, strict=True)
+        ]
+        for number in range(piece.num_rows):
+            yield {name: column[number] for name, column in zip(names, columns, strict=True)}
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """The values as Python objects."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError):  # Text that is not UTF-8, or a time outside Python's calendar.
+        return [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """One value; as text if Python has no such value."""
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        if isinstance(scalar, pa.DictionaryScalar):
+            return _value(scalar.value)
+        if isinstance(scalar, pa.StructScalar):
+            return {name: _value(scalar[name]) for name in scalar}
+        if isinstance(scalar, pa.ListScalar):
+            return [_value(item) for item in scalar.values]
+        if isinstance(scalar, pa.StringScalar):
+            return scalar.as_buffer().to_pybytes().decode(errors="replace")
+        return scalar.cast(pa.string()).as_py()
+
+
+def _decode(value: Any, kind: pa.DataType) -> Any:
+    """Decode the JSON in a value of a column that contains JSON."""
+    if value is None:
+        return None
+    if isinstance(kind, pa.JsonType):
+        return json.loads(value)
+    if pa.types.is_struct(kind):
+        return {field.name: _decode(value[field.name], field.type) for field in kind.fields}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [_decode(item, kind.value_type) for item in value]
+    return value
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names, with numbers appended to repeated ones."""
+    if len(set(names)) == len(names):
+        return names
+    taken = set(names)
+    seen: set[str] = set()
+    result = []
+    for name in names:
+        if name in seen:
+            name = next(other for number in count(1) if (other := f"{name}.{number}") not in taken)  # noqa: PLW2901
+            taken.add(name)
+        seen.add(name)
+        result.append(name)
+    return result
