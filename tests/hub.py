@@ -111,7 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
             info = {"id": name, "sha": commit, "private": False, "gated": gated, "tags": [], "siblings": siblings}
             self._json(info)
         elif action == "tree":
-            self._json(_tree(files, "/".join(rest[2:])))
+            recursive = "recursive=true" in self.path.lower()
+            self._json(_tree(files, "/".join(rest[2:]), recursive))
         elif action == "paths-info":
             wanted = json.loads(body)["paths"]
             self._json([_entry(path, files[path]) for path in wanted if path in files])
@@ -156,14 +157,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-def _tree(files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
-    """What lies in a folder: its files and its folders."""
+def _tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[str, Any]]:
+    """What lies in a folder: its files and its folders, and with ``recursive`` the files in those."""
     prefix = f"{folder}/" if folder else ""
     inside = {path.removeprefix(prefix): content for path, content in files.items() if path.startswith(prefix)}
     folders = {path.split("/")[0] for path in inside if "/" in path}
     return [
         *({"type": "directory", "path": f"{prefix}{name}", "oid": _digest(name.encode())} for name in sorted(folders)),
-        *(_entry(f"{prefix}{path}", content) for path, content in inside.items() if "/" not in path),
+        *(_entry(f"{prefix}{path}", content) for path, content in inside.items() if recursive or "/" not in path),
     ]
 
 

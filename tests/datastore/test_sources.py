@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import os
@@ -63,32 +64,31 @@ def folder(path, files):
 
 
 def rows(source, config):
-    return [row for _, row in source.read(config, 1000).sample.rows]
+    return [row for _, row in source.read(config, 1000)[1].rows]
 
 
-def test_each_file_is_a_config_and_none_hides_another(tmp_path):
+def test_a_folder_without_a_card_is_one_config_of_the_most_frequent_format(tmp_path):
     source = folder(
         tmp_path,
         {
-            "data.csv": "a\nfrom csv\n",
+            "b.csv": "a\nsecond\n",
+            "a.csv": "a\nfirst\n",
+            "en/data.csv.gz": gzip.compress(b"b\nother columns\n"),
+            "table.TSV": "a\tb\n1\t2\n",
             "data.jsonl": '{"a": "from jsonl"}\n',
-            "en/data.csv": "a\nenglish\n",
-            "other.TSV": "a\tb\n1\t2\n",
-            "big-00000-of-00002.csv": "a\nfirst\n",
-            "big-00001-of-00002.csv": "a\nsecond\n",
             "notes.txt": "no table",
             ".hidden.csv": "a\nx\n",
+            ".ipynb_checkpoints/a.csv": "a\nx\n",
+            "__pycache__/a.csv": "a\nx\n",
+            "dataset_infos.json": "{}",
             "README.md": "card",
         },
     )
-    assert source.configs() == ["big", "data.csv", "data.jsonl", "en/data.csv", "other"]
-    assert {config: rows(source, config) for config in source.configs()} == {
-        "big": [{"a": "first"}, {"a": "second"}],
-        "data.csv": [{"a": "from csv"}],
-        "data.jsonl": [{"a": "from jsonl"}],
-        "en/data.csv": [{"a": "english"}],
-        "other": [{"a": 1, "b": 2}],
-    }
+    assert source.configs() == ["default"]
+    files, sample = source.read("default", 1000)
+    assert [row for _, row in sample.rows] == [
+        {"a": "first"}, {"a": "second"}, {"b": "other columns"}, {"a": "1", "b": "2"}]  # fmt: skip
+    assert (files.other_files, files.other_splits, sample.unread) == (["data.jsonl", "notes.txt"], [], [])
 
 
 CARD = """\ufeff---
@@ -106,7 +106,12 @@ configs:
   data_files: /etc/*
 - config_name: linked
   data_files: link.csv
-- config_name: none
+- config_name: remote
+  data_files: https://example.org/a.csv
+- config_name: archived
+  data_files: zip://*.csv::../secret.zip
+- config_name: above
+  data_dir: ..
 ---
 """
 
@@ -118,11 +123,12 @@ def test_declared_configs_never_leave_the_folder(tmp_path):
         {"README.md": CARD, "train/x.csv": "a\n1\n", "more.csv": "a\n2\n", "test.csv": "a\n3\n"},
     )
     (tmp_path / "d" / "link.csv").symlink_to(tmp_path / "secret.csv")
-    assert source.configs() == ["default", "linked", "none", "one", "only_test", "rooted", "up"]
-    assert rows(source, "one") == [{"a": 1}, {"a": 2}]
-    assert rows(source, "only_test") == rows(source, "default") == [{"a": 3}]
-    for config in ("up", "rooted", "linked", "none"):
-        with pytest.raises(RebaseError, match="no data files inside the folder"):
+    bad = ["above", "archived", "linked", "remote", "rooted", "up"]
+    assert source.configs() == sorted([*bad, "default", "one", "only_test"])
+    assert rows(source, "one") == [{"a": "1"}, {"a": "2"}]
+    assert rows(source, "only_test") == rows(source, "default") == [{"a": "3"}]
+    for config in bad:
+        with pytest.raises(RebaseError, match=r"inside the dataset"):
             rows(source, config)
 
 
@@ -135,31 +141,28 @@ def test_label_names_of_a_card_nested_and_listed(tmp_path):
         {"name": "items", "list": [{"name": "kind", "dtype": label}, {"name": "text", "dtype": "string"}]},
         {"name": "meta", "struct": [{"name": "kind", "dtype": label}]},
     ]
-    card = f"---\ndataset_info: {json.dumps([{'config_name': 'a', 'features': features}])}\n---\n"
+    declared = {
+        "configs": [{"config_name": "a", "data_files": "a.jsonl"}, {"config_name": "b", "data_files": "b.jsonl"}],
+        "dataset_info": [{"config_name": "a", "features": features}],
+    }
+    card = f"---\n{json.dumps(declared)}\n---\n"
     source = folder(tmp_path, {"README.md": card, "a.jsonl": '{"label": 1}\n', "b.jsonl": '{"label": 1}\n'})
     names = {column: ["neg", "pos"] for column in ("label", "many", "deep", "items.kind", "meta.kind")}
-    assert source.read("a", 1).sample.label_names == names
-    assert source.read("b", 1).sample.label_names == {}
+    assert source.read("a", 1)[1].label_names == names
+    assert source.read("b", 1)[1].label_names == {}
 
 
 def test_columns_of_mixed_types_are_decoded(tmp_path):
     lines = [{"a": 1, "b": {"c": 1}, "l": [1]}, {"a": 'x"y', "b": {"c": "z"}, "l": ["p", {"q": 2}]}, {"a": None}]
     source = folder(tmp_path, {"m.jsonl": "\n".join(map(json.dumps, lines))})
-    assert [row["a"] for row in rows(source, "m")] == [1, 'x"y', None]
-    assert [row["b"] for row in rows(source, "m")] == [{"c": 1}, {"c": "z"}, None]
-    assert [row["l"] for row in rows(source, "m")] == [[1], ["p", {"q": 2}], None]
+    assert [row["a"] for row in rows(source, "default")] == [1, 'x"y', None]
+    assert [row.get("b") for row in rows(source, "default")] == [{"c": 1}, {"c": "z"}, None]
+    assert [row.get("l") for row in rows(source, "default")] == [[1], ["p", {"q": 2}], None]
 
 
 def test_names_with_wildcards_are_names(tmp_path):
     source = folder(tmp_path / "odd [set]*", {"a[1]?.csv": "a\n1\n", "__b.csv": "a\n2\n", "{c,d}.csv": "a\n3\n"})
-    assert [rows(source, config) for config in source.configs()] == [[{"a": 2}], [{"a": 1}], [{"a": 3}]]
-
-
-def test_an_empty_file_says_so(tmp_path):
-    source = folder(tmp_path, {"a.jsonl": "", "b.parquet": "", "c.csv": ""})
-    for config in source.configs():
-        with pytest.raises(RebaseError, match="empty"):
-            rows(source, config)
+    assert rows(source, "default") == [{"a": "2"}, {"a": "1"}, {"a": "3"}]
 
 
 def test_fingerprint_changes_with_content_and_names(tmp_path):
@@ -324,11 +327,11 @@ from rebase.datasets import EvaluationRowsDataset, InputsDataset, ShardStore, So
 from rebase.parameters import IngestParameters
 from rebase.pipelines.ingest.nodes import plan_ingest, summarize_ingest
 from rebase.datastore.shards import metadata_of
-from rebase.datastore.sources import hub
+from rebase.datastore.sources import errors
 from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.tasks.task_files import load_task
 
-hub.WAITS = (0.01, 0.01, 0.01)
+errors.WAITS = (0.01, 0.01, 0.01)
 folder, token, *locations = sys.argv[1:]
 store, runs = ShardStore(folder + "/rows"), []
 for credentials in (None, {"token": token}):

@@ -14,7 +14,8 @@ import pytest
 
 from rebase.datasets import ShardStore
 from rebase.datastore.shards import metadata_of
-from rebase.datastore.sources import find_sources, reading
+from rebase.datastore.sources import find_sources
+from rebase.datastore.sources import parquet as reading
 from rebase.errors import RebaseError
 from rebase.parameters import IngestParameters
 from rebase.pipelines.ingest import nodes
@@ -72,33 +73,44 @@ TYPES = {
     "sound": pa.array([{"array": [0.5], "path": "a.wav", "sampling_rate": 8000}]),
 }
 MOMENT = datetime.datetime(2020, 1, 2, 3, 4, tzinfo=datetime.UTC)
-#: For each dataset its files, the cells that are kept, and the rejections by (config, reason, rows).
+#: For each dataset its files, the cells that are kept, and the rejections by (reason, rows).
 NASTY = {
-    "corrupt": ({"a.parquet": "PAR1 no", "b.csv": "a\nx\n"}, [{"a": "x"}], {("a", "malformed", 0)}),
-    "half": ({"a.parquet": half_of_a_file}, [], {("a", "malformed", 0)}),
+    "corrupt": ({"a.parquet": "PAR1 no", "b.parquet": parquet({"a": ["x"]})}, [{"a": "x"}], {("malformed", 0)}),
+    "half": ({"a.parquet": half_of_a_file}, [], {("malformed", 0)}),
     "ragged": (
         {"a.csv": 'a,b\n1,2\n\n3,4\n5\n1,2,3\n"x\ny",6\n1,2,3,4\n'},
         [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}, {"a": "5"}, {"a": "x\ny", "b": "6"}],
-        {("a", "malformed_row", 2)},
+        {("malformed_row", 2)},
     ),
-    "ragged-from-the-start": ({"a.csv": "a,b\n1,2\n1,2,3,4\n"}, [], {("a", "malformed", 0)}),
+    "ragged-from-the-start": (
+        {"a.csv": "a,b\n1,2,3\n1,2\n1,2,3,4\n", "b.csv": "c\nx,y\nz\n"},
+        [{"a": "1", "b": "2"}, {"c": "z"}],
+        {("malformed_row", 3)},
+    ),
     "latin": ({"a.csv": "a\ncafé\n".encode("latin-1")}, [{"a": "caf\ufffd"}], set()),
     "latin-json": ({"a.jsonl": '{"a": "café"}\n'.encode("latin-1")}, [{"a": "caf\ufffd"}], set()),
     "empty-files": (
-        {"a.csv": "", "b.jsonl": "", "c.parquet": ""},
-        [],
-        {("a", "malformed", 0), ("b", "malformed", 0), ("c", "malformed", 0)},
+        {"a.csv": "", "b.csv": "a\nx\n"},
+        [{"a": "x"}],
+        set(),
     ),
-    "header-only": ({"a.csv": "a,b\n"}, [], {("a", "no_rows", 0)}),
-    "no-data": ({"README.md": "# Nothing here"}, [], {("", "no_data_files", 0)}),
+    "empty-csv": ({"a.csv": ""}, [], {("no_rows", 0)}),
+    "empty-json": ({"a.json": "\n \n"}, [], {("no_rows", 0)}),
+    "empty-parquet": ({"a.parquet": " "}, [], {("malformed", 0)}),
+    "header-only": ({"a.csv": "a,b\n"}, [], {("no_rows", 0)}),
+    "no-data": ({"README.md": "# Nothing here", "a.bin": "a"}, [], {("no_data_files", 0)}),
     "broken-card": ({"README.md": "---\nlicense: [mit\n---\nx", "a.csv": "a\nx\n"}, [{"a": "x"}], set()),
     "wrong-features": (
-        {"README.md": "---\ndataset_info:\n  features: [{name: a, dtype: nonsense}]\n---\n", "a.csv": "a\nx\n"},
-        [],
-        {("a", "malformed", 0)},
+        {
+            "README.md": "---\ndataset_info:\n  features: [{name: a, dtype: nonsense}, {name: b, dtype: "
+            "{class_label: {names: [no, 1.0]}}}]\n---\n",
+            "a.csv": "a,b\nx,0\ny,1\n",
+        },
+        [{"a": "x", "b": "no"}, {"a": "y", "b": "1.0"}],
+        set(),
     ),
-    "nulls": ({"a.parquet": parquet({"n": pa.nulls(3), "t": ["x", None, " "]})}, [{"t": "x"}], {("a", "empty_row", 2)}),
-    "all-null": ({"a.parquet": parquet({"n": pa.nulls(3), "m": pa.nulls(3)})}, [], {("a", "empty_row", 3)}),
+    "nulls": ({"a.parquet": parquet({"n": pa.nulls(3), "t": ["x", None, " "]})}, [{"t": "x"}], {("empty_row", 2)}),
+    "all-null": ({"a.parquet": parquet({"n": pa.nulls(3), "m": pa.nulls(3)})}, [], {("empty_row", 3)}),
     "unnamed": ({"a.csv": ",a\n0,x\n"}, [{"Unnamed: 0": "0", "a": "x"}], set()),
     "unnamed-parquet": ({"a.parquet": parquet({"": ["x"], " ": ["y"]})}, [{"unnamed": "x", "unnamed'": "y"}], set()),
     "same-names-parquet": (
@@ -107,20 +119,21 @@ NASTY = {
         set(),
     ),
     "surrogates": (
-        {"a.jsonl": b'{"a": "half \\ud83d pair"}\n', "b.parquet": no_utf8},
-        [{"a": "half \ufffd pair"}, {"t": "\ufffdx", "l": "ok; \ufffd"}],
+        {"a.jsonl": b'{"a": "half \\ud83d pair"}\n'},
+        [{"a": "half \ufffd pair"}],
         set(),
     ),
+    "no-utf8": ({"b.parquet": no_utf8}, [{"t": "\ufffdx", "l": "ok; \ufffd"}], set()),
     "broken-lines": (
         {"a.jsonl": '{"a": 1}\n{"a": \n\n[1]\n{"a": "x"}\n', "b.jsonl": "no JSON\nat all\n"},
         [{"a": "1"}, {"a": "x"}],
-        {("a", "malformed_row", 2), ("b", "malformed", 0)},
+        {("malformed_row", 4)},
     ),
     "same-names": ({"a.csv": "a,a\nx,y\n"}, [{"a": "x", "a.1": "y"}], set()),
     "mixed": (
         {"a.jsonl": '{"a": 1}\n{"a": "b\\"c"}\n{"a": [1, {"d": "e"}]}\n{"a": null}\n'},
         [{"a": "1"}, {"a": 'b"c'}, {"a": "1; d: e"}],
-        {("a", "empty_row", 1)},
+        {("empty_row", 1)},
     ),
     "nested": (
         {"a.jsonl": '{"a": {"b": {"c": "x"}, "l": [["p", "q"], []]}, "m": [{"k": 1}, {"k": 2}]}\n'},
@@ -135,7 +148,7 @@ NASTY = {
     "only-media": (
         {"a.parquet": parquet({"image": [{"bytes": b"\x89", "path": "cat.png"}]})},
         [],
-        {("a", "empty_row", 1)},
+        {("empty_row", 1)},
     ),
     "dates": (
         {"a.parquet": parquet({"day": [MOMENT.date()], "at": [MOMENT], "x": [1234567.5], "n": [2.0], "ok": [True]})},
@@ -159,7 +172,11 @@ NASTY = {
         set(),
     ),
     "labels": ({"README.md": label_card(), "train.csv": "label\n1\n0\n"}, [{"label": "pos"}, {"label": "neg"}], set()),
-    "two-formats": ({"data.csv": "a\nx\n", "data.jsonl": '{"a": "y"}\n'}, [{"a": "x"}, {"a": "y"}], set()),
+    "two-formats": (
+        {"data.csv": "a\nx\n", "data.jsonl": '{"a": "y"}\n', "notes.txt": "two\nlines"},
+        [{"a": "y"}],
+        {("other_file", 0)},
+    ),
     "traversal": (
         {
             "README.md": "---\nconfigs:\n- {config_name: up, data_files: ../secret.csv}\n"
@@ -167,7 +184,7 @@ NASTY = {
             "a.csv": "a\nx\n",
         },
         [{"a": "x"}],
-        {("up", "malformed", 0)},
+        {("malformed", 0)},
     ),
 }
 
@@ -193,7 +210,7 @@ def test_a_nasty_dataset_is_read_or_rejected_with_its_reason(nasty, name):
     rows = nasty[0]
     metadata = metadata_of(rows[name])
     assert cells(rows, name) == expected
-    assert {(r["config"], r["reason"], r["rows"]) for r in metadata["rejected"]} == rejections
+    assert {(r["reason"], r["rows"]) for r in metadata["rejected"]} == rejections
     assert all(rejection["detail"] for rejection in metadata["rejected"] if not rejection["rows"])
     assert metadata["in"] == metadata["kept"] + sum(rejection["rows"] for rejection in metadata["rejected"])
 
@@ -203,8 +220,9 @@ def test_nothing_is_lost_in_the_summary(nasty):
     assert summary["in"] == summary["kept"] + sum(summary["rejected"].values())
     assert summary["kept"] == sum(len(expected) for _, expected, _ in NASTY.values()) == cards["rows_kept"].sum()
     assert summary["datasets"] == len(cards) == len(NASTY)
-    unread = {name for name, (_, _, rejections) in NASTY.items() if any(rows == 0 for _, _, rows in rejections)}
-    assert set(summary["datasets_unread"]) == unread == set(rejected.loc[rejected["rows"] == 0, "dataset"])
+    failures = {name: {reason for reason, rows in rejections if not rows} for name, (_, _, rejections) in NASTY.items()}
+    assert set(summary["datasets_unread"]) == {name for name in failures if failures[name] - {"other_file"}}
+    assert set(rejected.loc[rejected["rows"] == 0, "dataset"]) == {name for name in failures if failures[name]}
     json.dumps(summary)
 
 
@@ -306,17 +324,17 @@ def test_labels_of_the_card_tell_copies_apart(tmp_path):
 
 def test_validation_and_test_splits_are_not_read_and_recorded(tmp_path):
     raw = tmp_path / "raw" / "d"
-    for file in ("train.csv", "test.csv", "dev.csv", "fr/valid-00000-of-00001.csv", "fr/test.csv"):
+    for file in ("train.csv", "test.csv", "dev.csv", "fr/valid-00000-of-00001.csv", "more.csv"):
         (raw / file).parent.mkdir(parents=True, exist_ok=True)
         (raw / file).write_text(f"a\n{file}\n")
     rows, _, rejected, summary = run(tmp_path / "raw", tmp_path / "work")
     assert [(row["config"], row["split"], json.loads(row["row"])["a"]) for row in rows["d"].to_pylist()] == [
-        ("default", "train", "train.csv"), ("fr", "validation", "fr/valid-00000-of-00001.csv")]  # fmt: skip
+        ("default", "train", "train.csv")]  # fmt: skip
     assert rejected["detail"].tolist() == [
         "only train is read, not validation, test",
-        "only validation is read, not test",
+        "not read with the others: more.csv",
     ]
-    assert (summary["in"], summary["kept"], summary["datasets_unread"]) == (2, 2, [])
+    assert (summary["in"], summary["kept"], summary["datasets_unread"]) == (1, 1, [])
 
 
 def test_a_dataset_that_vanishes_is_tried_again(tmp_path):
@@ -355,7 +373,7 @@ def test_only_the_row_groups_and_columns_that_are_needed_are_read(tmp_path):
     (tmp_path / "raw" / "other").mkdir()
     (tmp_path / "raw" / "other" / "a.csv").write_text("a\nx\n")
     rows, *_ = run(tmp_path / "raw", tmp_path / "work", max_rows=1000)
-    assert reasons(rows, "d") == {("malformed", 0)}
+    assert reasons(rows, "d") == {("malformed", 0), ("malformed", 930)}
 
 
 POOLS = []  # What was allocated from a pool must be freed before it, which nobody can promise.
@@ -483,7 +501,7 @@ def test_a_bad_dataset_among_good_ones_is_one_rejection_in_a_new_process(tmp_pat
         [sys.executable, "-c", IN_A_NEW_PROCESS, str(tmp_path / "raw"), str(tmp_path / "rows")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert json.loads(done.stdout.splitlines()[-1]) == [[1, 0, 1], [["b-bad", "default", "malformed"]]]
+    assert json.loads(done.stdout.splitlines()[-1]) == [[1, 0, 1], [["b-bad", "default", "no_data_files"]]]
 
 
 def test_rows_of_an_earlier_version_are_read_again_and_one_line_says_so(tmp_path, monkeypatch, caplog):

@@ -92,7 +92,9 @@ def data_format(paths: list[str], token: str | None = None) -> tuple[str, list[s
     if not module:
         return "", []
     extensions, names = _MODULE_TO_EXTENSIONS[module], _MODULE_TO_METADATA_FILE_NAMES[module]
-    return module, list(DataFilesList(paths, []).filter(extensions=extensions, file_names=names))
+    # The library's expressions do not match every folder, nor a name such as A.CSV.
+    files = {path: DataFilesList([PurePosixPath(path).name.lower()], []) for path in paths}
+    return module, [path for path in paths if files[path].filter(extensions=extensions, file_names=names)]
 
 
 def is_data_file(path: str) -> bool:

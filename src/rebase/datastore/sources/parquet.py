@@ -66,22 +66,21 @@ def _open(path: str, token: str | None, footer: pq.FileMetaData | None = None) -
 def _sampled_rows(
     footers: dict[str, pq.FileMetaData], chosen: np.ndarray, token: str | None, sample: RowSample
 ) -> Iterator[tuple[int, Row]]:
-    """The rows at the chosen positions. If a file fails, the reason instead of each further row of it."""
+    """The rows at the chosen positions. If a file fails, the reason instead of its further rows."""
     start = 0
     for path, footer in footers.items():
         stop = start + footer.num_rows
-        positions = chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, stop)].tolist()
+        positions = chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, stop)]
         done = 0
         try:
-            if positions:
+            if len(positions):
                 with _open(path, token, footer) as parquet:
-                    for item in _file_rows(parquet, chosen, start):
+                    for item in _file_rows(parquet, positions, start):
                         yield item
                         done += 1
-        except Exception as error:
+        except Exception as error:  # As above.
             sample.unread.append((path, error))
-            reason = failure_reason(error)
-            yield from ((position, f"{reason}_row") for position in positions[done:])
+            yield from ((position, failure_reason(error)) for position in positions[done:].tolist())
         start = stop
 
 

@@ -13,7 +13,7 @@ from rebase.datastore.sampling import systematic_sample
 from rebase.datastore.sources.files import DataFiles, data_format
 from rebase.datastore.sources.parquet import sample_parquet, schema_label_names
 from rebase.datastore.sources.rows import RowSample, rows_of
-from rebase.datastore.sources.text_files import csv_tables, json_rows, json_tables
+from rebase.datastore.sources.text_files import csv_tables, json_rows, json_tables, text_tables
 from rebase.errors import RebaseError
 
 _BATCH_ROWS = 1000
@@ -24,7 +24,9 @@ def sample_rows(files: DataFiles, label_names: dict[str, list[str]], max_rows: i
 
     ``label_names`` are the names of class labels that the card declares, by flat column.
     """
-    sample = RowSample(label_names=label_names, unread=[(path, FileNotFoundError(why)) for path, why in files.unusable.items()])
+    sample = RowSample(
+        label_names=label_names, unread=[(path, FileNotFoundError(why)) for path, why in files.unusable.items()]
+    )
     if files.module == "parquet":
         sample_parquet(files, max_rows, sample)
         return sample
@@ -63,17 +65,12 @@ def read_file(path: Path) -> list[dict[str, Any]]:
 
 def _tables(files: DataFiles, sample: RowSample) -> Iterator[pa.Table]:
     """The rows of all files. A file that fails is recorded, and its rows up to there count."""
-    if files.module in ("csv", "json", "arrow"):
-        for path in files.paths:
-            try:
-                yield from _tables_of_file(path, files, sample)
-            except Exception as error:  # Every format has its own errors.
-                sample.unread.append((path, error))
-        return
-    try:
-        yield from _library_tables(files)
-    except Exception as error:
-        sample.unread.append((files.paths[0], error))
+    by_library = files.module not in ("csv", "json", "text", "xml", "arrow")
+    for path in files.paths[:1] if by_library else files.paths:
+        try:
+            yield from _library_tables(files) if by_library else _tables_of_file(path, files, sample)
+        except Exception as error:  # Every format has its own errors.
+            sample.unread.append((path, error))
 
 
 def _tables_of_file(path: str, files: DataFiles, sample: RowSample) -> Iterator[pa.Table]:
@@ -83,16 +80,16 @@ def _tables_of_file(path: str, files: DataFiles, sample: RowSample) -> Iterator[
 
     config = DownloadConfig(token=files.token)
     manager = StreamingDownloadManager(download_config=config)
-    if files.module == "arrow":
-        with xopen(path, "rb", download_config=config) as stream:
-            yield from _arrow_tables(stream, sample)
-        return
     for inner in manager.iter_files(manager.extract(path)):  # One file, or those in a ZIP archive.
         with xopen(inner, "rb", download_config=config) as stream:
-            if files.module == "json":
-                yield from json_tables(stream, files.options)
-            else:
+            if files.module == "csv":
                 yield from csv_tables(stream, inner, files.options, sample)
+            elif files.module == "json":
+                yield from json_tables(stream, files.options)
+            elif files.module == "arrow":
+                yield from _arrow_tables(stream, sample)
+            else:
+                yield from text_tables(stream, files.module, files.options)
 
 
 def _arrow_tables(stream: IO[bytes], sample: RowSample) -> Iterator[pa.Table]:
@@ -123,7 +120,5 @@ def _library_tables(files: DataFiles) -> Iterator[pa.Table]:
         for name, value in files.options.items():
             if hasattr(builder.config, name):
                 setattr(builder.config, name, value)
-        if hasattr(builder.config, "encoding_errors"):
-            builder.config.encoding_errors = "replace"
         stream = builder.as_streaming_dataset(split="train").with_format("arrow")
         yield from stream.iter(batch_size=_BATCH_ROWS)

@@ -1,4 +1,4 @@
-"""Read CSV and JSON files as text: no value is taken for a number, and an odd row does not affect the others."""
+"""Read text files: no cell of a CSV file is taken for a number, and an odd row does not affect the others."""
 
 import codecs
 import csv
@@ -16,7 +16,7 @@ from rebase.datastore.sources.rows import Row, RowSample
 
 _BATCH_ROWS = 1000
 _BATCH_CHARACTERS = 2**24
-#: A JSON file that is one value must be in memory as a whole.
+#: The most of a file that must be in memory as a whole, such as one JSON value.
 MAX_CHARACTERS = 2**30
 csv.field_size_limit(2**28)  # Bounds what an unclosed quote may collect; the default is 128 KiB.
 
@@ -30,10 +30,7 @@ _ENCODINGS = {
 
 
 def open_text(stream: IO[bytes], encoding: str | None = None) -> io.TextIOWrapper:
-    """Decode a stream, with its line ends as they are: by its byte order mark, as ``encoding``, UTF-16 or UTF-8.
-
-    Invalid bytes become U+FFFD.
-    """
+    """Decode a stream: by its byte order mark, as ``encoding``, or as UTF-16 or UTF-8. Invalid bytes become U+FFFD."""
     head = stream.read(4)
     stream.seek(0)
     found = next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), encoding)
@@ -42,6 +39,17 @@ def open_text(stream: IO[bytes], encoding: str | None = None) -> io.TextIOWrappe
     if not found and head[::2] == b"\x00\x00":
         found = "utf-16-be"
     return io.TextIOWrapper(stream, found or "utf-8", errors="replace", newline="")
+
+
+def text_tables(stream: IO[bytes], column: str, options: dict[str, Any]) -> Iterator[pa.Table]:
+    """The lines of a text, or its paragraphs, or the whole text, by the library's option ``sample_by``."""
+    lines = (line.replace("\r\n", "\n") for line in open_text(stream, options.get("encoding")))
+    unit = options.get("sample_by", "line" if column == "text" else "document")
+    texts = (line.rstrip("\n") for line in lines) if unit == "line" else [_join(lines)]
+    if unit == "paragraph":
+        texts = filter(None, re.split("\n\n", next(iter(texts))))
+    for batch in _batches(texts, len):
+        yield pa.table([pa.array(batch, pa.string())], [column])
 
 
 # ------------------------------------------------------------------------------------------------------------ CSV
@@ -96,7 +104,7 @@ def _csv_records(lines: Iterator[str], name: str, options: dict[str, Any]) -> It
         "quoting": csv.QUOTE_MINIMAL if quoting == csv.QUOTE_NONNUMERIC else quoting,
         **{option: options[option] for option in _DIALECT if options.get(option) is not None},
     }
-    return filter(None, _split(lines, dialect))
+    return (cells for cells in _split(lines, dialect) if cells and not (len(cells) == 1 and cells[0].isspace()))
 
 
 _DIALECT = ("quotechar", "escapechar", "doublequote", "skipinitialspace")
@@ -180,7 +188,7 @@ def _join(lines: Iterable[str]) -> str:
     joined = io.StringIO()
     for line in lines:
         if joined.tell() + len(line) > MAX_CHARACTERS:
-            raise TooLargeError(f"a JSON file of one value has more than {MAX_CHARACTERS:,} characters")
+            raise TooLargeError(f"a text that is read as a whole has more than {MAX_CHARACTERS:,} characters")
         joined.write(line)
     return joined.getvalue()
 
