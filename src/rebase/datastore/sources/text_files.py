@@ -45,7 +45,7 @@ def text_tables(stream: IO[bytes], column: str, options: dict[str, Any]) -> Iter
     """The lines of a text, or its paragraphs, or the whole text, by the library's option ``sample_by``."""
     lines = (line.replace("\r\n", "\n") for line in open_text(stream, options.get("encoding")))
     unit = options.get("sample_by", "line" if column == "text" else "document")
-    texts = (line.rstrip("\n") for line in lines) if unit == "line" else [_join(lines)]
+    texts: Iterable[str] = (line.rstrip("\n") for line in lines) if unit == "line" else [_join(lines)]
     if unit == "paragraph":
         texts = filter(None, re.split("\n\n", next(iter(texts))))
     for batch in _batches(texts, len):
