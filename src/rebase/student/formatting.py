@@ -32,12 +32,9 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", task: Task, query: str, 
         for shot in (task.examples if few_shot else ())
     ]
     if not tokenizer.chat_template:
-        # The begin-of-text token, if this tokenizer starts a text with one.
-        begins = tokenizer.bos_token and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        beginning = tokenizer.bos_token if begins else ""
         examples = "".join(f"{shot_query}\n\nAnswer:\n{answer}\n\n" for shot_query, answer in shots)
         # Ends with a line break: no token can merge across the border to the completion.
-        return f"{beginning}{task.instruction}\n\n{examples}{query}\n\nAnswer:\n"
+        return f"{begin_token(tokenizer)}{task.instruction}\n\n{examples}{query}\n\nAnswer:\n"
     turns = [
         {"role": role, "content": text}
         for shot in shots
@@ -51,6 +48,17 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", task: Task, query: str, 
         return prompt
     turns[0]["content"] = f"{task.instruction}\n\n{turns[0]['content']}"
     return render_chat(tokenizer, turns)
+
+
+def begin_token(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The begin-of-text token, if this tokenizer starts a text with one."""
+    begins = tokenizer.bos_token and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return str(tokenizer.bos_token) if begins else ""
+
+
+def prompt_template(tokenizer: "PreTrainedTokenizerBase", task: Task) -> str:
+    """The task's prompt with its fields in braces: for people, and for programs that fill it in."""
+    return render_prompt(tokenizer, task, task.render_query({name: f"{{{name}}}" for name in task.query_fields}))
 
 
 def render_completion(answer: str, rationale: str | None, target: Target) -> str:

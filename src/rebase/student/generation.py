@@ -29,9 +29,7 @@ def generate(
     """
     import torch
 
-    # The tokenizer's end of a turn, which training uses, and those of the model's configuration.
-    configured = model.generation_config.eos_token_id
-    end_ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    end_ids = end_tokens(model, tokenizer)
     texts = [""] * len(prompts)
     with torch.inference_mode():
         for positions, batch, logits in prefill(model, tokenizer, prompts, batch_size, description):
@@ -42,6 +40,12 @@ def generate(
             if save:
                 save(positions, answers)
     return texts
+
+
+def end_tokens(model: Any, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The ids that end an answer: the tokenizer's, which training uses, and those of the model's configuration."""
+    configured = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
 
 
 def _decode(

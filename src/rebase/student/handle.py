@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rebase.errors import RebaseError
 from rebase.records import Adapter
 from rebase.student.quantization import keep_differentiable
-from rebase.weights import check_dtype, locate_model, resolve_dtype
+from rebase.weights import PUBLISHED, check_dtype, locate_model, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,9 +37,9 @@ class Student:
 
     @property
     def name(self) -> str:
-        """The base model's name in adapters: the model's id, or the name of a local folder, never its path."""
+        """The base model's name in adapters: its hub id, or the name of a local folder, never its path."""
         path = Path(self.model)
-        return path.resolve().name if path.is_dir() else self.model
+        return path.resolve().name if path.is_dir() else PUBLISHED.get(self.model, self.model)
 
     def identity(self) -> list[Any]:
         """What identifies the weights, as plain data: model, revision, number format, and the files of a folder."""
@@ -83,7 +83,7 @@ class Student:
         Raises RebaseError if the model cannot be loaded, or an adapter belongs to another model.
         """
         for adapter in (adapters or {}).values():
-            if adapter.base_model != self.name:
+            if adapter.base_model not in (self.name, self.model):  # earlier versions wrote the package's name
                 raise RebaseError(
                     f"The adapter in {adapter.folder} was trained on {adapter.base_model!r}, the student is "
                     f"{self.name!r}. Set `student.model` in globals.yml to the adapter's model, or run the train "

@@ -80,7 +80,7 @@ def prefill(
     rests = [tokens[len(shared) :] for tokens in tokenized]
     groups = sorted(group_prompts(rests), key=lambda group: -max(len(rests[index]) for index in group))
     order = [index for group in groups for index in group]
-    with tqdm(total=len(order), desc=description, unit="item") as bar:
+    with tqdm(total=len(order), desc=description, unit="item", disable=len(order) == 1) as bar:
         for start in range(0, len(order), batch_size):
             positions = order[start : start + batch_size]
             yield positions, *_prefill_batch(beginning, [rests[index] for index in positions])

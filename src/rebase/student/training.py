@@ -16,8 +16,8 @@ from rebase.errors import RebaseError
 from rebase.files import replacing_folder
 from rebase.parameters import TrainParameters
 from rebase.records import Adapter, Task, summarize_stage
-from rebase.student.adapters import CARD, render_card, save_adapter, write_origin
-from rebase.student.formatting import Target
+from rebase.student.adapters import CARD, render_card, save_adapter, write_origin, write_record
+from rebase.student.formatting import Target, prompt_template
 from rebase.student.handle import Student, quiet_libraries
 from rebase.student.preflight import check_examples, measure_shape
 from rebase.student.tokenization import TokenizedExamples, tokenize
@@ -54,8 +54,11 @@ def train_expert(
     counts["rejected"] = {**counts["rejected"], **excluded}
     settings = parameters.model_copy(update={"target": target})
     # It replaces the card that peft writes.
-    (adapter.folder / CARD).write_text(render_card(task, student, examples, settings, counts), encoding="utf-8")
+    prompt = prompt_template(student.tokenizer(), task)
+    card = render_card(task, student, prompt, examples, settings, counts)
+    (adapter.folder / CARD).write_text(card, encoding="utf-8")
     write_origin(adapter, task, examples)
+    write_record(adapter, task, student, prompt)
     summary = summarize_stage(
         "train",
         **counts,

@@ -1,0 +1,1 @@
+"""The expert in use: its answers, and its export to other servers."""

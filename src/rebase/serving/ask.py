@@ -1,0 +1,98 @@
+"""Inputs from the command line, from a file or typed in, and the expert's answers to them (``kedro ask``)."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+from rebase.datastore.sources.reading import FORMATS
+from rebase.errors import RebaseError
+from rebase.files import replacing_file
+from rebase.reporting.console import visible
+from rebase.serving.expert import Expert
+from rebase.student.answering import EXPERT, STUDENT
+from rebase.tasks.evaluation_items import make_unlabeled_inputs
+from rebase.tasks.source_rows import read_source_rows
+
+_WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
+    ".jsonl": lambda table, path: table.to_json(path, orient="records", lines=True, force_ascii=False),
+    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".parquet": lambda table, path: table.to_parquet(path, index=False),
+}
+
+
+def load_expert(catalog: Any) -> Expert:
+    """The expert of the catalog's task. Raises RebaseError if there is no such task, or no adapter for it."""
+    if not catalog.exists("adapter"):
+        task = catalog.load("task").name
+        raise RebaseError(f"There is no adapter for the task {task!r}. Train one: kedro run --params=task={task}")
+    adapter, student = catalog.load("adapter"), catalog.load("student")
+    # Of a student in a local folder, the adapter knows the name alone.
+    is_local = Path(student.model).is_dir() and student.name == adapter.base_model
+    settings = catalog.load("params:evaluate")
+    return Expert.load(adapter.folder, student.model if is_local else None, settings.labels_by, settings.batch_size)
+
+
+def parse_fields(arguments: Sequence[str]) -> dict[str, str]:
+    """The fields of one input from ``--FIELD=TEXT`` or ``--FIELD TEXT``."""
+    fields, remaining = {}, iter(arguments)
+    for argument in remaining:
+        name, has_value, value = argument.removeprefix("--").partition("=")
+        text = value if has_value else next(remaining, None)
+        if not argument.startswith("--") or text is None:
+            raise RebaseError(f"{argument} gives no field a text: write --FIELD=TEXT.")
+        fields[name] = text
+    return fields
+
+
+def show_answer(expert: Expert, fields: Mapping[str, str], beside: bool) -> None:
+    """Print the expert's answer; ``beside`` prints the untrained student's too, both with their names."""
+    answer = expert.answer(**fields)
+    if not answer:
+        click.echo("No answer can be read from what the expert wrote.", err=True)
+    if beside:
+        [other] = expert.answers([fields], untrained=True)
+        click.echo(visible(f"{STUDENT:<8} {other}\n{EXPERT:<8} {answer}"))
+    else:
+        click.echo(visible(answer))
+
+
+def answer_typed(expert: Expert, beside: bool) -> None:
+    """Ask for the fields, print the answer, and begin again, until the input ends."""
+    click.echo(f"Task {expert.task.name}. Enter alone repeats a field's last text; Ctrl-D ends.")
+    fields: dict[str, str] = {}
+    with suppress(click.Abort):
+        while True:
+            for name in expert.task.query_fields:
+                fields[name] = click.prompt(name, default=fields.get(name), show_default=False)
+            show_answer(expert, fields, beside)
+
+
+def answer_file(expert: Expert, source: Path, target: Path, beside: bool) -> None:
+    """Write the rows of ``source`` with the columns ``expert_answer`` and, if ``beside``, ``student_answer``.
+
+    A field is read from the column of its name, else from the column that has it in the evaluation set.
+    """
+    task = expert.task
+    for file, formats in ((source, FORMATS), (target, _WRITERS)):
+        if file.suffix not in formats:
+            raise RebaseError(f"{file}: its format must be one of {', '.join(formats)}.")
+    rows = read_source_rows(task, str(source), "train", None, "input", "inputs")
+    columns = {name for row in rows.rows[:1] for name in row}
+    found = {name: name if name in columns else task.evaluation.fields[name] for name in task.query_fields}
+    if missing := [name for name, column in found.items() if columns and column.partition(".")[0] not in columns]:
+        raise RebaseError(f"{source}: there is no column {', '.join(missing)}, only {', '.join(sorted(columns))}.")
+    evaluation = task.evaluation.model_copy(update={"fields": {**task.evaluation.fields, **found}})
+    inputs = make_unlabeled_inputs(task.model_copy(update={"evaluation": evaluation}), rows)
+    fields = [json.loads(text) for text in inputs["fields"]]
+    answers = {"expert_answer": expert.answers(fields)}
+    if beside:
+        answers["student_answer"] = expert.answers(fields, untrained=True)
+    with replacing_file(target) as part:
+        _WRITERS[target.suffix](pd.DataFrame(rows.rows, dtype=object).assign(**answers), part)
+    empty = answers["expert_answer"].count("")
+    click.echo(f"{len(fields):,} answers written to {target}" + (f"; {empty:,} are empty" if empty else ""))
