@@ -258,9 +258,7 @@ def runs(task: str | None, version: str | None, env: str | None) -> None:
     with _catalog(env) as catalog:
         scores, records = (load_all_versions(catalog, name, task) for name in ("all_scores", "all_run_records"))
     all_runs = {name: find_runs(scores[name], records.get(name, {})) for name in sorted(scores)}
-    selected = {
-        name: [run for run in found if run.version.startswith(version or "")] for name, found in all_runs.items()
-    }
+    selected = {name: [run for run in runs if run.version.startswith(version or "")] for name, runs in all_runs.items()}
     for name in filter(selected.get, selected):
         Console().print(runs_table(name, selected[name]))
     if not any(selected.values()):

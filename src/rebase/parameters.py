@@ -259,11 +259,11 @@ class JudgeParameters(Strict):
         return self
 
 
-def flat_parameters(parameters: Mapping[str, Any], whole: Container[str] = (), prefix: str = "") -> dict[str, Any]:
-    """Nested parameters by dotted name; a mapping whose name is in ``whole`` counts as one value."""
+def flat_parameters(parameters: Mapping[str, Any], values: Container[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Nested parameters by dotted name; a mapping whose name is in ``values`` counts as one value."""
     flat: dict[str, Any] = {}
     for key, value in parameters.items():
         name = f"{prefix}{key}"
-        is_group = isinstance(value, Mapping) and name not in whole
-        flat |= flat_parameters(value, whole, f"{name}.") if is_group else {name: value}
+        is_group = isinstance(value, Mapping) and name not in values
+        flat |= flat_parameters(value, values, f"{name}.") if is_group else {name: value}
     return flat

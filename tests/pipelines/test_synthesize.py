@@ -105,7 +105,7 @@ def test_diversity_and_the_model_card_say_that_there_is_no_source(encoder):
     counts = {"kept": 3, "rejected": {}, "steps": 1, "first_loss": 2.0, "last_loss": 1.0}
     student = Student("some/model", None, Path(), Path())
     real = examples.assign(dataset="own.jsonl", license="mit", teacher="people")
-    card = render_card(READING, student, pd.concat([examples, real]), train_parameters(), counts)
+    card = render_card(READING, student, "{question}", pd.concat([examples, real]), train_parameters(), counts)
     assert "| none | none | scripted/test | 3 |" in card
     assert "| own.jsonl | mit | people | 3 |" in card
     assert "retrieval" not in card
@@ -191,7 +191,7 @@ def test_a_guided_teachers_unreadable_passage_gets_no_question():
 
     examples, rejected, _, teacher = synthesize(READING, say, summary_of(4), guided=True)
     assert (len(examples), list(rejected["reason"])) == (1, ["response_cut_off"])
-    assert len(teacher.asked) == 3
+    assert len(teacher.requests) == 3
 
 
 def test_the_same_query_twice_is_a_duplicate():

@@ -350,9 +350,9 @@ def test_what_was_handed_on_is_a_dataset_like_any_other(
     with packed("me/owls", reading_task, examples, None, None) as ([parcel], _):
         source = FolderSource(Path(put(parcel, tmp_path)))
     assert source.card().license == "cc0-1.0"
-    reading = source.read("default", 10)
-    assert reading.split == "train"
-    assert [row["query"] for _, row in reading.sample.rows] == list(examples["query"])
+    files, sample = source.read("default", 10)
+    assert files.split == "train"
+    assert [row["query"] for _, row in sample.rows] == list(examples["query"])
 
 
 def test_a_public_repository_is_not_written_by_mistake(hub: Hub, reading_task: Task, examples: pd.DataFrame) -> None:

@@ -88,17 +88,17 @@ def test_a_dialog(expert: Expert, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--context=a", "--passage=b"], "passage is unknown, question is missing"),
         (["--context=a", "--question"], "--question gives no field a text: write --FIELD=TEXT"),
         (["a question"], "a question gives no field a text"),
-        (["--inputs=FOLDER/empty.jsonl", "--to=FOLDER/a.csv"], "empty.jsonl: the data file is empty"),
+        (["--inputs=FOLDER/empty.jsonl", "--to=FOLDER/a.csv"], "empty.jsonl is empty"),
         (["--inputs=FOLDER/header.csv", "--to=FOLDER/a.csv"], "header.csv is empty"),
         (["--inputs=FOLDER/other.jsonl", "--to=FOLDER/a.csv"], "there is no column question, only context."),
         (["--inputs=FOLDER/null.jsonl", "--to=FOLDER/a.csv"], "row 0: there is no value in question"),
         (["--inputs=FOLDER/other.jsonl", "--to=FOLDER/a.txt"], "a.txt: its format must be one of .jsonl, .csv"),
-        (["--inputs=FOLDER/inputs.txt", "--to=FOLDER/a.csv"], "inputs.txt: its format must be one of .parquet, "),
+        (["--inputs=FOLDER/inputs.xlsx", "--to=FOLDER/a.csv"], "inputs.xlsx: its format must be one of"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path: Path, arguments: list[str], words: str) -> None:
     (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "inputs.txt").touch()
+    (tmp_path / "inputs.xlsx").touch()
     (tmp_path / "header.csv").write_text("context,question\n")
     (tmp_path / "other.jsonl").write_text('{"context": "a"}\n')
     (tmp_path / "null.jsonl").write_text('{"context": "a", "question": null}\n')

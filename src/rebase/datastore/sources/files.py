@@ -61,14 +61,14 @@ def find_files(root: str, declared: dict[str, Any], split: str | None, token: st
     if split not in (None, *splits):
         raise RebaseError(f"there is no split {split!r}; there are {', '.join(splits) or 'none'}")
     chosen = split or ("train" if "train" in splits else next(iter(splits), "train"))
-    found = splits.get(chosen, [])
-    matches, missing = _matching(found, base, token) if data_files else (found, [])
+    patterns = splits.get(chosen, [])
+    matches, missing = _matching(patterns, base, token) if data_files else (patterns, [])
     links = [path for path in matches if not is_inside(path, root)]
     module, paths = data_format([path for path in matches if path not in links], token)
     if not paths:
         if scripts := [path for path in everything if path.endswith(".py")]:
             raise RebaseError(f"dataset scripts are no longer supported, but there is {scripts[0]}")
-        raise NoDataFilesError(f"no data files inside the dataset match: {', '.join([*links, *found]) or '**'}")
+        raise NoDataFilesError(f"no data files inside the dataset match: {', '.join([*links, *patterns]) or '**'}")
     others = {*everything, *matches}.difference(paths, links, *(splits[name] for name in splits if name != chosen))
     return DataFiles(
         module,

@@ -33,12 +33,12 @@ def open_text(stream: IO[bytes], encoding: str | None = None) -> io.TextIOWrappe
     """Decode a stream: by its byte order mark, as ``encoding``, or as UTF-16 or UTF-8. Invalid bytes become U+FFFD."""
     head = stream.read(4)
     stream.seek(0)
-    found = next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), encoding)
-    if not found and head[1::2] == b"\x00\x00":
-        found = "utf-16-le"
-    if not found and head[::2] == b"\x00\x00":
-        found = "utf-16-be"
-    return io.TextIOWrapper(stream, found or "utf-8", errors="replace", newline="")
+    detected = next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), encoding)
+    if not detected and head[1::2] == b"\x00\x00":
+        detected = "utf-16-le"
+    if not detected and head[::2] == b"\x00\x00":
+        detected = "utf-16-be"
+    return io.TextIOWrapper(stream, detected or "utf-8", errors="replace", newline="")
 
 
 def text_tables(stream: IO[bytes], column: str, options: dict[str, Any]) -> Iterator[pa.Table]:
@@ -137,8 +137,8 @@ def _header(records: Iterator[list[str]], options: dict[str, Any]) -> tuple[list
     if header is None or (names and header == "infer"):
         first = next(records, [])
         return names or list(map(str, range(len(first)))), chain([first] if first else [], records)
-    found = next(islice(records, header if isinstance(header, int) else 0, None), [])
-    return names or found, records
+    row = next(islice(records, header if isinstance(header, int) else 0, None), [])
+    return names or row, records
 
 
 def _cell(cells: list[str], number: int) -> str | None:
