@@ -130,7 +130,8 @@ def test_commands_that_pages_show_name_what_is_there(names):
     for page, (command, *arguments) in commands():
         assert command in names["command"], (page, command)
         if command not in KEDRO:
-            assert options(arguments) <= names["options"][command], (page, arguments)
+            fields = FIELDS if command == "ask" else set()
+            assert options(arguments) <= names["options"][command] | fields, (page, arguments)
         for name, _, value in (argument.partition("=") for argument in arguments):
             if name == "--params":
                 settings = {part.split("=")[0] for part in re.split(r",(?=[a-z_.]+=)", value)}
@@ -149,6 +150,10 @@ def test_the_method_names_modules_that_exist():
 def test_the_readme_describes_every_pipeline(names):
     table = re.findall(r"^\| `(\w+)` \| [^|]+ \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert names["pipeline"] - {"__default__"} == set(table)
+
+
+#: The fields of the task that pages ask, as options of `kedro ask`.
+FIELDS = {"--context", "--question"}
 
 
 def options(arguments: list[str]) -> set[str]:
