@@ -5,6 +5,7 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice, takewhile
+from typing import Any
 
 # Letters of scripts that are written without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
 _UNSPACED = (
@@ -147,7 +148,7 @@ def cut_at_tokens(text: str, max_tokens: int) -> str:
     return text[:cut].rstrip()
 
 
-def common_prefix_length(sequences: Sequence[list[int]]) -> int:
+def common_prefix_length(sequences: Sequence[list[Any]]) -> int:
     """The number of leading items that all sequences share."""
     pairs = zip(min(sequences), max(sequences), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -13,24 +13,8 @@ from markupsafe import Markup, escape
 from rebase.datastore.sampling import systematic_positions
 from rebase.generation.verification import one_sided
 from rebase.records import Task
+from rebase.reporting import diagnostics, plots
 from rebase.reporting.console import STAGES
-from rebase.reporting.diagnostics import (
-    judge_against_scores,
-    nearest_pairs,
-    nearness,
-    pair_answers,
-    right_in_format,
-    where_gains_come_from,
-)
-from rebase.reporting.plots import (
-    plot_curves,
-    plot_embedding_map,
-    plot_loss,
-    plot_nearness,
-    plot_scores,
-    plot_scores_of_rows,
-    plot_sources,
-)
 
 # What each piece is made from; sources come before the pieces made from them.
 _MADE_FROM = {
@@ -94,14 +78,14 @@ _UNITS = {
 }
 #: Each picture, with the piece that it shows; kedro-viz shows the same pictures.
 _PICTURES: dict[str, tuple[str, Callable[[Any], go.Figure]]] = {
-    "scores": ("scores", plot_scores),
-    "comparison": ("comparison_scores", plot_scores),
-    "curves": ("curves", plot_curves),
-    "sources": ("retrieved", plot_sources),
-    "row_scores": ("retrieved", plot_scores_of_rows),
-    "map": ("embedding_map", plot_embedding_map),
-    "nearness": ("embedding_map", plot_nearness),
-    "loss": ("training_log", plot_loss),
+    "scores": ("scores", plots.plot_scores),
+    "comparison": ("comparison_scores", plots.plot_scores),
+    "curves": ("curves", plots.plot_curves),
+    "sources": ("retrieved", plots.plot_sources),
+    "row_scores": ("retrieved", plots.plot_scores_of_rows),
+    "map": ("embedding_map", plots.plot_embedding_map),
+    "nearness": ("embedding_map", plots.plot_nearness),
+    "loss": ("training_log", plots.plot_loss),
 }
 
 
@@ -135,11 +119,11 @@ def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str
         sources=sources(retrieved, examples),
         examples=[] if examples is None else examples_with_rows(examples, retrieved),
         outcomes=None if predictions is None else won_and_lost(predictions, metric),
-        formats=[] if predictions is None else right_in_format(task, predictions),
-        gains=None if predictions is None else where_gains_come_from(task, predictions),
-        judged=judge_against_scores(given.get("scores"), given.get("judge_scores"), metric),
-        near=None if mapped is None else nearness(mapped),
-        pairs=[] if mapped is None or examples is None else nearest_pairs(mapped, examples),
+        formats=[] if predictions is None else diagnostics.right_in_format(task, predictions),
+        gains=None if predictions is None else diagnostics.where_gains_come_from(task, predictions),
+        judged=diagnostics.judge_against_scores(given.get("scores"), given.get("judge_scores"), metric),
+        near=None if mapped is None else diagnostics.nearness(mapped),
+        pairs=[] if mapped is None or examples is None else diagnostics.nearest_pairs(mapped, examples),
         usage=[] if "teacher_usage" not in given else given["teacher_usage"].to_dict("records"),
         limits=limits(given),
         # The table has a line for each system and metric.
@@ -237,7 +221,7 @@ def won_and_lost(predictions: pd.DataFrame, metric: str) -> dict[str, Any] | Non
 
     None without answers of both, or without references.
     """
-    pairs = pair_answers(predictions, metric, "raw_output")
+    pairs = diagnostics.pair_answers(predictions, metric, "raw_output")
     if pairs.empty:
         return None
     gain = pairs[metric] - pairs[f"{metric}_student"]

@@ -15,6 +15,7 @@ from rebase.generation.filters.exclusion import why_excluded
 from rebase.records import PREDICTION_COLUMNS
 from rebase.reporting.console import visible
 from rebase.reporting.run_tables import CREATED_BY, TABLES, Line, RunTables, to_lines
+from rebase.text import common_prefix_length
 
 _ROW_TABLES = tuple(TABLES)[:-1]
 _REJECTED = ("examples_rejected", "reasoning_rejected", "synthesized_rejected", "distilled_rejected")
@@ -159,7 +160,9 @@ def nearest_examples(prompt: str, run: RunTables, count: int = _NEAREST) -> list
     if frame is None or frame.empty:
         return []
     # All prompts start with the instruction, which says nothing about similarity and fills the encoder's window.
-    texts = _without_common_start([prompt, *frame["prompt"]])
+    prompts = [text.splitlines(keepends=True) for text in (prompt, *frame["prompt"])]
+    shared = min(common_prefix_length(prompts), min(map(len, prompts)) - 1)
+    texts = ["".join(lines[shared:]) for lines in prompts]
     vectors = run.encode(texts)
     nearest = frame.assign(query=texts[1:], similarity=vectors[1:] @ vectors[0]).nlargest(count, "similarity")
     origins = {line["example_id"]: line for line in _examples(run) if _TRAINING_SETS[line["table"]] == "training_set"}
@@ -266,7 +269,7 @@ def _training(run: RunTables, example: Line) -> Line:
 def _training_command(excluded: Sequence[str], run: RunTables) -> str:
     """The shell command that trains without some datasets."""
     parameters = [f"task={run.task}"] if run.task else []
-    # Separators and wildcards cannot be written in --params: "?" matches any character.
+    # Separators of --params and of patterns, and wildcards, are replaced: "?" matches any character.
     pattern = ";".join(re.sub(r"[^\w./ -]", "?", dataset) for dataset in excluded)
     # The value is parsed as YAML, where names like 007 or true are not text.
     value = pattern if re.fullmatch(r"[A-Za-z_][\w./-]{5,}", pattern) else f"'{pattern}'"
@@ -278,11 +281,3 @@ def _training_command(excluded: Sequence[str], run: RunTables) -> str:
 def _missing(run: RunTables, *tables: str) -> Line:
     missing = {name: run.missing[name] for name in tables if name in run.missing}
     return {"missing": missing} if missing else {}
-
-
-def _without_common_start(texts: Sequence[str]) -> list[str]:
-    """The texts without the lines that all of them start with."""
-    lines = [text.splitlines(keepends=True) for text in texts]
-    shortest = min(map(len, lines))
-    common = next((n for n in range(shortest) if len({line[n] for line in lines}) > 1), shortest - 1)
-    return ["".join(line[common:]) for line in lines]

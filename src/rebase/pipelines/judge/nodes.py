@@ -15,22 +15,8 @@ from rebase.errors import RebaseError
 from rebase.generation.filters.base import Rejection
 from rebase.generation.generate import generate_all, read_response
 from rebase.generation.prompts.templates import prompt_hash
-from rebase.judging.human_grading import make_key, measure_agreement, read_sheet, write_form, write_sheet
-from rebase.judging.llm_judge import (
-    PairPrompt,
-    RubricPrompt,
-    calibrate,
-    compare_with_gold,
-    find_doubts,
-    find_pairs,
-    mean_grade,
-    mean_grades,
-    pair_request,
-    parse_grades,
-    parse_verdict,
-    rubric_request,
-    summarize_pairs,
-)
+from rebase.judging import human_grading, llm_judge
+from rebase.judging.llm_judge import PairPrompt, RubricPrompt
 from rebase.parameters import JudgeParameters
 from rebase.records import (
     GRADE_COLUMNS,
@@ -126,13 +112,17 @@ def judge_answers(
         query = answers.queries[item]
         if question["kind"] == "rubric":
             answer = answers.texts[question["system"], item]
-            response = await session.generate(rubric_request(task, judge_rubric, query, answer, parameters.sampling))
-            return _read(question, response, partial(parse_grades, judge_rubric))
+            response = await session.generate(
+                llm_judge.rubric_request(task, judge_rubric, query, answer, parameters.sampling)
+            )
+            return _read(question, response, partial(llm_judge.parse_grades, judge_rubric))
         first, second = (answers.texts[question[place], item] for place in ("first", "second"))
         if first.strip() == second.strip():
             return _reject(question, SAME_ANSWERS)
-        response = await session.generate(pair_request(task, judge_pair, query, first, second, parameters.sampling))
-        return _read(question, response, parse_verdict)
+        response = await session.generate(
+            llm_judge.pair_request(task, judge_pair, query, first, second, parameters.sampling)
+        )
+        return _read(question, response, llm_judge.parse_verdict)
 
     questions = list(answers.questions(answers.items))
     lines, usage = generate_all(judge, questions, judge_one, _is_judged, stage="judge")
@@ -181,25 +171,27 @@ def score_judgments(
         "task": task.name,
         "judge": judgments["judge"].iloc[0],
         "confidence": parameters.confidence,
-        "grades": mean_grades(graded.reset_index(), names, parameters),
-        "calibration": {name: {metric: calibrate(both[name], both[metric]) for metric in metrics} for name in names},
+        "grades": llm_judge.mean_grades(graded.reset_index(), names, parameters),
+        "calibration": {
+            name: {metric: llm_judge.calibrate(both[name], both[metric]) for metric in metrics} for name in names
+        },
     }
     if parameters.pair:
         one, other = parameters.pair
         differences = (_of_system(graded, one)[[*names]] - _of_system(graded, other)[[*names]]).dropna()
         scores["differences"] = {
-            f"{one} - {other}": {name: mean_grade(differences[name], parameters) for name in names}
+            f"{one} - {other}": {name: llm_judge.mean_grade(differences[name], parameters) for name in names}
         }
-        pairs, in_one_order = find_pairs(judgments, one, other)
+        pairs, in_one_order = llm_judge.find_pairs(judgments, one, other)
         same = int((judge_rejected["reason"] == SAME_ANSWERS).sum()) // 2
         gains = (_of_system(gold, one) - _of_system(gold, other)).dropna()
         scores["pairwise"] = {
             "systems": [one, other],
             "in_one_order": in_one_order,
-            **summarize_pairs(pairs.values(), same, parameters),
-            "gold": {metric: compare_with_gold(pairs, gains[metric].to_dict()) for metric in gains},
+            **llm_judge.summarize_pairs(pairs.values(), same, parameters),
+            "gold": {metric: llm_judge.compare_with_gold(pairs, gains[metric].to_dict()) for metric in gains},
         }
-    scores["doubts"] = find_doubts(graded, names, scores)
+    scores["doubts"] = llm_judge.find_doubts(graded, names, scores)
     for doubt in scores["doubts"]:
         logger.warning("judge: do not trust %s: %s", scores["judge"], doubt)
     return scores
@@ -218,8 +210,8 @@ def write_sheets(
     lines = [
         (item, system, answers.queries[item], text) for (system, item), text in answers.texts.items() if item in items
     ]
-    key = make_key(task, lines, parameters.seed)
-    return write_sheet(key, judge_rubric), write_form(task, key, judge_rubric), key
+    key = human_grading.make_key(task, lines, parameters.seed)
+    return human_grading.write_sheet(key, judge_rubric), human_grading.write_form(task, key, judge_rubric), key
 
 
 def read_grades(
@@ -243,7 +235,7 @@ def read_grades(
     people: dict[str, dict[str, int]] = {}
     for file, text in returned_sheets.items():
         person = Path(file).stem
-        cells = read_sheet(file, text, grading_key, judge_rubric.names)
+        cells = human_grading.read_sheet(file, text, grading_key, judge_rubric.names)
         people[person] = dict(Counter(cell.reason or "graded" for cell in cells).most_common())
         wrong = [cell for cell in cells if cell.reason not in ("", "missing")]
         for cell in wrong[:_MAX_LOGGED]:
@@ -292,8 +284,8 @@ def compare_graders(
         "people": sorted(grades["person"].unique()),
         "judge": judgments["judge"].iloc[0],
         "confidence": parameters.confidence,
-        "agreement": {} if grades.empty else measure_agreement(grades, by_judge, names),
-        "grades": {} if grades.empty else mean_grades(by_system, names, parameters),
+        "agreement": {} if grades.empty else human_grading.measure_agreement(grades, by_judge, names),
+        "grades": {} if grades.empty else llm_judge.mean_grades(by_system, names, parameters),
     }
 
 
