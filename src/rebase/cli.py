@@ -1,10 +1,4 @@
-"""The project's own Kedro commands.
-
-``kedro near`` searches the datastore; ``kedro responses`` manages the response cache; ``kedro report`` writes a page of
-a partial or older run; ``kedro runs`` compares runs; ``kedro trace`` shows where something comes from; ``kedro
-lineage`` writes kedro-viz's view as a static site; ``kedro ask`` answers with the expert; ``kedro push`` publishes
-examples and adapter.
-"""
+"""The project's own Kedro commands, and `kedro run` with a `--params` that takes lists and values with commas."""
 
 import json
 import re

@@ -120,15 +120,9 @@ def read_sheet(file: str, text: str, key: pd.DataFrame, names: Sequence[str]) ->
 def measure_agreement(grades: pd.DataFrame, judged: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Krippendorff's alpha for ordinal grades, by criterion: 1 is full agreement, 0 is chance.
 
-    Args:
-        grades: People's grades: ``person``, ``answer_id``, ``criterion``, ``grade``.
-        judged: The judge's grades: ``answer_id``, ``criterion``, ``grade``.
-        names: The criteria.
-
-    Returns:
-        By criterion: ``answers``, the number that two people graded; alpha of ``people``, of each person
-        ``with_judge``, and of ``everyone``. Alpha is None if no answer has two grades, or the grades do not vary.
-
+    ``grades`` are people's (``person``, ``answer_id``, ``criterion``, ``grade``), ``judged`` the judge's. Returns for
+    each of the criteria ``names``: ``answers``, the number that two people graded; alpha of ``people``, of each person
+    ``with_judge``, and of ``everyone``, None if no answer has two grades, or the grades do not vary.
     """
     agreement = {}
     for name in names:

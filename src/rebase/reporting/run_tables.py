@@ -57,17 +57,10 @@ CREATED_BY = {
 class RunTables:
     """The tables of one run, and lookups; a lookup returns None if there is nothing.
 
-    The tables are read at once; the datastore, the response cache and the encoder are opened when they are needed.
-
-    Args:
-        load: ``load(name, version=None)`` loads a catalog entry, or raises RebaseError if it does not exist.
-        env: The Kedro environment, if it was chosen: suggested commands name it.
-        task: The task, if it was chosen: suggested commands name it.
-
-    Attributes:
-        tables: Those that exist, by catalog name.
-        missing: For each entry that does not exist, unless it is optional: why, or what to do.
-
+    ``load(name, version=None)`` loads a catalog entry, or raises RebaseError if it does not exist. ``tables`` are those
+    that exist, by catalog name; ``missing`` says of each entry that does not, unless it is optional, why or what to do.
+    Suggested commands name ``env`` and ``task``, if they were chosen. The datastore, the response cache and the encoder
+    are opened when they are needed.
     """
 
     def __init__(self, load: Callable[..., Any], env: str | None = None, task: str | None = None) -> None:
