@@ -251,11 +251,13 @@ def runs(task: str | None, version: str | None, env: str | None) -> None:
 
     with _catalog(env) as catalog:
         scores, records = (load_all_versions(catalog, name, task) for name in ("all_scores", "all_run_records"))
-    all_runs = {name: find_runs(scores[name], records.get(name, {})) for name in sorted(scores)}
-    selected = {name: [run for run in runs if run.version.startswith(version or "")] for name, runs in all_runs.items()}
-    for name in filter(selected.get, selected):
-        Console().print(runs_table(name, selected[name]))
-    if not any(selected.values()):
+    count = 0
+    for name in sorted(scores):
+        task_runs = find_runs(scores[name], records.get(name, {}))
+        if selected := [run for run in task_runs if run.version.startswith(version or "")]:
+            Console().print(runs_table(name, selected))
+        count += len(selected)
+    if not count:
         click.echo("There are no runs with scores" + (f" of the task {task}." if task else "."))
 
 
@@ -301,7 +303,7 @@ def ask(
 
     if bool(inputs) != bool(to) or (inputs and context.args):
         raise click.UsageError("Give --inputs together with --to, and no fields.")
-    with _catalog(env, {"task": task} if task else {}) as catalog:
+    with _catalog(env, task=task) as catalog:
         fields = parse_fields(context.args)
         expert = load_expert(catalog)
         if inputs and to:
