@@ -7,13 +7,5 @@ from rebase.tasks.evaluation_items import make_evaluation_items
 
 def create_pipeline() -> Pipeline:
     """Map ``evaluation_rows`` to ``evaluation_items``; pipelines that read these include this one."""
-    return Pipeline(
-        [
-            Node(
-                make_evaluation_items,
-                ["task", "evaluation_rows"],
-                "evaluation_items",
-                name="prepare_evaluation_items",
-            )
-        ]
-    )
+    inputs = ["task", "evaluation_rows"]
+    return Pipeline([Node(make_evaluation_items, inputs, "evaluation_items", name="prepare_evaluation_items")])
