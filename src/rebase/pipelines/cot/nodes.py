@@ -37,26 +37,15 @@ def reason_examples(
     More than half of ``samples`` responses must reach one answer, by rationales without a wrong equation. If it is not
     the example's answer, the example is rejected or takes the answer of the majority (``on_disagreement``).
 
-    Returns:
-        The examples with ``rationale`` and ``agreement`` (the share of samples behind the answer); the rejected
-        examples, with reasons; the summary.
-
-    Raises:
-        RebaseError: There are no examples before or after, or the teacher answers no request.
-
+    Returns the examples with ``rationale`` and ``agreement`` (the share of samples behind the answer); the rejected
+    examples, with reasons; the summary. Raises RebaseError if there are no examples before or after, or the teacher
+    answers no request.
     """
     started = time.monotonic()
     require_examples("cot", examples)
     if not task.cot:
         passed = examples.assign(rationale=None, agreement=None).astype({"rationale": "str", "agreement": "float64"})
-        summary = summarize_stage(
-            "cot",
-            kept=len(passed),
-            rejected={},
-            seconds=time.monotonic() - started,
-            relabeled=0,
-            usage=Usage().summary(),
-        )
+        summary = summarize_stage("cot", kept=len(passed), rejected={}, seconds=0, relabeled=0, usage=Usage().summary())
         return passed, pd.DataFrame(columns=REJECTED_COLUMNS), summary
     rows = {row["row_id"]: row for row in retrieved.to_dict("records")}
     lines = examples.to_dict("records")

@@ -45,13 +45,9 @@ def distil_inputs(
     inputs of ``examples`` are labeled, and their answers are ignored. Inputs that contain a part of the evaluation set
     and duplicates are rejected before any request; labels must pass the checks that all examples pass.
 
-    Returns:
-        The labeled examples in the form of ``reasoned_examples``; the rejected inputs with reasons; the summary.
-
-    Raises:
-        RebaseError: There are no inputs, the style does not suit the task, no label is left, or the teacher answers no
-            request.
-
+    Returns the labeled examples in the form of ``reasoned_examples``; the rejected inputs with reasons; the summary.
+    Raises RebaseError if there are no inputs, the style does not suit the task, no label is left, or the teacher
+    answers no request.
     """
     _check_style(task, parameters)
     inputs = examples if unlabeled_inputs.empty else unlabeled_inputs

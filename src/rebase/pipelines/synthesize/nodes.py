@@ -45,12 +45,8 @@ def synthesize_examples(
     They must pass the checks of transform, its consistency filter as well. A passage that the teacher writes must pass
     the contamination filter. ``row_id`` is a running number; there is no dataset.
 
-    Returns:
-        The examples, in the form of transform's; the rejected ones with their reasons; the summary.
-
-    Raises:
-        RebaseError: No example passed, the teacher answers no request, or transform used no requests.
-
+    Returns the examples, in the form of transform's; the rejected ones with their reasons; the summary. Raises
+    RebaseError if no example passed, the teacher answers no request, or transform used no requests.
     """
     # The repair of a response belongs to its request.
     budget = transform_summary["usage"]["used"] - transform_summary["usage"]["repaired"]

@@ -44,13 +44,9 @@ def transform_rows(
     Concurrency is limited by the teacher, and by the rows that the missing examples need at the rate of those that have
     passed.
 
-    Returns:
-        The examples with their provenance; the rows without an example, each with its reason (``not_needed`` for the
-        rows after the last example); the summary with the teacher's usage and the balance of labels.
-
-    Raises:
-        RebaseError: No example passed, or the teacher answers no request.
-
+    Returns the examples with their provenance; the rows without an example, each with its reason (``not_needed`` for
+    the rows after the last example); the summary with the teacher's usage and the balance of labels. Raises RebaseError
+    if no example passed, or the teacher answers no request.
     """
     stage = ExampleStage("transform", task, teacher, transform_prompt)
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
