@@ -148,7 +148,7 @@ def cards(draw, paths):
 
 
 def read_by_library(folder):
-    """The rows of each config of which the library can stream a split, with the config, the split and the format."""
+    """The rows of each config of which the library can stream a split; config, split, format and files come first."""
     try:
         configs = get_dataset_config_names(str(folder))
     except Exception:
@@ -162,8 +162,7 @@ def read_by_library(folder):
                 rows = list(builder.as_streaming_dataset(split=split))
         except Exception:
             continue
-        if len(set(splits[split])) == len(splits[split]):  # It reads a file twice that two patterns match.
-            yield str(config), str(split), builder.name, rows
+        yield str(config), str(split), builder.name, list(splits[split]), rows
 
 
 def texts(rows):
@@ -189,13 +188,14 @@ def check(contents, card):
         assert metadata["kept"] or rejected
         assert all(rejection["detail"] for rejection in rejected if not rejection["rows"])
         by_library = list(read_by_library(folder))
-        for config, split, module, expected in by_library:
+        for config, split, module, paths, expected in by_library:
             try:
                 files, sample = FolderSource(folder).read(config, 1000)
             except RebaseError as error:  # The library leaves the folder, or reads no file.
                 assert not expected or "not inside the dataset" in str(error)  # noqa: PT017
                 continue
-            if files.module == module:  # It reads the files of all configs as those of the first one.
+            # It reads the files of all configs as those of the first one, and those twice that two patterns match.
+            if (files.module, sorted(files.paths)) == (module, sorted(paths)):
                 assert (files.split, sample.total, sample.unread) == (split, len(expected), [])
                 if all(isinstance(value, str | None) for row in expected for value in row.values()) and module != "csv":
                     assert texts(row for _, row in sample.rows) == texts(expected)

@@ -12,8 +12,8 @@ import pyarrow as pa
 from rebase.datastore.sampling import systematic_sample
 from rebase.datastore.sources.files import DataFiles, data_format
 from rebase.datastore.sources.parquet import sample_parquet, schema_label_names
-from rebase.datastore.sources.rows import RowSample, rows_of
-from rebase.datastore.sources.text_files import csv_tables, json_rows, json_tables, text_tables
+from rebase.datastore.sources.rows import Row, RowSample, rows_of
+from rebase.datastore.sources.text_files import csv_rows, json_row, json_texts, open_text, text_rows
 from rebase.errors import RebaseError
 
 _BATCH_ROWS = 1000
@@ -24,17 +24,14 @@ def sample_rows(files: DataFiles, label_names: dict[str, list[str]], max_rows: i
 
     ``label_names`` are the names of class labels that the card declares, by flat column.
     """
-    sample = RowSample(
-        label_names=label_names, unread=[(path, FileNotFoundError(why)) for path, why in files.unusable.items()]
-    )
+    unusable: list[tuple[str, Exception]] = [(path, FileNotFoundError(why)) for path, why in files.unusable.items()]
+    sample = RowSample(label_names=label_names, unread=unusable)
     if files.module == "parquet":
         sample_parquet(files, max_rows, sample)
         return sample
-    pieces, positions, total = systematic_sample(_tables(files, sample), max_rows)
-    to_rows = json_rows if files.module == "json" else rows_of
-    rows = chain.from_iterable(map(to_rows, pieces))
-    sample.total = total + sample.malformed
-    sample.rows = zip(positions.tolist(), rows, strict=True)
+    items, sample.total = systematic_sample(_items(files, sample), max_rows)
+    parse = json_row if files.module == "json" else lambda row: row
+    sample.rows = ((position, parse(item)) for position, item in items)
     return sample
 
 
@@ -47,8 +44,6 @@ def all_rows(sample: RowSample) -> list[dict[str, Any]]:
         rows.append(row)
     for path, error in sample.unread:
         raise RebaseError(f"{path}: {error}") from error
-    if sample.malformed:
-        raise RebaseError(f"{sample.malformed} rows are malformed; {sample.first_malformed}")
     if len(rows) < sample.total:
         raise RebaseError(f"only {len(rows)} of {sample.total} rows fit into memory")
     columns = dict.fromkeys(chain.from_iterable(rows))
@@ -63,37 +58,39 @@ def read_file(path: Path) -> list[dict[str, Any]]:
     return all_rows(sample_rows(DataFiles(module, paths), {}, sys.maxsize))
 
 
-def _tables(files: DataFiles, sample: RowSample) -> Iterator[pa.Table]:
-    """The rows of all files. A file that fails is recorded, and its rows up to there count."""
+def _items(files: DataFiles, sample: RowSample) -> Iterator[Any]:
+    """The rows of all files, or their JSON text. A file that fails is recorded, and its rows up to there count."""
     by_library = files.module not in ("csv", "json", "text", "xml", "arrow")
     for path in files.paths[:1] if by_library else files.paths:
         try:
-            yield from _library_tables(files) if by_library else _tables_of_file(path, files, sample)
+            yield from _library_rows(files) if by_library else _file_items(path, files, sample)
         except Exception as error:  # Every format has its own errors.
             sample.unread.append((path, error))
 
 
-def _tables_of_file(path: str, files: DataFiles, sample: RowSample) -> Iterator[pa.Table]:
+def _file_items(path: str, files: DataFiles, sample: RowSample) -> Iterator[Any]:
     from datasets import DownloadConfig
     from datasets.download import StreamingDownloadManager
     from datasets.utils.file_utils import xopen
 
-    config = DownloadConfig(token=files.token)
+    config, options = DownloadConfig(token=files.token), files.options
     manager = StreamingDownloadManager(download_config=config)
-    for inner in manager.iter_files(manager.extract(path)):  # One file, or those in a ZIP archive.
-        with xopen(inner, "rb", download_config=config) as stream:
+    for name in manager.iter_files(manager.extract(path)):  # One file, or those in a ZIP archive.
+        with xopen(name, "rb", download_config=config) as stream:
+            if files.module == "arrow":
+                yield from _arrow_rows(stream, sample)
+                continue
+            lines = open_text(stream, options.get("encoding"))
             if files.module == "csv":
-                yield from csv_tables(stream, inner, files.options, sample)
+                yield from csv_rows(lines, name, options)
             elif files.module == "json":
-                yield from json_tables(stream, files.options)
-            elif files.module == "arrow":
-                yield from _arrow_tables(stream, sample)
+                yield from json_texts(lines, options.get("field"))
             else:
-                yield from text_tables(stream, files.module, files.options)
+                yield from text_rows(lines, files.module, options)
 
 
-def _arrow_tables(stream: IO[bytes], sample: RowSample) -> Iterator[pa.Table]:
-    """The batches of an Arrow file, which may be a stream or a file with a footer."""
+def _arrow_rows(stream: IO[bytes], sample: RowSample) -> Iterator[Row]:
+    """The rows of an Arrow file, which may be a stream or a file with a footer."""
     try:
         reader = pa.ipc.open_stream(stream)
         batches = iter(reader)
@@ -104,10 +101,10 @@ def _arrow_tables(stream: IO[bytes], sample: RowSample) -> Iterator[pa.Table]:
     sample.label_names = schema_label_names(reader.schema) | sample.label_names
     for batch in batches:
         batch.validate(full=True)  # Offsets of a broken file may point anywhere.
-        yield pa.Table.from_batches([batch])
+        yield from rows_of(pa.Table.from_batches([batch]))
 
 
-def _library_tables(files: DataFiles) -> Iterator[pa.Table]:
+def _library_rows(files: DataFiles) -> Iterator[Row]:
     """The undecoded rows of formats other than those above, streamed by the library."""
     from datasets.data_files import DataFilesDict, DataFilesList
     from datasets.load import import_main_class
@@ -120,5 +117,5 @@ def _library_tables(files: DataFiles) -> Iterator[pa.Table]:
         for name, value in files.options.items():
             if hasattr(builder.config, name):
                 setattr(builder.config, name, value)
-        stream = builder.as_streaming_dataset(split="train").with_format("arrow")
-        yield from stream.iter(batch_size=_BATCH_ROWS)
+        for table in builder.as_streaming_dataset(split="train").with_format("arrow").iter(batch_size=_BATCH_ROWS):
+            yield from rows_of(table)

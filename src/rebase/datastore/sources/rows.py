@@ -14,6 +14,10 @@ _SLICE_ROWS = 16  # Rows that are Python objects at once: cells may have many me
 Row = dict[str, Any] | str
 
 
+#: The reason instead of a row that could not be split into columns.
+MALFORMED = "malformed_row"
+
+
 @dataclass
 class RowSample:
     """A systematic sample of ``total`` rows.
@@ -21,8 +25,6 @@ class RowSample:
     Attributes:
         rows: yields (position, row) once, in order, with the reason instead of a row that could not be read.
         label_names: the class names of label columns, by flat column.
-        malformed: rows of the total, at unknown positions, that could not be split into columns.
-        first_malformed: where the first of them is.
         unread: the files that could not be read, wholly or from some row on, each with the error; complete when the
             rows were iterated.
 
@@ -31,8 +33,6 @@ class RowSample:
     total: int = 0
     rows: Iterable[tuple[int, Row]] = ()
     label_names: dict[str, list[str]] = field(default_factory=dict)
-    malformed: int = 0
-    first_malformed: str = ""
     unread: list[tuple[str, Exception]] = field(default_factory=list)
 
 
@@ -41,7 +41,7 @@ def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
 
     Columns of the same name are renamed: ``a``, ``a.1``.
     """
-    names = _distinct(table.column_names)
+    names = distinct(table.column_names)
     mixed = ["arrow.json" in str(field.type) for field in table.schema]
     for start in range(0, table.num_rows, _SLICE_ROWS):
         piece = table.slice(start, _SLICE_ROWS)
@@ -91,7 +91,7 @@ def _decode(value: Any, kind: pa.DataType) -> Any:
     return value
 
 
-def _distinct(names: list[str]) -> list[str]:
+def distinct(names: list[str]) -> list[str]:
     """The names, with numbers appended to repeated ones."""
     if len(set(names)) == len(names):
         return names

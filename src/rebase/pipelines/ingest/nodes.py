@@ -192,14 +192,13 @@ def _read_config(source: Source, config: str, max_rows: int, rows: _DatasetRows)
             counts[record] += 1
         else:
             records.append(record)
-    counts["malformed_row"] += sample.malformed
     counts["not_sampled"] = sample.total - len(records) - counts.total()
     rows.records += records
     rows.size += sum(len(record["row"]) for record in records)
     rows.total += sample.total
     for reason, count in counts.items():
         if count:
-            rows.reject(config, reason, count, sample.first_malformed if reason == "malformed_row" else "")
+            rows.reject(config, reason, count)
     for path, error in sample.unread:
         rows.rejected.append(_unread(rows.card.dataset, config, error, path))
     if not sample.total and not sample.unread:
