@@ -227,12 +227,12 @@ def test_catalog_lists_hub_datasets(tmp_path, ending):
     ("lines", "complaint"),
     [
         ("name,revision\na/b,\n", "no column 'id'; it has name, revision"),
-        ("id\na/b\n\nc/d\n", "row 3, column 'id': it is empty"),
+        ("id,split\na/b,\n,test\n", "row 3, column 'id': it is empty"),
         ("id\na/b\nc/d\na/b\n", r"row 4, column 'id': 'a/b' is in row 2 already"),
         ("id\n../../etc\n", r"row 2, column 'id': '../../etc' is not a hub id"),
         ("id\n/etc/passwd\n", r"row 2, column 'id': '/etc/passwd' is not a hub id"),
         ("id\na/b,c,d\n1,2\n", "cannot be read"),
-        ("", "cannot be read"),
+        ("", "no folder matches"),
         ("id\n", "no folder matches"),
     ],
 )

@@ -61,7 +61,7 @@ def find_files(root: str, declared: dict[str, Any], split: str | None, token: st
     if split not in (None, *splits):
         raise RebaseError(f"there is no split {split!r}; there are {', '.join(splits) or 'none'}")
     chosen = split or ("train" if "train" in splits else next(iter(splits), "train"))
-    patterns = splits.get(chosen, [])
+    patterns = splits.pop(chosen, [])
     matches, missing = _matching(patterns, base, token) if data_files else (patterns, [])
     links = [path for path in matches if not is_inside(path, root)]
     module, paths = data_format([path for path in matches if path not in links], token)
@@ -69,16 +69,16 @@ def find_files(root: str, declared: dict[str, Any], split: str | None, token: st
         if scripts := [path for path in everything if path.endswith(".py")]:
             raise RebaseError(f"dataset scripts are no longer supported, but there is {scripts[0]}")
         raise NoDataFilesError(f"no data files inside the dataset match: {', '.join([*links, *patterns]) or '**'}")
-    others = {*everything, *matches}.difference(paths, links, *(splits[name] for name in splits if name != chosen))
+    others = {*everything, *matches}.difference(paths, links, *splits.values())
     return DataFiles(
         module,
         paths,
-        {name: value for name, value in declared.items() if name not in _NO_OPTIONS},
-        token,
-        chosen,
-        [name for name in splits if name != chosen and not split],
-        sorted(filter(is_data_file, (path.removeprefix(f"{base}/") for path in others))),
-        dict.fromkeys(missing, "there is no such file") | dict.fromkeys(links, "a link out of the dataset"),
+        options={name: value for name, value in declared.items() if name not in _NO_OPTIONS},
+        token=token,
+        split=chosen,
+        other_splits=[] if split else list(splits),
+        other_files=sorted(filter(is_data_file, (path.removeprefix(f"{base}/") for path in others))),
+        unusable=dict.fromkeys(missing, "there is no such file") | dict.fromkeys(links, "a link out of the dataset"),
     )
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from glob import glob
 from itertools import chain
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 from rebase.datastore.sources.base import Source
 from rebase.datastore.sources.files import HUB_PREFIX
 from rebase.datastore.sources.folder import FolderSource
 from rebase.datastore.sources.hub import HubSource
+from rebase.datastore.sources.reading import read_file
 from rebase.errors import RebaseError
 
 #: A catalog, and the group of its datasets that is taken: ``hub.csv#nli``.
@@ -47,37 +47,26 @@ def find_sources(locations: Iterable[str], token: str | None = None) -> list[Sou
 def read_catalog(file: Path, token: str | None = None, group: str | None = None) -> Iterator[HubSource]:
     """The hub datasets of a catalog: ``id`` and optionally ``revision``, ``config``, ``split``, ``description``.
 
-    With ``group``, only those whose column ``group`` has it. Raises RebaseError that names the file, the row (the line
-    of a CSV file) and the column.
+    Raises RebaseError that names the file, the row (not counting blank lines) and the column.
     """
+    try:
+        rows = read_file(file)
+    except Exception as error:  # Every format has its own errors.
+        raise RebaseError(f"{file}: the catalog cannot be read: {error}") from error
     seen: dict[str, int] = {}
-    lines = _read_table(file)
-    groups = Counter(line["group"] for line in lines if line["group"])
-    if group is not None and group not in groups:
-        names = (
-            ", ".join(f"{name} ({count})" for name, count in sorted(groups.items()))
-            or "none (a column 'group' names them)"
-        )
-        raise RebaseError(f"{file}: the catalog has no group {group!r}. Its groups, with their datasets: {names}.")
-    for number, line in enumerate(lines, start=2 if file.suffix.lower() == ".csv" else 1):
+    for number, row in enumerate(rows, start=2 if file.suffix.lower() == ".csv" else 1):
         where = f"{file}, row {number}, column 'id'"
-        dataset = line.pop("id")
+        if "id" not in row:
+            raise RebaseError(f"{file}: the catalog has no column 'id'; it has {', '.join(row)}.")
+        dataset, *options = (str(row.get(name) or "").strip() or None for name in _COLUMNS)
         if not dataset:
             raise RebaseError(f"{where}: it is empty. Write the hub id of the dataset, owner/name.")
         _check_id(dataset, where)
         if dataset in seen:
             raise RebaseError(f"{where}: {dataset!r} is in row {seen[dataset]} already. List each dataset once.")
         seen[dataset] = number
-        if group not in (None, line["group"]):
-            continue
-        yield HubSource(
-            dataset,
-            line["revision"] or None,
-            token,
-            line["config"] or None,
-            line["split"] or None,
-            line["description"],
-        )
+        revision, config, split, description = options
+        yield HubSource(dataset, revision, token, config, split, description or "")
 
 
 def _split(locations: str) -> list[str]:
@@ -114,27 +103,3 @@ def _check_id(dataset: str, where: str) -> None:
         validate_repo_id(dataset)
     except HFValidationError as error:
         raise RebaseError(f"{where}: {dataset!r} is not a hub id (owner/name). {error}") from None
-
-
-def _read_table(file: Path) -> list[dict[str, str]]:
-    """The rows of a catalog, with all columns, as text without outer spaces."""
-    import pandas as pd
-
-    try:
-        if file.suffix.lower() == ".csv":
-            table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
-        else:
-            table = pd.read_parquet(file).reset_index(drop=True)
-    except Exception as error:  # Every format has its own errors.
-        raise RebaseError(f"{file}: the catalog cannot be read: {error}") from error
-    if not isinstance(table.index, pd.RangeIndex):  # The CSV reader uses fields without a header as an index.
-        raise RebaseError(f"{file}: the catalog cannot be read: its rows have more fields than its header.")
-    if "id" not in table:
-        raise RebaseError(f"{file}: the catalog has no column 'id'; it has {', '.join(map(str, table.columns))}.")
-    return [{name: _text(line.get(name)) for name in _COLUMNS} for line in table.to_dict("records")]
-
-
-def _text(value: Any) -> str:
-    import pandas as pd
-
-    return "" if pd.isna(value) else str(value).strip()

@@ -93,15 +93,9 @@ def _decode(value: Any, kind: pa.DataType) -> Any:
 
 def distinct(names: list[str]) -> list[str]:
     """The names, with numbers appended to repeated ones."""
-    if len(set(names)) == len(names):
-        return names
     taken = set(names)
-    seen: set[str] = set()
-    result = []
+    result: dict[str, None] = {}
     for name in names:
-        if name in seen:
-            name = next(other for number in count(1) if (other := f"{name}.{number}") not in taken)  # noqa: PLW2901
-            taken.add(name)
-        seen.add(name)
-        result.append(name)
-    return result
+        numbered = (f"{name}.{number}" for number in count(1))
+        result[name if name not in result else next(new for new in numbered if new not in taken | result.keys())] = None
+    return list(result)

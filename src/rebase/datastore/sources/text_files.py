@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from typing import IO, Any
 
 from rebase.datastore.sources.errors import TooLargeError
@@ -16,6 +16,7 @@ from rebase.datastore.sources.rows import MALFORMED, Row, distinct
 MAX_CHARACTERS = 2**30
 #: Rows of a CSV file by which an unnamed first column is recognized.
 _FIRST_ROWS = 1000
+_DIALECT = ("quotechar", "escapechar", "doublequote", "skipinitialspace", "quoting")  # Options of the csv module, too.
 csv.field_size_limit(2**28)  # Bounds what an unclosed quote may collect; the default is 128 KiB.
 
 _ENCODINGS = {
@@ -55,16 +56,7 @@ def csv_rows(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterat
     a file is split: ``sep``, ``header``, ``names``, ``skiprows`` (a number), ``usecols`` (names), ``comment``,
     ``quotechar`` and the like; those that say what a value means are ignored.
     """
-    comment = options.get("comment")
-    lines = (line for line in islice(lines, options.get("skiprows"), None) if not comment or line[0] != comment)
-    separator = options.get("delimiter") or options.get("sep") or ("\t" if ".tsv" in name.lower() else ",")
-    if len(separator) == 1:
-        records = _split(
-            lines, {"delimiter": separator} | {name: options[name] for name in _DIALECT if name in options}
-        )
-    else:  # A regular expression, as for pandas.
-        records = (re.split(separator, line.rstrip("\r\n")) for line in lines)
-    records = (cells for cells in records if cells and (len(cells) > 1 or cells[0] == "" or cells[0].strip(" \t")))
+    records = _records(lines, name, options)
     columns, header = options.get("names") or options.get("column_names"), options.get("header", "infer")
     if header is not None and not (columns and header == "infer"):
         named = next(islice(records, header if isinstance(header, int) else 0, None), [])
@@ -79,11 +71,21 @@ def csv_rows(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterat
         if any(cells[len(columns) :]):
             yield MALFORMED
         else:
-            row = dict.fromkeys(columns) | {name: cell or None for name, cell in zip(columns, cells, strict=False)}
+            row = {name: cell or None for name, cell in zip_longest(columns, cells[: len(columns)])}
             yield {name: row[name] for name in used} if used else row
 
 
-_DIALECT = ("quotechar", "escapechar", "doublequote", "skipinitialspace", "quoting")
+def _records(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterator[list[str]]:
+    """The cells of each line that is not blank."""
+    comment = options.get("comment")
+    lines = (line for line in islice(lines, options.get("skiprows"), None) if not comment or line[0] != comment)
+    separator = options.get("delimiter") or options.get("sep") or ("\t" if ".tsv" in name.lower() else ",")
+    if len(separator) == 1:
+        dialect = {option: options[option] for option in _DIALECT if option in options}
+        records = _split(lines, dialect | {"delimiter": separator})
+    else:  # A regular expression, as for pandas.
+        records = (re.split(separator, line.rstrip("\r\n")) for line in lines)
+    return (cells for cells in records if len(cells) > 1 or cells == [""] or "".join(cells).strip(" \t"))
 
 
 def _split(lines: Iterable[str], dialect: dict[str, Any]) -> Iterator[list[str]]:
@@ -127,7 +129,7 @@ def json_texts(lines: Iterable[str], key: str | None) -> Iterator[str]:
     except (ValueError, RecursionError):
         yield from _values_in(text)
     else:
-        yield from map(json.dumps, _records(value[key] if key else value, is_line=not second))
+        yield from map(json.dumps, _rows_in(value[key] if key else value, is_line=not second))
 
 
 def json_row(text: str) -> Row:
@@ -167,7 +169,7 @@ def _values_in(text: str) -> Iterator[str]:
 _VALUE = re.compile(r"[^\s,\[\]]")
 
 
-def _records(value: Any, is_line: bool) -> Iterable[Any]:
+def _rows_in(value: Any, is_line: bool) -> Iterable[Any]:
     """The rows in a file that is one JSON value. ``is_line``: it is one line, which may be a row of JSON Lines."""
     if isinstance(value, list):
         return value if value and isinstance(value[0], dict) else ({"text": item} for item in value)
