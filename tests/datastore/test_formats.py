@@ -162,7 +162,7 @@ def test_options_of_the_reader_in_a_card(tmp_path):
             "README.md": card("""configs:
 - {config_name: semicolons, data_files: a.csv, sep: ';'}
 - {config_name: spaces, data_files: b.csv, sep: '\\s+', names: [x, 1.0, no], comment: '#'}
-- {config_name: quotes, data_files: c.csv, quotechar: "'", skiprows: 1, usecols: [b]}
+- {config_name: quotes, data_files: c.csv, quotechar: "'", skiprows: 1, usecols: [b, 0]}
 - {config_name: bare, data_files: d.csv, header: null, quoting: 3, encoding: cp1252}
 - {config_name: field, data_files: e.json, field: rows, no_option: 1}
 """),
@@ -176,7 +176,7 @@ def test_options_of_the_reader_in_a_card(tmp_path):
     assert {config: rows(source, config) for config in source.configs()} == {
         "semicolons": [{"name": "A", "note": "one, two"}],
         "spaces": [{"x": "1", "1.0": "2", "no": "3"}, {"x": "4", "1.0": "5", "no": "6"}],
-        "quotes": [{"b": "x,y"}],
+        "quotes": [{"b": "x,y", "a": "1"}],
         "bare": [{"0": '"caf\xe9', "1": "1"}],
         "field": [{"a": 1}, {"a": 2}],
     }

@@ -313,6 +313,18 @@ def test_duplicates_are_stored_once_and_named(tmp_path):
     assert len(written.items() & times(tmp_path / "work").items()) == 1
 
 
+def test_many_files_that_fail_are_one_line_without_the_path_of_this_machine(tmp_path):
+    (tmp_path / "raw" / "d" / "data").mkdir(parents=True)
+    for number in range(5):
+        (tmp_path / "raw" / "d" / "data" / f"{number}.parquet").write_text(f"PAR1 {number}")
+    parquet({"a": ["x"]})(tmp_path / "raw" / "d" / "good.parquet")
+    rows, _, rejected, _ = run(tmp_path / "raw", tmp_path / "work")
+    assert cells(rows, "d") == [{"a": "x"}]
+    [detail] = rejected["detail"]
+    assert detail.startswith("data/0.parquet: ArrowInvalid: ")
+    assert detail.endswith(" (and 4 more files)")
+
+
 def test_labels_of_the_card_tell_copies_apart(tmp_path):
     for name, card in (("named", label_card()), ("numbered", "No labels.")):
         (tmp_path / "raw" / name).mkdir(parents=True)

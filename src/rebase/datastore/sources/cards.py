@@ -2,8 +2,7 @@
 
 import re
 from contextlib import suppress
-from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -11,50 +10,33 @@ from rebase.records import DatasetCard
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 _PLAIN_FIELD = re.compile(r"^(\w+):[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
-#: Fields whose values, and what is nested in them, are text as written: a label may be called ``1.0`` or ``null``.
-_TEXT_FIELDS = {"config_name", "data_files", "data_dir", "split", "path", "name", "names"}
-_TEXT_TAG, _NULL_TAG = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
-
-
-class _CardLoader(yaml.SafeLoader):
-    """YAML 1.2's types: 1.1 reads ``no`` and ``on`` as booleans, and ``1_0`` and ``12:30:45`` as numbers."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        for key, value in node.value:
-            if key.tag == _TEXT_TAG and key.value in _TEXT_FIELDS and value.tag != _NULL_TAG:
-                _make_text(value)
-        return super().construct_mapping(node, deep)
-
-
-for _kind, _pattern, _first in (
-    ("bool", "true|True|false|False", "tTfF"),
-    ("int", r"[-+]?(0|[1-9]\d*)", "-+0123456789"),
-    ("float", r"[-+]?\d+\.\d+", "-+0123456789"),
-    ("null", "null|~|", ["n", "~", ""]),
-    ("merge", "<<", "<"),
-):
-    _CardLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
+#: What a card declares about a config beside options of the reader.
+_NO_OPTIONS = {"config_name", "default", "description", "data_files", "data_dir", "features", "version"}
+#: Values of reader options that are not text.
+_TYPED = re.compile(r"-?\d+|true|false|null|~", re.IGNORECASE)
 
 
 def parse_card(dataset: str, text: str, revision: str, description: str = "") -> DatasetCard:
     """Parse a dataset card. ``description`` is used if the card has none."""
     front = front_matter(text)
+    license_ = front.get("license")
     body = _split_card(text)[1].strip()
     return DatasetCard(
         dataset=dataset,
         description=body or description.strip() or str(front.get("pretty_name") or dataset),
-        license="; ".join(map(str, _as_list(front.get("license") or "unknown"))),
+        license="; ".join(map(str, _as_list("unknown" if license_ in (None, "", "null", "~") else license_))),
         languages=tuple(map(str, _as_list(front.get("language") or []))),
         revision=revision,
     )
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The fields before the description; if they are not valid YAML, those of the form ``name: value``."""
+    """The fields before the description; if they are not valid YAML, those of the form ``name: value``.
+
+    Values are text as written: in YAML ``no`` and ``on`` are booleans, and ``1_0`` and ``12:30`` are numbers.
+    """
     try:
-        front = yaml.load(_split_card(text)[0], _CardLoader)  # noqa: S506 - a subclass of the safe loader.
+        front = yaml.load(_split_card(text)[0], yaml.BaseLoader)  # noqa: S506 - it makes texts, lists and dictionaries.
     except (yaml.YAMLError, ValueError, RecursionError):
         # One broken line must not hide the license.
         return {name: value.strip("\"'") for name, value in _PLAIN_FIELD.findall(_split_card(text)[0])}
@@ -68,6 +50,13 @@ def declared_configs(front: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     entries = [entry for entry in _as_list(front.get("configs")) if isinstance(entry, dict)]
     return {str(entry.get("config_name", "default")): entry for entry in entries} or {"default": {}}
+
+
+def reader_options(declared: dict[str, Any]) -> dict[str, Any]:
+    """The options of the reader in what a card declares about a config; numbers, booleans and null have their types."""
+    options = {name: value for name, value in declared.items() if name not in _NO_OPTIONS}
+    typed = {name for name, value in options.items() if isinstance(value, str) and _TYPED.fullmatch(value)}
+    return options | {name: yaml.safe_load(options[name]) for name in typed}
 
 
 def declared_features(front: dict[str, Any], config: str) -> dict[str, Any]:
@@ -104,22 +93,6 @@ def _columns(declared: dict[str, Any]) -> list[Any]:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _make_text(node: yaml.Node) -> None:
-    """Keep all scalars in a node as they are written."""
-    pending, seen = [node], set()
-    while pending:
-        node = pending.pop()
-        if node in seen:  # Aliases of one node: a small card may refer to it a billion times.
-            continue
-        seen.add(node)
-        if isinstance(node, yaml.ScalarNode):
-            node.tag = _TEXT_TAG
-        elif isinstance(node, yaml.MappingNode):
-            pending += chain.from_iterable(node.value)
-        else:
-            pending += node.value
 
 
 def _split_card(text: str) -> tuple[str, str]:

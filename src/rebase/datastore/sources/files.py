@@ -9,12 +9,11 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rebase.datastore.sources.cards import reader_options
 from rebase.datastore.sources.errors import NoDataFilesError
 from rebase.errors import RebaseError
 
 HUB_PREFIX = "hf://"
-#: What a card declares about a config beside options of the reader.
-_NO_OPTIONS = {"config_name", "default", "description", "data_files", "data_dir", "features", "version"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def find_files(root: str, declared: dict[str, Any], split: str | None, token: st
     return DataFiles(
         module,
         paths,
-        options={name: value for name, value in declared.items() if name not in _NO_OPTIONS},
+        options=reader_options(declared),
         token=token,
         split=chosen,
         other_splits=[] if split else list(splits),

@@ -53,7 +53,7 @@ def csv_rows(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterat
     """The rows of a CSV or TSV file as text; None for an empty cell.
 
     Rows with more cells than there are columns are malformed. ``options`` are those of ``pandas.read_csv`` that say how
-    a file is split: ``sep``, ``header``, ``names``, ``skiprows`` (a number), ``usecols`` (names), ``comment``,
+    a file is split: ``sep``, ``header``, ``names``, ``skiprows`` (a number), ``usecols``, ``comment``,
     ``quotechar`` and the like; those that say what a value means are ignored.
     """
     records = _records(lines, name, options)
@@ -66,13 +66,14 @@ def csv_rows(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterat
         columns = list(map(str, range(len(first[0]) if first else 0)))
     elif sum(len(cells) == len(columns) + 1 and cells[-1] != "" for cells in first) > len(first) / 2:
         columns = ["Unnamed: 0", *columns]  # The rows begin with an index, which the header does not name.
-    columns, used = distinct(columns), options.get("usecols")
+    columns = distinct(columns)
+    used = [name if name in columns else columns[int(name)] for name in options.get("usecols") or columns]
     for cells in chain(first, records):
         if any(cells[len(columns) :]):
             yield MALFORMED
         else:
             row = {name: cell or None for name, cell in zip_longest(columns, cells[: len(columns)])}
-            yield {name: row[name] for name in used} if used else row
+            yield {name: row[name] for name in used}
 
 
 def _records(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterator[list[str]]:

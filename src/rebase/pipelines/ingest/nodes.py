@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -199,8 +199,12 @@ def _read_config(source: Source, config: str, max_rows: int, rows: _DatasetRows)
     for reason, count in counts.items():
         if count:
             rows.reject(config, reason, count)
+    unread: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for path, error in sample.unread:
-        rows.rejected.append(_unread(rows.card.dataset, config, error, path))
+        rejection = _unread(rows.card.dataset, config, error, path.removeprefix(f"{source.address()}/"))
+        unread[rejection["reason"]].append(rejection)
+    for first, *others in unread.values():
+        rows.rejected.append(first | {"detail": first["detail"] + f" (and {len(others)} more files)" * bool(others)})
     if not sample.total and not sample.unread:
         rows.reject(config, "no_rows", 0, "the files have no rows")
     if files.other_splits:
