@@ -196,6 +196,7 @@ def check(contents, card):
                 continue
             # It reads the files of all configs as those of the first one, and those twice that two patterns match.
             if (files.module, sorted(files.paths)) == (module, sorted(paths)):
+                SEEN["compared configs"] += 1
                 assert (files.split, sample.total, sample.unread) == (split, len(expected), [])
                 if all(isinstance(value, str | None) for row in expected for value in row.values()) and module != "csv":
                     assert texts(row for _, row in sample.rows) == texts(expected)

@@ -47,26 +47,35 @@ def find_sources(locations: Iterable[str], token: str | None = None) -> list[Sou
 def read_catalog(file: Path, token: str | None = None, group: str | None = None) -> Iterator[HubSource]:
     """The hub datasets of a catalog: ``id`` and optionally ``revision``, ``config``, ``split``, ``description``.
 
-    Raises RebaseError that names the file, the row (not counting blank lines) and the column.
+    With ``group``, only those whose column ``group`` has it. Raises RebaseError that names the file, the row (not
+    counting blank lines) and the column.
     """
     try:
         rows = read_file(file)
     except Exception as error:  # Every format has its own errors.
         raise RebaseError(f"{file}: the catalog cannot be read: {error}") from error
+    if rows and "id" not in rows[0]:
+        raise RebaseError(f"{file}: the catalog has no column 'id'; it has {', '.join(rows[0])}.")
+    lines = [{name: str(row.get(name) or "").strip() for name in _COLUMNS} for row in rows]
+    groups = Counter(line["group"] for line in lines if line["group"])
+    if group is not None and group not in groups:
+        names = (
+            ", ".join(f"{name} ({count})" for name, count in sorted(groups.items()))
+            or "none (a column 'group' names them)"
+        )
+        raise RebaseError(f"{file}: the catalog has no group {group!r}. Its groups, with their datasets: {names}.")
     seen: dict[str, int] = {}
-    for number, row in enumerate(rows, start=2 if file.suffix.lower() == ".csv" else 1):
-        where = f"{file}, row {number}, column 'id'"
-        if "id" not in row:
-            raise RebaseError(f"{file}: the catalog has no column 'id'; it has {', '.join(row)}.")
-        dataset, *options = (str(row.get(name) or "").strip() or None for name in _COLUMNS)
+    for number, line in enumerate(lines, start=2 if file.suffix.lower() == ".csv" else 1):
+        where, dataset = f"{file}, row {number}, column 'id'", line["id"]
         if not dataset:
             raise RebaseError(f"{where}: it is empty. Write the hub id of the dataset, owner/name.")
         _check_id(dataset, where)
         if dataset in seen:
             raise RebaseError(f"{where}: {dataset!r} is in row {seen[dataset]} already. List each dataset once.")
         seen[dataset] = number
-        revision, config, split, description = options
-        yield HubSource(dataset, revision, token, config, split, description or "")
+        if group in (None, line["group"]):
+            options = (line["config"] or None, line["split"] or None, line["description"])
+            yield HubSource(dataset, line["revision"] or None, token, *options)
 
 
 def _split(locations: str) -> list[str]:
