@@ -83,9 +83,9 @@ def test_reasoning_and_the_consistency_filter_are_counted_as_well():
 
 def test_rows_without_a_cue_are_not_counted_for_a_guided_teacher():
     rows = retrieved(passages=[*PASSAGES[:3], "Nothing here."])
-    found = estimate(READING, rows, cached(Scripted(str)), max_examples=2, guided=True)
-    assert found["stages"]["transform"]["requests"] == [2, 3]
-    assert found["rows"] == 4
+    costs = estimate(READING, rows, cached(Scripted(str)), max_examples=2, guided=True)
+    assert costs["stages"]["transform"]["requests"] == [2, 3]
+    assert costs["rows"] == 4
 
 
 @pytest.mark.parametrize(
