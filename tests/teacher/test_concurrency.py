@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.teacher.concurrency import RequestGroup, in_order, run
-from rebase.teacher.protocol import Failure, Message, Request, Response, Sampling
+from rebase.teacher.concurrency import Pending, RequestGroup, in_order, run
+from rebase.teacher.protocol import Message, Request, Response, Sampling
 
 
 class Worker:
@@ -263,12 +263,12 @@ class Answers:
         self.generator = random.Random(seed)
         self.group = RequestGroup(size, self.answer)
 
-    async def answer(self, group: list[Request], say: Callable[[int, Response | Failure], None]) -> None:
-        self.groups.append([number_of(asked) for asked in group])
-        for place, asked in reversed(list(enumerate(group))):
+    async def answer(self, group: list[Pending]) -> None:
+        self.groups.append([number_of(pending.request) for pending in group])
+        for pending in reversed(group):
             for _ in range(self.generator.randrange(3)):
                 await asyncio.sleep(0)
-            say(place, Response("", str(number_of(asked)), "stop", 0, 0))
+            pending.resolve(Response("", str(number_of(pending.request)), "stop", 0, 0))
 
     async def ask(self, number: int) -> int:
         return int((await self.group.generate(request(number))).text)
@@ -318,12 +318,12 @@ def test_requests_made_during_a_group_are_in_the_next_one() -> None:
 
 
 def test_an_error_is_raised_for_all_unresolved_requests_of_its_group() -> None:
-    async def answer(group: list[Request], say: Callable[[int, Response | Failure], None]) -> None:
-        if number_of(group[0]) == 0:
-            say(0, Response("", "0", "stop", 0, 0))
+    async def answer(group: list[Pending]) -> None:
+        if number_of(group[0].request) == 0:
+            group[0].resolve(Response("", "0", "stop", 0, 0))
             raise ValueError("does not work")
-        for place, asked in enumerate(group):
-            say(place, Response("", str(number_of(asked)), "stop", 0, 0))
+        for pending in group:
+            pending.resolve(Response("", str(number_of(pending.request)), "stop", 0, 0))
 
     async def main() -> list[Any]:
         group = RequestGroup(3, answer)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rebase.errors import RebaseError
-from rebase.teacher.local import LocalTeacher, chunked
+from rebase.teacher.local import LocalTeacher
 from rebase.teacher.protocol import Failure, Message, Request, Response, Sampling
 from tests.scripted import generate_all
 from tests.tiny import make_student
@@ -166,7 +166,3 @@ def test_the_weights_are_released(teacher):
 def test_a_folder_without_a_model_says_what_to_do(tmp_path):
     with pytest.raises(RebaseError, match=r"teacher\.model"):
         generate_all(LocalTeacher(str(tmp_path), None, tmp_path), [])
-
-
-def test_chunked_yields_all_items_in_order():
-    assert list(chunked(range(5), 2)) == [[0, 1], [2, 3], [4]]

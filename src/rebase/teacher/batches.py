@@ -17,7 +17,7 @@ from filelock import Timeout
 
 from rebase.errors import RebaseError
 from rebase.teacher.batch_journal import Batch
-from rebase.teacher.concurrency import RequestGroup
+from rebase.teacher.concurrency import Pending, RequestGroup
 from rebase.teacher.http import read_retry_after
 from rebase.teacher.protocol import Failure, Request, Response, Session, well_formed
 from rebase.teacher.response_cache import ResponseCache
@@ -110,17 +110,17 @@ class BatchSession(Session):
         """Submit nothing and wait for nothing more: submitted batches are in the journal for the next run."""
         self._stopped.set()
 
-    async def _generate_all(self, group: list[Request], resolve: Callable[[int, Response | Failure], None]) -> None:
-        missing = {self._teacher.key(request): (index, request) for index, request in enumerate(group)}
+    async def _generate_all(self, group: list[Pending]) -> None:
+        missing = {self._teacher.key(pending.request): pending for pending in group}
         tries: Counter[str] = Counter()
         try:
             while missing and not self._is_stopped:
                 for key in list(missing):  # another process may have been faster
                     if cached_response := self._cache.get(key):
-                        resolve(missing.pop(key)[0], cached_response)
+                        missing.pop(key).resolve(cached_response)
                 batches = await self._find_submitted(set(missing))
                 submitted = {key for batch in batches for key in batch.keys}
-                unsent = {key: request for key, (_, request) in missing.items() if key not in submitted}
+                unsent = {key: one.request for key, one in missing.items() if key not in submitted}
                 for part in self._split(unsent):
                     if batch := await self._submit(part):
                         tries.update(part.keys())
@@ -134,15 +134,15 @@ class BatchSession(Session):
                             if tries[key] < TRIES:
                                 continue
                             outcome = Failure(key, f"{outcome.reason}, {tries[key]} times")  # noqa: PLW2901
-                        resolve(missing.pop(key)[0], outcome)
+                        missing.pop(key).resolve(outcome)
         except self._sdk.APIError as error:
             self._teacher.raise_if_final(error, self._sdk)
             raise RebaseError(
                 f"The batch API of {'/'.join(self._name[:2])} failed: {self._teacher.describe(error)}\n"
                 "Submitted batches are in the journal: run again to continue."
             ) from None
-        for key, (index, _) in missing.items():
-            resolve(index, Failure(key, "the run ended before the batch", "stopped"))
+        for key, pending in missing.items():
+            pending.resolve(Failure(key, "the run ended before the batch", "stopped"))
 
     async def _find_submitted(self, keys: set[str]) -> list[Batch]:
         """Return the journal's batches with some of the keys. Those without an id are recovered or closed."""

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rebase.teacher.protocol import Failure, Request, Response
@@ -54,29 +55,35 @@ async def in_order(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A request whose caller waits for the outcome."""
+
+    request: Request
+    future: asyncio.Future[Response | Failure]
+
+    def resolve(self, outcome: Response | Failure) -> None:
+        """Give the outcome to the caller, unless it was cancelled."""
+        if not self.future.done():
+            self.future.set_result(outcome)
+
+
 class RequestGroup:
-    """Collects requests that are processed together: until no more are added, or there are ``size``.
+    """Collects requests until no more are added, or there are ``size``, for ``process`` to resolve them together."""
 
-    ``process`` gets the requests of a group, and a function that resolves each by its index as soon as it can.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        process: Callable[[list[Request], Callable[[int, Response | Failure], None]], Awaitable[None]],
-    ) -> None:
+    def __init__(self, size: int, process: Callable[[list[Pending]], Awaitable[None]]) -> None:
         self._size = size
         self._process = process
-        self._waiting: list[tuple[Request, asyncio.Future[Response | Failure]]] = []
+        self._waiting: list[Pending] = []
         self._collector: asyncio.Task[None] | None = None
 
     async def generate(self, request: Request) -> Response | Failure:
         """Add the request and wait for its response; raises what ``process`` raises."""
-        future: asyncio.Future[Response | Failure] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
+        pending = Pending(request, asyncio.get_running_loop().create_future())
+        self._waiting.append(pending)
         if self._collector is None:
             self._collector = asyncio.create_task(self._collect())
-        return await future
+        return await pending.future
 
     async def _collect(self) -> None:
         while self._waiting:
@@ -85,22 +92,15 @@ class RequestGroup:
                 quiet = quiet + 1 if len(self._waiting) == count else 0
                 count = len(self._waiting)
                 await asyncio.sleep(0)
-            waiting = [(request, future) for request, future in self._waiting if not future.done()]  # done: cancelled
+            waiting = [pending for pending in self._waiting if not pending.future.done()]  # done: cancelled
             group, self._waiting = waiting[: self._size], waiting[self._size :]
-            if not group:
-                continue
-            futures = [future for _, future in group]
-
-            def resolve(index: int, outcome: Response | Failure, futures: list = futures) -> None:
-                if not futures[index].done():  # done: the caller was cancelled
-                    futures[index].set_result(outcome)
-
             try:
-                await self._process([request for request, _ in group], resolve)
+                if group:
+                    await self._process(group)
             except BaseException as error:
-                for future in futures:
-                    if not future.done():
-                        future.set_exception(error)
+                for pending in group:
+                    if not pending.future.done():
+                        pending.future.set_exception(error)
                 if not isinstance(error, Exception):
                     raise
         self._collector = None

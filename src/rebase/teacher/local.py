@@ -9,15 +9,14 @@ import asyncio
 import gc
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rebase.errors import RebaseError
-from rebase.teacher.concurrency import RequestGroup
+from rebase.teacher.concurrency import Pending, RequestGroup
 from rebase.teacher.protocol import Failure, Request, Response, Session, Teacher
 from rebase.teacher.settings import TeacherSettings
 from rebase.text import common_prefix_length
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     import torch
     import xgrammar
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-
-T = TypeVar("T")
 
 #: A shorter shared prefix is not processed separately.
 MIN_SHARED_TOKENS = 32
@@ -92,7 +89,7 @@ class LocalTeacher(Teacher):
 class _Row:
     """A request that is being decoded. ``forced`` is the number of prompt tokens that belong to the response."""
 
-    request: Request
+    pending: Pending
     key: str
     prompt: list[int]
     forced: int
@@ -138,43 +135,39 @@ class LocalSession(Session):
         del self._model, self._shared
         gc.collect()
 
-    async def _generate_all(self, window: list[Request], resolve: Callable[[int, Response | Failure], None]) -> None:
-        rows = {}
-        for index, request in enumerate(window):
-            row = self._prepare(request)
-            if isinstance(row, Failure):
-                resolve(index, row)
-            else:
-                rows[index] = row
-        # Rows of similar length share a batch: less padding.
-        order = sorted(rows, key=lambda index: len(rows[index].prompt))
-        for indices in chunked(order, self._handle.batch_size):
-            if self._is_stopped:
-                for index in indices:
-                    resolve(index, Failure(rows[index].key, "not decoded", "stopped"))
-                continue
+    async def _generate_all(self, window: list[Pending]) -> None:
+        rows = [row for pending in window if (row := self._prepare(pending))]
+        rows.sort(key=lambda row: len(row.prompt))  # rows of similar length share a batch: less padding
+        size = self._handle.batch_size
+        for batch in (rows[start : start + size] for start in range(0, len(rows), size)):
             began = time.monotonic()
-            self._decode([rows[index] for index in indices])
-            for index in indices:
-                resolve(index, self._response(rows[index], time.monotonic() - began))
+            if not self._is_stopped:
+                self._decode(batch)
+            for row in batch:
+                stopped = Failure(row.key, "not decoded", "stopped")
+                row.pending.resolve(self._response(row, time.monotonic() - began) if row.finish else stopped)
             await asyncio.sleep(0)  # the callers cache the responses before the next batch
 
-    def _prepare(self, request: Request) -> _Row | Failure:
+    def _prepare(self, pending: Pending) -> _Row | None:
+        """Encode the prompt and prepare its grammar. Resolves a request that is too long, and returns None."""
         import torch
         import xgrammar
 
+        request = pending.request
         key = self._handle.key(request)
         prompt = self._encode_prompt(request)
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit is not None and len(prompt) + request.sampling.max_tokens > limit:
-            return Failure(key, f"the prompt has {len(prompt)} tokens, too many for a context of {limit}")
+            reason = f"the prompt has {len(prompt)} tokens, too many for a context of {limit}"
+            pending.resolve(Failure(key, reason))
+            return None
         matcher = xgrammar.GrammarMatcher(self._grammar(request.schema))
         forced = self._tokenizer.encode(matcher.find_jump_forward_string(), add_special_tokens=False)
         forced = forced[:-1]  # the model decodes the last one: it may merge with the next characters
         for token in forced:
             matcher.accept_token(token)
         generator = torch.Generator().manual_seed(int(key[:15], 16))
-        return _Row(request, key, prompt + forced, len(forced), matcher, generator)
+        return _Row(pending, key, prompt + forced, len(forced), matcher, generator)
 
     def _encode_prompt(self, request: Request) -> list[int]:
         """Encode the conversation with the model's chat template, up to the beginning of the response.
@@ -247,7 +240,7 @@ class LocalSession(Session):
 
         if row.finish:
             return 0
-        sampling = row.request.sampling
+        sampling = row.pending.request.sampling
         if sampling.temperature > 0:
             noise = torch.empty_like(logits).exponential_(generator=row.generator).log_().neg_()
             logits = logits / sampling.temperature + noise
@@ -289,13 +282,6 @@ class LocalSession(Session):
     def _response(self, row: _Row, seconds: float) -> Response:
         text = self._tokenizer.decode(row.output, skip_special_tokens=True)
         return Response(row.key, str(text), row.finish, len(row.prompt) - row.forced, len(row.output), seconds)
-
-
-def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield the items in lists of ``size``, the last one shorter; reads at most one list ahead."""
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 def _load(handle: LocalTeacher) -> LocalSession:
