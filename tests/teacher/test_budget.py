@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rebase.errors import RebaseError
-from rebase.teacher.budget import FREE, Budget, Price, PriceTable, Usage, describe_price, progress
+from rebase.teacher.budget import FREE, Budget, Price, PriceTable, Usage, progress
 from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.protocol import Failure, Request, Response, Sampling
 from rebase.teacher.settings import BudgetSettings
@@ -271,9 +271,8 @@ def test_prices_by_provider_and_model() -> None:
     assert price.dollars(1_000_000, 2_000_000, batch=True) == pytest.approx(2.55)
     assert table.find("openai", "gpt-2") is None
     assert table.find("anthropic", "gpt") is None
-    assert describe_price(price, table, "openai", "gpt") == (
-        "$0.1 / $2.5 per million tokens in / out (table of 2026-11-21)"
-    )
+    teacher = cached(Echo(), price=price)
+    assert teacher.price_in_words == "$0.1 / $2.5 per million tokens in / out (table of 2026-11-21)"
 
 
 @pytest.mark.parametrize("wrong", [{"budget_usd": 0}, {"max_requests": 0}, {"budget_usd": -1}, {"on_budget": "ask"}])

@@ -12,6 +12,7 @@ import pytest
 
 from rebase.errors import RebaseError
 from rebase.teacher import batches
+from rebase.teacher.batches import Retry
 from rebase.teacher.budget import FREE, Budget
 from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.dialects import Dialect, without_lengths
@@ -266,3 +267,21 @@ def test_the_first_dialect_is_by_name_also_behind_a_gateway() -> None:
     assert first("openai/gpt-5-mini", "http://gateway/v1") == first("gpt-5-mini", None)
     assert first("gpt-oss-20b", "http://gateway/v1") == Dialect()
     assert first("gpt-4.1", None) != first("gpt-4.1", "http://gateway/v1") == Dialect()
+
+
+@pytest.mark.parametrize(
+    ("item", "outcome"),
+    [
+        ({"response": None, "error": "it was cancelled"}, Retry("it was cancelled")),
+        ({"response": None, "error": {"code": "batch_expired", "message": "it expired"}}, Retry("it expired")),
+        ({}, Retry("no response")),
+        ({"response": "odd"}, Retry("no response")),
+        ({"response": {"status_code": 503, "body": "busy"}}, Retry("busy")),
+        ({"response": {"status_code": "400", "body": {"error": "too long"}}}, Failure("k", "status 400: too long")),
+        ({"response": {"status_code": 400}, "error": {"message": "too long"}}, Failure("k", "status 400: too long")),
+        ({"response": {"status_code": 200, "body": {"choices": []}}}, Failure("k", "not a response: {'choices': []}")),
+        ({"response": {"status_code": 200}}, Failure("k", "status 200: no response")),
+    ],
+)
+def test_odd_lines_of_a_batch_concern_their_item_only(item: dict[str, Any], outcome: Failure | Retry) -> None:
+    assert OpenAITeacher(MODEL, KEY).batches(None)._read_item("k", item) == outcome

@@ -53,7 +53,7 @@ def run(project: Path, llama: str, pipelines: str) -> str:
     """What a tiny run prints."""
     params = {
         "teacher.provider": "openai", "teacher.model": MODEL, "teacher.base_url": llama, "teacher.timeout": 600,
-        "transform.max_examples": 4, "retrieve.top_n": 16, "cot.samples": 1, "evaluate.limit": 3,
+        "task": "news_topic", "transform.max_examples": 4, "retrieve.top_n": 16, "cot.samples": 1, "evaluate.limit": 3,
         "distil.max_inputs": 4, "judge.limit": 2,
     }  # fmt: skip
     given = ",".join(f"{name}={value}" for name, value in params.items())
@@ -68,9 +68,9 @@ def run(project: Path, llama: str, pipelines: str) -> str:
 @pytest.mark.slow
 def test_whole_method_runs_with_a_real_server(project: Path, llama: str) -> None:
     run(project, llama, "rebase")
-    examples = pd.read_parquet(latest(outputs(project) / "05_model_input" / "reading_qa" / "examples.parquet"))
+    examples = pd.read_parquet(latest(outputs(project) / "05_model_input" / "news_topic" / "examples.parquet"))
     assert set(examples["teacher"]) == {f"openai/{MODEL}"}
-    usage = pd.read_parquet(outputs(project) / "08_reporting" / "reading_qa" / "teacher_usage.parquet")
+    usage = pd.read_parquet(outputs(project) / "08_reporting" / "news_topic" / "teacher_usage.parquet")
     total = usage.set_index("stage").loc["total"]
     assert total["responses"] >= len(examples) > 0
     assert total["failed"] == 0

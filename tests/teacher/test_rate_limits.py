@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from itertools import islice, pairwise
 from typing import Any
@@ -17,8 +18,9 @@ from rebase.teacher.rate_limits import (
     USED_SHARE,
     Bucket,
     Concurrency,
-    Cost,
+    Kind,
     RateLimiter,
+    cost_of,
     read_limits,
 )
 
@@ -147,7 +149,7 @@ def test_no_header_stops_the_limiter_for_ever(name: str, value: str) -> None:
     clock = Clock()
     limiter = RateLimiter(clock)
     limiter.update(200, {**ANTHROPIC, **OPENAI, name: value}, {})
-    limits = limiter.per_minute
+    limits = {kind: bucket.per_minute for kind, bucket in limiter.buckets.items()}
     assert set(limits) <= {"requests", "input_tokens", "output_tokens", "tokens"}
     assert all(0 < limit < float("inf") for limit in limits.values())
 
@@ -165,7 +167,7 @@ def limited(clock: Clock, **limits: int) -> RateLimiter:
     return limiter
 
 
-async def pass_all(limiter: RateLimiter, clock: Clock, cost: Cost, number: int) -> list[float]:
+async def pass_all(limiter: RateLimiter, clock: Clock, cost: Mapping[Kind, float], number: int) -> list[float]:
     """When each of the requests passes, asked for at once."""
 
     async def one() -> float:
@@ -188,7 +190,7 @@ def check_rate(times: list[float], per_minute: float, amount: float = 1.0) -> No
 def test_all_limits_hold_and_the_lowest_decides(clock: Clock) -> None:
     async def main() -> None:
         limiter = limited(clock, requests=6000, input_tokens=60_000, output_tokens=5_000)
-        times = await pass_all(limiter, clock, Cost(100, 20), 200)
+        times = await pass_all(limiter, clock, cost_of(100, 20), 200)
         check_rate(times, 5_000, 20)
 
     asyncio.run(main())
@@ -196,7 +198,7 @@ def test_all_limits_hold_and_the_lowest_decides(clock: Clock) -> None:
 
 def test_a_request_larger_than_a_minute_of_tokens_passes_all_the_same(clock: Clock) -> None:
     async def main() -> None:
-        times = await pass_all(limited(clock, input_tokens=600), clock, Cost(1200), 3)
+        times = await pass_all(limited(clock, input_tokens=600), clock, cost_of(1200), 3)
         assert times[1] - times[0] == pytest.approx(120, rel=0.02)
         assert times[2] - times[1] == pytest.approx(120, rel=0.02)
 
@@ -204,7 +206,7 @@ def test_a_request_larger_than_a_minute_of_tokens_passes_all_the_same(clock: Clo
 
 
 def test_without_limits_all_pass_at_once(clock: Clock) -> None:
-    assert set(asyncio.run(pass_all(RateLimiter(clock), clock, Cost(10**9), 50))) == {1000.0}
+    assert set(asyncio.run(pass_all(RateLimiter(clock), clock, cost_of(10**9), 50))) == {1000.0}
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_overload_delays_all_requests(clock: Clock, status: int, headers: dict[s
         limiter = RateLimiter(clock)
         limiter.update(status, headers, {})
         limiter.update(status, {"retry-after": "0.1"}, {})  # a shorter one does not shorten a longer one
-        times = await pass_all(limiter, clock, Cost(), 3)
+        times = await pass_all(limiter, clock, cost_of(), 3)
         assert all(1000 + wait <= time <= 1000 + wait + 0.1 for time in times)
 
     asyncio.run(main())
@@ -231,7 +233,7 @@ def test_overload_delays_all_requests(clock: Clock, status: int, headers: dict[s
 def test_overload_delays_requests_that_already_wait(clock: Clock) -> None:
     async def main() -> None:
         limiter = limited(clock, requests=60)
-        passing = asyncio.create_task(pass_all(limiter, clock, Cost(), 4))
+        passing = asyncio.create_task(pass_all(limiter, clock, cost_of(), 4))
         await asyncio.wait([passing], timeout=0)
         limiter.update(429, {"retry-after": "100"}, {})
         times = await passing
@@ -245,24 +247,24 @@ def test_overload_delays_requests_that_already_wait(clock: Clock) -> None:
 def test_other_statuses_delay_no_request(clock: Clock, status: int) -> None:
     limiter = RateLimiter(clock)
     limiter.update(status, {"retry-after": "100"}, {})
-    assert asyncio.run(pass_all(limiter, clock, Cost(), 2)) == [1000.0, 1000.0]
+    assert asyncio.run(pass_all(limiter, clock, cost_of(), 2)) == [1000.0, 1000.0]
 
 
 def test_what_remains_by_the_headers_corrects_the_bucket(clock: Clock) -> None:
     async def main() -> None:
         limiter = limited(clock, requests=600)
-        taken = await limiter.acquire(Cost())
+        taken = await limiter.acquire(cost_of())
         # Another program has used up what is left but one; of ours one more is on its way.
-        await limiter.acquire(Cost())
+        await limiter.acquire(cost_of())
         limiter.update(200, {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "1"}, taken)
-        (passed,) = await pass_all(limiter, clock, Cost(), 1)
+        (passed,) = await pass_all(limiter, clock, cost_of(), 1)
         assert passed - 1000 == pytest.approx(0.1, rel=0.1)
         # A limit that was raised is used, and one that was lowered is kept.
         for limit in (6000, 60):
             clock.now += 1000
             limiter = RateLimiter(clock)
             limiter.update(200, {"x-ratelimit-limit-requests": str(limit), "x-ratelimit-remaining-requests": "60"}, {})
-            check_rate(await pass_all(limiter, clock, Cost(), 100), limit)
+            check_rate(await pass_all(limiter, clock, cost_of(), 100), limit)
 
     asyncio.run(main())
 
@@ -286,7 +288,7 @@ def test_steady_rate_at_a_provider_that_allows_short_bursts_only(clock: Clock, t
         limiter = RateLimiter(clock)
         times = []
         for _ in range(400):
-            taken = await limiter.acquire(Cost())
+            taken = await limiter.acquire(cost_of())
             times.append(clock.now)
             on_its_way.append((clock.now, remaining(1), taken))
             if len(times) < 5:
@@ -296,7 +298,7 @@ def test_steady_rate_at_a_provider_that_allows_short_bursts_only(clock: Clock, t
                 left = left if told == "as the request comes" else remaining(0)
                 headers = {"x-ratelimit-limit-requests": "1200", "x-ratelimit-remaining-requests": str(int(left))}
                 limiter.update(200, headers, taken, clock.now - sent_at)
-            if not limiter.per_minute:
+            if not limiter.buckets:
                 clock.now += latency
         return times
 
@@ -307,13 +309,13 @@ def test_steady_rate_at_a_provider_that_allows_short_bursts_only(clock: Clock, t
 def test_expectations_are_corrected_by_what_was_counted(clock: Clock) -> None:
     async def main() -> None:
         limiter = limited(clock, output_tokens=6000)  # a hundred a second
-        expected = Cost(0, 100, 100)
+        expected = cost_of(0, 100, 100)
         await limiter.acquire(expected)
-        limiter.correct(expected, Cost(0, 10, 100))
-        (early,) = await pass_all(limiter, clock, Cost(0, 90), 1)
+        limiter.correct(expected, cost_of(0, 10, 100))
+        (early,) = await pass_all(limiter, clock, cost_of(0, 90), 1)
         assert early - 1000 < 0.05
-        limiter.correct(Cost(), Cost(0, 500, 0))  # it was far more than expected
-        (late,) = await pass_all(limiter, clock, Cost(0, 50), 1)
+        limiter.correct(cost_of(), cost_of(0, 500, 0))  # it was far more than expected
+        (late,) = await pass_all(limiter, clock, cost_of(0, 50), 1)
         assert late - early > 5
 
     asyncio.run(main())
@@ -322,9 +324,9 @@ def test_expectations_are_corrected_by_what_was_counted(clock: Clock) -> None:
 def test_a_cancelled_waiting_request_takes_nothing(clock: Clock) -> None:
     async def main() -> None:
         limiter = limited(clock, requests=60)
-        await limiter.acquire(Cost())
-        waiting = [asyncio.create_task(limiter.acquire(Cost())) for _ in range(10)]
-        last = asyncio.create_task(pass_all(limiter, clock, Cost(), 1))
+        await limiter.acquire(cost_of())
+        waiting = [asyncio.create_task(limiter.acquire(cost_of())) for _ in range(10)]
+        last = asyncio.create_task(pass_all(limiter, clock, cost_of(), 1))
         await asyncio.wait([last], timeout=0)
         for task in waiting:
             task.cancel()

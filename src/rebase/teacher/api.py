@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from rebase.errors import RebaseError
 from rebase.teacher.batches import BatchApi, BatchSession
-from rebase.teacher.dialects import Dialect, names_structure
+from rebase.teacher.dialects import UNKNOWN, Dialect, names_structure
 from rebase.teacher.http import read_retry_after
 from rebase.teacher.protocol import EMPTY_ADVICE, Failure, Request, Response, Session, Teacher, well_formed
-from rebase.teacher.rate_limits import OVERLOADED, Concurrency, Cost, Kind, RateLimiter
+from rebase.teacher.rate_limits import OVERLOADED, Concurrency, Cost, Kind, RateLimiter, cost_of
 from rebase.teacher.response_cache import ResponseCache
 from rebase.teacher.settings import Structure, TeacherSettings, server_address
 
@@ -41,10 +41,10 @@ _REJECTED_STATUSES = frozenset({400, 422})
 #: A server with more to learn of contradicts itself.
 _MOST_LESSONS = 8
 #: What providers write, with other statuses, when the account has no credit.
-_NO_CREDIT = (
-    "insufficient_quota", "credit_balance", "credit balance is too low", "spend_limit", "usage_limit",
-    "specified API usage limits", "specified workspace API usage limits", "billing_error",
-)  # fmt: skip
+_NO_CREDIT = re.compile(
+    "insufficient_quota|credit_balance|credit balance is too low|spend_limit|usage_limit|billing_error"
+    "|specified (workspace )?API usage limits"
+)
 #: The status that an error without one means, by its words; 400 for any other.
 _STATUS_BY_WORDS = (
     (r"rate.?limit|too many|overloaded|capacity", 429),
@@ -67,9 +67,10 @@ _SMOOTHING = 0.1
 
 @dataclass
 class _Call:
-    """A request that is being sent: its expected cost, what had been taken by then, and when it was last sent."""
+    """A request that is being sent: its expected cost, most output tokens, what was taken by then, its last start."""
 
     cost: Cost
+    limit: int
     taken: dict[Kind, float]
     sent_at: float = 0.0
 
@@ -83,7 +84,7 @@ class _Learned:
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.dialect: Dialect | None = None
+        self.dialect = UNKNOWN
         self.lessons = 0
         self.messages: set[str] = set()
 
@@ -139,8 +140,6 @@ class ApiTeacher(Teacher):
     @property
     def dialect(self) -> Dialect:
         """What the server accepts, as far as this run knows."""
-        if self.learned.dialect is None:
-            raise RuntimeError("the teacher is not open")
         return self.learned.dialect
 
     @abstractmethod
@@ -227,7 +226,7 @@ class ApiTeacher(Teacher):
                 timeout = httpx2.Timeout(self.timeout, connect=10)
                 opened = client(http_client=http, timeout=timeout, default_headers=self.headers, **arguments)
                 session.clients.append(await stack.enter_async_context(opened))
-            if self.learned.dialect is None:
+            if self.learned.dialect is UNKNOWN:
                 self.learned.dialect = await self.first_dialect(session.clients[0])
             yield session
 
@@ -302,17 +301,17 @@ class ApiSession(Session):
     async def generate(self, request: Request) -> Response | Failure:
         """Send the request as soon as concurrency and rate limits allow, and return the response.
 
-        Raises:
-            RebaseError: No further request could succeed (wrong key, no credit), or too many have failed in a row.
-
+        Raises RebaseError if no further request could succeed (wrong key, no credit), or too many failed in a row.
         """
         key = self._teacher.key(request)
         async with self._concurrency.slot() as may_send:
-            cost = self._expected_cost(request)
+            limit = request.sampling.max_tokens + self.thinking_tokens
+            output = limit if self._output_tokens is None else min(limit, self._output_tokens)
+            cost = cost_of(request.characters * self._tokens_per_character, output, limit)
             taken = await self._limiter.acquire(cost) if may_send else None
             if taken is None:
                 return Failure(key, "not sent", "stopped")
-            call = _Call(cost, taken)
+            call = _Call(cost, limit, taken)
             _call.set(call)
             try:
                 outcome = await self._send(request, key, call)
@@ -356,11 +355,6 @@ class ApiSession(Session):
             elif (wait := read_retry_after(headers)) is None or wait > _LONG_WAIT:
                 for name in ("retry-after", "retry-after-ms"):
                     headers.pop(name, None)
-
-    def _expected_cost(self, request: Request) -> Cost:
-        limit = request.sampling.max_tokens + self.thinking_tokens
-        output = min(limit, self._output_tokens if self._output_tokens is not None else limit)
-        return Cost(request.characters * self._tokens_per_character, output, limit)
 
     async def _send(self, request: Request, key: str, call: _Call) -> Response | Failure:
         import httpx2
@@ -406,7 +400,7 @@ class ApiSession(Session):
         if isinstance(outcome, Failure):
             return
         self._concurrency.report_success()
-        actual = Cost(outcome.input_tokens, outcome.output_tokens, call.cost.reserved_tokens)
+        actual = cost_of(outcome.input_tokens, outcome.output_tokens, call.limit)
         self._limiter.correct(call.cost, actual)
         ratio = outcome.input_tokens / max(1, request.characters)
         self._tokens_per_character += _SMOOTHING * (ratio - self._tokens_per_character)
@@ -440,7 +434,7 @@ def find_status(content: bytes) -> int:
 
 
 def _means_no_credit(status: int | None, text: str) -> bool:
-    return status in (400, 429) and any(words in text for words in _NO_CREDIT)
+    return status in (400, 429) and _NO_CREDIT.search(text) is not None
 
 
 def error_words(body: Any) -> str:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import Timeout
@@ -180,28 +179,23 @@ class BatchSession(Session):
                 lock.release()
 
     async def _recover(self, batch: Batch) -> Batch | None:
-        """Return the batch with its id if the provider has it; else close it. The caller is the only one to submit.
-
-        Returns None also if another process has closed it, or the session was stopped.
-        """
+        """Return the batch with its id if the provider has it; else close it. The caller is the only one to submit."""
         current = next((one for one in self._open_batches() if one.token == batch.token), None)
         if current is None or current.batch_id:
             return current
+        keys = set(batch.keys)
         recorded_ids = self._journal.batch_ids()
-        for batch_id in await self._api.find(batch.token, set(batch.keys), batch.created):
-            if batch_id not in recorded_ids and await self._contains(batch_id, set(batch.keys)):
+        for batch_id in await self._api.find(batch.token, keys, batch.created):
+            if batch_id in recorded_ids:
+                continue
+            state = await self._wait(batch_id)  # its items are visible after its end
+            is_whole = state.has_ended and state.failure is None
+            if is_whole and not keys.isdisjoint(await self._results(batch_id)):
                 self._journal.set_id(batch.token, batch_id)
                 return replace(batch, batch_id=batch_id)
         if not self._is_stopped:
             self._journal.close(batch.token)
         return None
-
-    async def _contains(self, batch_id: str, keys: set[str]) -> bool:
-        """Whether the batch is ours: its items are visible after its end."""
-        state = await self._wait(batch_id)
-        if state.failure is not None or not state.has_ended:
-            return False
-        return not keys.isdisjoint(await self._results(batch_id))
 
     def _split(self, requests: dict[str, Request]) -> list[dict[str, Request]]:
         """Split the requests into parts within the provider's bounds on a batch."""
@@ -217,12 +211,11 @@ class BatchSession(Session):
         return parts
 
     async def _submit(self, part: dict[str, Request]) -> Batch | None:
-        """Record the batch, submit it and record its id. If the provider's response is lost, recover the batch.
-
-        Returns None if another process was faster with some of the requests, or the session was stopped.
-        """
+        """Record a batch, submit it and record its id; None if another process was faster, or the session stopped."""
         lines = [self._api.line(key, request) for key, request in part.items()]
-        for call in count(1):
+        call = 0
+        while True:
+            call += 1
             batch = Batch(uuid.uuid4().hex, None, tuple(part), datetime.now(UTC))
             self._dialects[batch.token] = self._teacher.dialect
             async with self._submitting() as is_alone:
@@ -248,7 +241,6 @@ class BatchSession(Session):
                     logger.info("batch %s: %d requests submitted to %s", batch_id, len(part), self._teacher.model)
                     return replace(batch, batch_id=batch_id)
             await self._sleep(min(LONGEST_POLL, FIRST_POLL * 2 ** min(call, 9) if wait is None else wait))
-        raise AssertionError("unreachable")
 
     async def _collect(self, batch: Batch) -> dict[str, Response | Failure | Retry]:
         """Wait for the end of the batch and cache its responses."""
@@ -265,7 +257,10 @@ class BatchSession(Session):
         if state.failure is not None:
             self._journal.close(batch.token)
             if _QUEUE_IS_FULL.search(state.failure):
-                await self._wait_for_queue(state.failure)
+                wait = min(LONGEST_QUEUE_WAIT, FIRST_POLL * 2 ** min(self._full_queues, 10))
+                self._full_queues += 1
+                logger.info("The batch queue is full (%s): submitting again in %.0f seconds.", state.failure, wait)
+                await self._sleep(wait)
             elif not self._teacher.learn(used, state.failure):
                 raise RebaseError(
                     f"The batch {batch_id} of {'/'.join(self._name[:2])} failed: {state.failure}\n"
@@ -283,18 +278,13 @@ class BatchSession(Session):
         self._journal.close(batch.token, responses)
         return {key: Retry("no result") for key in batch.keys} | outcomes
 
-    async def _wait_for_queue(self, reason: str) -> None:
-        """Wait before a batch is submitted again that found the account's queue full: longer each time."""
-        wait = min(LONGEST_QUEUE_WAIT, FIRST_POLL * 2**self._full_queues)
-        self._full_queues = min(self._full_queues + 1, 10)
-        logger.info("The account's batch queue is full (%s): submitting again in %.0f seconds.", reason, wait)
-        await self._sleep(wait)
-
     async def _results(self, batch_id: str) -> dict[str, Response | Failure | Retry]:
         """Return the outcome of each item by key, the first one if there are two. Reads interrupted results again."""
         import httpx2
 
-        for call in range(1, CALLS + 1):
+        call = 0
+        while True:
+            call += 1
             outcomes: dict[str, Response | Failure | Retry] = {}
             try:
                 async for key, outcome in self._api.results(batch_id):
@@ -309,7 +299,6 @@ class BatchSession(Session):
                         f"read: {self._teacher.describe(error)}\nThe batch is in the journal: run again to retry."
                     ) from None
                 await self._sleep(FIRST_POLL * 2**call)
-        raise AssertionError("unreachable")
 
     async def _wait(self, batch_id: str) -> BatchState:
         """Return the state of the batch when it has ended, or when the session is stopped."""

@@ -189,10 +189,3 @@ def progress(kept: int, rejected: int, factor: float, usage: Usage) -> str:
     if usage.dollars:
         parts.append(f"${usage.dollars:.4f} of about ${usage.dollars * factor:.2f}")
     return ", ".join(parts)
-
-
-def describe_price(price: Price | None, table: PriceTable, provider: str, model: str) -> str:
-    """Return one line with a model's price, or with what to do if it has none."""
-    if price is None:
-        return f"no price for {provider}/{model} in the table of {table.as_of}: add it to prices in globals.yml"
-    return f"${price.input:g} / ${price.output:g} per million tokens in / out (table of {table.as_of})"

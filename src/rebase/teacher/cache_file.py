@@ -90,11 +90,8 @@ INSERT = insertion("responses", COLUMNS)
 class CacheFile:
     """An open file that several threads and processes may use at the same time.
 
-    A damaged file is renamed with a warning, and replaced by a new one with everything that is readable in it.
-
-    Raises:
-        RebaseError: The file cannot be opened or used.
-
+    A damaged file is renamed with a warning, and replaced by a new one with everything that is readable in it. Raises
+    RebaseError if the file cannot be opened or used.
     """
 
     def __init__(self, path: Path) -> None:

@@ -10,11 +10,15 @@ from pathlib import Path
 
 from rebase.errors import RebaseError
 from rebase.teacher.batches import GROUP
-from rebase.teacher.budget import FREE, Budget, Price, PriceTable, Usage, describe_price
+from rebase.teacher.budget import FREE, Budget, Price, PriceTable, Usage
 from rebase.teacher.protocol import EMPTY_ADVICE, Failure, Message, Request, Response, Session, Teacher, parse_response
 from rebase.teacher.response_cache import ResponseCache
 
 logger = logging.getLogger(__name__)
+
+_REPAIR = (
+    "That reply cannot be used: {error}\nReply again with nothing but JSON that is valid for this schema:\n{schema}"
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,11 @@ class CachedTeacher:
     @property
     def price_in_words(self) -> str:
         """The price in one line, or what to do if there is none."""
-        return describe_price(self.price, self.prices, self.provider, self.model)
+        if self.price is None:
+            name = f"{self.provider}/{self.model}"
+            return f"no price for {name} in the table of {self.prices.as_of}: add it to prices in globals.yml"
+        price, date = self.price, self.prices.as_of
+        return f"${price.input:g} / ${price.output:g} per million tokens in / out (table of {date})"
 
     def check(self) -> None:
         """Raise RebaseError if the teacher cannot work: no key, or a budget in dollars without a price.
@@ -100,19 +108,6 @@ class CachedTeacher:
                 finally:
                     await session.finish()
 
-    async def open_teacher(self, cache: ResponseCache, stack: AsyncExitStack) -> Session:
-        """Open the teacher behind the cache."""
-        if self.batch:
-            return await stack.enter_async_context(self.teacher.open_batches(cache))
-        if self.teacher.is_hosted and (
-            batches := cache.journal.open_batches(self.provider, self.model, self.teacher.address)
-        ):
-            logger.warning(
-                "%d batches of %s/%s were submitted but not collected: teacher.batch=true uses their responses, "
-                "otherwise they are paid for again.", len(batches), self.provider, self.model,
-            )  # fmt: skip
-        return await stack.enter_async_context(self.teacher.open())
-
 
 class CachedSession:
     """An open cache with a teacher behind it. ``usage`` counts the responses so far."""
@@ -123,8 +118,7 @@ class CachedSession:
         self._cache = cache
         self._stack = stack
         self._session: Session | None = None
-        self._opening = asyncio.Lock()
-        self._opening_error: RebaseError | None = None
+        self._opening: asyncio.Task[Session] | None = None
         self._pending: dict[str, asyncio.Task[Response | Failure]] = {}
         self._is_finished = False
         self._empty_count = 0
@@ -167,20 +161,23 @@ class CachedSession:
             self._pending[key].add_done_callback(lambda _: self._pending.pop(key, None))
         return await asyncio.shield(self._pending[key])
 
-    async def _open_session(self) -> Session:
-        async with self._opening:
-            if self._opening_error is not None:  # every request would meet it, each after many attempts
-                raise self._opening_error
-            if self._session is None:
-                try:
-                    self._session = await self._handle.open_teacher(self._cache, self._stack)
-                except RebaseError as error:
-                    self._opening_error = error
-                    raise
-            return self._session
+    async def _open(self) -> Session:
+        handle, teacher = self._handle, self._handle.teacher
+        if teacher.is_hosted and not handle.batch:
+            batches = self._cache.journal.open_batches(teacher.provider, teacher.model, teacher.address)
+            if batches:
+                logger.warning(
+                    "%d batches of %s/%s were submitted but not collected: teacher.batch=true uses their responses, "
+                    "otherwise they are paid for again.", len(batches), teacher.provider, teacher.model,
+                )  # fmt: skip
+        context = teacher.open_batches(self._cache) if handle.batch else teacher.open()
+        self._session = await self._stack.enter_async_context(context)
+        return self._session
 
     async def _generate_new(self, request: Request, key: str) -> Response | Failure:
-        session, budget = await self._open_session(), self._handle.budget
+        if self._opening is None:  # an error is met once, not by every request after many attempts
+            self._opening = asyncio.create_task(self._open())
+        session, budget = await asyncio.shield(self._opening), self._handle.budget
         reserved = await budget.reserve(request, session.thinking_tokens, batch=self._handle.batch)
         if reserved is None:
             if budget.settings.on_budget == "stop":
@@ -230,14 +227,8 @@ def find_error(request: Request, response: Response) -> str | None:
 
 def repair_request(request: Request, text: str, error: str) -> Request:
     """Return the request with the invalid response and its error as further turns."""
-    turns = (
-        Message("assistant", text),
-        Message(
-            "user",
-            f"That reply cannot be used: {error}\nReply again with nothing but JSON that is valid for this schema:\n"
-            f"{json.dumps(request.schema)}",
-        ),
-    )
+    complaint = _REPAIR.format(error=error, schema=json.dumps(request.schema))
+    turns = (Message("assistant", text), Message("user", complaint))
     return replace(request, messages=request.messages + turns)
 
 

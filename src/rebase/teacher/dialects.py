@@ -73,6 +73,10 @@ class Dialect:
         return replace(request, system=system, messages=(first, *others), schema=schema)
 
 
+#: Before a server's first response.
+UNKNOWN = Dialect()
+
+
 def without_lengths(schema: Any) -> Any:
     """Remove the bounds on text lengths, which strict mode does not accept. Responses are validated anyway."""
     if isinstance(schema, list):

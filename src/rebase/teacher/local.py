@@ -161,7 +161,9 @@ class LocalSession(Session):
             reason = f"the prompt has {len(prompt)} tokens, too many for a context of {limit}"
             pending.resolve(Failure(key, reason))
             return None
-        matcher = xgrammar.GrammarMatcher(self._grammar(request.schema))
+        # No free whitespace: a weak model would fill its response with it. The compiler caches.
+        grammar = self._compiler.compile_json_schema(json.dumps(request.schema), any_whitespace=False)
+        matcher = xgrammar.GrammarMatcher(grammar)
         forced = self._tokenizer.encode(matcher.find_jump_forward_string(), add_special_tokens=False)
         forced = forced[:-1]  # the model decodes the last one: it may merge with the next characters
         for token in forced:
@@ -186,10 +188,6 @@ class LocalSession(Session):
             if cleaned == text:
                 return text
             text = cleaned
-
-    def _grammar(self, schema: dict[str, Any]) -> "xgrammar.CompiledGrammar":
-        # No free whitespace: a weak model would fill its response with it. The compiler caches.
-        return self._compiler.compile_json_schema(json.dumps(schema), any_whitespace=False)
 
     def _decode(self, rows: list[_Row]) -> None:
         """Decode the responses of all rows together, token by token."""

@@ -153,22 +153,20 @@ class _Batches:
         batch = await self._client.batches.retrieve(batch_id)
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = await self._client.files.content(file_id)
-            for line in content.text.split("\n"):
-                if line.strip():
-                    item = json.loads(line)
-                    yield (
-                        item["custom_id"],
-                        self._read_item(item["custom_id"], item.get("response") or {}, item.get("error")),
-                    )
+            for item in (json.loads(line) for line in content.text.split("\n") if line.strip()):
+                if isinstance(item, dict) and "custom_id" in item:
+                    yield str(item["custom_id"]), self._read_item(str(item["custom_id"]), item)
 
-    def _read_item(self, key: str, http_response: dict[str, Any], error: Any) -> Response | Failure | Retry:
+    def _read_item(self, key: str, item: dict[str, Any]) -> Response | Failure | Retry:
         """Read one line of a batch's output or error file. Some servers write an error where others have a body."""
-        status, body = http_response.get("status_code"), http_response.get("body")
+        http_response = item.get("response")
+        http_response = http_response if isinstance(http_response, dict) else {}
+        status, body = int(http_response.get("status_code") or 0), http_response.get("body")
         if status == 200 and isinstance(body, dict):
             return read_item(key, self._teacher.read, body)
-        words = self._teacher.redact(error_words(body) or error_words(error) or "no response")
-        if status is None or status == 429 or status >= 500:
-            return Retry(words)  # without a status the item expired or was cancelled first
+        words = self._teacher.redact(error_words(body) or error_words(item.get("error")) or "no response")
+        if not status or status == 429 or status >= 500:  # without a status the item expired or was cancelled first
+            return Retry(words)
         return Failure(key, f"status {status}: {words}")
 
 

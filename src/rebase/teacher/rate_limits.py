@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Literal
 
 from rebase.teacher.http import read_retry_after
@@ -21,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 #: What providers limit. OpenAI limits the sum of input and output: ``tokens``.
 Kind = Literal["requests", "input_tokens", "output_tokens", "tokens"]
+Cost = Mapping[Kind, float]
 #: A bucket holds what this many seconds grant: providers enforce a limit per minute over shorter times as well.
 BURST_SECONDS = 1.0
 #: The used share of a limit: clocks and latencies are not exact.
@@ -41,22 +41,10 @@ _HEADERS: tuple[tuple[str, tuple[Kind, ...]], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a request takes from the buckets: its tokens, counted or expected.
-
-    ``reserved_tokens`` is the largest possible output, which is what OpenAI counts.
-    """
-
-    input_tokens: float = 0.0
-    output_tokens: float = 0.0
-    reserved_tokens: float = 0.0
-
-    def of(self, kind: Kind) -> float:
-        """What it takes from one bucket."""
-        if kind == "requests":
-            return 1.0
-        return self.input_tokens + self.reserved_tokens if kind == "tokens" else float(getattr(self, kind))
+def cost_of(input_tokens: float = 0, output_tokens: float = 0, reserved_tokens: float = 0) -> Cost:
+    """What a request takes from each bucket by its tokens. OpenAI counts the largest possible output: the reserved."""
+    tokens = input_tokens + reserved_tokens
+    return {"requests": 1, "input_tokens": input_tokens, "output_tokens": output_tokens, "tokens": tokens}
 
 
 class Bucket:
@@ -102,15 +90,10 @@ class RateLimiter:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: dict[Kind, Bucket] = {}
+        self.buckets: dict[Kind, Bucket] = {}
         self._queue = asyncio.Lock()  # first come, first served
         self._wait_until = 0.0
         self._is_open = True
-
-    @property
-    def per_minute(self) -> dict[Kind, float]:
-        """The limits known so far."""
-        return {kind: bucket.per_minute for kind, bucket in self._buckets.items()}
 
     async def acquire(self, cost: Cost) -> dict[Kind, float] | None:
         """Wait until the request may be sent, and take its cost.
@@ -122,9 +105,9 @@ class RateLimiter:
                 await asyncio.sleep(min(wait, _LONGEST_SLEEP))
             if not self._is_open:
                 return None
-            for kind, bucket in self._buckets.items():
-                bucket.take(cost.of(kind))
-        return {kind: bucket.taken for kind, bucket in self._buckets.items()}
+            for kind, bucket in self.buckets.items():
+                bucket.take(cost[kind])
+        return {kind: bucket.taken for kind, bucket in self.buckets.items()}
 
     def close(self) -> None:
         """Let no more requests pass."""
@@ -132,8 +115,8 @@ class RateLimiter:
 
     def correct(self, expected: Cost, actual: Cost) -> None:
         """Take the difference between the expected and the actual cost of a request."""
-        for kind, bucket in self._buckets.items():
-            bucket.take(actual.of(kind) - expected.of(kind))
+        for kind, bucket in self.buckets.items():
+            bucket.take(actual[kind] - expected[kind])
 
     def update(
         self, status: int, headers: Mapping[str, str], taken_then: Mapping[Kind, float], seconds: float = 0.0
@@ -141,7 +124,7 @@ class RateLimiter:
         """Adopt the limits in the headers of a response that took ``seconds``, and wait if it asks for that."""
         now = self._clock()
         for kind, (limit, remaining) in read_limits(headers).items():
-            bucket = self._buckets.setdefault(kind, Bucket(limit, now))
+            bucket = self.buckets.setdefault(kind, Bucket(limit, now))
             bucket.update(limit, remaining, taken_then.get(kind, bucket.taken), seconds)
         if status in OVERLOADED:
             wait = read_retry_after(headers) or 0.0
@@ -151,7 +134,7 @@ class RateLimiter:
 
     def _wait(self, cost: Cost) -> float:
         now = self._clock()
-        waits = [bucket.wait(cost.of(kind), now) for kind, bucket in self._buckets.items()]
+        waits = [bucket.wait(cost[kind], now) for kind, bucket in self.buckets.items()]
         return max([self._wait_until - now, *waits])
 
 

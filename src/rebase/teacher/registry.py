@@ -20,12 +20,7 @@ ENTRY_POINTS = "rebase.teachers"
 
 
 def find_provider(name: str) -> type[Teacher]:
-    """Return the class of a provider.
-
-    Raises:
-        RebaseError: There is no such provider, or its package cannot be imported.
-
-    """
+    """Return the class of a provider. Raises RebaseError if there is none, or its package cannot be imported."""
     if name in PROVIDERS:
         return PROVIDERS[name]
     others = entry_points(group=ENTRY_POINTS)

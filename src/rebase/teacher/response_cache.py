@@ -14,19 +14,16 @@ _SELECT = f"SELECT {', '.join(COLUMNS)} FROM responses WHERE key = ?"  # noqa: S
 _SELECT_PAGE = f"SELECT rowid, {', '.join(COLUMNS)} FROM responses WHERE rowid > ? ORDER BY rowid LIMIT 500"  # noqa: S608
 
 
-class ResponseCache:
-    """Responses by key in one SQLite file, and the journal of batches. Each ``put`` is a transaction.
-
-    See ``CacheFile`` for what threads, processes and damage do to it, and for the errors it raises.
-    """
+class ResponseCache(CacheFile):
+    """Responses by key in one SQLite file, and the journal of batches. Each ``put`` is a transaction."""
 
     def __init__(self, path: Path) -> None:
-        self._file = CacheFile(path)
-        self.journal = BatchJournal(self._file)
+        super().__init__(path)
+        self.journal = BatchJournal(self)
 
     def get(self, key: str) -> Response | None:
         """Return the cached response, or None. Earlier versions cached empty ones too, which are of no use."""
-        rows = self._file.execute(
+        rows = self.execute(
             "SELECT key, text, finish, input_tokens, output_tokens, seconds, batch FROM responses WHERE key = ?", (key,)
         )
         if not rows:
@@ -35,21 +32,21 @@ class ResponseCache:
         response = replace(Response(*values), batch=bool(batch))
         if not response.is_empty:
             return response
-        self._file.execute("DELETE FROM responses WHERE key = ?", (key,))
+        self.execute("DELETE FROM responses WHERE key = ?", (key,))
         return None
 
     def look_up(self, key: str) -> dict[str, Any] | None:
         """Return a response's row by column, with the request as JSON text, or None."""
-        rows = self._file.execute(_SELECT, (key,))
+        rows = self.execute(_SELECT, (key,))
         return dict(zip(COLUMNS, rows[0], strict=True)) if rows else None
 
     def put(self, request: Request, response: Response, provider: str, model: str, address: str = "") -> None:
         """Add a response; an existing one stays."""
-        self._file.execute(INSERT, response_row(response, request.to_json(), provider, model, address))
+        self.execute(INSERT, response_row(response, request.to_json(), provider, model, address))
 
     def tokens_per_character(self, provider: str, model: str, sample: int = 200) -> float | None:
         """Input tokens per character in this teacher's latest ``sample`` prompts; None if there are none."""
-        rows = self._file.execute(
+        rows = self.execute(
             "SELECT request, input_tokens FROM responses WHERE provider = ? AND model = ? ORDER BY rowid DESC LIMIT ?",
             (provider, model, sample),
         )
@@ -58,7 +55,7 @@ class ResponseCache:
 
     def summary(self) -> list[tuple[str, str, int, int, int, str, str, str]]:
         """For each teacher: provider, model, responses, input tokens, output tokens, first and last time, address."""
-        return self._file.execute(
+        return self.execute(
             "SELECT provider, model, count(*), sum(input_tokens), sum(output_tokens), min(created), max(created), "
             "address FROM responses GROUP BY provider, model, address ORDER BY provider, model, address"
         )
@@ -66,19 +63,17 @@ class ResponseCache:
     def export(self) -> Iterator[dict[str, Any]]:
         """Yield every response with its request, as ``load`` takes them."""
         last = 0
-        while rows := self._file.execute(_SELECT_PAGE, (last,)):
+        while rows := self.execute(_SELECT_PAGE, (last,)):
             yield from (dict(zip(COLUMNS, row, strict=True)) for _, *row in rows)
             last = rows[-1][0]
 
     def load(self, lines: Iterable[dict[str, Any]]) -> tuple[int, int]:
         """Add exported responses; returns how many were new, and how many there were.
 
-        Raises:
-            RebaseError: A line is not an exported response, or has a wrong key; then none is added.
-
+        Raises RebaseError, and adds none, if a line is not an exported response or has a wrong key.
         """
         new = total = 0
-        with self._file.transaction() as connection:
+        with self.transaction() as connection:
             for total, line in enumerate(lines, start=1):
                 try:
                     row = tuple(line[name] if name != "address" else line.get(name, "") for name in COLUMNS)
@@ -97,9 +92,5 @@ class ResponseCache:
         conditions = {"provider = ?": provider, "model = ?": model, "created < ?": before}
         given = {clause: value for clause, value in conditions.items() if value is not None}
         statement = f"DELETE FROM responses WHERE {' AND '.join(given) or '1'}"  # noqa: S608
-        with self._file.connected() as connection:
+        with self.connected() as connection:
             return connection.execute(statement, tuple(given.values())).rowcount
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
