@@ -139,6 +139,13 @@ def test_setting_decides_the_structure_from_the_first_request_on(provider: Provi
     assert entry.body.get("response_format") == expected
 
 
+def test_server_that_imitates_the_messages_api_may_know_no_output_config(provider: Provider) -> None:
+    provider.rejects = lambda body: "output_config: Extra inputs are not permitted" if "output_config" in body else None
+    assert texts_of(generate_all(hosted("anthropic", provider.address), [request("a")])) == [echo("a")]
+    (body,) = bodies(provider)
+    assert body["system"].startswith("Write.\n\nReply with nothing but JSON")
+
+
 def test_setting_is_not_changed_by_errors(provider: Provider) -> None:
     provider.rejects = no_schema
     (failure,) = generate_all(teacher(provider, structured_output="json_schema"), [request("a")])

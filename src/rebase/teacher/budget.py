@@ -14,6 +14,8 @@ from rebase.teacher.settings import BudgetSettings
 
 #: Tokens that a provider may add to a prompt: roles, the text of the schema.
 _OVERHEAD_TOKENS = 500
+#: The counts of ``Usage`` in its summary.
+_COUNTS = ("responses", "cached", "failed", "repaired", "over_budget", "input_tokens", "output_tokens")
 
 
 class Price(Strict):
@@ -93,11 +95,8 @@ class Budget:
     def explain(self) -> str:
         """Return the message for a spent budget."""
         spent = f", ${self.dollars:.4f}" if self.price else ""
-        bounds = [
-            f"teacher.{name} {value}"
-            for name, value in (("budget_usd", self.settings.budget_usd), ("max_requests", self.settings.max_requests))
-            if value is not None
-        ]
+        settings = {"budget_usd": self.settings.budget_usd, "max_requests": self.settings.max_requests}
+        bounds = [f"teacher.{name} {value}" for name, value in settings.items() if value is not None]
         return f"the budget is reached ({' and '.join(bounds)}): {self.requests} responses so far{spent}"
 
     def _highest_cost(self, request: Request, thinking_tokens: int, *, batch: bool) -> float:
@@ -160,13 +159,7 @@ class Usage:
         minutes = (self.ended - self.began) / 60
         return {
             "used": self.responses + self.cached,
-            "responses": self.responses,
-            "cached": self.cached,
-            "failed": self.failed,
-            "repaired": self.repaired,
-            "over_budget": self.over_budget,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
+            **{name: getattr(self, name) for name in _COUNTS},
             "dollars": self.dollars if self.has_price else None,
             "used_dollars": self.used_dollars if self.has_price else None,
             "p50_seconds": _quantile(latencies, 0.5),
