@@ -292,7 +292,7 @@ class BatchSession(Session):
                         outcome = replace(outcome, text=well_formed(outcome.text), batch=True)  # noqa: PLW2901
                     outcomes.setdefault(key, outcome)
                 return outcomes
-            except (httpx2.HTTPError, ValueError) as error:  # ValueError: an incomplete line of JSON
+            except (httpx2.HTTPError, AttributeError, LookupError, TypeError, ValueError) as error:  # or half a line
                 if call == CALLS:
                     raise RebaseError(
                         f"The results of batch {batch_id} of {'/'.join(self._name[:2])} cannot be "
