@@ -130,7 +130,7 @@ def test_commands_that_pages_show_name_what_is_there(names):
     for page, (command, *arguments) in commands():
         assert command in names["command"], (page, command)
         if command not in KEDRO:
-            fields = FIELDS if command == "ask" else set()
+            fields = task_fields(arguments) if command == "ask" else set()
             assert options(arguments) <= names["options"][command] | fields, (page, arguments)
         for name, _, value in (argument.partition("=") for argument in arguments):
             if name == "--params":
@@ -152,8 +152,12 @@ def test_the_readme_describes_every_pipeline(names):
     assert names["pipeline"] - {"__default__"} == set(table)
 
 
-#: The fields of the task that pages ask, as options of `kedro ask`.
-FIELDS = {"--context", "--question"}
+def task_fields(arguments: list[str]) -> set[str]:
+    """The options of ``kedro ask`` that give the fields of its task, of the repository or of the tutorial."""
+    name = next(text.partition("=")[2] for text in arguments if text.startswith("--task="))
+    files = (ROOT / "data/01_raw/tasks" / f"{name}.yml", ROOT / "docs/tutorial" / f"{name}.yml")
+    content = next(file.read_text() for file in files if file.exists())
+    return {f"--{field}" for field in Task.parse(yaml.safe_load(content), name).query_fields}
 
 
 def options(arguments: list[str]) -> set[str]:

@@ -71,7 +71,10 @@ def write_gguf(folder: Path) -> None:
     except PackageNotFoundError:
         logger.info("export: no GGUF file; its converter comes with the extra `gguf` of rebase")
         return
-    command = [sys.executable, str(script), str(folder), "--outfile", str(folder / GGUF), "--outtype", "auto"]
+    is_float32 = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"] == "float32"
+    # The converter itself would round float32 to 16 bits, which changes some answers.
+    options = ["--outfile", str(folder / GGUF), "--outtype", "f32" if is_float32 else "auto"]
+    command = [sys.executable, str(script), str(folder), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         logger.warning("export: no GGUF file: %s", done.stderr.strip().rpartition("\n")[2])
