@@ -73,27 +73,25 @@ def answer_typed(expert: Expert, beside: bool) -> None:
 
 
 def answer_file(expert: Expert, source: Path, target: Path, beside: bool) -> None:
-    """Write the rows of ``source`` with the columns ``expert_answer`` and, if ``beside``, ``student_answer``.
+    """Answer the rows of ``source``, which has a column for each field, and write them with their answers.
 
-    A field is read from the column of its name, else from the column that has it in the evaluation set.
+    The answers are the columns ``expert_answer`` and, if ``beside``, ``student_answer``.
     """
-    task = expert.task
+    task, names = expert.task, expert.task.query_fields
     if not is_data_file(source.name):
         raise RebaseError(f"{source}: its format must be one of those of evaluation files, such as .jsonl or .csv.")
     if target.suffix not in _WRITERS:
         raise RebaseError(f"{target}: its format must be one of {', '.join(_WRITERS)}.")
-    rows = read_source_rows(task, str(source), "train", None, "input", "inputs")
-    columns = {name for row in rows.rows[:1] for name in row}
-    mapping = {name: name if name in columns else task.evaluation.fields[name] for name in task.query_fields}
-    if missing := [name for name, column in mapping.items() if columns and column.partition(".")[0] not in columns]:
-        raise RebaseError(f"{source}: there is no column {', '.join(missing)}, only {', '.join(sorted(columns))}.")
-    evaluation = task.evaluation.model_copy(update={"fields": {**task.evaluation.fields, **mapping}})
-    inputs = make_unlabeled_inputs(task.model_copy(update={"evaluation": evaluation}), rows)
+    content = read_source_rows(task, str(source), "train", None, "input", "inputs")
+    if content.rows and (missing := [name for name in names if name not in content.rows[0]]):
+        raise RebaseError(f"{source}: there is no column {', '.join(missing)}, only {', '.join(content.rows[0])}.")
+    evaluation = task.evaluation.model_copy(update={"fields": dict(zip(names, names, strict=True))})
+    inputs = make_unlabeled_inputs(task.model_copy(update={"evaluation": evaluation}), content)
     fields = [json.loads(text) for text in inputs["fields"]]
     answers = {"expert_answer": expert.answers(fields)}
     if beside:
         answers["student_answer"] = expert.answers(fields, untrained=True)
     with replacing_file(target) as part:
-        _WRITERS[target.suffix](pd.DataFrame(rows.rows, dtype=object).assign(**answers), part)
+        _WRITERS[target.suffix](pd.DataFrame(content.rows, dtype=object).assign(**answers), part)
     empty = answers["expert_answer"].count("")
     click.echo(f"{len(fields):,} answers written to {target}" + (f"; {empty:,} are empty" if empty else ""))

@@ -72,7 +72,7 @@ class Expert:
         Raises RebaseError if a field is missing, or is none of the task's. An answer is empty if none can be read from
         what the model wrote.
         """
-        prompts = self.prompts(inputs)  # before the weights are loaded
+        prompts = self.prompts(inputs)
         model, tokenizer = self._opened
         system, spec = STUDENT if untrained else EXPERT, self.task.answer
         with use_adapter(model, None if untrained else EXPERT):
@@ -91,11 +91,8 @@ class Expert:
                 raise RebaseError(
                     f"{', '.join(problems)}: the fields of the task {self.task.name!r} are {', '.join(names)}."
                 )
-        return [render_prompt(self._tokenizer, self.task, self.task.render_query(fields)) for fields in inputs]
-
-    @cached_property
-    def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        return self.student.tokenizer()
+        _, tokenizer = self._opened
+        return [render_prompt(tokenizer, self.task, self.task.render_query(fields)) for fields in inputs]
 
     @cached_property
     def _opened(self) -> tuple[Any, "PreTrainedTokenizerBase"]:
