@@ -222,6 +222,5 @@ def test_a_few_folders():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="of a few in 1,000 folders the library reads other rows than we do", strict=False)
 def test_many_folders():
     fuzz(1500)
