@@ -143,7 +143,8 @@ def describe(field: dict[str, Any]) -> str:
     if field.get("type") == "array":
         return "list of " + describe(field.get("items") or field["prefixItems"][0])
     if field.get("type") == "object":
-        values = field["additionalProperties"]
+        # A mapping whose keys have a pattern has its values there.
+        values = field.get("additionalProperties") or next(iter(field["patternProperties"].values()))
         return f"names to {'any value' if values is True else describe(values)}"
     kind = field.get("type", "")
     bounds = [f"{sign} {field[key]:g}" for key, sign in BOUNDS.items() if key in field]
