@@ -106,7 +106,7 @@ class RayEngine:
                     raise error.cause from error
                 except ray.exceptions.RayError as error:  # The worker died, or its result was lost with its machine.
                     ray.kill(worker)
-                    jobs = chain(pool.replace(worker, error), jobs)
+                    jobs = chain(pool.replace(worker, error, partial(_is_lost, ray)), jobs)
                     continue
                 pool.finish(done)
                 if job.item is not _OPENING:
@@ -221,15 +221,18 @@ class _WorkerPool:
     def finish(self, reference: Any) -> None:
         """Free the worker. After opening, it can be given one item more than it has threads, so that it never waits."""
         worker, job = self.running.pop(reference)
-        self.free.extend([worker] * (self._threads + 1 if job.item is _OPENING else 1))
+        if worker in self.workers:
+            self.free.extend([worker] * (self._threads + 1 if job.item is _OPENING else 1))
 
-    def replace(self, worker: Any, error: Exception) -> list[_Job]:
+    def replace(self, worker: Any, error: Exception, is_lost: Callable[[Any], bool]) -> list[_Job]:
         """Replace a worker that died; return the jobs to assign again.
 
-        Its earliest jobs are suspected, since Ray may report the loss of a later one first. Raises RebaseError if too
-        many workers died of one job.
+        Of the jobs whose results are lost, the earliest are suspected: Ray may report the loss of a later one first,
+        and results that are not lost stay ``running``. Raises RebaseError if too many workers died of one job.
         """
-        references = [reference for reference, (owner, _) in self.running.items() if owner is worker]
+        references = [
+            reference for reference, (owner, _) in self.running.items() if owner is worker and is_lost(reference)
+        ]
         lost = [self.running.pop(reference)[1] for reference in references]
         suspects = lost[: self._threads]  # The others had not started.
         for suspect in suspects:
@@ -244,6 +247,17 @@ class _WorkerPool:
         self.free = deque(other for other in self.free if other is not worker)
         self.start(lost[0] if lost[0].item is _OPENING else _Job(_OPENING))
         return [lost_job for lost_job in lost if lost_job.item is not _OPENING]
+
+
+def _is_lost(ray: Any, reference: Any) -> bool:
+    """Whether Ray has no result of a dead worker's job."""
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayTaskError:  # An error of the job is its result.
+        return False
+    except ray.exceptions.RayError:
+        return True
+    return False
 
 
 def open_engine(settings: Mapping[str, Any]) -> Engine:
