@@ -15,6 +15,11 @@ class Candidate:
     cells: Mapping[str, str]
     content_hash: str
 
+    @property
+    def longest_cell(self) -> str:
+        """The longest text; empty if the row has no cell."""
+        return max(self.cells.values(), key=len, default="")
+
 
 @dataclass(frozen=True)
 class Rejection:

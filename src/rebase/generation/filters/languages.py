@@ -38,7 +38,7 @@ def reject_language(row: Candidate, language: str | None) -> Rejection | None:
     """Reject a row whose longest cell is certainly in another language."""
     if language is None:
         return None
-    detected = detect_language(max(row.cells.values(), key=len, default=""))
+    detected = detect_language(row.longest_cell)
     return Rejection("language", detected) if detected and detected != language else None
 
 

@@ -7,8 +7,7 @@ from rebase.text import count_words, cut_at_sentence
 
 def find_passage(row: Candidate, parameters: RetrieveParameters) -> str | None:
     """The reading passage of a row: its longest cell, cut at a sentence; None if it has too few words."""
-    longest = max(row.cells.values(), key=len, default="")
-    passage = cut_at_sentence(longest, parameters.max_passage_words)
+    passage = cut_at_sentence(row.longest_cell, parameters.max_passage_words)
     return passage if count_words(passage) >= parameters.min_passage_words else None
 
 
