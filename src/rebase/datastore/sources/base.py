@@ -84,6 +84,9 @@ class Source(ABC):
     def _card_text(self) -> str:
         return self.text_of("README.md")
 
+    def _old_card_text(self) -> str:
+        return self.text_of("dataset_infos.json")
+
     def _front(self) -> dict[str, Any]:
         return self._once(self._parse_front)
 
@@ -95,7 +98,7 @@ class Source(ABC):
         from datasets import Features
 
         features: dict[str, Any] = {}
-        old_card = self.text_of("dataset_infos.json")
+        old_card = self._once(self._old_card_text)
         with suppress(Exception):  # The file may have any content; nothing depends on it but the names of labels.
             infos = json.loads(old_card)
             info = next(iter(infos.values())) if len(infos) == 1 else infos[config]
