@@ -17,17 +17,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from rebase.datastore.sources import FolderSource, HubSource, text_files
 from rebase.datastore.sources.reading import read_file
 from rebase.errors import RebaseError
+from tests.datastore.folders import folder
 
 ROWS = [{"text": "One, two", "note": "007"}, {"text": "Three\nfour", "note": "NA"}, {"text": "Fünf", "note": "no"}]
-
-
-def folder(path, files):
-    """A folder with these files; text or bytes."""
-    for name, content in files.items():
-        file = path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return FolderSource(path)
 
 
 def read(source, config="default", max_rows=1000):

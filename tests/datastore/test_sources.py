@@ -16,6 +16,7 @@ import pytest
 
 from rebase.datastore.sources import FolderSource, HubSource, Source, failure_reason, find_sources, parse_card
 from rebase.errors import RebaseError
+from tests.datastore.folders import folder
 from tests.hub import Hub, Repository
 
 # ---------------------------------------------------------------------------------------------------------- cards
@@ -52,15 +53,6 @@ def test_card_description_and_languages():
 
 
 # -------------------------------------------------------------------------------------------------------- folders
-
-
-def folder(path, files):
-    """A folder with these files; text or bytes."""
-    for name, content in files.items():
-        file = path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return FolderSource(path)
 
 
 def rows(source, config):

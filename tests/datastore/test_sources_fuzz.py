@@ -24,6 +24,7 @@ from rebase.datastore.sources import FolderSource
 from rebase.errors import RebaseError
 from rebase.parameters import IngestParameters
 from rebase.pipelines.ingest.nodes import plan_ingest
+from tests.datastore.folders import folder
 
 CELLS = st.one_of(
     st.sampled_from(
@@ -147,16 +148,16 @@ def cards(draw, paths):
     return f"---\n{yaml.safe_dump(front)}---\nText."
 
 
-def read_by_library(folder):
+def read_by_library(path):
     """The rows of each config of which the library can stream a split; config, split, format and files come first."""
     try:
-        configs = get_dataset_config_names(str(folder))
+        configs = get_dataset_config_names(str(path))
     except Exception:
         return
     for config in configs:
         try:
             with tempfile.TemporaryDirectory() as cache:
-                builder = load_dataset_builder(str(folder), config, cache_dir=cache)
+                builder = load_dataset_builder(str(path), config, cache_dir=cache)
                 splits = builder.config.data_files
                 split = "train" if "train" in splits else next(iter(splits))
                 rows = list(builder.as_streaming_dataset(split=split))
@@ -175,22 +176,17 @@ SEEN = Counter()
 def check(contents, card):
     """Read a folder: every row is kept or rejected, and what the library reads is read."""
     with tempfile.TemporaryDirectory() as work:
-        folder = Path(work) / "raw"
-        for name, content in contents.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-        if card is not None:
-            (folder / "README.md").write_text(card)
-        [shard] = plan_ingest([FolderSource(folder)], IngestParameters(max_rows=1000)).shards
+        source = folder(Path(work) / "raw", contents if card is None else {**contents, "README.md": card})
+        [shard] = plan_ingest([source], IngestParameters(max_rows=1000)).shards
         metadata = metadata_of(shard.build(None))
         rejected = metadata["rejected"]
         assert metadata["in"] == metadata["kept"] + sum(rejection["rows"] for rejection in rejected)
         assert metadata["kept"] or rejected
         assert all(rejection["detail"] for rejection in rejected if not rejection["rows"])
-        by_library = list(read_by_library(folder))
+        by_library = list(read_by_library(source.folder))
         for config, split, module, paths, expected in by_library:
             try:
-                files, sample = FolderSource(folder).read(config, 1000)
+                files, sample = FolderSource(source.folder).read(config, 1000)
             except RebaseError as error:  # The library leaves the folder, or reads no file.
                 assert not expected or "not inside the dataset" in str(error)  # noqa: PT017
                 continue
