@@ -13,7 +13,7 @@ from rebase.datastore.cells import is_media
 from rebase.datastore.sampling import systematic_positions
 from rebase.datastore.sources.cards import label_names
 from rebase.datastore.sources.errors import failure_reason, with_retries
-from rebase.datastore.sources.files import DataFiles
+from rebase.datastore.sources.files import HUB_PREFIX, DataFiles
 from rebase.datastore.sources.rows import Row, RowSample, rows_of
 
 #: Row groups with more uncompressed bytes are not read: a small file can expand to any size.
@@ -57,7 +57,7 @@ def _open(path: str, token: str | None, footer: pq.FileMetaData | None = None) -
     from huggingface_hub import HfFileSystem
 
     texts = [] if footer is None else [leaf.path for leaf in _leaves(footer) if leaf.physical_type == "BYTE_ARRAY"]
-    is_remote = path.startswith("hf://")
+    is_remote = path.startswith(HUB_PREFIX)
     request = partial(HfFileSystem(token=token).open, path, cache_type="none")
     file = with_retries(request) if is_remote else path
     return pq.ParquetFile(file, metadata=footer, read_dictionary=texts, pre_buffer=is_remote)
