@@ -193,22 +193,22 @@ class _WorkerPool:
     """The workers of one ``map`` on Ray, and their jobs.
 
     Attributes:
-        workers: all living workers.
+        workers: all living workers, and how many items each is given ahead of those that it works on.
         free: workers with an open tool, once for each item that they can be given.
         running: the worker and job behind each of Ray's references to a result, earliest first.
 
     """
 
     def __init__(self, create: Callable[[], Any], function: Callable[[Any, Any], Any], opener: Opener, threads: int):
-        self.workers: set[Any] = set()
+        self.workers: dict[Any, int] = {}
         self.free: deque[Any] = deque()
         self.running: dict[Any, tuple[Any, _Job]] = {}
         self._create, self._function, self._opener, self._threads = create, function, opener, threads
 
-    def start(self, opening: _Job) -> None:
+    def start(self, opening: _Job, ahead: int = 1) -> None:
         """Start a worker, which opens its tool first."""
         worker = self._create()
-        self.workers.add(worker)
+        self.workers[worker] = ahead
         self.running[worker.open.remote(self._function, self._opener)] = worker, opening
 
     def assign(self, jobs: Iterator[_Job]) -> bool:
@@ -219,33 +219,33 @@ class _WorkerPool:
         return not self.free or any(job.item is not _OPENING for _, job in self.running.values())
 
     def finish(self, reference: Any) -> None:
-        """Free the worker. After opening, it can be given one item more than it has threads, so that it never waits."""
+        """Free the worker: for one more item, or after the opening of its tool for all that it is given at once."""
         worker, job = self.running.pop(reference)
         if worker in self.workers:
-            self.free.extend([worker] * (self._threads + 1 if job.item is _OPENING else 1))
+            self.free.extend([worker] * (self._threads + self.workers[worker] if job.item is _OPENING else 1))
 
     def replace(self, worker: Any, error: Exception, is_lost: Callable[[Any], bool]) -> list[_Job]:
         """Replace a worker that died; return the jobs to assign again.
 
-        Of the jobs whose results are lost, the earliest are suspected: Ray may report the loss of a later one first,
-        and results that are not lost stay ``running``. Raises RebaseError if too many workers died of one job.
+        Results that are not lost stay ``running``. The result of a finished job is lost too if its worker dies at the
+        next one before it is sent. So a replacement is given no item ahead, and only its death counts against its jobs.
+        Raises RebaseError if too many workers died of one job.
         """
         references = [
             reference for reference, (owner, _) in self.running.items() if owner is worker and is_lost(reference)
         ]
         lost = [self.running.pop(reference)[1] for reference in references]
-        suspects = lost[: self._threads]  # The others had not started.
-        for suspect in suspects:
-            suspect.deaths += 1
-        if max(suspect.deaths for suspect in suspects) == _MAX_DEATHS:
+        ahead = self.workers.pop(worker)
+        for job in lost:
+            job.deaths += job.item is _OPENING or not ahead
+        if any(job.deaths == _MAX_DEATHS for job in lost):
             raise RebaseError(
-                f"engine: {_MAX_DEATHS} workers died one after another at {' or '.join(map(str, suspects))}: out of "
+                f"engine: {_MAX_DEATHS} workers died one after another at {' or '.join(map(str, lost))}: out of "
                 "memory, or a library crashed. Give workers more memory, or remove this dataset, and run again. "
                 f"Ray reports: {' '.join(str(error).split())[-500:]}"
             ) from error
-        self.workers.remove(worker)
         self.free = deque(other for other in self.free if other is not worker)
-        self.start(lost[0] if lost[0].item is _OPENING else _Job(_OPENING))
+        self.start(lost[0] if lost[0].item is _OPENING else _Job(_OPENING), ahead=0)
         return [lost_job for lost_job in lost if lost_job.item is not _OPENING]
 
 
