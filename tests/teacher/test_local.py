@@ -89,8 +89,8 @@ def test_samples_of_one_request_differ(teacher):
 
 
 def test_a_response_that_is_cut_says_so(teacher):
-    text = object_schema(answer={"type": "string"})
-    response = generate_all(teacher, [request("Go on", text, temperature=1.0, max_tokens=15)])[0]
+    long = object_schema(answer={"type": "string", "minLength": 60})
+    response = generate_all(teacher, [request("Go on", long, temperature=1.0, max_tokens=15)])[0]
     assert response.finish == "length"
     assert response.output_tokens == 15
 
