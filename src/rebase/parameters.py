@@ -69,14 +69,34 @@ class SamplingParameters(Strict):
     max_tokens: int = Field(ge=1)
 
 
+class MapParameters(Strict):
+    """Request one mapping for each config with ``min_rows`` retrieved rows; keep ``max_examples`` of all mapped rows.
+
+    A request shows ``shown_rows`` rows of at most ``max_row_tokens``. The teacher answers ``audit`` mapped queries (0:
+    no audit). The lower end of the interval of its agreement must be above ``min_agreement`` and above the share of the
+    most frequent answer.
+    """
+
+    min_rows: int = Field(ge=1)
+    max_examples: int = Field(ge=1)
+    shown_rows: int = Field(ge=1)
+    max_row_tokens: int = Field(ge=1)
+    audit: int = Field(ge=0)
+    min_agreement: float = Field(ge=0, lt=1)
+    seed: int
+    sampling: SamplingParameters
+
+
 class TransformParameters(Strict):
     """Send one request for each row until ``max_examples`` examples pass; cut rows at ``max_row_tokens``.
 
+    ``mode`` selects where the examples come from: rows that the teacher rewrites, mapped rows, or both.
     ``guided`` helps a weak teacher: the prompt names the span of the passage to ask about, or the source text to
     answer. With ``consistency_filter`` the teacher answers each new query again without seeing the answer; if the two
     answers differ, the example is rejected.
     """
 
+    mode: Literal["rewrite", "map", "both"] = "rewrite"
     max_examples: int = Field(ge=1)
     max_row_tokens: int = Field(ge=1)
     guided: bool

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from rebase.errors import RebaseError
-from rebase.text import NUMBER, normalize
+from rebase.text import NUMBER, normalize, template_columns
 
 AnswerType = Literal["span", "label", "number", "text", "code"]
 Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "rouge_l"]
@@ -33,16 +33,23 @@ RETRIEVAL_REJECTED_COLUMNS = ["rank", "row_id", "dataset", "score", "reason", "d
 PROVENANCE_COLUMNS = [
     "row_id", "dataset", "config", "revision", "row_index", "license", "rank", *_SCORE_COLUMNS,
 ]  # fmt: skip
-#: ``examples`` and ``synthesized_examples``; a synthesized one has no source row.
+#: ``examples``, ``mapped_examples`` and ``synthesized_examples``; a synthesized one has no source row.
 EXAMPLE_COLUMNS = [
-    "example_id", *PROVENANCE_COLUMNS, "fields", "query", "answer", "cut", "teacher", "prompt_hash", "response_key",
-    "input_tokens", "output_tokens", "dollars",
+    "example_id", *PROVENANCE_COLUMNS, "mapping_id", "fields", "query", "answer", "cut", "teacher", "prompt_hash",
+    "response_key", "input_tokens", "output_tokens", "dollars",
+]  # fmt: skip
+#: ``mappings``: what became of each config. ``passed`` of its rows can be examples, ``used`` are. ``agreement`` is
+#: the share of the ``audited`` ones on which the teacher agrees, ``baseline`` that of the most frequent answer.
+MAPPING_COLUMNS = [
+    "mapping_id", "dataset", "config", "state", "detail", "mapping", "rows", "passed", "used", "audited", "agreement",
+    "low", "high", "baseline", "license", "written_by", "response_key", "requests", "input_tokens", "output_tokens",
+    "dollars",
 ]  # fmt: skip
 #: ``reasoned_examples``.
 REASONED_COLUMNS = [*EXAMPLE_COLUMNS, "rationale", "agreement"]
 #: ``distilled_examples``; ``drafts`` are the rounds of ``chain_of_density``.
 DISTILLED_COLUMNS = [*REASONED_COLUMNS, "drafts"]
-#: ``examples_rejected``, ``reasoning_rejected``, ``synthesized_rejected`` and ``distilled_rejected``.
+#: ``examples_rejected`` and the rejected items of the other stages that make examples.
 REJECTED_COLUMNS = ["row_id", "dataset", "rank", "reason", "detail", "response_key", "text"]
 #: ``training_set``: what the student reads and what it learns to write.
 TRAINING_COLUMNS = ["example_id", "prompt", "completion"]
@@ -100,6 +107,28 @@ class EvaluationSpec(Strict):
     outside_labels: bool = False
 
 
+def _as_cells(values: Any) -> Any:
+    """The keys as cells have them: YAML reads 0, 1 and true as numbers and truth values."""
+    return {str(key).lower() if isinstance(key, bool) else str(key): item for key, item in dict(values).items()}
+
+
+class DatasetMapping(Strict):
+    """How the columns of a dataset become the fields and the answer of a task.
+
+    ``fields`` and ``answer`` are templates: a column, or a text with columns in braces. ``column|2`` is the second item
+    of a list, ``column|options`` the list as lettered options. ``values`` maps the answer's values to labels, or in
+    tasks without labels to templates ("A" to ``option_a``). Without ``config`` the mapping is for all configs.
+    ``audit`` has a mapping that a person wrote audited, too.
+    """
+
+    dataset: str
+    config: str | None = None
+    fields: dict[str, str]
+    answer: str
+    values: Annotated[dict[str, str], BeforeValidator(_as_cells)] = {}
+    audit: bool = False
+
+
 class Task(Strict):
     r"""A task, as its YAML file defines it.
 
@@ -107,6 +136,7 @@ class Task(Strict):
     the answer. ``passage`` names the field that is copied word for word from a source row (a reading passage):
     the teacher writes the other fields and the answer. ``groups`` names the groups whose mean score includes the task.
     ``language`` is the ISO 639 code of the rows to use, or ``any``; if None, the examples' language is detected.
+    ``mappings`` are the mappings of datasets that a person wrote or corrected.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
@@ -121,6 +151,7 @@ class Task(Strict):
     language: str | None = Field(default=None, pattern=rf"^([a-z]{{2,3}}|{ANY_LANGUAGE})$")
     exclude: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    mappings: tuple[DatasetMapping, ...] = ()
     evaluation: EvaluationSpec
     max_new_tokens: int = Field(default=32, ge=1)
 
@@ -141,7 +172,27 @@ class Task(Strict):
             raise ValueError("`evaluation.fields.answers` is now called `evaluation.fields.references`: rename it")
         if set(self.evaluation.fields) != fields | {"references"}:
             raise ValueError(f"`evaluation.fields` must map exactly {sorted(fields | {'references'})}")
+        for number, mapping in enumerate(self.mappings):
+            if problem := self.mapping_problem(mapping):
+                raise ValueError(f"mappings[{number}], of {mapping.dataset}: {problem}")
         return self
+
+    def mapping_problem(self, mapping: DatasetMapping) -> str | None:
+        """Return why a mapping does not fit the task, whatever the rows are; None if it fits."""
+        templates = list(mapping.fields.values())
+        if set(mapping.fields) != set(self.query_fields):
+            return f"`fields` must have exactly {sorted(self.query_fields)}"
+        if len(set(templates)) < len(templates):
+            return "two fields have the same column"
+        in_fields = {column for template in templates for column in template_columns(template)}
+        if shared := in_fields.intersection(template_columns(mapping.answer)):
+            return f"the answer's column {min(shared)!r} is also in a field, where it tells the answer"
+        if self.answer.labels and mapping.values:
+            if outside := sorted(set(mapping.values.values()) - set(self.answer.labels)):
+                return f"{outside[0]!r} is not one of the labels {list(self.answer.labels)}"
+            if len(set(mapping.values.values())) == 1:
+                return "all values have one label"
+        return None
 
     def _answer_problem(self, example: Mapping[str, str]) -> str | None:
         """Return why the example's answer does not fit the type of the task's answers; None where it fits."""

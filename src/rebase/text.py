@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
@@ -29,6 +29,7 @@ _SPACE = re.compile(r"\s")
 _PIECE = re.compile(rb"[A-Z]?[a-z]{1,6}|[A-Z]{1,2}|[!-/:-@\[-`{-~]{1,2}|[\x80-\xff]{1,2}|\s{2,}|[^ ]")
 #: A number as people write it, with or without thousands separators.
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_IN_BRACES = re.compile(r"\{([^{}]+)\}")
 _SENTENCE_END = re.compile(r"[.!?。！？][\"')\]]*(?=\s|$)|[。！？]")
 
 
@@ -146,6 +147,21 @@ def cut_at_tokens(text: str, max_tokens: int) -> str:
     if not text[cut].isspace():
         cut = next((end for end in range(cut, 0, -1) if text[end - 1].isspace()), cut)
     return text[:cut].rstrip()
+
+
+def lettered_options(options: Sequence[Any]) -> str:
+    """The options of a question, ``(A)``, ``(B)``, one per line."""
+    return "\n".join(f"({chr(ord('A') + index)}) {option}" for index, option in enumerate(options))
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns of a template of a mapping: those in braces; a template without braces is a column."""
+    return _IN_BRACES.findall(template) if "{" in template else [template]
+
+
+def fill_template(template: str, value: Callable[[str], str]) -> str:
+    """The template of a mapping with the ``value`` of each column."""
+    return _IN_BRACES.sub(lambda match: value(match[1]), template) if "{" in template else value(template)
 
 
 def common_prefix_length(sequences: Sequence[list[Any]]) -> int:

@@ -9,10 +9,18 @@ from kedro.io import AbstractDataset
 from rebase.datasets.inputs import ReadOnly
 from rebase.datasets.previews import TextPreview
 from rebase.errors import RebaseError
-from rebase.generation.prompts.templates import DistilPrompt, Prompt, SolvePrompt, SynthesizePrompt, TransformPrompt
+from rebase.generation.prompts.templates import (
+    DistilPrompt,
+    MapPrompt,
+    Prompt,
+    SolvePrompt,
+    SynthesizePrompt,
+    TransformPrompt,
+)
 from rebase.judging.llm_judge import PairPrompt, RubricPrompt
 
 _KINDS: dict[str, type[Prompt]] = {
+    "map": MapPrompt,
     "transform": TransformPrompt,
     "cot": SolvePrompt,
     "synthesize": SynthesizePrompt,

@@ -179,7 +179,7 @@ class ExampleStage:
         """A line of ``examples``, without the columns that all examples share."""
         return {
             "example_id": result.item["row_id"],
-            **{name: result.item.get(name) for name in PROVENANCE_COLUMNS},
+            **{name: result.item.get(name) for name in (*PROVENANCE_COLUMNS, "mapping_id")},
             "fields": json.dumps(example.fields, ensure_ascii=False),
             "query": self.task.render_query(example.fields),
             "answer": example.answer,

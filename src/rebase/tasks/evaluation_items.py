@@ -15,7 +15,7 @@ from rebase.records import EVALUATION_COLUMNS, Task
 from rebase.tasks.extraction import as_label
 from rebase.tasks.metrics import same_number
 from rebase.tasks.source_rows import SourceRows
-from rebase.text import comparable, tokens, weight
+from rebase.text import comparable, lettered_options, tokens, weight
 
 #: A shorter field may be the same in two items by chance: a name, a short question.
 MIN_SHOWN_WORDS = 6
@@ -172,9 +172,7 @@ def _named(value: Any, names: tuple[str, ...]) -> Any:
 
 def _text(value: Any) -> str:
     """The value of a field as text; a list becomes options, ``(A)``, ``(B)``, one per line."""
-    if not isinstance(value, list):
-        return str(value)
-    return "\n".join(f"({chr(ord('A') + index)}) {option}" for index, option in enumerate(value))
+    return lettered_options(value) if isinstance(value, list) else str(value)
 
 
 def _lookup(row: Mapping[str, Any], column: str, here: str) -> Any:

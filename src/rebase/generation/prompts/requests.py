@@ -57,7 +57,7 @@ def transform_request(
     data = visible_cells(task, row, parameters, cue)
     if isinstance(cue, SourceText):
         return answer_request(task, {task.query_fields[0]: cue.text}, prompt.solve, parameters.sampling, data=data)
-    words = _task_in_words(task)
+    words = task_in_words(task)
     turns = []
     for example in task.examples:
         shown = {name: example[name] for name in ([task.passage] if task.passage else [*task.query_fields, "answer"])}
@@ -95,7 +95,7 @@ def synthesize_request(
     and the question follows in another request (``ask_request``).
     """
     names = [task.passage] if guided and task.passage else [*task.query_fields, "answer"]
-    words = _task_in_words(task) | {"fields": ", ".join(names)}
+    words = task_in_words(task) | {"fields": ", ".join(names)}
     turns = [
         ({"number": position}, _typed(task, {name: example[name] for name in names}))
         for position, example in enumerate(task.examples, 1)
@@ -278,7 +278,8 @@ def _data_in_words(data: Mapping[str, str], cut: Sequence[str] = ()) -> dict[str
     return {"data": fence(data), "cut": note}
 
 
-def _task_in_words(task: Task) -> dict[str, str]:
+def task_in_words(task: Task) -> dict[str, str]:
+    """The words of a template for the task: its instruction, what the teacher writes, the kind of answer."""
     answer = " ".join(filter(None, (_TYPE_IN_WORDS[task.answer.type], ", ".join(task.answer.labels))))
     return {"instruction": task.instruction, "fields": ", ".join([*task.written_fields, "answer"]), "answer": answer}
 

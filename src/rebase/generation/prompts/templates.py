@@ -111,6 +111,14 @@ class TransformPrompt(Prompt):
     check: CheckPrompt
 
 
+class MapPrompt(Prompt):
+    """The prompt file for mappings; its data are the description, the columns and some rows of a dataset."""
+
+    system_fields = ("instruction", "fields", "answer", "examples")
+    user_fields = ("data", *system_fields)
+    needed = ("data",)
+
+
 class SynthesizePrompt(Prompt):
     """The prompt file for plain synthesis, which shows no row. A number distinguishes the requests."""
 

@@ -1,0 +1,282 @@
+"""Map the columns of a dataset to a task: labels that people gave become examples without a request for each row.
+
+The teacher writes one mapping for a config (``map_request``), code applies it to the rows (``map_row``), and the
+teacher's answers to a sample of the mapped queries decide whether to believe it (``audit``).
+"""
+
+import ast
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+from rebase.generation.filters.base import Rejection
+from rebase.generation.prompts.parsing import Example
+from rebase.generation.prompts.requests import build_request, fence, object_schema, task_in_words, trim_row
+from rebase.generation.prompts.templates import MapPrompt
+from rebase.generation.verification import agrees
+from rebase.parameters import MapParameters
+from rebase.records import DatasetMapping, Task
+from rebase.tasks.extraction import as_label, extract
+from rebase.tasks.metrics import f1
+from rebase.teacher.protocol import Request, parse_response
+from rebase.text import fill_template, lettered_options, template_columns
+
+#: Columns that a request shows.
+MAX_COLUMNS = 40
+#: A column with more, or longer, distinct values has no table of values.
+_MAX_VALUES, _MAX_VALUE_CHARACTERS = 20, 60
+#: Names are part of the schema, which some servers get as a text: a longer one could hold an instruction.
+_MAX_NAME_CHARACTERS = 100
+#: Items of a list that the answer's values can point to.
+_MAX_ITEMS = 8
+#: A column is a list if this share of its cells has several items.
+_LIST_SHARE = 0.9
+_MAX_LIST_CHARACTERS = 20_000
+_SHOWN_DESCRIPTION = 600
+#: In the table of a label column: the value has no label.
+NO_LABEL = "none of these"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a request says of a column: mean ``words``, ``values`` with counts if they are few, ``items`` of a list."""
+
+    words: int
+    values: Mapping[str, int]
+    items: int = 0
+
+
+def list_items(text: str) -> list[str]:
+    """The items of a list cell: ``a; b`` as ingest joins lists, or the spelling of Python and JSON."""
+    if text.startswith("[") and text.endswith("]") and len(text) <= _MAX_LIST_CHARACTERS:
+        try:
+            items = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            items = None
+        if isinstance(items, list):
+            return [str(item) for item in items]
+    return text.split("; ")
+
+
+def describe_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, Column]:
+    """The columns of some rows, of which at most ``MAX_COLUMNS`` with the most cells."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        for name, text in row.items():
+            if len(name) <= _MAX_NAME_CHARACTERS:
+                cells.setdefault(name, []).append(text)
+    largest = sorted(cells, key=lambda name: -len(cells[name]))[:MAX_COLUMNS]
+    return {name: _describe(cells[name]) for name in cells if name in largest}
+
+
+def _describe(cells: list[str]) -> Column:
+    words = round(sum(len(cell.split()) for cell in cells) / len(cells))
+    counts = Counter(cells)
+    is_few = len(counts) <= min(_MAX_VALUES, len(cells) // 2) and max(map(len, counts)) <= _MAX_VALUE_CHARACTERS
+    if is_few:
+        return Column(words, dict(counts.most_common()))
+    sizes = [len(list_items(cell)) for cell in cells]
+    several = sum(size > 1 or cell.startswith("[") for size, cell in zip(sizes, cells, strict=True))
+    return Column(words, {}, max(sizes) if several >= _LIST_SHARE * len(cells) else 0)
+
+
+def has_answers(task: Task, columns: Mapping[str, Column]) -> bool:
+    """Whether a column could have the answers: in label tasks one with a few values."""
+    return not task.answer.labels or any(len(column.values) > 1 for column in columns.values())
+
+
+def map_request(
+    task: Task,
+    description: str,
+    columns: Mapping[str, Column],
+    rows: Iterable[Mapping[str, str]],
+    prompt: MapPrompt,
+    parameters: MapParameters,
+) -> Request:
+    """Request the mapping of a config with these columns, or null if its rows are no examples of the task."""
+    examples = [{name: example[name] for name in (*task.query_fields, "answer")} for example in task.examples]
+    words = task_in_words(task) | {
+        "fields": ", ".join(task.query_fields),
+        "examples": "\n".join(json.dumps(example, ensure_ascii=False) for example in examples),
+    }
+    data = {
+        "description": description[:_SHOWN_DESCRIPTION],
+        "columns": {
+            name: {"values": column.values} if column.values
+            else {"list of": column.items} if column.items
+            else {"words": column.words}
+            for name, column in columns.items()
+        },
+        "rows": [trim_row(row, parameters.max_row_tokens)[0] for row in rows],
+    }  # fmt: skip
+    return build_request(prompt, words, (), {"data": fence(data)}, mapping_schema(task, columns), parameters.sampling)
+
+
+def mapping_schema(task: Task, columns: Mapping[str, Column]) -> dict[str, Any]:
+    """The JSON schema of a mapping, or null: its enums are the columns, their values and the task's labels."""
+    lists = {name: column.items for name, column in columns.items() if column.items}
+    first_items = [f"{name}|1" for name in lists]
+    field = {"anyOf": [_enum(*columns, *(f"{name}|options" for name in lists)), object_schema({"template": _TEXT})]}
+    if task.answer.labels:
+        choices = _enum(*task.answer.labels, NO_LABEL)
+        answers = [_with_values(name, column, choices) for name, column in columns.items() if len(column.values) > 1]
+    else:
+        items = [f"{name}|{item}" for name, size in lists.items() for item in range(1, min(size, _MAX_ITEMS) + 1)]
+        answers = [object_schema({"column": _enum(*columns, *first_items)})]
+        answers += [
+            _with_values(name, column, _enum(*(other for other in columns if other != name), *items))
+            for name, column in columns.items()
+            if _are_pointers(column.values)
+        ]
+    fields = object_schema(dict.fromkeys(task.query_fields, field))
+    mapping = object_schema({"fields": fields, "answer": answers[0] if len(answers) == 1 else {"anyOf": answers}})
+    return object_schema({"row": _TEXT, "mapping": {"anyOf": [mapping, {"type": "null"}]}})
+
+
+_TEXT = {"type": "string"}
+
+
+def _enum(*values: str) -> dict[str, Any]:
+    return {"type": "string", "enum": list(values)}
+
+
+def _with_values(name: str, column: Column, choices: Mapping[str, Any]) -> dict[str, Any]:
+    return object_schema({"column": _enum(name), "values": object_schema(dict.fromkeys(column.values, choices))})
+
+
+def _are_pointers(values: Iterable[str]) -> bool:
+    """Whether the values are letters or numbers of options."""
+    return 1 < len(list(values)) <= _MAX_ITEMS and all(len(value) <= 2 for value in values)
+
+
+def read_mapping(dataset: str, config: str, text: str) -> tuple[str, DatasetMapping | None]:
+    """What a row is, and the mapping, in a response to ``map_request``; None if the rows are no examples.
+
+    Raises ValueError if the response does not match the schema.
+    """
+    response = parse_response(text)
+    if not isinstance(response, dict) or set(response) != {"row", "mapping"}:
+        raise ValueError("the response has other entries than row and mapping")
+    row, mapping = str(response["row"]), response["mapping"]
+    if mapping is None:
+        return row, None
+    try:
+        fields = {
+            name: field["template"] if isinstance(field, dict) else field for name, field in mapping["fields"].items()
+        }
+        values = {value: choice for value, choice in mapping["answer"].get("values", {}).items() if choice != NO_LABEL}
+        answer = mapping["answer"]["column"]
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError("the mapping has not the form of the schema") from None
+    return row, DatasetMapping(dataset=dataset, config=config, fields=fields, answer=answer, values=values)
+
+
+def unknown_columns(mapping: DatasetMapping, columns: Iterable[str], task: Task) -> list[str]:
+    """The columns in the mapping's templates that no row has."""
+    names = set(columns)
+    templates = [*mapping.fields.values(), mapping.answer, *(() if task.answer.labels else mapping.values.values())]
+    references = dict.fromkeys(column for template in templates for column in template_columns(template))
+    return [name for name in references if name not in names and _split(name)[0] not in names]
+
+
+def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Example | Rejection:
+    """The example in a row, not yet verified; or why there is none.
+
+    A number is read from the answer's text (``#### 72``), a label is spelled as the task spells it.
+    """
+
+    def value(reference: str) -> str:
+        return _read_cell(cells, reference)
+
+    try:
+        fields = {name: fill_template(mapping.fields[name], value) for name in task.query_fields}
+        answer = fill_template(mapping.answer, value)
+        if mapping.values:
+            choice = mapping.values.get(answer)
+            if choice is None:
+                return Rejection("unmapped_value", answer[:_MAX_VALUE_CHARACTERS])
+            answer = choice if task.answer.labels else fill_template(choice, value)
+    except LookupError as error:
+        return Rejection("missing_column", str(error.args[0]))
+    if task.answer.labels:
+        answer = as_label(answer, task.answer.labels) or answer
+    elif task.answer.type == "number":
+        answer = extract(answer, task.answer)
+    return Example(fields, answer)
+
+
+def _split(reference: str) -> tuple[str, str]:
+    """The column and the part of it in a reference such as ``choices|2``; the part is empty for the whole cell."""
+    column, _, part = reference.rpartition("|")
+    return (column, part) if part == "options" or (part.isdigit() and part != "0") else (reference, "")
+
+
+def _read_cell(cells: Mapping[str, str], reference: str) -> str:
+    """The cell, the item or the options; raises LookupError with the reference if the row has none."""
+    column, part = (reference, "") if reference in cells else _split(reference)
+    items = list_items(cells[column]) if part and column in cells else []
+    if (not part and column not in cells) or (part and len(items) < (1 if part == "options" else int(part))):
+        raise LookupError(reference)
+    if not part:
+        return cells[column]
+    return lettered_options(items) if part == "options" else items[int(part) - 1]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How often the teacher's answers agree with mapped ones; ``low`` and ``high`` are Wilson's 95 % interval.
+
+    ``baseline`` is the agreement that the most frequent answer alone would reach.
+    """
+
+    audited: int
+    agreement: float
+    low: float
+    high: float
+    baseline: float
+
+    def passes(self, threshold: float) -> bool:
+        """Whether the agreement is clearly above the threshold and above the baseline."""
+        return self.low > max(threshold, self.baseline)
+
+
+def audit(task: Task, mapped: Sequence[Example], answers: Sequence[str]) -> Audit:
+    """Compare the teacher's answers with the mapped ones; there must be at least one.
+
+    Texts and code are never equal: an answer agrees if it shares more words with its own row's answer than with that of
+    any other row.
+    """
+    from scipy.stats import binomtest
+
+    golds = [example.answer for example in mapped]
+
+    def agree(position: int) -> bool:
+        answer, gold = answers[position], golds[position]
+        if task.answer.type not in ("text", "code"):
+            return agrees(task, mapped[position].fields, gold, answer)
+        others = (f1(answer, other) for other in golds[:position] + golds[position + 1 :])
+        return f1(answer, gold) > max(others, default=0.0)
+
+    count = len(golds)
+    agreed = sum(map(agree, range(count)))
+    interval = binomtest(agreed, count).proportion_ci(0.95, method="wilson")
+    baseline = max(Counter(golds).values()) / count
+    return Audit(count, agreed / count, float(interval.low), float(interval.high), baseline)
+
+
+def interleave(items: Iterable[T], *keys: Any) -> list[T]:
+    """The items so that the values of the first key take turns, and among those of one value those of the next key."""
+    items = list(items)
+    if not keys:
+        return items
+    groups: dict[Any, list[T]] = {}
+    for item in items:
+        groups.setdefault(keys[0](item), []).append(item)
+    parts = [interleave(group, *keys[1:]) for group in groups.values()]
+    missing = object()
+    return [item for turn in zip_longest(*parts, fillvalue=missing) for item in turn if item is not missing]  # type: ignore[misc]
