@@ -1,4 +1,4 @@
-"""Hooks: check inputs before any work, and print the progress of a run. They change nothing."""
+"""Hooks: check inputs before any work, print the progress of a run, and save what a failed stage rejected."""
 
 import difflib
 import logging
@@ -15,10 +15,11 @@ from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
 from rich.console import Console
 
 from rebase.datasets.versions import RunCatalog
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, StageError
 from rebase.old_names import reject_old_names
 from rebase.parameters import flat_parameters
 from rebase.reporting.console import (
@@ -110,6 +111,14 @@ class RunReporter:
                       "another task with `kedro run --params=task=NAME`.")  # fmt: skip
         line = ask_line(catalog.load("task"), run_params.get("env"))
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    @hook_impl
+    def on_node_error(self, error: Exception, node: Node, catalog: CatalogProtocol) -> None:
+        """Save what a failed stage rejected: a node that raises has no outputs."""
+        rejected = error.rejected if isinstance(error, StageError) else None
+        for name in node.outputs:
+            if name.endswith("_rejected") and rejected is not None and len(rejected):
+                catalog.save(name, rejected)
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:

@@ -93,11 +93,13 @@ class TransformParameters(Strict):
     ``mode`` selects where the examples come from: rows that the teacher rewrites, mapped rows, or both.
     ``guided`` helps a weak teacher: the prompt names the span of the passage to ask about, or the source text to
     answer. With ``consistency_filter`` the teacher answers each new query again without seeing the answer; if the two
-    answers differ, the example is rejected.
+    answers differ, the example is rejected. ``patience`` ends a run without an example after so many rows that were
+    sent and rejected (null: never).
     """
 
     mode: Literal["rewrite", "map", "both"] = "rewrite"
     max_examples: int = Field(ge=1)
+    patience: int | None = Field(default=20, ge=1)
     max_row_tokens: int = Field(ge=1)
     guided: bool
     consistency_filter: bool

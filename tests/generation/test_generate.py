@@ -140,7 +140,8 @@ def test_a_teacher_that_never_answers_is_quoted_by_its_commonest_words():
 
     assert "answered none of 3 requests. The most frequent failure: b\n" in explain(lines)
     answered = rejected_line({"row_id": 4}, Rejection("unfit_row"), Response("k", "null", "stop", 1, 1))
-    assert "nothing usable for task 'news_topic': {'teacher_failed': 3, 'unfit_row': 1}. Try again." in explain(
-        [*lines, answered]
-    )
-    assert "nothing usable for task 'news_topic': {}" in explain([])
+    assert (
+        "nothing usable for task 'news_topic': teacher_failed 3, unfit_row 1.\n"
+        "For example 4: unfit_row, in the response 'null'\nTry again."
+    ) in explain([*lines, answered])
+    assert "nothing usable for task 'news_topic': there were no rows.\nTry again." in explain([])

@@ -14,7 +14,7 @@ from kedro_datasets.pandas import ParquetDataset
 from rich.console import Console
 
 from rebase.datasets.adapter import AdapterDataset
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, StageError
 from rebase.parameters import CompareParameters
 from rebase.pipelines.compare import create_pipeline
 from rebase.pipelines.compare.attempts import no_adapter, no_examples, tolerate
@@ -167,7 +167,7 @@ def test_curves_need_a_training_set(student: Student, reading_task: Task):
 
 def test_a_failed_stage_leaves_its_set_out():
     def label(task):
-        raise RebaseError("distil: nothing usable")
+        raise StageError("distil: nothing usable", pd.DataFrame({"row_id": ["r1"]}))
 
     def train(preflight):
         raise AssertionError("not called")
@@ -184,6 +184,7 @@ def test_a_failed_stage_leaves_its_set_out():
     outputs = SequentialRunner().run(pipeline, DataCatalog({"task": MemoryDataset(1)}))
     assert outputs["adapter"].load() == Untrained("distil: nothing usable")
     assert outputs["labels"].load().empty
+    assert list(outputs["labels_rejected"].load()["row_id"]) == ["r1"]
 
 
 def test_an_unknown_price_is_null(reading_task: Task):

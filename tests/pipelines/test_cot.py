@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, StageError
 from rebase.parameters import CotParameters
 from rebase.pipelines.cot.nodes import reason_examples
 from rebase.records import REJECTED_COLUMNS
@@ -150,8 +150,9 @@ def test_an_agreeing_answer_keeps_its_spelling():
 
 
 def test_nothing_left_says_what_and_what_to_do():
-    with pytest.raises(RebaseError, match=r"'word_problems'.*another_answer': 2.*relabel"):
+    with pytest.raises(StageError, match=r"(?s)'word_problems': another_answer 2\..*relabel") as raised:
         run([OTHER, OTHER], count=2)
+    assert list(raised.value.rejected["reason"]) == ["another_answer"] * 2
 
 
 def test_a_teacher_out_of_order_is_quoted():

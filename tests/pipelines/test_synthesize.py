@@ -261,7 +261,9 @@ def test_a_budget_that_transform_has_used_up_is_named(budget):
 
 
 def test_nothing_usable_says_what_and_what_to_do():
-    with pytest.raises(RebaseError, match=r"nothing usable for task 'reading_qa'.*invalid_response.*synthesize\.yml"):
+    with pytest.raises(
+        RebaseError, match=r"(?s)nothing usable for task 'reading_qa'.*invalid_response.*synthesize\.yml"
+    ):
         synthesize(READING, lambda _: "x", summary_of(3))
     with pytest.raises(RebaseError, match=r"(?s)answered none of 3 requests.*no line.*credentials"):
         synthesize(READING, lambda _: ConnectionError("no line"), summary_of(3))

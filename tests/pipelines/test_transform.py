@@ -4,10 +4,16 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kedro.framework.hooks.manager import _create_hook_manager, _register_hooks
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.runner import SequentialRunner
+from kedro_datasets.pandas import ParquetDataset
 
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, StageError
 from rebase.generation.prompts.templates import SolvePrompt
+from rebase.hooks import RunReporter
 from rebase.parameters import ContaminationParameters, TransformParameters
+from rebase.pipelines.transform import create_pipeline
 from rebase.pipelines.transform.nodes import transform_rows
 from rebase.records import EXAMPLE_COLUMNS, REJECTED_COLUMNS
 from rebase.teacher.budget import Price
@@ -27,13 +33,14 @@ PASSAGES = [
 ]
 
 
-def parameters(max_examples=100, guided=False, max_tokens=200, consistency_filter=False):
+def parameters(max_examples=100, guided=False, max_tokens=200, consistency_filter=False, patience=20):
     sampling = {"temperature": 0.7, "max_tokens": max_tokens}
     return TransformParameters.model_validate(
         {
             "max_examples": max_examples,
             "max_row_tokens": 100,
             "guided": guided,
+            "patience": patience,
             "consistency_filter": consistency_filter,
             "sampling": sampling,
         }
@@ -151,22 +158,102 @@ def test_evaluation_items_are_rejected():
 
 
 def test_nothing_usable_says_what_and_what_to_do():
-    with pytest.raises(RebaseError, match=r"nothing usable for task 'reading_qa'.*unfit_row': 3.*top_n"):
-        transform(
-            READING,
-            retrieved(passages=PASSAGES[:3]),
-            NO_EVALUATION,
-            cached(Scripted(lambda _: '{"example": null}')),
-            PROMPT,
-            parameters(),
-        )
+    answers = iter(["a baker", None, "a cook"])
+
+    def say(_):
+        answer = next(answers)
+        return json.dumps({"example": answer and {"question": "Who cast the bell?", "answer": answer}})
+
+    words = (
+        r"(?s)nothing usable for task 'reading_qa': answer_not_in_passage 2, unfit_row 1\.\n"
+        r"For example bells/0: answer_not_in_passage a baker, in the response '.*Who cast.*'\n.*top_n"
+    )
+    with pytest.raises(StageError, match=words) as raised:
+        transform(READING, retrieved(passages=PASSAGES[:3]), NO_EVALUATION, cached(Scripted(say)), PROMPT, parameters())
+    assert list(raised.value.rejected["row_id"]) == ["bells/0", "bells/1", "bells/2"]
 
 
 def test_a_teacher_out_of_order_is_quoted():
     teacher = Scripted(lambda _: ConnectionError("the quota is used up"))
     rows = retrieved(passages=[f"{passage} Again {n}." for n in range(9) for passage in PASSAGES])
-    with pytest.raises(RebaseError, match=r"(?s)answered none of 108 requests.*the quota is used up.*credentials"):
+    with pytest.raises(RebaseError, match=r"(?s)answered none of \d+ requests.*the quota is used up.*credentials"):
         transform(READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters())
+    assert len(teacher.requests) < 20 + teacher.concurrency
+
+
+class Hosted(Scripted):
+    """Each response costs money."""
+
+    is_hosted = True
+
+
+def fail(folder, rows, teacher, given):
+    """Run the node as Kedro does, with the project's hooks: its error, and the rejected rows on disk."""
+    hooks = _create_hook_manager()
+    _register_hooks(hooks, (RunReporter(),))
+    tables = {
+        name: ParquetDataset(filepath=str(folder / f"{name}.parquet")) for name in ("examples", "examples_rejected")
+    }
+    inputs = {
+        "task": READING, "retrieved": rows, "evaluation_items": NO_EVALUATION, "transform_prompt": PROMPT,
+        "params:transform": given, "params:contamination": CONTAMINATION,
+    }  # fmt: skip
+    catalog = DataCatalog(
+        {name: MemoryDataset(value) for name, value in inputs.items()}
+        | {"teacher": MemoryDataset(teacher, copy_mode="assign")}
+        | tables
+    )
+    pipeline = create_pipeline().only_nodes("transform_rows")
+    with pytest.raises(StageError) as raised:
+        SequentialRunner().run(pipeline, catalog, hook_manager=hooks)
+    assert not tables["examples"].exists(), "an empty table would replace that of an earlier run"
+    return str(raised.value), tables["examples_rejected"].load()
+
+
+@pytest.mark.parametrize(("kind", "most"), [(Hosted, 21), (Scripted, 20 + 64)])
+def test_a_run_stops_where_nothing_is_accepted_and_all_rows_are_in_the_rejected_table(tmp_path, kind, most):
+    rows = retrieved(passages=[f"{passage} Again {n}." for n in range(18) for passage in PASSAGES])
+    teacher = kind(lambda _: '{"example": null}', concurrency=64)
+    message, rejected = fail(tmp_path, rows, cached(teacher), parameters())
+    sent = len(teacher.requests)
+    assert 20 <= sent < most
+    assert f"nothing usable for task 'reading_qa': unfit_row {sent}." in message
+    assert f"The other {len(rows) - sent} rows were not sent" in message
+    assert list(rejected["row_id"]) == list(rows["row_id"])
+    assert rejected["reason"].value_counts().to_dict() == {"unfit_row": sent, "not_requested": len(rows) - sent}
+
+
+def test_a_teacher_that_stops_the_run_leaves_the_rows_that_it_rejected(tmp_path):
+    def say(request):
+        if len(teacher.requests) > 3:
+            raise RebaseError("the key is wrong")
+        return '{"example": null}'
+
+    teacher = Scripted(say, concurrency=1)
+    message, rejected = fail(tmp_path, retrieved(passages=PASSAGES), cached(teacher), parameters())
+    assert message == "the key is wrong"
+    assert list(rejected["row_id"]) == ["bells/0", "bells/1", "bells/2"]
+
+
+def test_one_example_is_enough_to_continue():
+    calls = iter(range(200))
+    rows = retrieved(passages=[f"{passage} Again {n}." for n in range(9) for passage in PASSAGES])
+    teacher = Hosted(lambda request: asks_for_the_year(request) if next(calls) == 19 else "x", concurrency=64)
+    examples, _, summary = transform(READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters())
+    assert (len(examples), summary["rejected"]) == (1, {"invalid_response": len(rows) - 1})
+    with pytest.raises(StageError):
+        transform(READING, rows, NO_EVALUATION, cached(Hosted(lambda _: "x")), PROMPT, parameters(patience=19))
+    teacher = Hosted(lambda _: "x")
+    with pytest.raises(StageError):
+        transform(READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters(patience=None))
+    assert len(teacher.requests) == len(rows)
+
+
+def test_rows_that_are_not_sent_do_not_count_as_rejected_by_the_teacher():
+    rows = retrieved(passages=[*["Nothing here."] * 30, PASSAGES[0]])
+    teacher = Scripted(lambda _: '{"question": "In what year was the bell in this tower cast?"}')
+    examples, _, _ = transform(READING, rows, NO_EVALUATION, cached(teacher), PROMPT, parameters(guided=True))
+    assert len(examples) == len(teacher.requests) == 1
 
 
 def test_a_guided_teacher_writes_questions_only():

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from tqdm import tqdm
 
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, StageError
 from rebase.generation.filters.base import Rejection
 from rebase.generation.prompts.parsing import Example, read_check
 from rebase.generation.prompts.requests import answer_request
@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 Line = dict[str, Any]
+
+#: Characters of a response in an error message.
+_LONGEST_QUOTE = 300
 
 
 def generate_all(
@@ -122,7 +125,8 @@ class ExampleStage:
     ) -> None:
         """Run ``generate_all`` on the items and record each result.
 
-        An example whose query another example has is rejected as ``duplicate``.
+        An example whose query another example has is rejected as ``duplicate``. If the teacher raises a RebaseError,
+        it becomes a StageError with what was rejected before.
         """
         queries: set[str] = set()
 
@@ -138,9 +142,12 @@ class ExampleStage:
             self.rejected.append(rejected_line(result.item, outcome, result.response))
             return False
 
-        _, self.usage = generate_all(
-            self.teacher, items, generate, is_kept, stage=self.name, stop_at=stop_at, concurrency=concurrency
-        )
+        try:
+            _, self.usage = generate_all(
+                self.teacher, items, generate, is_kept, stage=self.name, stop_at=stop_at, concurrency=concurrency
+            )
+        except RebaseError as error:
+            raise StageError(str(error), self._rejected_table()) from error
 
     def conclude(
         self,
@@ -151,11 +158,13 @@ class ExampleStage:
     ) -> tuple[pd.DataFrame, pd.DataFrame, Line]:
         """The table of examples, the table of rejected items, and the summary with ``details``.
 
-        ``not_listed`` counts rejected items without a line, by reason. Raises RebaseError if there is no example
+        ``not_listed`` counts rejected items without a line, by reason. Raises StageError if there is no example
         (``explain_nothing_kept``).
         """
+        rejected = self._rejected_table()
         if not self.kept:
-            raise RebaseError(explain_nothing_kept(self.name, self.task, self.teacher, self.rejected, advice))
+            message = explain_nothing_kept(self.name, self.task, self.teacher, self.rejected, advice)
+            raise StageError(message, rejected)
         shared = {
             "teacher": f"{self.teacher.provider}/{self.teacher.model}",
             "prompt_hash": prompt_hash(self.prompt, self.task),
@@ -167,13 +176,15 @@ class ExampleStage:
                 logger.warning("%s: no example has the label %s", self.name, ", ".join(balance["missing"]))
             if warning := one_sided(balance["counts"]):
                 logger.warning("%s: %s", self.name, warning)
-        rejected = pd.DataFrame(self.rejected, columns=REJECTED_COLUMNS)
         summary = summarize_stage(
             self.name, kept=len(examples), rejected=Counter(rejected["reason"]) + Counter(not_listed),
             seconds=time.monotonic() - self.started, **shared, dtype=self.teacher.compute_dtype,
             usage=self.usage.summary(), **details,
         )  # fmt: skip
         return examples, rejected, summary
+
+    def _rejected_table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rejected, columns=REJECTED_COLUMNS)
 
     def _line(self, result: GenerationResult, example: Example) -> Line:
         """A line of ``examples``, without the columns that all examples share."""
@@ -245,7 +256,10 @@ def require_examples(stage: str, examples: pd.DataFrame) -> None:
 
 
 def explain_nothing_kept(stage: str, task: Task, teacher: CachedTeacher, rejected: list[Line], advice: str) -> str:
-    """The message for a stage without a result: why the teacher did not respond, or the reasons and ``advice``."""
+    """The message for a stage without a result: why the teacher did not respond, or the reasons and ``advice``.
+
+    The response that it quotes is one of the most frequent reason.
+    """
     name = f"{teacher.provider}/{teacher.model}"
     details = defaultdict(list)
     for line in rejected:
@@ -263,5 +277,12 @@ def explain_nothing_kept(stage: str, task: Task, teacher: CachedTeacher, rejecte
             f"{stage}: the budget left no request for the teacher {name}: {unsent[0]}. Raise that limit in "
             "globals.yml and run again: cached responses are not paid for twice."
         )
-    counts = dict(Counter(line["reason"] for line in rejected).most_common())
-    return f"{stage}: the teacher {name} wrote nothing usable for task {task.name!r}: {counts}. {advice}"
+    counts = Counter(line["reason"] for line in rejected if line["reason"] != "not_requested").most_common()
+    words = ", ".join(f"{reason} {count}" for reason, count in counts) or "there were no rows"
+    examples = [line for reason, _ in counts for line in rejected if line["reason"] == reason and line["text"]]
+    quoted = "".join(
+        f"\nFor example {line['row_id']}: {line['reason']} {line['detail']}".rstrip()
+        + f", in the response {line['text'][:_LONGEST_QUOTE]!r}"
+        for line in examples[:1]
+    )
+    return f"{stage}: the teacher {name} wrote nothing usable for task {task.name!r}: {words}.{quoted}\n{advice}"

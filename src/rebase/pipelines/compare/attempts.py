@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from kedro.pipeline import Node, Pipeline
 
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, StageError
 from rebase.records import Untrained, summarize_stage
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,10 @@ def _tolerant(node: Node, replace: Callable[[str], Any]) -> Node:
             return function(*inputs)
         except RebaseError as error:
             logger.warning("compare continues without this training set: %s", error)
-            return replace(str(error))
+            outputs = replace(str(error))
+            if isinstance(error, StageError) and error.rejected is not None:
+                outputs = (outputs[0], error.rejected, *outputs[2:])
+            return outputs
 
     outputs = node.outputs if len(node.outputs) > 1 else node.outputs[0]
     return Node(attempt, node.inputs, outputs, name=node.name, tags=node.tags)

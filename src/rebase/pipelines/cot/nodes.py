@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from rebase.errors import RebaseError
+from rebase.errors import StageError
 from rebase.generation.filters.base import Rejection
 from rebase.generation.generate import explain_nothing_kept, generate_all, rejected_line, require_examples
 from rebase.generation.prompts.parsing import read_rationale
@@ -69,17 +69,18 @@ def reason_examples(
         else:
             relabeled += not same_answer(outcome.answer, line["answer"])
             kept.append(line | {name: getattr(outcome, name) for name in ("answer", "rationale", "agreement")})
+    rejected_table = pd.DataFrame(rejected, columns=REJECTED_COLUMNS)
     if not kept:
         advice = (
             "Use a stronger teacher, set `cot.on_disagreement: relabel`, or set `cot: false` in the task to train on "
             "the answers alone."
         )
-        raise RebaseError(explain_nothing_kept("cot", task, teacher, rejected, advice))
+        raise StageError(explain_nothing_kept("cot", task, teacher, rejected, advice), rejected_table)
     summary = summarize_stage(
         "cot", kept=len(kept), rejected=Counter(line["reason"] for line in rejected),
         seconds=time.monotonic() - started, relabeled=relabeled, usage=usage.summary(),
     )  # fmt: skip
-    return pd.DataFrame(kept), pd.DataFrame(rejected, columns=REJECTED_COLUMNS), summary
+    return pd.DataFrame(kept), rejected_table, summary
 
 
 def _compare(outcome: AnswerSample | Rejection, answer: str, parameters: CotParameters) -> AnswerSample | Rejection:

@@ -9,16 +9,15 @@ import numpy as np
 import pandas as pd
 
 from rebase.generation.cost_estimate import estimate_requests, read_estimate, summarize_estimate
-from rebase.generation.cues import can_be_guided, find_cue, source_text_columns
 from rebase.generation.prompts.requests import (
     answer_request,
     cot_request,
     densify_request,
     evaluation_requests,
     label_requests,
-    transform_request,
 )
 from rebase.generation.prompts.templates import DistilPrompt, SolvePrompt, TransformPrompt
+from rebase.generation.rows import RowTransformer
 from rebase.parameters import CotParameters, DistilParameters, EvaluateParameters, TransformParameters
 from rebase.records import Task
 from rebase.tasks.evaluation_items import select_items
@@ -42,7 +41,8 @@ def estimate_cost(
     cannot be predicted.
     """
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
-    requests = _transform_requests(task, rows, transform_prompt, transform)
+    transformer = RowTransformer(task, rows, transform_prompt, transform)
+    requests = [request for row in rows if (request := transformer.request(row))]
     plan: _Plan = {"transform": (requests, transform.max_examples, (*task.written_fields, "answer"))}
     # The task's examples stand for those that will be generated.
     examples = list(islice(cycle(task.examples), min(transform.max_examples, len(requests))))
@@ -111,16 +111,6 @@ def _summarize(task: Task, teacher: CachedTeacher, plan: _Plan, stages: dict[str
         "stages": {stage: summarize_estimate(estimate, teacher.price) for stage, estimate in stages.items()},
         "total": summarize_estimate(np.sum([*stages.values()], axis=0), teacher.price),
     }
-
-
-def _transform_requests(
-    task: Task, rows: list[dict[str, Any]], prompt: TransformPrompt, parameters: TransformParameters
-) -> list[Request]:
-    if not (parameters.guided and can_be_guided(task)):
-        return [transform_request(task, row, prompt, parameters) for row in rows]
-    columns = source_text_columns(rows)
-    cues = ((row, find_cue(task, row, columns)) for row in rows)
-    return [transform_request(task, row, prompt, parameters, cue) for row, cue in cues if cue is not None]
 
 
 def _label_requests(
