@@ -97,19 +97,14 @@ def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str
     from plotly.offline import get_plotlyjs
 
     given = {name: piece for name, piece in pieces.items() if len(piece) and set(ALL_PIECES[name]) <= set(piece)}
-    environment = Environment(
-        loader=PackageLoader("rebase.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"shorten": _shorten, "marked": _marked, "number": _number, "dollars": _dollars}
-    environment.filters["words"] = lambda name: str(name).replace("_", " ")
     predictions, examples, retrieved, mapped, compared = (
         given.get(name) for name in ("predictions", "reasoned_examples", "retrieved", "embedding_map", "comparison")
     )
     metric = task.metrics[0]
     if predictions is not None and metric not in predictions:
         predictions = None  # a task without references, or another version of the task
-    return environment.get_template(_TEMPLATE).render(
+    return render_page(
+        _TEMPLATE,
         task=task,
         outdated=outdated,
         metric=metric,
@@ -132,6 +127,17 @@ def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str
         missing_names=[name for name in PIECES if name not in given],
         **{name: given.get(name) for name in _SHOWN_UNCHANGED},
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fill a template of this package; every value is escaped."""
+    environment = Environment(
+        loader=PackageLoader("rebase.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"shorten": _shorten, "marked": _marked, "number": _number, "dollars": _dollars}
+    environment.filters["words"] = lambda name: str(name).replace("_", " ")
+    return environment.get_template(template).render(**values)
 
 
 def seed_variance(comparison: pd.DataFrame) -> dict[str, dict[str, Any]]:
