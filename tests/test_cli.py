@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from kedro.io import DataCatalog
 
 from rebase import cli
+from rebase.datasets import TaskDataset
 from rebase.teacher.protocol import Message, Request, Response, Sampling
 from rebase.teacher.response_cache import ResponseCache
 from tests.test_end_to_end import copy_of_project, kedro, outputs
@@ -143,3 +144,77 @@ def test_prune_asks_first_and_wants_to_know_which(path: Path) -> None:
     call("prune", "--model", "m", code=1)  # nobody answers: aborted
     assert "0 responses deleted" in call("prune", "--before", "2020-01-01", "--yes")
     assert "anthropic/m: 1" in call("list")
+
+
+NEW_TASK = """
+instruction: Answer with the color of the animal.
+examples:
+  - {text: The heron is gray., answer: gray}
+  - {text: The fox is red., answer: red}
+  - {text: The toad is brown., answer: brown}
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of tasks of a project without a datastore; ``new.yml`` beside it describes a task."""
+    (tmp_path / "new.yml").write_text(NEW_TASK)
+
+    def load(env: str | None, parameters: dict[str, Any]) -> DataCatalog:
+        return DataCatalog({"task": TaskDataset(str(tmp_path / "raw" / "tasks"), parameters["task"])})
+
+    monkeypatch.setattr(cli, "_load_catalog", load)
+    return tmp_path / "raw" / "tasks"
+
+
+def new_task(*arguments: str, typed: str | None = None, code: int = 0) -> str:
+    result = CliRunner().invoke(cli.cli, ["new-task", *arguments], input=typed)
+    assert result.exit_code == code, result.output
+    return result.stderr if code else result.stdout
+
+
+def test_a_new_task_from_a_file(tasks: Path, tmp_path: Path) -> None:
+    printed = new_task("color", f"--from={tmp_path}/new.yml", "--env=api", "--datastore=hub")
+    task = TaskDataset(str(tasks), "color").load()
+    assert (task.answer.type, task.passage) == ("span", "text")
+    assert printed.startswith(f"Written: {tasks}/color.yml\n")
+    assert "There is no datastore to search yet" in printed
+    assert f"{tasks.parent}/evaluation/color.jsonl" in printed
+    assert '{"text": "…", "answer": "…"}' in printed
+    assert printed.endswith("Next: kedro run --pipelines=estimate --env=api --params=task=color,datastore=hub\n")
+
+
+def test_a_new_task_typed_in(tasks: Path) -> None:
+    """The fourth example becomes an evaluation item."""
+    examples = "".join(f"The box has {number} eggs.\nHow many?\n{number}\n" for number in (1, 2, 3))
+    printed = new_task("eggs", typed=f"Count the eggs.\nbox, question\n{examples}y\nA box of 4.\nEggs?\n4\nn\n")
+    task = TaskDataset(str(tasks), "eggs").load()
+    assert task.query == "Box: {box}\n\nQuestion: {question}"
+    assert [example["answer"] for example in task.examples] == ["1", "2", "3"]
+    file = tasks.parent / "evaluation" / "eggs.jsonl"
+    assert json.loads(file.read_text()) == {"box": "A box of 4.", "question": "Eggs?", "answer": "4"}
+    assert f"Written: {file}" in printed
+    assert "needs evaluation items" not in printed
+    assert not tasks.joinpath("other.yml").exists()
+    assert "other: 0 examples, but a task needs 3." in new_task("other", typed="Count the eggs.\n\n", code=1)
+
+
+def test_a_task_is_replaced_only_on_request(tasks: Path, tmp_path: Path) -> None:
+    evaluation = tasks.parent / "evaluation" / "color.jsonl"
+    evaluation.parent.mkdir(parents=True)
+    evaluation.write_text("{}\n")
+    more = tmp_path / "more.yml"
+    more.write_text(NEW_TASK + "  - {text: The owl is white., answer: white}\n")
+    assert f"{evaluation} exists." in new_task("color", f"--from={more}", code=1)
+    assert not tasks.exists()
+    new_task("color", f"--from={tmp_path}/new.yml")
+    assert f"{tasks}/color.yml exists. Choose another name" in new_task("color", code=1)
+    new_task("color", f"--from={more}", "--overwrite")
+    assert json.loads(evaluation.read_text())["answer"] == "white"
+
+
+def test_a_new_task_needs_a_name_for_its_file(tasks: Path, tmp_path: Path) -> None:
+    for name in ("a/b", "Color", "../color", "${x}"):
+        assert new_task(name, f"--from={tmp_path}/new.yml", code=1) == (
+            f"Error: {name!r} cannot be the name of a task: use lowercase letters, digits and _.\n"
+        )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pandas as pd
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -25,7 +26,9 @@ from rebase.datastore.vectors import DESCRIPTION, cells_at
 from rebase.errors import RebaseError
 from rebase.files import replacing_file, replacing_folder
 from rebase.hooks import user_error
-from rebase.reporting.console import visible
+from rebase.records import EVALUATION_COLUMNS, TASK_NAME
+from rebase.reporting.console import retrieved_lines, stage_line, visible
+from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.teacher.response_cache import ResponseCache
 
 #: A comma between parameters: the name of the next one and "=" follow. Other commas are part of a value.
@@ -54,6 +57,7 @@ def _read_params(context: click.Context, option: click.Parameter, value: str | d
 
 _env = click.option("--env", "-e", help="The Kedro environment.")
 _task = click.option("--task", help="The task, if it is not the environment's.")
+_datastore = click.option("--datastore", help="The datastore's name, if it is not the environment's.")
 _version = click.option("--run", "version", metavar="VERSION", help="An older run, by its version in `kedro runs`.")
 _params = click.option(
     "--params",
@@ -105,7 +109,7 @@ def _cache(env: str | None) -> Iterator[ResponseCache]:
 @cli.command()
 @click.argument("text")
 @click.option("--count", "-n", default=10, help="The number of texts.", show_default=True, type=click.IntRange(min=1))
-@click.option("--datastore", help="The datastore's name, if it is not the environment's.")
+@_datastore
 @_env
 def near(text: str, count: int, datastore: str | None, env: str | None) -> None:
     """Show the texts of the datastore that are most similar to TEXT (by the approximate Annoy index)."""
@@ -127,6 +131,72 @@ def near(text: str, count: int, datastore: str | None, env: str | None) -> None:
             click.echo(textwrap.indent(textwrap.fill(visible(textwrap.shorten(value, 240)), 100), " " * 7))
     counts = neighbors["dataset"].value_counts()
     click.echo("In " + ", ".join(f"{dataset} ({number})" for dataset, number in counts.items()))
+
+
+@cli.command("new-task")
+@click.argument("name")
+@click.option(
+    "--from",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A YAML or JSON file with `instruction` and `examples`. Without it, the command asks for them.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the task file, and the evaluation items.")
+@_datastore
+@_env
+def new_task(name: str, file: Path | None, overwrite: bool, datastore: str | None, env: str | None) -> None:
+    """Write the file of the task NAME from an instruction and three examples, and show the rows it would retrieve.
+
+    Further examples become evaluation items. Look at the task file, and correct what was proposed.
+    """
+    from rebase.tasks.new_task import find_free, propose_task, read_description, task_text, type_description
+
+    if not re.fullmatch(TASK_NAME, name):
+        raise click.ClickException(f"{name!r} cannot be the name of a task: use lowercase letters, digits and _.")
+    with _catalog(env, task=name, datastore=datastore) as catalog:
+        path = catalog["task"].filepath
+        items_path = path.parents[1] / "evaluation" / f"{name}.jsonl"
+        find_free(path, overwrite)
+        description = read_description(file) if file else type_description()
+        content, items = propose_task(description, name, items_path.as_posix(), str(file or name))
+        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+        for target, text in ((items_path, lines), (path, task_text(content))):
+            if text:
+                find_free(target, overwrite)
+                with replacing_file(target) as part:
+                    part.write_text(text, encoding="utf-8")
+                click.echo(f"Written: {target}")
+        click.echo("Read the task file and correct what it proposes.\n")
+        has_items = "evaluation" in description or items_path.exists()
+        _show_retrieved(catalog, has_items)
+        if not has_items:
+            line = json.dumps(dict.fromkeys(content["examples"][0], "…"), ensure_ascii=False)
+            click.echo(f"\nA run needs evaluation items: write {items_path}, with lines such as\n{line}")
+        options = [
+            *([f"--env={env}"] if env else []),
+            f"--params=task={name}" + (f",datastore={datastore}" * bool(datastore)),
+        ]
+        click.echo(f"\nNext: kedro run --pipelines=estimate {' '.join(options)}")
+
+
+def _show_retrieved(catalog: Any, has_items: bool) -> None:
+    """Print the best rows of the datastore for the task, as the pipeline ``retrieve`` finds them; nothing is saved."""
+    from rebase.pipelines.retrieve.nodes import retrieve_rows
+
+    if not all(map(catalog.exists, ("index", "vectors", "rows"))):
+        click.echo("There is no datastore to search yet. To build it: kedro run --pipelines=ingest,embed,index")
+        return
+    task = catalog.load("task")
+    if has_items:
+        items = make_evaluation_items(task, catalog.load("evaluation_rows"))
+    else:
+        items = pd.DataFrame(columns=EVALUATION_COLUMNS)
+    stores = map(catalog.load, ("encoder", "index", "annoy_index", "vectors", "rows"))
+    settings = map(catalog.load, ("params:retrieve", "params:contamination"))
+    retrieved, _, summary = retrieve_rows(*[task, *stores, items, *settings])
+    for line in (stage_line(summary, summary["seconds"]), *retrieved_lines(retrieved, 10)):
+        click.echo(line)
+    click.echo("Nothing was saved. If you would take other rows, name the subject of the texts in the instruction.")
 
 
 @cli.group()

@@ -15,6 +15,8 @@ from rebase.text import NUMBER, normalize, template_columns
 AnswerType = Literal["span", "label", "number", "text", "code"]
 Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "rouge_l"]
 
+#: The names of tasks, as a pattern.
+TASK_NAME = r"^[a-z0-9][a-z0-9_]*$"
 # Columns of the tables, by catalog entry. A column that holds a list or a mapping holds it as JSON text.
 #: The value of a task's ``language`` that takes rows of every language.
 ANY_LANGUAGE = "any"
@@ -139,7 +141,7 @@ class Task(Strict):
     ``mappings`` are the mappings of datasets that a person wrote or corrected.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
+    name: str = Field(pattern=TASK_NAME)
     version: int = Field(ge=1)
     instruction: str = Field(min_length=1)
     query: str = Field(min_length=1)

@@ -7,6 +7,7 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 from kedro_datasets.pandas import ParquetDataset
 
+from rebase import cli
 from rebase.datastore.encoder import Encoder
 from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError
@@ -202,3 +203,20 @@ def test_rows_of_an_earlier_version_name_the_folder_to_rebuild(run, datastore):
     earlier = Shards(rows.fingerprints, read_earlier, folder="data/02_intermediate/sample/rows")
     with pytest.raises(RebaseError, match=r"sample/rows: the rows have no column license.*ingest,embed,index"):
         run(rows=earlier)
+
+
+def test_new_task_shows_what_the_pipeline_retrieves_and_saves_nothing(datastore, encoder, reading_task, walk, capsys):
+    stores = {name: datastore.catalog.get(name) for name in ("index", "annoy_index", "vectors", "rows")}
+    values = {
+        "task": reading_task, "encoder": encoder, "params:retrieve": PARAMETERS, "params:contamination": CONTAMINATION
+    }  # fmt: skip
+    cli._show_retrieved(DataCatalog(stores | {name: MemoryDataset(value) for name, value in values.items()}), False)
+    stage, _, table = capsys.readouterr().out.partition("rank  score  dataset                   text\n")
+    assert "\nretrieve  in " in stage
+    *lines, last = table.splitlines()
+    assert last.startswith("Nothing was saved.")
+    assert all(len(line) <= 80 for line in lines)
+    # Without evaluation items there is no contamination.
+    datasets = [line.split()[2] for line in lines]
+    assert [dataset for dataset in datasets if dataset != "leaky"] == walk[0]["dataset"].to_list()
+    assert "leaky" in datasets

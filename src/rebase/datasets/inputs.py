@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pandas as pd
-import yaml
 from kedro.io import AbstractDataset, DatasetError
 
 from rebase.datasets.previews import JSONPreview, TablePreview, TextPreview
@@ -14,7 +13,7 @@ from rebase.records import Task
 from rebase.reporting.redaction import public
 from rebase.tasks.evaluation_items import make_evaluation_items, make_unlabeled_inputs
 from rebase.tasks.source_rows import SourceRows, read_source_rows
-from rebase.tasks.task_files import load_task
+from rebase.tasks.task_files import load_task, to_yaml
 
 
 class ReadOnly:
@@ -66,6 +65,7 @@ class TaskDataset(ReadOnly, AbstractDataset[Any, Task]):
         self._folder = Path(folder)
         self._name = name
         self._prompts = prompts
+        self.filepath = self._folder / f"{name}.yml"
         self.metadata = metadata
 
     def load(self) -> Task:
@@ -74,10 +74,10 @@ class TaskDataset(ReadOnly, AbstractDataset[Any, Task]):
     def preview(self) -> TextPreview:
         """The task for kedro-viz: the content of its file, with the published prompts if they are used."""
         content = self.load().model_dump(mode="json", exclude_defaults=True)
-        return TextPreview(yaml.dump(content, Dumper=_ReadableDumper, sort_keys=False, allow_unicode=True, width=100))
+        return TextPreview(to_yaml(content))
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._folder / f"{self._name}.yml"), "prompts": self._prompts}
+        return {"filepath": str(self.filepath), "prompts": self._prompts}
 
 
 class EvaluationRowsDataset(ReadOnly, AbstractDataset[Any, SourceRows]):
@@ -147,16 +147,6 @@ class RealDataset(InputsDataset):
 
     def _parse(self, task: Task, source: SourceRows) -> pd.DataFrame:
         return make_evaluation_items(task, source).assign(**source.origin)
-
-
-class _ReadableDumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks."""
-
-
-_ReadableDumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
 
 
 def _location(source: Source) -> str:

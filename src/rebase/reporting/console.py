@@ -1,7 +1,8 @@
 """Terminal output of a run: one line when a stage ends, one table at the end."""
 
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -61,6 +62,14 @@ def estimate_table(estimate: Mapping[str, Any]) -> Table:
         table.add_row(stage, *counts, _dollars(costs["dollars"]), _dollars(costs["dollars_batch"]))
     table.caption = f"{estimate['rows']:,} rows · {estimate['price']} · tokens {estimate['tokens']}"
     return table
+
+
+def retrieved_lines(retrieved: pd.DataFrame, count: int) -> Iterator[str]:
+    """A table of the best rows, at most 80 columns wide: each with its passage, or the cell that matched best."""
+    yield f"{'rank':>4}  score  {'dataset':<24}  text"
+    for row in retrieved.head(count).itertuples():
+        text = textwrap.shorten(visible(row.passage or row.query_value or row.answer_value or ""), 41, placeholder="…")
+        yield f"{row.rank:>4}  {row.score:.3f}  {row.dataset[-24:]:<24}  {text}"
 
 
 def ask_line(task: Task, env: str | None) -> str:

@@ -1,7 +1,9 @@
 """Task files: one YAML file a task, and files of published prompts."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -31,6 +33,11 @@ def load_task(folder: Path, name: str, prompts: str | None = None) -> Task:
     if task.name != name:
         raise RebaseError(f"{path}: `name` is {task.name!r}, but the file is called {name!r}. Make them the same.")
     return use_prompts(task, Path(prompts)) if prompts else task
+
+
+def to_yaml(content: Mapping[str, Any]) -> str:
+    """The content of a task file as YAML, with texts of several lines as blocks."""
+    return str(yaml.dump(content, Dumper=_ReadableDumper, sort_keys=False, allow_unicode=True, width=100))
 
 
 def use_prompts(task: Task, path: Path) -> Task:
@@ -73,3 +80,13 @@ def use_prompts(task: Task, path: Path) -> Task:
         example = {task.query_fields[0]: question, "answer": answer}
         examples.append(example | {"rationale": steps} if task.cot else example)
     return Task.parse(task.model_dump() | {"instruction": instruction, "examples": examples}, where)
+
+
+class _ReadableDumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks."""
+
+
+_ReadableDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
