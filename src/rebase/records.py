@@ -28,7 +28,10 @@ INGEST_REJECTED_COLUMNS = ["dataset", "config", "reason", "rows", "detail"]
 EVALUATION_COLUMNS = ["item_id", "fields", "query", "references"]
 _SCORE_COLUMNS = ["score", "score_dataset", "score_query", "score_answer", "query_column", "answer_column"]
 #: ``retrieved``: rows with their rank, scores and best cells.
-RETRIEVED_COLUMNS = ["rank", *ROW_COLUMNS, *_SCORE_COLUMNS, "query_value", "answer_value", "passage", "duplicates"]
+RETRIEVED_COLUMNS = [
+    "rank", *ROW_COLUMNS, *_SCORE_COLUMNS, "query_value", "answer_value", "passage", "passage_column", "passage_choice",
+    "duplicates",
+]  # fmt: skip
 #: ``retrieval_rejected``.
 RETRIEVAL_REJECTED_COLUMNS = ["rank", "row_id", "dataset", "score", "reason", "detail"]
 #: The source row of an example: its columns of ``retrieved``.

@@ -105,6 +105,11 @@ def count_words(text: str) -> float:
     return sum(1 if word["letter"] else 2 for word in _WORD.finditer(text)) / 2
 
 
+def is_unspaced(text: str) -> bool:
+    """Whether most of the text is in a script without spaces between words."""
+    return 2 * len(_UNSPACED_LETTER.findall(text)) > len(text)
+
+
 def cut_at_sentence(text: str, max_words: int) -> str:
     """The longest prefix of complete sentences with at most ``max_words`` words, or else the first ``max_words``.
 

@@ -109,7 +109,8 @@ def test_rows_are_ranked_and_explain_themselves(walk):
         cells = json.loads(line.row)
         assert cells[line.query_column] == line.query_value
         assert cells[line.answer_column] == line.answer_value
-        assert any(text.startswith(line.passage) for text in cells.values())
+        assert cells[line.passage_column].startswith(line.passage)
+        assert line.passage_choice == ("best match" if line.passage_column == line.query_column else "longest")
         assert len(line.passage.split()) <= PARAMETERS.max_passage_words
 
 

@@ -1,7 +1,6 @@
 import pytest
 
 from rebase.generation.filters.languages import detect_language, reject_language, task_language
-from tests.generation.filters.rows import row
 
 ENGLISH = "The ferry to the island leaves at nine and returns before the harbor closes."
 GERMAN = "Die Fähre zur Insel fährt um neun Uhr ab und kehrt zurück, bevor der Hafen schließt."
@@ -28,18 +27,18 @@ def test_what_is_no_prose_has_none(text):
     assert detect_language(text) is None
 
 
-def test_a_row_in_another_language_is_rejected_and_its_language_named():
-    rejection = reject_language(row({"id": "17", "text": SLOVENE}), "en")
+def test_a_text_in_another_language_is_rejected_and_its_language_named():
+    rejection = reject_language(SLOVENE, "en")
     assert (rejection.reason, rejection.detail) == ("language", "sl")
 
 
-@pytest.mark.parametrize("cells", [{"text": ENGLISH}, {"formula": "17 + 4"}, {"long": ENGLISH * 2, "word": GERMAN}, {}])
-def test_other_rows_pass(cells):
-    assert reject_language(row(cells), "en") is None
+@pytest.mark.parametrize("text", [ENGLISH, "17 + 4", ""])
+def test_other_texts_pass(text):
+    assert reject_language(text, "en") is None
 
 
 def test_a_task_has_the_language_of_its_examples_unless_its_file_names_one(reading_task):
     assert task_language(reading_task) == "en"
     assert task_language(reading_task.model_copy(update={"language": "sl"})) == "sl"
     assert task_language(reading_task.model_copy(update={"language": "any"})) is None
-    assert reject_language(row(GERMAN), None) is None
+    assert reject_language(GERMAN, None) is None

@@ -1,4 +1,10 @@
-from rebase.generation.filters.passages import find_passage, reject_without_passage
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebase.generation.filters.passages import Passage, clean_text, fault_of, find_passage, reject_without_passage
 from rebase.parameters import LicensePolicy, RetrieveParameters
 from tests.generation.filters.rows import row
 
@@ -7,19 +13,98 @@ PARAMETERS = RetrieveParameters(
     licenses=LicensePolicy(allow=("*",), deny=("*-nc-*", "*-nc"), unknown="allow"),
     near_duplicate=0.8, max_dataset_share=0.5, min_passage_words=4, max_passage_words=8,
 )  # fmt: skip
+PROSE = "The museum opens at nine. On Sundays it is closed, and the garden stays open until dusk."
+
+
+def text_of(cells) -> str | None:
+    passage = find_passage(row(cells), PARAMETERS)
+    return passage and passage.passage
 
 
 def test_passage_is_the_longest_cell_cut_at_a_sentence():
     cells = {"title": "Short.", "body": "One two three. Four five six. Seven eight nine ten eleven."}
-    assert find_passage(row(cells), PARAMETERS) == "One two three. Four five six."
+    assert find_passage(row(cells), PARAMETERS) == Passage("One two three. Four five six.", "body", "longest")
     assert reject_without_passage(row(cells), PARAMETERS) is None
-    assert reject_without_passage(row("too few words"), PARAMETERS).reason == "no_passage"
+    rejection = reject_without_passage(row("too few words"), PARAMETERS)
+    assert (rejection.reason, rejection.detail) == ("no_passage", "short")
     assert reject_without_passage(row({}), PARAMETERS).reason == "no_passage"
 
 
 def test_a_japanese_passage_is_measured_in_letters():
     body = "鯨は海に住む。春には子を連れて北へ帰る。"  # seven, and thirteen letters and signs
-    assert find_passage(row(body), PARAMETERS) is None
-    assert find_passage(row(body * 2), PARAMETERS) is None
-    assert find_passage(row("鯨は海に住む動物だ。春には北へ帰る。"), PARAMETERS) == "鯨は海に住む動物だ。"
-    assert find_passage(row("鯨は海に住む"), PARAMETERS) is None
+    assert text_of(body) is None
+    assert text_of(body * 2) is None
+    assert text_of("鯨は海に住む動物だ。春には北へ帰る。") == "鯨は海に住む動物だ。"
+    assert text_of("鯨は海に住む") is None
+
+
+def test_the_cell_that_matched_the_query_is_preferred_if_it_is_prose():
+    cells = {
+        "body": f"{PROSE} The gate is high.",
+        "summary": "A museum with a garden opens at nine.",
+        "title": "Museum",
+    }
+    best = replace(row(cells), query_column="summary")
+    assert find_passage(best, PARAMETERS) == Passage(cells["summary"], "summary", "best match")
+    assert find_passage(replace(best, query_column="title"), PARAMETERS).passage_column == "body"
+
+
+def test_a_longer_cell_that_is_no_prose_is_passed_over():
+    cells = {"parse": "(ROOT (S (NP (DT The) (NN museum)) (VP (VBZ opens)))) " * 5, "text": PROSE}
+    assert find_passage(row(cells), PARAMETERS).passage_column == "text"
+    del cells["text"]
+    assert reject_without_passage(row(cells), PARAMETERS).detail == "markup"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (PROSE, ""),
+        ("the dress is sold at 65 percent of its price . the staff pay less . how much is that ?", ""),
+        ("Der Fischereihafenbetriebsgesellschaft gehören die Anlagen. Gebaut hat man 1908.", ""),
+        ("La agencia abre a las 7 y 30 de la mañana .  El último tren sale a las 9 .", ""),
+        ("鯨は海に住む動物だ。春には北へ帰る。", ""),
+        ("संग्रहालय नौ बजे खुलता है। रविवार को वह बंद रहता है।", ""),
+        ("(ROOT (S (SBAR (IN If) (S (NP (PRP it)) (VP (VBZ rains)))) (. .)))", "markup"),
+        ("a<>is<>b$$$b<>has part<>c$$$c<>is in<>d.", "markup"),
+        ("def f(x):\n    return x[0] == {'a': 1}.get(x)", "markup"),
+        ("name: conference, pluralName: conferences; name: market, pluralName: markets.", "markup"),
+        ("12 4.5 77 1008 3 9.5 and 14 of 20. 88 12 1 0 5.", "symbols"),
+        ("red green blue yellow " * 20, "no sentences"),
+        ("Charlotte York. Carrie Bradshaw. Carrie Bradshaw. Carrie Bradshaw.", "repetition"),
+        ("What is the capital of Peru? Which river runs through it?", "questions"),
+        ("x y z a b c . d e f g h i . j k", "odd words"),
+    ],
+)
+def test_prose_is_told_from_what_is_not(text, fault):
+    assert fault_of(text) == fault
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("It&#x27;s &quot;new&quot; &amp; small.", 'It\'s "new" & small.'),
+        ("Open.\\nClose. A \\'quoted\\' word.\\newline The end.", "Open.\nClose. A 'quoted' word.\n The end."),
+        ("['Heat it very well.', 'Add all \\'good\\' oil.', \"Don't burn it now\"]", "Heat it very well. Add all 'good' oil. Don't burn it now."),  # noqa: E501
+        ("['Heat the pan.'\n 'Add the oil.']", "Heat the pan. Add the oil."),
+        ("['We', 'left', 'early', '.']", "We left early ."),
+        ('["It rains today.", "We stay at ho', "It rains today."),
+        ("It rains.; We stay at home.; We read.", "It rains. We stay at home. We read."),
+        ("The cafÃ© is open.", "The café is open."),
+        ("The rate $\\theta$ and “this”.", "The rate $\\theta$ and “this”."),
+        ("[1] A footnote, not a list.", "[1] A footnote, not a list."),
+    ],
+)  # fmt: skip
+def test_the_text_that_was_meant(text, clean):
+    assert clean_text(text) == clean
+
+
+@given(st.text())
+def test_any_text_is_cleaned_and_measured(text):
+    assert isinstance(fault_of(clean_text(text)), str)
+    assert find_passage(row(text), PARAMETERS) is None or reject_without_passage(row(text), PARAMETERS) is None
+
+
+@given(st.lists(st.sampled_from(["The river floods.", "Boats leave at noon.", "Nobody saw it."]), min_size=1))
+def test_clean_prose_is_not_changed(sentences):
+    assert clean_text(" ".join(sentences)) == " ".join(sentences)

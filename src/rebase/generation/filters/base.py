@@ -7,13 +7,18 @@ from fnmatch import fnmatchcase
 
 @dataclass(frozen=True)
 class Candidate:
-    """A ranked row to be filtered; ``cells`` are its flat ``{column: text}``."""
+    """A ranked row to be filtered.
+
+    ``cells`` are its flat ``{column: text}``, ``query_column`` is the one that matched the task's queries
+    best, if any did.
+    """
 
     row_id: str
     dataset: str
     license: str
     cells: Mapping[str, str]
     content_hash: str
+    query_column: str = ""
 
     @property
     def longest_cell(self) -> str:

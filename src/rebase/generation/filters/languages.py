@@ -4,7 +4,7 @@ import re
 from functools import cache
 from typing import Any
 
-from rebase.generation.filters.base import Candidate, Rejection
+from rebase.generation.filters.base import Rejection
 from rebase.records import ANY_LANGUAGE, Task
 from rebase.text import tokens, weight
 
@@ -34,11 +34,11 @@ def task_language(task: Task) -> str | None:
     return detect_language("\n".join(text for example in task.examples for text in example.values()))
 
 
-def reject_language(row: Candidate, language: str | None) -> Rejection | None:
-    """Reject a row whose longest cell is certainly in another language."""
+def reject_language(text: str, language: str | None) -> Rejection | None:
+    """Reject a row whose passage or longest cell is certainly in another language."""
     if language is None:
         return None
-    detected = detect_language(row.longest_cell)
+    detected = detect_language(text)
     return Rejection("language", detected) if detected and detected != language else None
 
 

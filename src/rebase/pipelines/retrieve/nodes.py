@@ -22,7 +22,7 @@ from rebase.generation.filters.duplicates import Duplicates
 from rebase.generation.filters.exclusion import reject_excluded
 from rebase.generation.filters.languages import reject_language, task_language
 from rebase.generation.filters.licenses import reject_license
-from rebase.generation.filters.passages import find_passage, reject_without_passage
+from rebase.generation.filters.passages import Passage, find_passage, reject_without_passage
 from rebase.parameters import ContaminationParameters, RetrieveParameters
 from rebase.records import RETRIEVAL_REJECTED_COLUMNS, RETRIEVED_COLUMNS, ROW_COLUMNS, Task, summarize_stage
 
@@ -139,13 +139,13 @@ def _filter_ranked(
     kept_of_dataset: Counter[str] = Counter()
     limit = max(1, int(parameters.max_dataset_share * parameters.top_n))
 
-    def reject(row: Candidate) -> Rejection | None:
+    def reject(row: Candidate, passage: Passage | None) -> Rejection | None:
         return (
             reject_excluded(row, task)
             or reject_license(row, parameters.licenses)
-            or reject_language(row, language)
+            or reject_language(passage.passage if passage else row.longest_cell, language)
             or contaminated.reject(row.cells)
-            or (reject_without_passage(row, parameters) if task.passage else None)
+            or (reject_without_passage(row, parameters) if task.passage and not passage else None)
             or duplicates.reject(row)
             or (Rejection("dataset_share", row.dataset) if kept_of_dataset[row.dataset] >= limit else None)
         )
@@ -155,15 +155,15 @@ def _filter_ranked(
     with tqdm(total=parameters.top_n, desc="retrieve", unit="row") as bar:
         for rank, (scores, row) in enumerate(ranked, start=1):
             row_id, dataset, cells = row["row_id"], row["dataset"], json.loads(row["row"])
-            candidate = Candidate(row_id, dataset, row["license"], cells, row["content_hash"])
-            if rejection := reject(candidate):
+            candidate = Candidate(row_id, dataset, row["license"], cells, row["content_hash"], scores["query_column"])
+            passage = find_passage(candidate, parameters) if task.passage else None
+            if rejection := reject(candidate, passage):
                 rejected.append([rank, row_id, dataset, scores["score"], rejection.reason, rejection.detail])
                 continue
             duplicates.keep(candidate)
             kept_of_dataset[dataset] += 1
             best = {f"{side}_value": cells.get(scores[f"{side}_column"] or "") for side in ("query", "answer")}
-            passage = find_passage(candidate, parameters) if task.passage else None
-            kept.append({"rank": rank, **scores, **row, **best, "passage": passage})
+            kept.append({"rank": rank, **scores, **row, **best, **(passage._asdict() if passage else {})})
             bar.update()
             if len(kept) == parameters.top_n:
                 break
