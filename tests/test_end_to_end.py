@@ -51,9 +51,10 @@ def test_scores_have_the_promised_shape(project):
     scores = json.loads(latest(outputs(project) / "08_reporting" / "reading_qa" / "scores.json").read_text())
     assert scores["task"] == "reading_qa"
     assert scores["n"] == 6
-    assert set(scores["systems"]) == {"student", "expert"}
+    assert scores["verdict"] == "6 evaluation items are too few for a verdict: 20 or more are needed."
+    assert set(scores["systems"]) == {"student", "student_few_shot", "expert"}
     for metrics in scores["systems"].values():
-        assert set(metrics) == {"exact_match", "f1"}
+        assert set(metrics) == {"exact_match", "f1", "answer_found"}
         for score in metrics.values():
             assert score["low"] <= score["value"] <= score["high"]
 
@@ -64,6 +65,7 @@ def test_the_run_tells_every_stage_and_ends_with_a_table(project):
         assert f"{stage:<9} in " in output
     assert "rebase · task reading_qa" in output
     assert "expert · f1" in output
+    assert "6 evaluation items are too few for a verdict" in output
     assert "Traceback" not in output
 
 

@@ -74,7 +74,7 @@ def test_from_examples_to_scores(student: Student, reading_task: Task, tmp_path:
     assert catalog.load("training_log")["step"].tolist() == [1, 2, 3]
     assert catalog.load("preflight")["steps"] == 3
     assert list(made["loss_plot"].data[0].x) == [1, 2, 3]
-    assert [bar.name for bar in made["scores_plot"].data] == ["student", "expert"]
+    assert [bar.name for bar in made["scores_plot"].data] == ["student", "student_few_shot", "expert"]
 
 
 @pytest.fixture

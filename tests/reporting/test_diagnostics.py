@@ -24,6 +24,8 @@ def with_answer(task: Task, **spec: object) -> Task:
     [
         ({"type": "span"}, "High trees!", True),
         ({"type": "span"}, "low trees", False),
+        ({"type": "span"}, "heron nests in high trees", False),  # longer than the longest reference
+        ({"type": "span"}, "Where?", False),  # a whole sentence
         ({"type": "span"}, "the", False),
         ({"type": "label", "labels": ["yes", "no"]}, "yes", True),
         ({"type": "label", "labels": ["yes", "no"]}, "", False),
@@ -34,7 +36,7 @@ def with_answer(task: Task, **spec: object) -> Task:
     ],
 )
 def test_is_in_form(reading_task: Task, spec: dict[str, object], extracted: str, expected: bool) -> None:
-    assert is_in_form(with_answer(reading_task, **spec), extracted, PROMPT) is expected
+    assert is_in_form(with_answer(reading_task, **spec), extracted, PROMPT, 3) is expected
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def predictions() -> pd.DataFrame:
         ("expert", "c", "heron", 1.0), ("expert", "d", "heron", 0.0),
     ]  # fmt: skip
     frame = pd.DataFrame(lines, columns=["system", "item_id", "extracted", "exact_match"])
-    return frame.assign(prompt=PROMPT)
+    return frame.assign(prompt=PROMPT, references='["in high trees"]')
 
 
 def test_right_in_format(reading_task: Task, predictions: pd.DataFrame) -> None:
@@ -63,7 +65,7 @@ def test_a_gain_that_is_form_alone_is_seen(reading_task: Task, predictions: pd.D
     assert gains == {"n": 4, "both": 1, "gain": 25.0, "gain_in_form": -100.0, "form": 75.0}
     expert = predictions[predictions["system"] == "expert"]
     assert where_gains_come_from(reading_task, expert) is None
-    nothing = pd.concat([expert, expert.assign(system="student", extracted="")])
+    nothing = pd.concat([expert, expert.assign(system="student", extracted="", exact_match=0.0)])
     assert np.isnan(where_gains_come_from(reading_task, nothing)["gain_in_form"])
 
 

@@ -37,8 +37,8 @@ CELL = {"value": 33.3, "low": 20.0, "high": 41.5}
 def predictions() -> pd.DataFrame:
     lines = [
         (system, item, f"prompt {item}", raw, "yes", '["yes"]', value, value)
-        for system, values in {"student": (0.0, 1.0, 1.0), "expert": (1.0, 0.0, 1.0)}.items()
-        for item, value in zip("abc", values, strict=True)
+        for system, values in {"student": (0.0, 1.0), "expert": (1.0, 0.0)}.items()
+        for item, value in zip("abcdefghijklmnopqrstuvwx", [*values, *[1.0] * 22], strict=True)
         for raw in [f"<b>{system} says {item}</b>"]
     ]
     columns = ["system", "item_id", "prompt", "raw_output", "extracted", "references", "exact_match", "f1"]
@@ -96,7 +96,8 @@ def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFram
         "training_log": pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}),
         "predictions": predictions,
         "scores": {
-            "task": HOSTILE, "n": 3, "confidence": 0.95,
+            "task": HOSTILE, "n": 24, "confidence": 0.95, "verdict": "The expert answers as many.",
+            "warnings": [HOSTILE],
             "systems": dict.fromkeys(("student", "expert", "teacher", HOSTILE), metrics),
             "differences": {"expert - student": metrics},
         },
@@ -157,12 +158,13 @@ def test_the_page_shows_everything(reading_task: Task, pieces: dict[str, Any]) -
     assert set(pieces) == set(ALL_PIECES)
     page = Page(write_report(reading_task, **pieces))
     for words in (
-        "33.3 → 33.3", "before → after", "Of the 3 items the expert answers 1 better", "few 1", "$0.0123",
+        "33.3 → 33.3", "before → after", "Of the 24 items the expert answers 1 better", "few 1", "$0.0123",
         "7 responses", "expert - student",
         "matches the queries 0.61", "because", "cosine of 0.91", "cosine 0.91", "cc0-1.0",
         "The sets did not cost the same", "4,321", "$0.0456", "Left out: distilled", "Do not trust this judge: every",
         "Mean grades from 1 to 5", "33.3 % of the verdicts change",
-        "1,700", "3 evaluation items are few", "This page shows a complete run.",
+        "1,700", "24 evaluation items are few", "The expert answers",
+        "over the 22 that both answer in the right form", "This page shows a complete run.",
     ):  # fmt: skip
         assert words in page.text, words
     assert ("mark", {}) in page.elements
@@ -274,13 +276,24 @@ def test_a_system_that_is_missing_is_no_comparison(reading_task: Task, pieces: d
         assert "nan" not in page.text
 
 
+def test_nothing_is_diagnosed_on_few_items(reading_task: Task, pieces: dict[str, Any]) -> None:
+    few = pieces["predictions"][pieces["predictions"]["item_id"] < "d"]
+    page = Page(write_report(reading_task, **pieces | {"predictions": few}))
+    assert "3 evaluation items are too few: diagnostics need 20." in page.text
+    assert "improve only the form" not in page.text
+    assert "cosine of 0.91" not in page.text
+    wrong = pieces["predictions"].assign(exact_match=0.0)
+    page = Page(write_report(reading_task, **pieces | {"predictions": wrong}))
+    assert "Only 0 of 24 items are answered in the right form by both" in page.text
+
+
 def test_won_and_lost(predictions: pd.DataFrame) -> None:
     outcomes = won_and_lost(predictions, "exact_match")
     assert outcomes is not None
     assert [item["prompt"] for item in outcomes["won"]] == ["prompt a"]
     assert [item["prompt"] for item in outcomes["lost"]] == ["prompt b"]
     assert outcomes["lost"][0]["student"] == "<b>student says b</b>"
-    assert outcomes["counts"] == {"won": 1, "lost": 1, "same": 1}
+    assert outcomes["counts"] == {"won": 1, "lost": 1, "same": 22}
 
 
 def test_examples_are_spread_and_stand_beside_their_row(retrieved: pd.DataFrame) -> None:

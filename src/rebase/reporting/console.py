@@ -104,6 +104,8 @@ def final_table(task: str, summaries: Mapping[str, Mapping[str, Any]], scores: M
         for metric, score in metrics.items():
             interval = f"{score['value']:.1f}  [{score['low']:.1f}, {score['high']:.1f}]"
             table.add_row(f"{system} · {metric}", f"{interval}  (n = {scores['n']})")
+    table.caption = "\n".join(map(escape, [scores.get("verdict", ""), *scores.get("warnings", [])]))
+    table.caption_justify = "left"
     return table
 
 

@@ -1,20 +1,28 @@
-"""Diagnostics of a run: pitfalls of training on synthetic data (arXiv 2410.18588) that a good score can hide."""
+"""Diagnostics of a run: pitfalls of training on synthetic data (arXiv 2410.18588) that a good score can hide.
 
+The report shows them for ``tasks.verdict.MIN_ITEMS`` items and more.
+"""
+
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rebase.records import Task
 from rebase.tasks.metrics import normalize_answer, same_number
 
 _PAIRS = 3
+_SENTENCE_END = re.compile(r"[.!?。！？]\s*|\n+")
 
 
-def is_in_form(task: Task, extracted: str, prompt: str) -> bool:
+def is_in_form(task: Task, extracted: str, prompt: str, max_words: int) -> bool:
     """Whether an extracted answer, right or wrong, has the task's form.
 
-    A label is one of the task's, a number parses, a span occurs in the prompt; other answers are not empty.
+    A label is one of the task's, a number parses, other answers are not empty. A span occurs in the prompt, has at most
+    ``max_words`` (the words of the longest reference), and is no whole sentence: copying sentences is not answering.
     """
     match task.answer.type:
         case "label":
@@ -23,7 +31,8 @@ def is_in_form(task: Task, extracted: str, prompt: str) -> bool:
             return bool(same_number(extracted, extracted))
         case "span":
             words = normalize_answer(extracted)
-            return bool(words) and words in normalize_answer(prompt)
+            sentences = map(normalize_answer, _SENTENCE_END.split(prompt))
+            return 0 < len(words.split()) <= max_words and words in normalize_answer(prompt) and words not in sentences
     return bool(extracted.strip())
 
 
@@ -123,4 +132,7 @@ def judge_against_scores(
 
 def _with_form(task: Task, predictions: pd.DataFrame) -> pd.DataFrame:
     answers = predictions[["extracted", "prompt"]].fillna("").to_numpy()
-    return predictions.assign(in_form=[is_in_form(task, extracted, prompt) for extracted, prompt in answers])
+    references = [reference for text in predictions["references"] for reference in json.loads(text)]
+    longest = max((len(normalize_answer(reference).split()) for reference in references), default=0)
+    in_form = np.array([is_in_form(task, extracted, prompt, longest) for extracted, prompt in answers], dtype=bool)
+    return predictions.assign(in_form=in_form | (predictions[task.metrics[0]] == 1))

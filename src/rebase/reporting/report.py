@@ -15,6 +15,7 @@ from rebase.generation.verification import one_sided
 from rebase.records import Task
 from rebase.reporting import diagnostics, plots
 from rebase.reporting.console import STAGES
+from rebase.tasks.verdict import LENIENT, MIN_ITEMS
 
 # What each piece is made from; sources come before the pieces made from them.
 _MADE_FROM = {
@@ -103,9 +104,13 @@ def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str
     metric = task.metrics[0]
     if predictions is not None and metric not in predictions:
         predictions = None  # a task without references, or another version of the task
+    item_count = 0 if predictions is None else predictions["item_id"].nunique()
     return render_page(
         _TEMPLATE,
         task=task,
+        lenient=LENIENT,
+        min_items=MIN_ITEMS,
+        few_items=item_count if item_count < MIN_ITEMS else 0,
         outdated=outdated,
         metric=metric,
         plotly=Markup(get_plotlyjs()),  # noqa: S704  # the library's own

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: Names of the two systems that every evaluation has: the student before training, and with its adapter.
 STUDENT, EXPERT = "student", "expert"
+#: The student before training, with the task's examples in its prompt: a baseline that knows the format.
+FEW_SHOT = "student_few_shot"
 
 
 def answer_items(

@@ -5,8 +5,9 @@ read a value that the model did not mean. ``tests/tasks/test_extraction.py`` lis
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 
 from rebase.records import AnswerSpec
 from rebase.tasks.numbers import plain_math, stated_number, unstated_number
@@ -101,6 +102,11 @@ def as_label(text: str, labels: tuple[str, ...]) -> str:
     return labels[bare_labels.index(bare_text)] if bare_text in bare_labels else ""
 
 
+def named_labels(text: str, labels: tuple[str, ...]) -> set[str]:
+    """Return every label that the text names, or gives as an option's letter, unless it is negated."""
+    return {as_label(text, labels), *_named_labels(text, labels), *_options(text, _option_letters(labels))} - {""}
+
+
 def split_conclusion(text: str) -> tuple[str, str] | None:
     """Split a rationale into its steps and the final "So the answer is X."; None if there is no such end."""
     starts = [match.start() for match in _ANSWER_IS.finditer(text)]
@@ -161,29 +167,32 @@ def _label(text: str, labels: tuple[str, ...]) -> str:
     for part in (text, lines[0], lines[-1]):
         if label := as_label(part, labels):
             return label
-    letters = {label.strip("()"): label for label in labels if re.fullmatch(r"[A-Z]|\([A-Z]\)", label)}
-    named = "" if len(letters) == len(labels) else _named_label(text, labels)
-    return named or _option(text, letters)
+    return next(chain(_named_labels(text, labels), _options(text, _option_letters(labels))), "")
 
 
-def _named_label(text: str, labels: tuple[str, ...]) -> str:
+def _option_letters(labels: tuple[str, ...]) -> dict[str, str]:
+    """The labels that are options, such as ``(A)``, by their letters."""
+    return {label.strip("()"): label for label in labels if re.fullmatch(r"[A-Z]|\([A-Z]\)", label)}
+
+
+def _named_labels(text: str, labels: tuple[str, ...]) -> Iterator[str]:
+    if len(_option_letters(labels)) == len(labels):
+        return
     # The longest first, so that "not entailment" is not taken for "entailment".
     names = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
     for match in re.finditer(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE):
         if not _is_negated(text, match.start()):
-            return next(label for label in labels if label.casefold() == match[0].casefold())
-    return ""
+            yield next(label for label in labels if label.casefold() == match[0].casefold())
 
 
-def _option(text: str, letters: dict[str, str]) -> str:
-    """Return the label of the letter that the text gives as an option; "Vitamin C" gives none."""
+def _options(text: str, letters: dict[str, str]) -> Iterator[str]:
+    """The labels of the letters that the text gives as options, the clearest first; "Vitamin C" gives none."""
     text = re.sub(r"[*`$]", "", plain_math(text))
     for pattern in (_OPTION_IS_RIGHT, _OPTION_FIRST, _OPTION_IN_BRACKETS, _OPTION_NAMED):
         for match in pattern.finditer(text):
             letter = match["letter"].upper()
             if letter in letters and not _is_negated(text, match.start()):
-                return letters[letter]
-    return ""
+                yield letters[letter]
 
 
 def _is_negated(text: str, start: int) -> bool:

@@ -93,6 +93,11 @@ def unstated_number(text: str) -> str:
     return _last(_without_asides(text)) or _last(text)
 
 
+def all_numbers(text: str) -> list[str]:
+    """Return every number of the text, in order."""
+    return [_value(number) for number in _NUMBER.finditer(_prepare(text))]
+
+
 def _prepare(text: str) -> str:
     return _SIGNED_CURRENCY.sub("-", _SIGN_WORD.sub("-", plain_math(text)))
 

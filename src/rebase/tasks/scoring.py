@@ -1,7 +1,8 @@
 """Scores of answers, scores of systems with intervals, and paired differences."""
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -9,18 +10,59 @@ import pandas as pd
 
 from rebase.errors import RebaseError
 from rebase.parameters import EvaluateParameters
-from rebase.records import Metric, Task
-from rebase.tasks.extraction import extract
-from rebase.tasks.metrics import bootstrap_chrf, bootstrap_interval, permutation_p, score
+from rebase.records import Task
+from rebase.tasks.extraction import extract, named_labels, remove_thoughts
+from rebase.tasks.metrics import (
+    bootstrap_chrf,
+    bootstrap_interval,
+    normalize_answer,
+    permutation_p,
+    same_label,
+    same_number,
+    score,
+)
+from rebase.tasks.numbers import all_numbers
+from rebase.tasks.verdict import GRADED, LENIENT, verdict, warnings
+from rebase.text import normalize, tokens
+
+
+def answer_found(task: Task, raw_output: str, references: Sequence[str]) -> float:
+    """The lenient score of an answer, 0 to 1: whether its content is right, in whatever form.
+
+    It is never below the task's first metric, the strict score, and without regard to thoughts it is 1 where
+
+    - ``label``: the output names a reference, in any place, and does not name all labels,
+    - ``number``: a number of the output is a reference,
+    - ``span``, ``text``, ``code``: the output contains all words of a reference, in a row; if the first metric has
+      degrees (``GRADED``), it is the largest share of the words of a reference, in any order.
+    """
+    text, answer, metric = remove_thoughts(raw_output), task.answer, task.metrics[0]
+    strict = score(metric, extract(raw_output, answer), references)
+    if answer.type == "label":
+        named = named_labels(text, answer.labels)
+        return max(strict, float(len(named) < len(answer.labels) and _any_same(same_label, named, references)))
+    if answer.type == "number":
+        return max(strict, float(_any_same(same_number, all_numbers(text), references)))
+    if metric in GRADED:
+        words = Counter(tokens(text))
+        wanted = filter(None, (Counter(tokens(reference)) for reference in references))
+        return max([strict, *((words & counts).total() / counts.total() for counts in wanted)])
+    words_of_text, *contained = (f" {normalize(normalize_answer(part))} " for part in (text, *references))
+    return max(strict, float(any(part.strip() and part in words_of_text for part in contained)))
+
+
+def _any_same(same: Callable[[str, str], float], values: Iterable[str], references: Sequence[str]) -> bool:
+    return any(same(value, reference) for value in values for reference in references)
 
 
 def score_answers(task: Task, generations: pd.DataFrame) -> pd.DataFrame:
-    """Add ``extracted`` and one column per metric of the task, 0 to 1, to ``generations``."""
+    """Add ``extracted``, one column per metric of the task and the lenient score, 0 to 1, to ``generations``."""
     predictions = generations.assign(extracted=[extract(output, task.answer) for output in generations["raw_output"]])
     references = [json.loads(text) for text in predictions["references"]]
     for metric in task.metrics:
         predictions[metric] = [score(metric, *pair) for pair in zip(predictions["extracted"], references, strict=True)]
-    return predictions
+    pairs = zip(predictions["raw_output"], references, strict=True)
+    return predictions.assign(**{LENIENT: [answer_found(task, *pair) for pair in pairs]})
 
 
 def score_predictions(
@@ -33,7 +75,8 @@ def score_predictions(
 
     Returns ``predictions`` (``score_answers``), and scores in percent with bootstrap intervals: of each system, and of
     the difference of each pair (None: of any two systems, the later minus the earlier). Differences are paired and
-    also have ``p`` (``permutation_p`` on the item scores).
+    also have ``p`` (``permutation_p`` on the item scores). The metrics are the task's and the lenient score. With
+    answers of the student and the expert, the scores also have the ``verdict`` and ``warnings``.
 
     Raises RebaseError if there are no answers, or if the systems answered different items: their scores do not compare.
     """
@@ -55,7 +98,7 @@ def score_predictions(
         pairs = [(later, earlier) for earlier, later in combinations(by_system, 2)]
     draws = (parameters.bootstrap_samples, parameters.confidence, parameters.seed)
 
-    def interval(metric: Metric, system: str, baseline: str | None = None) -> dict[str, float]:
+    def interval(metric: str, system: str, baseline: str | None = None) -> dict[str, float]:
         frame = by_system[system]
         other = by_system[baseline].loc[frame.index] if baseline else None
         gains = frame[metric] - (0 if other is None else other[metric])
@@ -67,14 +110,21 @@ def score_predictions(
             scores = bootstrap_interval(gains.to_list(), *draws)
         return scores if other is None else {**scores, "p": permutation_p(gains.to_numpy(), parameters.seed)}
 
-    return predictions, {
+    metrics = (*task.metrics, LENIENT)
+    scores: dict[str, Any] = {
         "task": task.name,
         "n": len(by_system[first]),
         "unit": "percent",
         "confidence": parameters.confidence,
-        "systems": {system: {metric: interval(metric, system) for metric in task.metrics} for system in by_system},
+        "systems": {system: {metric: interval(metric, system) for metric in metrics} for system in by_system},
         "differences": {
-            f"{system} - {baseline}": {metric: interval(metric, system, baseline) for metric in task.metrics}
+            f"{system} - {baseline}": {metric: interval(metric, system, baseline) for metric in metrics}
             for system, baseline in pairs
         },
     }
+    if "expert - student" in scores["differences"]:
+        return predictions, scores | {
+            "verdict": verdict(task.metrics[0], scores),
+            "warnings": warnings(task, by_system["expert"], scores),
+        }
+    return predictions, scores

@@ -10,14 +10,13 @@ import pandas as pd
 from rebase.errors import RebaseError
 from rebase.parameters import CompareParameters, EvaluateParameters, TrainParameters
 from rebase.records import Adapter, Task, Untrained, summarize_stage
-from rebase.student.answering import STUDENT, answer_items
+from rebase.student.answering import FEW_SHOT, STUDENT, answer_items
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
 from rebase.tasks.evaluation_items import select_items
 from rebase.tasks.scoring import score_predictions
 from rebase.weights import resolve_dtype
 
-FEW_SHOT = "student_few_shot"
 #: This training set equals ``rebase``'s if the task has no chain of thought, and is left out then.
 WITH_COT = "rebase_cot"
 

@@ -14,10 +14,11 @@ from rebase.generation.prompts.requests import evaluation_requests
 from rebase.generation.prompts.templates import DistilPrompt
 from rebase.parameters import EvaluateParameters
 from rebase.records import Adapter, Task, summarize_stage
-from rebase.student.answering import EXPERT, STUDENT, answer_items, as_generations
+from rebase.student.answering import EXPERT, FEW_SHOT, STUDENT, answer_items, as_generations
 from rebase.student.formatting import render_completion
 from rebase.student.handle import Student
 from rebase.tasks.evaluation_items import select_items
+from rebase.tasks.verdict import LENIENT
 from rebase.teacher.cached import CachedSession, CachedTeacher
 from rebase.teacher.protocol import Failure, Response, why_unreadable
 from rebase.weights import resolve_dtype
@@ -26,13 +27,16 @@ from rebase.weights import resolve_dtype
 def predict(
     task: Task, evaluation_items: pd.DataFrame, student: Student, adapter: Adapter, parameters: EvaluateParameters
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Generate both systems' answers to the selected items (``select_items``); the weights are loaded once.
+    """Generate the answers to the selected items (``select_items``); the weights are loaded once.
+
+    The systems are the student, the student with the task's examples in its prompt, and the expert.
 
     Returns ``generations`` and the summary, with the version of the adapter, by which ``kedro trace`` finds it.
     """
     started = time.monotonic()
     items, rejected = select_items(task, evaluation_items, parameters.limit)
-    generations = answer_items(task, items, student, {STUDENT: None, EXPERT: adapter}, parameters)
+    systems = {STUDENT: None, FEW_SHOT: None, EXPERT: adapter}
+    generations = answer_items(task, items, student, systems, parameters, few_shot={FEW_SHOT})
     summary = summarize_stage(
         "evaluate",
         kept=len(items),
@@ -93,7 +97,7 @@ def predict_teacher(
 
 def collect_item_scores(task: Task, predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the task's partition of ``item_scores``: each system's score per item and metric, 0 to 1."""
-    return {task.name: predictions[["system", "item_id", *task.metrics]]}
+    return {task.name: predictions[["system", "item_id", *task.metrics, LENIENT]]}
 
 
 def _read_answer(task: Task, fields: dict[str, str], response: Response | Failure) -> str:

@@ -26,6 +26,7 @@ from rebase.records import (
     Task,
     summarize_stage,
 )
+from rebase.student.answering import FEW_SHOT
 from rebase.teacher.cached import CachedSession, CachedTeacher
 from rebase.teacher.protocol import Failure, Response
 
@@ -49,6 +50,9 @@ class SystemAnswers:
     """
 
     def __init__(self, evaluation_items: pd.DataFrame, predictions: pd.DataFrame, parameters: JudgeParameters) -> None:
+        # It shows whether training is worth it, and would cost a third more: it is judged only if `pair` names it.
+        if FEW_SHOT not in (parameters.pair or ()):
+            predictions = predictions[predictions["system"] != FEW_SHOT]
         keys = zip(predictions["system"], predictions["item_id"], strict=True)
         self.texts: dict[tuple[str, str], str] = dict(zip(keys, predictions["raw_output"].astype(str), strict=True))
         self.queries = dict(zip(evaluation_items["item_id"], evaluation_items["query"], strict=True))
