@@ -175,15 +175,14 @@ def catalog_table() -> str:
                 continue
             # "{set}.adapter" stands for one entry in each namespace.
             matches = re.compile(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(name))).fullmatch
-            writers = dict.fromkeys(f"`{node.name}`" for node in nodes if any(map(matches, node.outputs)))
-            readers = dict.fromkeys(f"`{node.name}`" for node in nodes if any(map(matches, node.inputs)))
+            writers = dict.fromkeys(f"`{node.short_name}`" for node in nodes if any(map(matches, node.outputs)))
+            readers = dict.fromkeys(f"`{node.short_name}`" for node in nodes if any(map(matches, node.inputs)))
             path = entry.get("filepath", entry.get("folder", "")).replace("/", "/<wbr>")
             kind = f"`{entry['type']}`{', versioned' if entry.get('versioned') else ''}"
-            layer = entry.get("metadata", {}).get("kedro-viz", {}).get("layer", "handle")
             kind += f"<br><code>{path}</code>" if path else ""
-            rows.append([f"`{name}`", layer, kind, ", ".join(writers), ", ".join(readers)])
+            rows.append([f"`{name}`", kind, ", ".join(writers), ", ".join(readers)])
         head = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-        columns = table(["entry", "layer", "type and path", "written by", "read by"], rows)
+        columns = table(["entry", "type and path", "written by", "read by"], rows)
         sections.append(f"## {file.stem.removeprefix('catalog_')}\n\n{head}\n\n{columns}")
     return "\n\n".join(sections)
 

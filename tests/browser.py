@@ -1,6 +1,5 @@
 """Open local pages in a real browser (headless Chromium)."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,9 +55,7 @@ def open_page(width: int, height: int, **settings: Any) -> Iterator[tuple[Page, 
 
 
 def go_to_lineage(page: Page, address: str) -> None:
-    """Open kedro-viz's graph in the light theme, without hints, sidebar and minimap."""
-    visitor = {"theme": "light", "showFeatureHints": False, "visible": {"sidebar": False, "miniMap": False}}
-    page.add_init_script(f"localStorage.setItem('KedroViz', {json.dumps(json.dumps(visitor))})")
+    """Open kedro-viz's graph as a new visitor meets it."""
     page.goto(address)
     page.locator(".pipeline-node").first.wait_for()
     page.wait_for_timeout(2000)  # The graph is animated.

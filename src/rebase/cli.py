@@ -12,9 +12,11 @@ from typing import Any
 import click
 import pandas as pd
 from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError
+from kedro.pipeline import Node
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -73,10 +75,27 @@ def cli() -> None:
     """Commands of rebase."""
 
 
+def _run(**options: Any) -> Any:
+    """Kedro's own; the name of a node may leave out the groups (namespaces) that kedro-viz shows it in."""
+    names = options["pipelines"] or [options["pipeline"] or "__default__"]
+    node_options = [name for name in ("node_names", "from_nodes", "to_nodes") if options[name]]
+    if node_options:
+        pipelines.set_requested(names)
+        nodes = [node for name in names if name in pipelines for node in pipelines[name].nodes]
+        for option in node_options:
+            options[option] = [_full_name(name, nodes) for name in options[option]]
+    return kedro_run.callback(**options)
+
+
+def _full_name(name: str, nodes: list[Node]) -> str:
+    matches = {node.name for node in nodes if name in (node.name, node.short_name)}
+    return matches.pop() if len(matches) == 1 else name
+
+
 # `kedro run`, `rebase` and `python -m rebase` look for it here: Kedro's own, which splits values at each comma, with
 # another option `--params`.
 _options = [option for option in kedro_run.params if option.name != "params"]
-run = _params(click.Command("run", callback=kedro_run.callback, params=_options, help=kedro_run.help))
+run = _params(click.Command("run", callback=_run, params=_options, help=kedro_run.help))
 cli.add_command(run)
 
 

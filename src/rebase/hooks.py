@@ -64,7 +64,7 @@ class RunReporter:
         """Check the task, the evaluation items, prompts and the teacher's key before any work."""
         inputs, outputs = pipeline.inputs(), pipeline.all_outputs()
         if "estimate" in outputs and "examples" not in outputs:
-            nodes = ", ".join(node.name for node in pipeline.nodes)
+            nodes = ", ".join(node.short_name for node in pipeline.nodes)
             logger.info("estimate: runs %s; sends no request to the teacher", nodes)
         self._outputs = RunCatalog(catalog, {}) if "report" in outputs else None
         with _user_errors():

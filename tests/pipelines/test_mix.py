@@ -114,7 +114,7 @@ def test_a_weight_of_zero_leaves_an_origin_out(reading_task):
 
 
 def test_what_a_run_makes_is_made_before_it_is_mixed():
-    order = [node.name for node in (mix_pipeline() + synthesize() + distil() + transform() + cot()).nodes]
+    order = [node.short_name for node in (mix_pipeline() + synthesize() + distil() + transform() + cot()).nodes]
     made = {"synthesize_examples", "distil_inputs", "reason_examples"}
     assert made < set(order[: order.index("mix_examples")])
     assert order.index("transform_rows") < order.index("distil_inputs")

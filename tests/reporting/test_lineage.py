@@ -12,9 +12,10 @@ from kedro_viz.server import load_and_populate_data
 from playwright.sync_api import expect
 
 from rebase import cli
+from rebase.pipelines.rebase.pipeline import MAIN_DATASETS
 from rebase.reporting.lineage import _Site
 from tests.browser import go_to_lineage, needs_chromium, open_page, serving
-from tests.test_conf import LAYERS, entries
+from tests.test_conf import entries
 from tests.test_end_to_end import kedro
 
 
@@ -26,9 +27,9 @@ def site(project):
 
 @pytest.fixture(scope="module")
 def opened(site):
-    """The page with the graph, and what it asked for and complained of."""
+    """The page with the whole graph, and what it asked for and complained of."""
     with serving(site) as address, open_page(1280, 1000) as (page, seen):
-        go_to_lineage(page, address)
+        go_to_lineage(page, f"{address}/?expandAllPipelines=true")
         yield page, seen
 
 
@@ -74,17 +75,6 @@ def test_what_the_site_relies_on_in_kedro_viz(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_pipeline_has_its_layers_in_their_order(site):
-    for file in (site / "api" / "pipelines").iterdir():
-        pipeline = json.loads(file.read_text())
-        used = {node.get("layer") for node in pipeline["nodes"]}
-        layers = [layer for layer in pipeline["layers"] if layer in used]
-        assert layers, f"{file.name}: a layer waits for a later one, so kedro-viz shows none"
-        assert layers == sorted(layers), file.name
-    assert set(json.loads((site / "api" / "main").read_text())["layers"]) == LAYERS
-
-
-@pytest.mark.slow
 def test_everything_has_a_preview_unless_it_is_said_not_to(site):
     catalog = entries()
     for name, shown in nodes(site, "data").items():
@@ -98,14 +88,31 @@ def test_the_site_says_nothing_of_the_machine(site, project):
         assert file.is_dir() or str(project) not in file.read_text(), file
 
 
+def shown(page) -> set[str]:
+    return set(page.locator(".pipeline-node__text").all_text_contents())
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_default_view_is_the_way_from_sources_to_scores_and_readable_on_a_laptop(site):
+    with serving(site) as address, open_page(1440, 900) as (page, _):
+        go_to_lineage(page, address)
+        assert shown(page) == MAIN_DATASETS - {"examples", "generations"} | {
+            "evaluation_rows", "prepare_evaluation_items", "datastore", "retrieve", "teacher_side", "student_side",
+        }  # fmt: skip
+        assert page.get_by_text("1 of 6").count() == 0, "the guided tour covers the graph"
+        [zoom] = page.locator(".pipeline-minimap-toolbar__scale").all_text_contents()
+        assert int(zoom.removesuffix("%")) >= 55
+        page.locator(".pipeline-node[data-id=teacher_side]").dispatch_event("click")
+        expect(page.locator(".pipeline-node").filter(has_text="teacher_side.cot")).to_be_visible()
+        assert {"teacher_side.transform", "examples", "transform_prompt", "estimate_cost"} <= shown(page)
+
+
 @pytest.mark.slow
 @needs_chromium
 def test_the_nodes_are_there(lineage, site):
     page, _ = lineage
-    shown = set(page.locator(".pipeline-node__text").all_text_contents())
-    assert shown == set(nodes(site, "data")) | set(nodes(site, "task"))
-    assert {"sources", "rows", "vectors", "index", "task", "retrieved", "examples", "adapter", "scores"} <= shown
-    assert page.locator(".pipeline-layer-name").all_text_contents() == sorted(LAYERS)
+    assert shown(page) == set(nodes(site, "data")) | set(nodes(site, "task"))
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from kedro_viz.server import load_and_populate_data
 
 #: kedro-viz's page loads a font from another host; without it the browser uses a local one.
 _EXTERNAL_LINK = re.compile(r"""<link\b[^>]*["']https?://[^>]*>\s*""")
+#: kedro-viz's state for a new visitor: without its guided tour, which covers the graph.
+_FIRST_VISIT = """<script>localStorage.KedroViz ??= '{"showFeatureHints": false}'</script>"""
 
 
 class _Site(BaseDeployer):
@@ -33,6 +35,7 @@ class _Site(BaseDeployer):
     def _ingest_heap_analytics(self) -> None:
         for page in self._path.glob("*.html"):
             _rewrite(page, _EXTERNAL_LINK, "")
+            _rewrite(page, re.compile("<head>"), f"<head>{_FIRST_VISIT}")
         metadata = MetadataAPIResponse(package_compatibilities=get_package_compatibilities())
         write_api_response_to_fs(f"{self._path}/api/metadata", metadata, self._fs)
         write_api_response_to_fs(f"{self._path}/api/run-status", RunStatusAPIResponse(), self._fs)

@@ -52,7 +52,10 @@ REPLACEMENTS: dict[str, Callable[[str], Any]] = {
 def tolerate(pipeline: Pipeline, replacements: Mapping[str, Callable[[str], Any]] = REPLACEMENTS) -> Pipeline:
     """The pipeline whose nodes return their replacement if they raise a RebaseError; others stay as they are."""
     return Pipeline(
-        [_tolerant(node, replacements[node.name]) if node.name in replacements else node for node in pipeline.nodes]
+        [
+            _tolerant(node, replacements[node.short_name]) if node.short_name in replacements else node
+            for node in pipeline.nodes
+        ]
     )
 
 
@@ -76,4 +79,4 @@ def _tolerant(node: Node, replace: Callable[[str], Any]) -> Node:
             return outputs
 
     outputs = node.outputs if len(node.outputs) > 1 else node.outputs[0]
-    return Node(attempt, node.inputs, outputs, name=node.name, tags=node.tags)
+    return Node(attempt, node.inputs, outputs, name=node.short_name, tags=node.tags, namespace=node.namespace)

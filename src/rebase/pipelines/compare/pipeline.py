@@ -35,7 +35,7 @@ def _train(name: str, examples: str) -> Pipeline:
     inputs = ["training_set", "student", "params:train", "params:compare"]
     curve = Node(learn_curve, inputs, "curve", name="learn_curve", tags="gpu")
     return Pipeline(
-        tolerate(Pipeline([*train.create_pipeline().nodes, curve])),
+        tolerate(Pipeline([*train.create_pipeline(namespace=None).nodes, curve])),
         namespace=name,
         # Outputs that leave the namespace have names without a dot.
         outputs={output: f"{name}_{output}" for output in ("adapter", "curve", "train_summary")},

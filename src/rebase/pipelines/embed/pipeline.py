@@ -11,5 +11,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(plan_embed, ["rows", "cards", "encoder", "params:embed"], "vectors", name="plan_embed"),
             Node(summarize_embed, "vectors", "embed_summary", name="summarize_embed"),
-        ]
+        ],
+        namespace="datastore.embed",
+        prefix_datasets_with_namespace=False,
     )

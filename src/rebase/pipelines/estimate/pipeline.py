@@ -9,5 +9,9 @@ from rebase.pipelines.estimate.nodes import estimate_cost
 def create_pipeline() -> Pipeline:
     """Run ingest, embed, index and retrieve, because the requests depend on the rows, and make ``estimate``."""
     inputs = ["task", "retrieved", "teacher", "transform_prompt", "cot_prompt", "params:transform", "params:cot"]
-    estimate = Pipeline([Node(estimate_cost, inputs, "estimate", name="estimate_cost")])
+    estimate = Pipeline(
+        [Node(estimate_cost, inputs, "estimate", name="estimate_cost")],
+        namespace="teacher_side",
+        prefix_datasets_with_namespace=False,
+    )
     return sum((stage.create_pipeline() for stage in (ingest, embed, index, retrieve)), estimate)

@@ -17,7 +17,9 @@ def create_pipeline() -> Pipeline:
             _score("score_predictions"),
             Node(collect_item_scores, ["task", "predictions"], "item_scores", name="collect_item_scores"),
             Node(plot_scores, "scores", "scores_plot", name="plot_scores", tags="report"),
-        ]
+        ],
+        namespace="student_side.evaluate",
+        prefix_datasets_with_namespace=False,
     )
 
 

@@ -11,5 +11,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(plan_ingest, ["sources", "params:ingest"], "rows", name="plan_ingest"),
             Node(summarize_ingest, "rows", ["cards", "ingest_rejected", "ingest_summary"], name="summarize_ingest"),
-        ]
+        ],
+        namespace="datastore.ingest",
+        prefix_datasets_with_namespace=False,
     )

@@ -1,5 +1,7 @@
 """The whole method: the eight stages, composed."""
 
+from typing import Any
+
 from kedro.pipeline import Pipeline
 
 from rebase.pipelines import (
@@ -15,8 +17,41 @@ from rebase.pipelines import (
     transform,
 )
 
+#: The way from raw datasets to adapter, scores and report: what kedro-viz shows between closed groups of nodes.
+MAIN_DATASETS = frozenset(
+    {
+        "sources", "rows", "vectors", "index", "task", "evaluation_items", "retrieved", "teacher", "examples",
+        "reasoned_examples", "student", "adapter", "generations", "scores", "report",
+    }
+)  # fmt: skip
+
+
+class Overview(Pipeline):
+    """A pipeline whose groups (namespaces) have few datasets between them in kedro-viz, until someone opens them.
+
+    kedro-viz draws the inputs and outputs that a group of nodes and the other nodes report. Kedro never runs this
+    class: a run adds and filters pipelines, which returns plain ones.
+    """
+
+    def only_nodes_with_namespaces(self, node_namespaces: list[str]) -> Pipeline:
+        return _Part(super().only_nodes_with_namespaces(node_namespaces).nodes)
+
+    def __sub__(self, other: Any) -> Pipeline:
+        return _Part((Pipeline(self.nodes) - Pipeline(other.nodes)).nodes)
+
+
+class _Part(Pipeline):
+    """A part of a pipeline that reports its main inputs and outputs."""
+
+    def inputs(self) -> set[str]:
+        return super().inputs() & MAIN_DATASETS
+
+    def outputs(self) -> set[str]:
+        # `evaluate` reads the adapter in the group of `train`.
+        return (super().outputs() | self.all_outputs() & {"adapter"}) & MAIN_DATASETS
+
 
 def create_pipeline() -> Pipeline:
     """From ``sources`` and ``task`` to ``adapter``, ``scores`` and ``report``."""
     stages = (ingest, embed, index, retrieve, estimate, transform, cot, train, evaluate, report)
-    return sum((stage.create_pipeline() for stage in stages), Pipeline([]))
+    return Overview(sum((stage.create_pipeline() for stage in stages), Pipeline([])).nodes)

@@ -27,4 +27,6 @@ def create_pipeline() -> Pipeline:
         Node(record_run, record, "run_record", name="record_run"),
         Node(write_report, pieces, "report", name="write_report"),
     ]
-    return prepare.create_pipeline() + Pipeline(nodes, tags="report")
+    return prepare.create_pipeline() + Pipeline(
+        nodes, tags="report", namespace="report", prefix_datasets_with_namespace=False
+    )

@@ -19,5 +19,7 @@ def create_pipeline() -> Pipeline:
                 name="retrieve_rows",
             ),
             Node(plot_sources, "retrieved", "sources_plot", name="plot_sources"),
-        ]
+        ],
+        namespace="retrieve",
+        prefix_datasets_with_namespace=False,
     )

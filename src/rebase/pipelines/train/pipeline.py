@@ -7,8 +7,8 @@ from rebase.reporting.plots import plot_loss
 from rebase.student.preflight import inspect_training
 
 
-def create_pipeline() -> Pipeline:
-    """``reasoned_examples`` to ``training_set``, ``preflight`` and ``adapter``."""
+def create_pipeline(namespace: str | None = "student_side.train") -> Pipeline:
+    """``reasoned_examples`` to ``training_set``, ``preflight`` and ``adapter``; other namespaces are the caller's."""
     settings = ["params:train", "params:train.target"]
     return Pipeline(
         [
@@ -33,5 +33,7 @@ def create_pipeline() -> Pipeline:
                 tags="gpu",
             ),
             Node(plot_loss, "training_log", "loss_plot", name="plot_loss", tags="report"),
-        ]
+        ],
+        namespace=namespace,
+        prefix_datasets_with_namespace=False,
     )

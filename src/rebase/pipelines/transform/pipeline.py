@@ -11,4 +11,8 @@ def create_pipeline() -> Pipeline:
     inputs = ["task", "retrieved", "evaluation_items", "teacher", "transform_prompt"]
     inputs += ["params:transform", "params:contamination"]
     outputs = ["examples", "examples_rejected", "transform_summary"]
-    return prepare.create_pipeline() + Pipeline([Node(transform_rows, inputs, outputs, name="transform_rows")])
+    return prepare.create_pipeline() + Pipeline(
+        [Node(transform_rows, inputs, outputs, name="transform_rows")],
+        namespace="teacher_side.transform",
+        prefix_datasets_with_namespace=False,
+    )
