@@ -110,7 +110,7 @@ def names():
     pipelines.set_requested(None)
     declared = set(re.findall(r"runtime_params:([a-z_.]+)", "".join(f.read_text() for f in BASE.glob("catalog*.yml"))))
     declared |= {f"teacher.{name}" for name in TeacherSettings.model_fields}
-    nodes = {node.name for pipeline in pipelines.values() for node in pipeline.nodes}
+    nodes = {node for pipeline in pipelines.values() for node in pipeline.nodes}
     every = {name: [command, *getattr(command, "commands", {}).values()] for name, command in cli.commands.items()}
     return {
         "command": set(cli.commands) | KEDRO,
@@ -119,7 +119,7 @@ def names():
             for name, group_commands in every.items()
         },
         "pipeline": set(pipelines),
-        "node": nodes,
+        "node": {name for node in nodes for name in (node.name, node.short_name)},
         "setting": declared | set(leaves(read("parameters_*.yml"))),
     }
 

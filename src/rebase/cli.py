@@ -84,7 +84,7 @@ def _run(**options: Any) -> Any:
         nodes = [node for name in names if name in pipelines for node in pipelines[name].nodes]
         for option in node_options:
             options[option] = [_full_name(name, nodes) for name in options[option]]
-    return kedro_run.callback(**options)
+    return kedro_run.callback(**options)  # type: ignore[misc]
 
 
 def _full_name(name: str, nodes: list[Node]) -> str:
