@@ -6,7 +6,7 @@ mkdocstrings and mkdocs-click document code and commands. They do not know the c
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,11 @@ from pydantic import BaseModel
 
 import rebase.parameters
 from rebase.datasets.teacher import TeacherSettings
-from rebase.records import Task
+from rebase.records import Task, describe_field, flat_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "conf" / "base"
 ENVIRONMENTS = ("api", "gpu", "cluster", "test")
-BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-TYPES = {"string": "text", "boolean": "`true`, `false`", "null": "`null`"}
 #: The repository's own pages, and their addresses in the site.
 PAGES = {
     "conf/README.md": "reference/configuration.md",
@@ -103,8 +101,7 @@ def docstrings(model: type[BaseModel]) -> str:
 
 def settings_table(group: str, settings: Any, model: type[BaseModel] | None, files: str) -> str:
     """Return a group's settings: types and bounds, defaults, comments, and the values of other environments."""
-    schema = model.model_json_schema() if model else {}
-    fields, values = dict(flatten_schema(schema, schema.get("$defs", {}))), flatten(settings)
+    fields, values = flat_schema(model.model_json_schema()) if model else {}, flatten(settings)
     parents = {name.rpartition(".")[0] for name in values}
     prefix = f"{group}." if group else ""
     environments = {name: flatten(read(ROOT / "conf" / name, files)) for name in ENVIRONMENTS}
@@ -120,35 +117,8 @@ def settings_table(group: str, settings: Any, model: type[BaseModel] | None, fil
             for environment, others in environments.items()
             if others.get(path, default) != default
         ]
-        rows.append([f"`{name}`", describe(field), shown, comments(files).get(path, ""), ", ".join(changed)])
+        rows.append([f"`{name}`", describe_field(field), shown, comments(files).get(path, ""), ", ".join(changed)])
     return table(["setting", "type", "default", "what", "elsewhere"], rows)
-
-
-def flatten_schema(schema: dict[str, Any], definitions: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the fields of a model's JSON schema by dotted names."""
-    for name, field in schema.get("properties", {}).items():
-        inner = definitions.get(field.get("$ref", "").rpartition("/")[2])
-        if inner:
-            yield from flatten_schema(inner, definitions, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
-
-
-def describe(field: dict[str, Any]) -> str:
-    """Describe a field's type and bounds in words, from its JSON schema."""
-    if "anyOf" in field:
-        return " or ".join(map(describe, field["anyOf"]))
-    if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
-    if field.get("type") == "array":
-        return "list of " + describe(field.get("items") or field["prefixItems"][0])
-    if field.get("type") == "object":
-        # A mapping whose keys have a pattern has its values there.
-        values = field.get("additionalProperties") or next(iter(field["patternProperties"].values()))
-        return f"names to {'any value' if values is True else describe(values)}"
-    kind = field.get("type", "")
-    bounds = [f"{sign} {field[key]:g}" for key, sign in BOUNDS.items() if key in field]
-    return " ".join([TYPES.get(kind, kind), ", ".join(bounds)]).strip()
 
 
 @cache

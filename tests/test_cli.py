@@ -1,6 +1,8 @@
 """``--params``, and the commands ``kedro responses`` on the store that the catalog names."""
 
 import json
+import re
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,14 @@ import click
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from kedro.framework.startup import bootstrap_project
 from kedro.io import DataCatalog
 
 from rebase import cli
 from rebase.datasets import TaskDataset
 from rebase.teacher.protocol import Message, Request, Response, Sampling
 from rebase.teacher.response_cache import ResponseCache
-from tests.test_end_to_end import copy_of_project, kedro, outputs
+from tests.test_end_to_end import ROOT, copy_of_project, kedro, outputs
 
 REQUEST = Request("Write.", (Message("user", "one"),), {"type": "object"}, Sampling())
 
@@ -57,6 +60,49 @@ def test_parameters_of_a_config_file_are_taken_as_they_are(tmp_path: Path) -> No
 
 def test_run_has_all_of_kedro_s_options() -> None:
     assert {option.name for option in cli.run.params} == {option.name for option in cli.kedro_run.params}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the project without outputs, as the working folder."""
+    folder = copy_of_project(tmp_path / "project")
+    monkeypatch.chdir(folder)
+    bootstrap_project(folder)
+    yield folder
+    bootstrap_project(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--env=gpuu", "There is no environment 'gpuu' in .*conf. Did you mean gpu?"),
+        ("--pipelines=ingest,rebse", "There is no pipeline 'rebse'. Did you mean rebase?"),
+        ("--params=task=reading_q", "There is no task 'reading_q' in .*tasks. Did you mean reading_qa?"),
+        ("--params=train.epoch=2", "train.epoch is unknown. Did you mean train.epochs?"),
+        ("--params=trian.epochs=2", "nothing reads trian.epochs. Did you mean train?"),
+        ("--params=train.learning_rate=.inf", "train.learning_rate: .*(allowed: number > 0, ≤ 1)"),
+        ("--pipelines=export", "no run has written yet: adapter (pipeline train).*kedro run --pipelines=train,"),
+        ("--pipelines=synthesize", "no run has written yet: transform_summary (pipeline transform)"),
+        ("--pipelines=embed", "no run has written yet: .*rows (pipeline ingest)"),
+        ("--pipelines=train", "train: there are no examples for the task 'reading_qa'"),
+        ("--from-nodes=trian_student", "There is no node 'trian_student' in this run. Did you mean train_student?"),
+        ("--runner=Sequental", "has no attribute 'Sequental'"),
+        ("--params=compute.dtype=float17", "compute.dtype is 'float17'. Set it to one of"),
+        ("--pipelines=ingest --params=sources=nowhere/*", "sources: no folder matches"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_message(project: Path, option: str, words: str) -> None:
+    result = CliRunner().invoke(cli.run, ["--env=test", *option.split()])
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit), result.output
+    assert re.search(re.escape(words).replace(r"\.\*", ".*"), result.stderr), result.stderr
+    assert len(result.stderr.splitlines()) <= 4
+    assert "No nodes ran" not in result.output
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rebase.hooks.check_parameters", lambda parameters: parameters["no such group"])
+    result = CliRunner().invoke(cli.run, ["--env=test"])
+    assert type(result.exception) is KeyError
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_the_reference_says_types_bounds_comments_and_what_environments_change(s
     page = (site / "reference" / "parameters.html").read_text(encoding="utf-8")
     [line] = re.findall(r"<tr>\s*<td><code>top_n</code>.*?</tr>", page, re.DOTALL)
     row_text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", line))
-    assert row_text.strip() == "top_n integer ≥ 1 220 the published run uses 3000 gpu 3000 , test 40"
+    assert row_text.strip() == "top_n integer ≥ 1, ≤ 10,000,000 220 the published run uses 3000 gpu 3000 , test 40"
 
 
 def test_pages_fetch_nothing_from_elsewhere(site):

@@ -82,6 +82,24 @@ def test_an_old_name_in_the_environment_s_files_stops_the_run(
         create_context(conf, "test")
 
 
+def test_an_environment_that_does_not_exist_is_one_message() -> None:
+    with pytest.raises(click.ClickException, match=r"There is no environment 'gpuu' in .*conf\. Did you mean gpu\?"):
+        create_context(env="gpuu")
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"train": {"epoch": 2}}, r"train\.epoch is unknown\. Did you mean train\.epochs\?"),
+        ({"evaluate": {"limit": "x"}}, r"evaluate\.limit: .*integer \(allowed: integer ≥ 1, ≤ 10,000,000 or `null`\)"),
+        ({"seed": -1}, r"train\.seed: .* \(allowed: integer ≥ 0"),
+    ],
+)
+def test_a_wrong_value_stops_the_run_before_kedro_reads_it(params: dict[str, object], words: str) -> None:
+    with pytest.raises(click.ClickException, match=words):
+        create_context(**params)
+
+
 def test_settings_of_stages_and_of_the_catalog_are_taken() -> None:
     judge = {"provider": "local", "model": "a"}  # declared as a whole
     context = create_context(judge_model=judge, teacher={"budget_usd": 1}, train={"epochs": 2}, seed=5)

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import click
@@ -15,19 +16,19 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
-from kedro.io import DatasetError
 from kedro.pipeline import Node
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
+import rebase.pipelines
 from rebase.datasets.versions import RunCatalog, load_all_versions
 from rebase.datastore.annoy_index import find_near
 from rebase.datastore.vectors import DESCRIPTION, cells_at
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, did_you_mean
 from rebase.files import replacing_file, replacing_folder
-from rebase.hooks import user_error
+from rebase.hooks import user_errors
 from rebase.records import EVALUATION_COLUMNS, TASK_NAME
 from rebase.reporting.console import retrieved_lines, stage_line, visible
 from rebase.tasks.evaluation_items import make_evaluation_items
@@ -70,7 +71,20 @@ _params = click.option(
 )
 
 
-@click.group(name="rebase")
+class _Command(click.Command):
+    """A command that prints an error that the user can fix as one message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with user_errors():
+            return super().invoke(ctx)
+
+
+class _Group(click.Group):
+    command_class = _Command
+    group_class = type
+
+
+@click.group(name="rebase", cls=_Group)
 def cli() -> None:
     """Commands of rebase."""
 
@@ -78,10 +92,14 @@ def cli() -> None:
 def _run(**options: Any) -> Any:
     """Kedro's own; the name of a node may leave out the groups (namespaces) that kedro-viz shows it in."""
     names = options["pipelines"] or [options["pipeline"] or "__default__"]
+    existing = [module.name for module in iter_modules(rebase.pipelines.__path__)]
+    for name in names:
+        if name not in (*existing, "__default__"):
+            raise RebaseError(f"There is no pipeline {name!r}. {did_you_mean(name, existing)}")
     node_options = [name for name in ("node_names", "from_nodes", "to_nodes") if options[name]]
     if node_options:
         pipelines.set_requested(names)
-        nodes = [node for name in names if name in pipelines for node in pipelines[name].nodes]
+        nodes = [node for name in names for node in pipelines[name].nodes]
         for option in node_options:
             options[option] = [_full_name(name, nodes) for name in options[option]]
     return kedro_run.callback(**options)  # type: ignore[misc]
@@ -89,13 +107,15 @@ def _run(**options: Any) -> Any:
 
 def _full_name(name: str, nodes: list[Node]) -> str:
     matches = {node.name for node in nodes if name in (node.name, node.short_name)}
+    if not matches:
+        raise RebaseError(f"There is no node {name!r} in this run. {did_you_mean(name, [n.short_name for n in nodes])}")
     return matches.pop() if len(matches) == 1 else name
 
 
 # `kedro run`, `rebase` and `python -m rebase` look for it here: Kedro's own, which splits values at each comma, with
 # another option `--params`.
 _options = [option for option in kedro_run.params if option.name != "params"]
-run = _params(click.Command("run", callback=_run, params=_options, help=kedro_run.help))
+run = _params(_Command("run", callback=_run, params=_options, help=kedro_run.help))
 cli.add_command(run)
 
 
@@ -107,15 +127,12 @@ def _load_catalog(env: str | None, parameters: dict[str, Any]) -> Any:
 
 @contextmanager
 def _catalog(env: str | None, parameters: dict[str, Any] | None = None, **options: str | None) -> Iterator[Any]:
-    """The catalog of an environment; its errors, and those of the block, are printed without a traceback.
+    """The catalog of an environment.
 
     ``options`` are parameters that have a command-line option of their own; None if it was not used.
     """
     chosen = {name: value for name, value in options.items() if value is not None}
-    try:
-        yield _load_catalog(env, (parameters or {}) | chosen)
-    except (RebaseError, DatasetError) as error:
-        raise click.ClickException(str(user_error(error))) from None
+    yield _load_catalog(env, (parameters or {}) | chosen)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Hooks: check inputs before any work, print the progress of a run, and save what a failed stage rejected."""
 
-import difflib
 import logging
 import re
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,18 @@ import yaml
 from kedro.config import AbstractConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
+from kedro.framework.project import pipelines
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from rich.console import Console
 
+from rebase.datasets.inputs import ReadOnly
+from rebase.datasets.optional_table import OptionalTableDataset
 from rebase.datasets.versions import RunCatalog
-from rebase.errors import RebaseError, StageError
+from rebase.errors import RebaseError, StageError, did_you_mean, user_message
 from rebase.old_names import reject_old_names
-from rebase.parameters import flat_parameters
+from rebase.parameters import check_parameters, flat_parameters
 from rebase.reporting.console import (
     STAGES,
     ask_line,
@@ -55,9 +58,10 @@ class RunReporter:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Reject parameters that nothing reads, and old names."""
-        with _user_errors():
+        """Check the environment, the names of parameters and their values."""
+        with user_errors():
             _check_names(context.config_loader, context.env or "local")
+            check_parameters(context.config_loader["parameters"])
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
@@ -67,16 +71,17 @@ class RunReporter:
             nodes = ", ".join(node.short_name for node in pipeline.nodes)
             logger.info("estimate: runs %s; sends no request to the teacher", nodes)
         self._outputs = RunCatalog(catalog, {}) if "report" in outputs else None
-        with _user_errors():
-            for name in _CHECKED_FIRST:
-                if name in inputs:
-                    catalog.load(name)
-            if "evaluation_rows" in inputs:
-                make_evaluation_items(catalog.load("task"), catalog.load("evaluation_rows"))
-            if "teacher" in inputs and not _TEACHER_OUTPUTS.isdisjoint(outputs):
-                catalog.load("teacher").check()
-            if "judge" in inputs:
-                catalog.load("judge").check()
+        for name in _CHECKED_FIRST:
+            if name in inputs:
+                catalog.load(name)
+        if not run_params["only_missing_outputs"]:
+            _check_inputs(inputs, catalog)
+        if "evaluation_rows" in inputs:
+            make_evaluation_items(catalog.load("task"), catalog.load("evaluation_rows"))
+        if "teacher" in inputs and not _TEACHER_OUTPUTS.isdisjoint(outputs):
+            catalog.load("teacher").check()
+        if "judge" in inputs:
+            catalog.load("judge").check()
 
     @hook_impl
     def after_node_run(self, outputs: dict[str, Any]) -> None:
@@ -120,12 +125,28 @@ class RunReporter:
             if name.endswith("_rejected") and rejected is not None and len(rejected):
                 catalog.save(name, rejected)
 
-    @hook_impl
-    def on_pipeline_error(self, error: Exception) -> None:
-        """Print user errors as one message, without a traceback."""
-        cause = user_error(error)
-        if cause is not error:
-            raise cause from error
+
+def _check_inputs(inputs: AbstractSet[str], catalog: CatalogProtocol) -> None:
+    """Raise RebaseError if an input was not written yet. The message names the pipelines that write it."""
+    missing = {
+        name
+        for name in inputs
+        if not isinstance(catalog.get(name), ReadOnly | OptionalTableDataset) and not catalog.exists(name)
+    }
+    if not missing:
+        return
+    pipelines.set_requested(None)  # Kedro has loaded only the pipelines of the run.
+    by_size = sorted(pipelines, key=lambda name: len(pipelines[name].nodes))
+    writers = {
+        name: next((writer for writer in by_size if name in pipelines[writer].all_outputs()), None) for name in missing
+    }
+    names = ", ".join(f"{name} (pipeline {writer})" for name, writer in sorted(writers.items()) if writer)
+    if names:
+        first = ",".join(sorted({writer for writer in writers.values() if writer}))
+        raise RebaseError(
+            f"This run reads what no run has written yet: {names}. First, with the same --env and --params: "
+            f"kedro run --pipelines={first}, or kedro run for all stages."
+        )
 
 
 def _check_names(loader: AbstractConfigLoader, environment: str) -> None:
@@ -139,6 +160,9 @@ def _check_names(loader: AbstractConfigLoader, environment: str) -> None:
     folder = Path(loader.conf_source)
     if not folder.is_dir():
         return
+    if not (folder / environment).is_dir():
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+        raise RebaseError(f"There is no environment {environment!r} in {folder}. {did_you_mean(environment, names)}")
     for file in sorted((folder / environment).rglob("*.yml")):
         reject_old_names(yaml.safe_load(file.read_text("utf-8")) or {}, str(file))
     if not given:
@@ -151,24 +175,17 @@ def _check_names(loader: AbstractConfigLoader, environment: str) -> None:
     names = sorted(declared | groups)
     for name in flat_parameters({name: value for name, value in given.items() if name not in groups}, declared):
         if name not in declared:
-            near = [*difflib.get_close_matches(name, names), *difflib.get_close_matches(name.split(".")[0], names)]
-            hint = f"Did you mean {near[0]}?" if near else f"Parameters of a run: {', '.join(names)}."
+            hint = did_you_mean(name, names, "Parameters of a run")
             raise RebaseError(f"--params: nothing reads {name}. {hint}")
 
 
 @contextmanager
-def _user_errors() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
+    """Turn errors that the user can fix into those that Click prints as one message, without a traceback."""
     try:
         yield
     except Exception as error:
-        raise user_error(error) from error
-
-
-def user_error(error: BaseException) -> BaseException:
-    """Return the RebaseError behind an error, as click prints it; the error itself if there is none."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, RebaseError):
-            return click.ClickException(str(cause))
-        cause = cause.__cause__ or cause.__context__
-    return error
+        message = user_message(error)
+        if message is None or isinstance(error, click.ClickException):
+            raise
+        raise click.ClickException(message) from error

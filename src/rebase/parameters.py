@@ -3,15 +3,25 @@
 from collections.abc import Container, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
-from rebase.records import Strict
+from rebase.records import Strict, validated
+
+# The upper bounds are far above sensible values: they stop a slip before it fills the memory or trains for years.
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
+Repetitions = Annotated[int, Field(ge=1, le=100)]
+BatchSize = Annotated[int, Field(ge=1, le=10_000)]
+#: Annoy's random generator takes 32 bits with a sign.
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Confidence = Annotated[float, Field(gt=0, lt=1)]
 
 
 class IngestParameters(Strict):
     """Keep a systematic sample of ``max_rows`` rows of each config."""
 
-    max_rows: int = Field(ge=1)
+    max_rows: Count
 
 
 class EmbedParameters(Strict):
@@ -20,15 +30,15 @@ class EmbedParameters(Strict):
     ``rebase.datastore.cells.worth_embedding`` defines which cells are text.
     """
 
-    batch_tokens: int = Field(ge=1)
+    batch_tokens: Count
     cells: Literal["text", "all"]
 
 
 class IndexParameters(Strict):
     """The Annoy index of each segment has ``trees``; 0 builds none. The same ``seed`` gives the same trees."""
 
-    trees: int = Field(ge=0)
-    seed: int
+    trees: int = Field(ge=0, le=1000)
+    seed: Seed
 
 
 class LicensePolicy(Strict):
@@ -45,28 +55,34 @@ class LicensePolicy(Strict):
 class ContaminationParameters(Strict):
     """A text that shares ``ngram`` words in a row with an evaluation item or an example is contaminated."""
 
-    ngram: int = Field(ge=1)
+    ngram: int = Field(ge=1, le=1000)
 
 
 class RetrieveParameters(Strict):
     """The number of rows, how they are scored, and the settings of the filters."""
 
-    top_n: int = Field(ge=1)
+    top_n: Count
     aggregation: Literal["max_of_mean", "mean_of_max"]
     search: Literal["exact", "annoy"]
-    annoy_candidates: int = Field(ge=1)
+    annoy_candidates: Count
     licenses: LicensePolicy
-    near_duplicate: float = Field(gt=0, le=1)
-    max_dataset_share: float = Field(gt=0, le=1)
-    min_passage_words: int = Field(ge=1)
-    max_passage_words: int = Field(ge=1)
+    near_duplicate: Share
+    max_dataset_share: Share
+    min_passage_words: Tokens
+    max_passage_words: Tokens
+
+    @model_validator(mode="after")
+    def _some_passages_fit(self) -> "RetrieveParameters":
+        if self.min_passage_words > self.max_passage_words:
+            raise ValueError("`min_passage_words` is above `max_passage_words`, so no passage would pass")
+        return self
 
 
 class SamplingParameters(Strict):
     """How the teacher samples its responses."""
 
-    temperature: float = Field(ge=0)
-    max_tokens: int = Field(ge=1)
+    temperature: float = Field(ge=0, le=2)
+    max_tokens: Tokens
 
 
 class MapParameters(Strict):
@@ -77,13 +93,13 @@ class MapParameters(Strict):
     most frequent answer.
     """
 
-    min_rows: int = Field(ge=1)
-    max_examples: int = Field(ge=1)
-    shown_rows: int = Field(ge=1)
-    max_row_tokens: int = Field(ge=1)
-    audit: int = Field(ge=0)
+    min_rows: Count
+    max_examples: Count
+    shown_rows: Repetitions
+    max_row_tokens: Tokens
+    audit: int = Field(ge=0, le=10_000)
     min_agreement: float = Field(ge=0, lt=1)
-    seed: int
+    seed: Seed
     sampling: SamplingParameters
 
 
@@ -98,9 +114,9 @@ class TransformParameters(Strict):
     """
 
     mode: Literal["rewrite", "map", "both"] = "rewrite"
-    max_examples: int = Field(ge=1)
-    patience: int | None = Field(default=20, ge=1)
-    max_row_tokens: int = Field(ge=1)
+    max_examples: Count
+    patience: Count | None = 20
+    max_row_tokens: Tokens
     guided: bool
     consistency_filter: bool
     sampling: SamplingParameters
@@ -124,9 +140,9 @@ class DistilParameters(Strict):
     """
 
     style: Literal["direct", "cot", "chain_of_density"]
-    samples: int = Field(ge=1)
-    rounds: int = Field(ge=2)
-    max_inputs: int | None = Field(ge=1)
+    samples: Repetitions
+    rounds: int = Field(ge=2, le=100)
+    max_inputs: Count | None
     sampling: SamplingParameters
 
 
@@ -146,33 +162,33 @@ class MixParameters(Strict):
     Weight 0 leaves an origin out. An environment needs this, because it cannot delete an entry of conf/base.
     """
 
-    weights: Annotated[dict[Origin, Annotated[float, Field(ge=0)]], AfterValidator(_positive_weights)]
-    size: int | None = Field(ge=1)
-    seed: int
+    weights: Annotated[dict[Origin, Annotated[float, Field(ge=0, le=1_000_000)]], AfterValidator(_positive_weights)]
+    size: Count | None
+    seed: Seed
 
 
 class CotParameters(Strict):
     """Write ``samples`` rationales for each example; ``on_disagreement`` applies if no majority reaches its answer."""
 
-    samples: int = Field(ge=1)
+    samples: Repetitions
     on_disagreement: Literal["reject", "relabel"]
-    max_row_tokens: int = Field(ge=1)
+    max_row_tokens: Tokens
     sampling: SamplingParameters
 
 
 class LoraParameters(Strict):
     """The adapter: rank, scale and dropout of LoRA on every linear projection."""
 
-    rank: int = Field(ge=1)
-    alpha: int = Field(ge=1)
+    rank: int = Field(ge=1, le=1024)
+    alpha: int = Field(ge=1, le=8192)
     dropout: float = Field(ge=0, lt=1)
 
 
 def _patterns(value: Any) -> Any:
-    """Split a text at ``;``, since the command line already splits at commas; return a list as it is."""
-    return (
-        value if isinstance(value, list | tuple) else [part.strip() for part in str(value).split(";") if part.strip()]
-    )
+    """Split a text, or a name that YAML reads as a number, at ``;``: the command line already splits at commas."""
+    if not isinstance(value, str | int | float):
+        return value
+    return [part.strip() for part in str(value).split(";") if part.strip()]
 
 
 class ExcludeParameters(Strict):
@@ -187,6 +203,13 @@ class ExcludeParameters(Strict):
     licenses: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
 
 
+#: Those of transformers that need no other package.
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
+    "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "adafactor", "adagrad", "rmsprop", "sgd",
+]  # fmt: skip
+
+
 class TrainParameters(Strict):
     """QLoRA settings (docs/method.md section 7). ``target`` is what the student learns to write.
 
@@ -198,21 +221,21 @@ class TrainParameters(Strict):
     target: Literal["answer", "rationale_then_answer"]
     four_bit: bool
     lora: LoraParameters
-    max_length: int = Field(ge=8)
-    batch_size: int = Field(ge=1)
-    gradient_accumulation: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
+    max_length: int = Field(ge=8, le=1_000_000)
+    batch_size: BatchSize
+    gradient_accumulation: BatchSize
+    learning_rate: Share
     scheduler: Literal["linear", "cosine", "constant"]
-    warmup_steps: int = Field(ge=0)
-    weight_decay: float = Field(ge=0)
-    optimizer: str
-    epochs: float = Field(gt=0)
-    checkpoint_steps: int = Field(ge=1)
+    warmup_steps: int = Field(ge=0, le=1_000_000)
+    weight_decay: float = Field(ge=0, le=1)
+    optimizer: Optimizer
+    epochs: float = Field(gt=0, le=1000)
+    checkpoint_steps: Count
     packing: bool
     validation_share: float = Field(default=0, ge=0, lt=1)
     keep: Literal["last", "best"] = "last"
     exclude: ExcludeParameters = ExcludeParameters()
-    seed: int
+    seed: Seed
 
     @model_validator(mode="after")
     def _best_needs_evaluation(self) -> "TrainParameters":
@@ -228,13 +251,13 @@ class EvaluateParameters(Strict):
     of a vLLM server with the student and its adapters; null loads them in this process.
     """
 
-    limit: int | None = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    limit: Count | None
+    batch_size: BatchSize
     labels_by: Literal["generation", "likelihood"]
-    server: str | None = None
-    bootstrap_samples: int = Field(ge=1)
-    confidence: float = Field(gt=0, lt=1)
-    seed: int
+    server: str | None = Field(default=None, pattern=r"^https?://[^/\s]+")
+    bootstrap_samples: int = Field(ge=1, le=100_000)
+    confidence: Confidence
+    seed: Seed
 
     @model_validator(mode="after")
     def _servers_write(self) -> "EvaluateParameters":
@@ -249,8 +272,8 @@ class CompareParameters(Strict):
     ``targets`` sets what the student learns to write from each training set.
     """
 
-    sizes: tuple[Annotated[int, Field(ge=1)], ...]
-    seeds: tuple[int, ...]
+    sizes: tuple[Count, ...]
+    seeds: tuple[Seed, ...]
     targets: dict[str, Literal["answer", "rationale_then_answer"]]
 
 
@@ -266,12 +289,12 @@ class JudgeParameters(Strict):
     ``pair`` names the two systems to compare (null: no comparison).
     """
 
-    limit: int | None = Field(ge=1)
+    limit: Count | None
     pair: tuple[str, str] | None
-    sheet_items: int = Field(ge=1)
-    bootstrap_samples: int = Field(ge=1)
-    confidence: float = Field(gt=0, lt=1)
-    seed: int
+    sheet_items: Count
+    bootstrap_samples: int = Field(ge=1, le=100_000)
+    confidence: Confidence
+    seed: Seed
     sampling: SamplingParameters
 
     @model_validator(mode="after")
@@ -289,3 +312,13 @@ def flat_parameters(parameters: Mapping[str, Any], values: Container[str] = (), 
         is_group = isinstance(value, Mapping) and name not in values
         flat |= flat_parameters(value, values, f"{name}.") if is_group else {name: value}
     return flat
+
+
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Raise RebaseError if a parameter of a group in this module is unknown, of a wrong type or out of its bounds."""
+    kinds: dict[str, Any] = {
+        name.removesuffix("Parameters").lower(): kind for name, kind in globals().items() if name.endswith("Parameters")
+    }
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items() if name in parameters}
+    given = {name: parameters[name] for name in fields}
+    validated(create_model("Groups", **fields), given, "Parameters (--params, or parameters*.yml) are wrong:")

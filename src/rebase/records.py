@@ -1,15 +1,25 @@
 """What the stages pass on: the columns of every table, and typed records."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, did_you_mean
 from rebase.text import NUMBER, normalize, template_columns
 
 AnswerType = Literal["span", "label", "number", "text", "code"]
@@ -74,9 +84,18 @@ REJECTED_GRADE_COLUMNS = ["person", "file", "row", "answer_id", "criterion", "re
 
 
 class Strict(BaseModel):
-    """A record that rejects unknown fields and cannot be changed."""
+    """A record that rejects unknown fields and infinite numbers, and cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _rejects_a_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        types = {getattr(kind, "__origin__", kind) for kind in get_args(annotation) or (annotation,)}
+        if isinstance(value, bool) and not types.isdisjoint({int, float}):
+            raise ValueError("Input should be a number, not true or false")
+        return value
 
 
 class AnswerSpec(Strict):
@@ -158,7 +177,7 @@ class Task(Strict):
     groups: tuple[str, ...] = ()
     mappings: tuple[DatasetMapping, ...] = ()
     evaluation: EvaluationSpec
-    max_new_tokens: int = Field(default=32, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "Task":
@@ -299,13 +318,60 @@ class Untrained:
     reason: str
 
 
+#: The bounds of a number in a JSON schema.
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+_TYPES = {"string": "text", "boolean": "`true`, `false`", "null": "`null`"}
+
+
 def validated(kind: Any, data: Any, problem: str) -> Any:
-    """Validate ``data`` as a pydantic type. The RebaseError says ``problem``, then each wrong field on a line."""
+    """Validate ``data`` as a pydantic type.
+
+    The RebaseError says ``problem``, then each wrong field on a line: what is wrong, and what is allowed.
+    """
+    adapter = TypeAdapter(kind)
     try:
-        return TypeAdapter(kind).validate_python(data)
+        return adapter.validate_python(data)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors(include_url=False)
-        ]
+        fields = flat_schema(adapter.json_schema())
+        lines = [_problem_line(item, fields) for item in error.errors(include_url=False)]
         raise RebaseError("\n".join([problem, *lines])) from None
+
+
+def _problem_line(item: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    path = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        group = path[: path.rfind(".") + 1]
+        siblings = {group + field.removeprefix(group).partition(".")[0] for field in fields if field.startswith(group)}
+        return f"  {path} is unknown. {did_you_mean(path, siblings)}"
+    # An entry of a list or mapping is described with it.
+    allowed = describe_field(fields.get(path) or fields.get(path.rpartition(".")[0], {}))
+    message = item["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+    return f"  {path or 'the file'}: {message}" + (f" (allowed: {allowed})" if any(map(allowed.count, "≥>≤<")) else "")
+
+
+def flat_schema(schema: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The fields of a model's JSON schema by dotted names."""
+
+    def flatten(model: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, field in model.get("properties", {}).items():
+            inner = schema.get("$defs", {}).get(field.get("$ref", "").rpartition("/")[2])
+            yield from flatten(inner, f"{prefix}{name}.") if inner else [(prefix + name, field)]
+
+    return dict(flatten(schema, ""))
+
+
+def describe_field(field: Mapping[str, Any]) -> str:
+    """A field's type and bounds in words, from its JSON schema."""
+    if "anyOf" in field:
+        return " or ".join(map(describe_field, field["anyOf"]))
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if field.get("type") == "array":
+        return "list of " + describe_field(field.get("items") or field["prefixItems"][0])
+    if field.get("type") == "object":
+        # A mapping whose keys have a pattern has its values there.
+        values = field.get("additionalProperties") or next(iter(field["patternProperties"].values()))
+        return f"names to {'any value' if values is True else describe_field(values)}"
+    kind = field.get("type", "")
+    bounds = [f"{sign} {field[key]:,}" for key, sign in _BOUNDS.items() if key in field]
+    return " ".join([_TYPES.get(kind, kind), ", ".join(bounds)]).strip()

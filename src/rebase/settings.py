@@ -1,5 +1,6 @@
 """Project settings: see https://docs.kedro.org/en/stable/configure/configuration_basics/."""
 
+import logging
 import warnings
 
 from rebase.hooks import RunReporter
@@ -7,6 +8,12 @@ from rebase.hooks import RunReporter
 # Warnings about calls in Kedro and Kedro-Viz, which a user cannot fix.
 warnings.filterwarnings("ignore", r"register_new_resolver\(\) is deprecated", UserWarning)
 warnings.filterwarnings("ignore", r"\s*ORJSONResponse is deprecated")
+
+# Kedro's advice after an error: to repeat a command is no help, and the error that follows says what to do.
+for runner in ("sequential", "thread", "parallel"):
+    logging.getLogger(f"kedro.runner.{runner}_runner").addFilter(
+        lambda record: "No nodes ran" not in record.getMessage()
+    )
 
 HOOKS = (RunReporter(),)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, did_you_mean
 from rebase.records import Task
 from rebase.tasks.extraction import extract, split_conclusion
 
@@ -23,8 +23,8 @@ def load_task(folder: Path, name: str, prompts: str | None = None) -> Task:
     """
     path = folder / f"{name}.yml"
     if not path.exists():
-        names = ", ".join(sorted(file.stem for file in folder.glob("*.yml"))) or "none"
-        raise RebaseError(f"There is no task {name!r} in {folder}. Tasks there: {names}. A task is one YAML file.")
+        hint = did_you_mean(name, (file.stem for file in folder.glob("*.yml")), "Tasks there")
+        raise RebaseError(f"There is no task {name!r} in {folder}. {hint} A task is one YAML file.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -26,8 +26,8 @@ class BudgetSettings(Strict):
     budget. At the bound the run either continues with the responses that it has, or stops with an error.
     """
 
-    budget_usd: float | None = Field(default=None, gt=0)
-    max_requests: int | None = Field(default=None, gt=0)
+    budget_usd: float | None = Field(default=None, gt=0, le=1_000_000)
+    max_requests: int | None = Field(default=None, gt=0, le=1_000_000_000)
     on_budget: Literal["continue", "stop"] = "continue"
 
 
@@ -47,8 +47,8 @@ class TeacherSettings(BudgetSettings):
     extra_body: dict[str, Any] = Field(default_factory=dict)
     headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict, repr=False)
     batch: bool = False
-    max_concurrency: int = Field(default=64, ge=1)
-    timeout: float = Field(default=120.0, gt=0)
+    max_concurrency: int = Field(default=64, ge=1, le=10_000)
+    timeout: float = Field(default=120.0, gt=0, le=86_400)
 
     @field_validator("extra_body")
     @classmethod

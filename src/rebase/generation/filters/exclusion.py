@@ -37,10 +37,12 @@ def remove_excluded(examples: pd.DataFrame, exclude: ExcludeParameters) -> tuple
 
     Raises RebaseError if all examples are excluded.
     """
+    if examples.empty:  # and perhaps without columns
+        return examples, {}
     sources = zip(examples["dataset"], examples["license"], strict=True)
     reasons = [why_excluded(dataset, license, exclude) for dataset, license in sources]
     excluded = dict(Counter(filter(None, reasons)))
-    if reasons and None not in reasons:
+    if None not in reasons:
         raise RebaseError(
             f"train: `train.exclude` removes every example: {excluded}. Exclude less, or make other examples; "
             "`kedro trace DATASET` shows which examples come from a dataset."
