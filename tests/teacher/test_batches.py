@@ -27,6 +27,7 @@ from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.protocol import Failure, Request, Response, parse_response
 from rebase.teacher.response_cache import ResponseCache
 from rebase.teacher.settings import BudgetSettings
+from tests.loopback import writing
 from tests.scripted import NO_PRICES, generate_all
 from tests.teacher.server import ANTHROPIC, KEY, OPENAI, Answer, Faults, Provider
 from tests.teacher.teachers import cached_keys, echo, hosted, identity, prompts, request, texts_of
@@ -287,6 +288,47 @@ def test_wrong_key_and_no_server_are_errors(kind: str, provider: Provider, path:
 
 
 # Calls that go wrong
+
+
+@pytest.mark.parametrize("odd", [b"", b'"odd"', b"{}", b"[" * 100_000, b'{"id": 1, "data": 2, "status": []}'])
+def test_provider_whose_calls_give_no_batch_is_an_error(kind: str, path: Path, monkeypatch, odd: bytes) -> None:
+    monkeypatch.setattr(batch, "FIRST_POLL", 0.01)
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(odd)}\r\n\r\n"
+    with (
+        writing(lambda _, stream: stream.write(head.encode() + odd)) as address,
+        pytest.raises(RebaseError, match="run again"),
+    ):
+        generate_all(batched(kind, address, path), [request("a")])
+
+
+def test_call_that_drips_is_lost_and_made_again(kind: str, provider: Provider, path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(batch, "FIRST_POLL", 0.02)
+    monkeypatch.setattr(batch, "_TIMEOUTS", 1)
+    state, lost = APIS[kind].state, [True, True]
+
+    async def drip(self: Any, batch_id: str) -> BatchState:
+        await asyncio.sleep(60 if lost and lost.pop() else 0)
+        return await state(self, batch_id)
+
+    monkeypatch.setattr(APIS[kind], "state", drip)
+    teacher = batched(kind, provider.address, path)
+    teacher = replace(teacher, teacher=replace(teacher.teacher, timeout=1.0))
+    assert texts_of(generate_all(teacher, [request("a")])) == [echo("a")]
+    assert not lost
+
+
+def test_batch_that_never_ends_is_an_error_and_the_next_run_collects_it(
+    ask: Ask, provider: Provider, monkeypatch, caplog
+) -> None:
+    provider.batch_seconds = 2.0
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO, logger="rebase"):
+        patch.setattr(batch, "LONGEST_WAIT", 0.5)
+        patch.setattr(batch, "_REPORT_SECONDS", 0.2)
+        with pytest.raises(RebaseError, match=r"No batch of .* are in the journal: run again to continue"):
+            ask([request("a")])
+    assert "No batch has ended for 0 minutes; the next try is in 0 seconds." in caplog.text
+    assert texts_of(ask([request("a")])) == [echo("a")]
+    assert items(provider) == ["a"]
 
 
 def test_batch_with_a_lost_response_is_found(ask: Ask, provider: Provider) -> None:

@@ -1,5 +1,6 @@
 """The teacher behind Anthropic's Messages API, through the official SDK."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rebase.errors import RebaseError
 from rebase.teacher.api import THINKING_TOKENS, ApiTeacher
-from rebase.teacher.batches import BatchState, Retry, read_item
+from rebase.teacher.batches import BatchState, Retry, read_item, required
 from rebase.teacher.dialects import Dialect
-from rebase.teacher.protocol import Failure, Request, Response
+from rebase.teacher.protocol import Failure, Request, Response, token_count
 from rebase.teacher.settings import Structure
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ class AnthropicTeacher(ApiTeacher):
 
         capabilities: dict[str, Any] = {}
         try:
-            capabilities = (await client.models.retrieve(self.model)).to_dict().get("capabilities") or {}  # type: ignore[assignment]
+            async with asyncio.timeout(self.timeout):
+                capabilities = (await client.models.retrieve(self.model)).to_dict().get("capabilities") or {}  # type: ignore[assignment]
         except anthropic.APIConnectionError as error:
             self.raise_if_final(error, anthropic)
-        except (anthropic.APIError, AttributeError, ValueError):
+        except (anthropic.APIError, AttributeError, TimeoutError, ValueError, RecursionError):
             pass
         structure = "json_schema" if self.structured_output == "auto" else self.structured_output
         return model_dialect(self.model, capabilities, structure)
@@ -77,7 +79,7 @@ class AnthropicTeacher(ApiTeacher):
             body["stop_reason"]  # a body without both is no response
         usage = body.get("usage") or {}
         names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-        tokens = (sum(usage.get(name) or 0 for name in names), usage.get("output_tokens") or 0)
+        tokens = (sum(token_count(usage.get(name)) for name in names), token_count(usage.get("output_tokens")))
         return Response(key, text, _FINISH.get(body.get("stop_reason") or "", "stop"), *tokens)
 
     def batches(self, client: Any) -> "_Batches":
@@ -100,7 +102,7 @@ class _Batches:
 
     async def submit(self, lines: list[dict[str, Any]], token: str) -> str:
         batch = await self._client.with_options(max_retries=0).messages.batches.create(requests=lines)  # type: ignore[arg-type]
-        return batch.id
+        return required(batch.id)
 
     async def find(self, token: str, keys: set[str], since: datetime) -> list[str]:
         batch_ids = []
@@ -115,7 +117,7 @@ class _Batches:
 
     async def state(self, batch_id: str) -> BatchState:
         batch = await self._client.messages.batches.retrieve(batch_id)
-        return BatchState(batch.processing_status == "ended")
+        return BatchState(required(batch.processing_status) == "ended")
 
     async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Response | Failure | Retry]]:
         async for item in await self._client.messages.batches.results(batch_id):

@@ -1,18 +1,20 @@
 """What the hosted teachers share: keys, HTTP clients, rate limiting, learning what a server accepts, and errors."""
 
-import asyncio
 import json
 import logging
+import math
 import os
 import re
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import anyio
 
 from rebase.errors import RebaseError
 from rebase.teacher.batches import BatchApi, BatchSession
@@ -59,6 +61,10 @@ _LONGEST_MESSAGE = 1000
 _SHORTEST_SECRET = 8
 #: The SDKs give up on a longer or unreadable ``retry-after``, or wait for weeks; it is hidden from them.
 _LONG_WAIT = 60.0
+#: The most bytes of a response's body, decompressed; a batch has many thousands of responses.
+MOST_BYTES, MOST_BATCH_BYTES = 2**23, 2**29
+#: A run that has waited for rate limits for this many times the timeout, without a response, ends.
+PATIENCE = 5
 _UNREADABLE = "not a response"
 _RESUME = "Responses received so far are cached: run again to continue."
 #: The weight of a new response in the moving averages of expected tokens.
@@ -67,12 +73,19 @@ _SMOOTHING = 0.1
 
 @dataclass
 class _Call:
-    """A request that is being sent: its expected cost, most output tokens, what was taken by then, its last start."""
+    """A request that is being sent: its expected cost, most output tokens, what was taken by then, its deadline.
 
+    ``sent_at`` is its last start, ``error`` the provider's last error, ``ended`` why it may not be sent again.
+    """
+
+    key: str
     cost: Cost
     limit: int
     taken: dict[Kind, float]
+    deadline: anyio.CancelScope
     sent_at: float = 0.0
+    error: str = ""
+    ended: RebaseError | Failure | None = None
 
 
 #: The call of the running task, for the hooks of the SDK's HTTP client.
@@ -91,7 +104,9 @@ class _Learned:
 
 @dataclass(frozen=True)
 class ApiTeacher(Teacher):
-    """A handle of a hosted model. ``base_url`` replaces the SDK's default address; ``timeout`` is in seconds.
+    """A handle of a hosted model. ``base_url`` replaces the SDK's default address.
+
+    ``timeout`` bounds the seconds of a whole response, with its retries, but without waits for rate limits.
 
     A provider implements the abstract methods, and ``raise_if_final`` tells its errors.
     """
@@ -249,7 +264,7 @@ class ApiTeacher(Teacher):
                 f"{self._explain_address(status)}Check the model's name (teacher.model in globals.yml), the key "
                 f"({self.key_variable}, or credentials.yml) and the account's credit. {_RESUME}"
             ) from None
-        if type(error) is sdk.APIConnectionError and not is_reached:
+        if type(error) is sdk.APIConnectionError and not is_reached and not _is_malformed(error.__cause__):
             raise RebaseError(
                 f"The teacher {self.provider}/{self.model} cannot be reached at "
                 f"{server_address(self.base_url, {}) or 'its address'}: "
@@ -287,7 +302,8 @@ class ApiSession(Session):
         self.clients: list[Any] = []
         self._next = 0
         self._teacher = teacher
-        self._limiter = RateLimiter()
+        self._limiter = RateLimiter(patience=PATIENCE * teacher.timeout)
+        self._last_overload = ""
         self._concurrency = Concurrency(teacher.max_concurrency)
         self._failures_in_a_row = 0
         self._tokens_per_character = 0.3
@@ -308,15 +324,13 @@ class ApiSession(Session):
             limit = request.sampling.max_tokens + self.thinking_tokens
             output = limit if self._output_tokens is None else min(limit, self._output_tokens)
             cost = cost_of(request.characters * self._tokens_per_character, output, limit)
-            taken = await self._limiter.acquire(cost) if may_send else None
-            if taken is None:
-                return Failure(key, "not sent", "stopped")
-            call = _Call(cost, limit, taken)
-            _call.set(call)
             try:
-                outcome = await self._send(request, key, call)
-                if isinstance(outcome, Failure) and outcome.reason.startswith(_UNREADABLE):
-                    outcome = await self._send(request, key, call)  # the SDKs do not repeat it
+                taken = await self._acquire(cost) if may_send else None
+                if taken is None:
+                    return Failure(key, "not sent", "stopped")
+                call = _Call(key, cost, limit, taken, anyio.move_on_after(self._teacher.timeout))
+                _call.set(call)
+                outcome = await self._send_in_time(request, call)
                 self._count(request, call, outcome)
             except RebaseError:
                 self.stop()  # before the next waiting request gets this slot
@@ -334,32 +348,77 @@ class ApiSession(Session):
         if call is None:
             return
         if call.sent_at:
-            taken = await self._limiter.acquire(call.cost)
-            if taken is None:
-                raise asyncio.CancelledError
-            call.taken = taken
+            left, call.deadline.deadline = call.deadline.deadline - anyio.current_time(), math.inf
+            ended: RebaseError | Failure = Failure(call.key, "not sent again", "stopped")
+            try:
+                taken = await self._acquire(call.cost)
+            except RebaseError as error:
+                taken, ended = None, error
+            if taken is None:  # the SDK would repeat the request after any error
+                call.ended = ended
+                call.deadline.cancel()
+                await anyio.sleep_forever()
+            else:
+                call.taken, call.deadline.deadline = taken, anyio.current_time() + left
         call.sent_at = time.monotonic()
 
     async def after_response(self, http_response: "httpx2.Response") -> None:
-        """Update rate limits and concurrency by a response. A hook of the HTTP client."""
+        """Read a response, and update rate limits and concurrency by it. A hook of the HTTP client."""
+        import httpx2
+
         headers, call = http_response.headers, _call.get(None)
+        try:
+            await read_body(http_response, MOST_BYTES if call else MOST_BATCH_BYTES)
+        except httpx2.HTTPError as error:
+            if call:
+                call.error = str(error)
+            raise
         if call and http_response.status_code == 200:
-            http_response.status_code = find_status(await http_response.aread())  # the SDK repeats it, or raises it
+            http_response.status_code = find_status(http_response.content)  # the SDK repeats it, or raises it
         status = http_response.status_code
         taken, seconds = (call.taken, time.monotonic() - call.sent_at) if call else ({}, 0.0)
         self._limiter.update(status, headers, taken, seconds)
+        if call and status >= 400:
+            call.error = f"status {status}: {self._teacher.redact(_words_in(http_response))}"
         if status in OVERLOADED:
             self._concurrency.report_overload()
-            if _means_no_credit(status, (await http_response.aread()).decode(errors="replace")):
+            self._last_overload = call.error if call else ""
+            if _means_no_credit(status, http_response.text):
                 headers["x-should-retry"] = "false"
-            elif (wait := read_retry_after(headers)) is None or wait > _LONG_WAIT:
-                for name in ("retry-after", "retry-after-ms"):
+            elif call or (wait := read_retry_after(headers)) is None or wait > _LONG_WAIT:
+                for name in ("retry-after", "retry-after-ms"):  # the limiter waits, and the SDK's wait has a deadline
                     headers.pop(name, None)
 
-    async def _send(self, request: Request, key: str, call: _Call) -> Response | Failure:
+    async def _acquire(self, cost: Cost) -> dict[Kind, float] | None:
+        """Wait for the rate limits; None if the session is stopped. Raises RebaseError if the wait is too long."""
+        try:
+            return await self._limiter.acquire(cost)
+        except TimeoutError as error:
+            raise RebaseError(
+                f"The teacher {self._teacher.provider}/{self._teacher.model} does not respond: {error}. "
+                f"{self._last_overload or 'These are the limits in the headers of its responses.'}\nA run without any "
+                f"response waits {PATIENCE} times teacher.timeout: wait or raise that, or see the account's limits. "
+                f"{_RESUME}"
+            ) from None
+
+    async def _send_in_time(self, request: Request, call: _Call) -> Response | Failure:
+        """Send the request; a Failure after the deadline."""
+        with call.deadline:
+            outcome = await self._send(request, call)
+            if isinstance(outcome, Failure) and outcome.reason.startswith(_UNREADABLE):
+                outcome = await self._send(request, call)  # the SDKs do not repeat it
+            return outcome
+        if isinstance(call.ended, RebaseError):
+            raise call.ended
+        if call.ended:
+            return call.ended
+        late = f"no whole response within {self._teacher.timeout:g} seconds (teacher.timeout)"
+        return Failure(call.key, f"{late}; the last error: {call.error}" if call.error else late)
+
+    async def _send(self, request: Request, call: _Call) -> Response | Failure:
         import httpx2
 
-        teacher = self._teacher
+        teacher, key = self._teacher, call.key
         while True:
             dialect = teacher.dialect
             if not dialect.temperature and request.sampling.temperature != 1:
@@ -387,6 +446,8 @@ class ApiSession(Session):
 
     def _count(self, request: Request, call: _Call, outcome: Response | Failure) -> None:
         """Count failures in a row, and update the rate limits and the expected tokens."""
+        if isinstance(outcome, Failure) and outcome.kind == "stopped":
+            return
         if isinstance(outcome, Failure) or outcome.is_empty:
             self._failures_in_a_row += 1
             if self._failures_in_a_row >= FAILURES_TO_STOP:
@@ -399,6 +460,7 @@ class ApiSession(Session):
             self._failures_in_a_row = 0
         if isinstance(outcome, Failure):
             return
+        self._limiter.waited = 0.0
         self._concurrency.report_success()
         actual = cost_of(outcome.input_tokens, outcome.output_tokens, call.limit)
         self._limiter.correct(call.cost, actual)
@@ -431,6 +493,34 @@ def find_status(content: bytes) -> int:
                 return int(code)
     words = str(error).lower()
     return next((status for pattern, status in _STATUS_BY_WORDS if re.search(pattern, words)), 400)
+
+
+async def read_body(http_response: "httpx2.Response", most: int) -> None:
+    """Read the body, as ``aread`` does; raise httpx2.DecodingError if it has more than ``most`` bytes, decompressed."""
+    import httpx2
+
+    content = bytearray()
+    async with aclosing(http_response.aiter_bytes()) as parts:
+        async for part in parts:
+            content += part
+            if len(content) > most:
+                raise httpx2.DecodingError(f"the body has more than {most:,} bytes")
+    http_response._content = bytes(content)
+
+
+def _is_malformed(cause: BaseException | None) -> bool:
+    """Whether a connection failed by what the server wrote: it can be reached."""
+    import httpx2
+
+    return isinstance(cause, httpx2.RemoteProtocolError | httpx2.ReadError | httpx2.DecodingError)
+
+
+def _words_in(http_response: "httpx2.Response") -> str:
+    """Return the message of an error response."""
+    try:
+        return error_words(http_response.json()) or http_response.text[:_LONGEST_MESSAGE]
+    except (ValueError, RecursionError):
+        return http_response.text[:_LONGEST_MESSAGE]
 
 
 def _means_no_credit(status: int | None, text: str) -> bool:

@@ -4,13 +4,15 @@ import asyncio
 import json
 import logging
 import re
+import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from filelock import Timeout
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Value = TypeVar("Value")
+
 #: Requests that are grouped and held in memory at the same time.
 GROUP = 25_000
 #: How often an item is submitted that expires or fails for a reason that may pass.
@@ -41,6 +45,12 @@ _QUEUE_IS_FULL = re.compile(r"token_limit_exceeded|enqueued token limit", re.IGN
 FIRST_POLL, LONGEST_POLL = 1.0, 60.0
 #: The longest wait for a full queue, in seconds: each submission uploads all requests again.
 LONGEST_QUEUE_WAIT = 600.0
+#: A run ends that has waited for so many seconds without the end of any batch: providers let a batch expire in a day.
+LONGEST_WAIT = 36 * 3600.0
+#: A line is logged after so many seconds of waiting.
+_REPORT_SECONDS = 600.0
+#: Timeouts of a response that a call may take: it may have many thousands of requests or responses.
+_TIMEOUTS = 10
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,10 @@ class Retry:
 
     reason: str
     is_counted: bool = True
+
+
+class LostError(Exception):
+    """A call whose response is late or malformed: its effect is not known."""
 
 
 class BatchApi(Protocol):
@@ -95,6 +109,7 @@ class BatchSession(Session):
         self._stopped = asyncio.Event()
         self._dialects: dict[str, Dialect] = {}  # of submitted batches, by their token
         self._full_queues = 0
+        self._waiting_since = self._reported = time.monotonic()
 
     @property
     def thinking_tokens(self) -> int:  # type: ignore[override]
@@ -112,6 +127,7 @@ class BatchSession(Session):
     async def _generate_all(self, group: list[Pending]) -> None:
         missing = {self._teacher.key(pending.request): pending for pending in group}
         tries: Counter[str] = Counter()
+        self._waiting_since = self._reported = time.monotonic()
         try:
             while missing and not self._is_stopped:
                 for key in list(missing):  # another process may have been faster
@@ -134,7 +150,7 @@ class BatchSession(Session):
                                 continue
                             outcome = Failure(key, f"{outcome.reason}, {tries[key]} times")  # noqa: PLW2901
                         missing.pop(key).resolve(outcome)
-        except self._sdk.APIError as error:
+        except (self._sdk.APIError, LostError) as error:
             self._teacher.raise_if_final(error, self._sdk)
             raise RebaseError(
                 f"The batch API of {'/'.join(self._name[:2])} failed: {self._teacher.describe(error)}\n"
@@ -185,7 +201,7 @@ class BatchSession(Session):
             return current
         keys = set(batch.keys)
         recorded_ids = self._journal.batch_ids()
-        for batch_id in await self._api.find(batch.token, keys, batch.created):
+        for batch_id in await self._repeat(lambda: self._api.find(batch.token, keys, batch.created)):
             if batch_id in recorded_ids:
                 continue
             state = await self._wait(batch_id)  # its items are visible after its end
@@ -222,8 +238,8 @@ class BatchSession(Session):
                 if not is_alone or not self._journal.add(batch, part.values(), *self._name):
                     return None
                 try:
-                    batch_id = await self._api.submit(lines, batch.token)
-                except self._sdk.APIError as error:
+                    batch_id = await self._call(self._api.submit(lines, batch.token))
+                except (self._sdk.APIError, LostError) as error:
                     status, response = getattr(error, "status_code", None), getattr(error, "response", None)
                     is_full = status == 429 or _QUEUE_IS_FULL.search(self._teacher.describe(error))
                     if status is not None and status < 500:
@@ -280,36 +296,66 @@ class BatchSession(Session):
 
     async def _results(self, batch_id: str) -> dict[str, Response | Failure | Retry]:
         """Return the outcome of each item by key, the first one if there are two. Reads interrupted results again."""
-        import httpx2
+        try:
+            return await self._repeat(partial(self._read_results, batch_id))
+        except LostError as error:
+            raise RebaseError(
+                f"The results of batch {batch_id} of {'/'.join(self._name[:2])} cannot be read: {error}\n"
+                "The batch is in the journal: run again to retry."
+            ) from None
 
-        call = 0
-        while True:
-            call += 1
-            outcomes: dict[str, Response | Failure | Retry] = {}
-            try:
-                async for key, outcome in self._api.results(batch_id):
-                    if isinstance(outcome, Response):
-                        outcome = replace(outcome, text=well_formed(outcome.text), batch=True)  # noqa: PLW2901
-                    outcomes.setdefault(key, outcome)
-                return outcomes
-            except (httpx2.HTTPError, AttributeError, LookupError, TypeError, ValueError) as error:  # or half a line
-                if call == CALLS:
-                    raise RebaseError(
-                        f"The results of batch {batch_id} of {'/'.join(self._name[:2])} cannot be "
-                        f"read: {self._teacher.describe(error)}\nThe batch is in the journal: run again to retry."
-                    ) from None
-                await self._sleep(FIRST_POLL * 2**call)
+    async def _read_results(self, batch_id: str) -> dict[str, Response | Failure | Retry]:
+        outcomes: dict[str, Response | Failure | Retry] = {}
+        async for key, outcome in self._api.results(batch_id):
+            if isinstance(outcome, Response):
+                outcome = replace(outcome, text=well_formed(outcome.text), batch=True)  # noqa: PLW2901
+            outcomes.setdefault(key, outcome)
+        return outcomes
 
     async def _wait(self, batch_id: str) -> BatchState:
         """Return the state of the batch when it has ended, or when the session is stopped."""
         pause = FIRST_POLL
-        while not (state := await self._api.state(batch_id)).has_ended and not self._is_stopped:
+        while not (state := await self._repeat(lambda: self._api.state(batch_id))).has_ended and not self._is_stopped:
             await self._sleep(pause)
             pause = min(LONGEST_POLL, 1.5 * pause)
+        if state.failure is None:
+            self._waiting_since = time.monotonic()
         return state
 
+    async def _call(self, call: Awaitable[Value]) -> Value:
+        """Return the result of a call. Raises an error of the SDK, or LostError."""
+        seconds = _TIMEOUTS * self._teacher.timeout
+        try:
+            async with asyncio.timeout(seconds):
+                return await call
+        except (self._sdk.APIError, RebaseError):
+            raise
+        except TimeoutError:
+            raise LostError(
+                f"no whole response within {seconds:g} seconds ({_TIMEOUTS} times teacher.timeout)"
+            ) from None
+        except Exception as error:  # A malformed response, or half of one, has any.
+            raise LostError(self._teacher.describe(error)) from error
+
+    async def _repeat(self, call: Callable[[], Awaitable[Value]]) -> Value:
+        """Return the result of a call that changes nothing; repeat it if its response is lost."""
+        for number in range(1, CALLS):
+            with suppress(LostError):
+                return await self._call(call())
+            await self._sleep(FIRST_POLL * 2**number)
+        return await self._call(call())
+
     async def _sleep(self, seconds: float) -> None:
-        """Sleep until the time is over or the session is stopped."""
+        """Sleep until the time is over or the session is stopped. Raises RebaseError if no batch ended for long."""
+        waited = (now := time.monotonic()) - self._waiting_since
+        if waited + seconds > LONGEST_WAIT:
+            raise RebaseError(
+                f"No batch of {'/'.join(self._name[:2])} ends within {LONGEST_WAIT / 3600:g} hours. Submitted batches "
+                "are in the journal: run again to continue, or set teacher.batch: false."
+            )
+        if seconds > LONGEST_POLL or now - self._reported >= _REPORT_SECONDS:
+            self._reported = now
+            logger.info("No batch has ended for %.0f minutes; the next try is in %.0f seconds.", waited / 60, seconds)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopped.wait(), seconds)
 
@@ -318,9 +364,16 @@ class BatchSession(Session):
         return self._stopped.is_set()
 
 
+def required(value: Any) -> str:
+    """Return a text of a provider's response: the SDKs accept any value there, or none. Raises TypeError for those."""
+    if not isinstance(value, str):
+        raise TypeError(f"the response has {value!r} instead of a batch's id or status")
+    return value
+
+
 def read_item(key: str, read: Callable[[dict[str, Any], str], Response], body: dict[str, Any]) -> Response | Failure:
     """Return the response in an item of a batch; a Failure if it is malformed."""
     try:
         return read(body, key)
-    except (AttributeError, LookupError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
         return Failure(key, f"not a response: {str(body)[:300]}")

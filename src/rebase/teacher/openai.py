@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from rebase.teacher.api import THINKING_TOKENS, ApiTeacher, error_words
-from rebase.teacher.batches import BatchState, Retry, read_item
+from rebase.teacher.batches import BatchState, Retry, read_item, required
 from rebase.teacher.dialects import Dialect
-from rebase.teacher.protocol import Failure, Request, Response
+from rebase.teacher.protocol import Failure, Request, Response, token_count
 
 if TYPE_CHECKING:
     import openai
@@ -100,7 +100,7 @@ class OpenAITeacher(ApiTeacher):
         )
         text = next((text for name in names if (text := _as_text(message.get(name))).strip()), "")
         usage = body.get("usage") or {}
-        tokens = (usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
+        tokens = (token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens")))
         return Response(key, text, finish, *tokens)
 
     def batches(self, client: Any) -> "_Batches":
@@ -131,7 +131,7 @@ class _Batches:
             completion_window="24h",
             metadata={"rebase": token},
         )
-        return batch.id
+        return required(batch.id)
 
     async def find(self, token: str, keys: set[str], since: datetime) -> list[str]:
         async for batch in self._client.batches.list(limit=100):
@@ -147,7 +147,7 @@ class _Batches:
             errors = (batch.errors and batch.errors.data) or []
             reasons = [" ".join(filter(None, (error.code, error.message))) for error in errors]
             return BatchState(True, "; ".join(reasons) or "no reason was given")
-        return BatchState(batch.status in ("completed", "expired", "cancelled"))
+        return BatchState(required(batch.status) in ("completed", "expired", "cancelled"))
 
     async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Response | Failure | Retry]]:
         batch = await self._client.batches.retrieve(batch_id)
@@ -161,7 +161,8 @@ class _Batches:
         """Read one line of a batch's output or error file. Some servers write an error where others have a body."""
         http_response = item.get("response")
         http_response = http_response if isinstance(http_response, dict) else {}
-        status, body = int(http_response.get("status_code") or 0), http_response.get("body")
+        code, body = str(http_response.get("status_code")), http_response.get("body")
+        status = int(code) if code.isdecimal() else 0
         if status == 200 and isinstance(body, dict):
             return read_item(key, self._teacher.read, body)
         words = self._teacher.redact(error_words(body) or error_words(item.get("error")) or "no response")

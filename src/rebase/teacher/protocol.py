@@ -118,6 +118,17 @@ class Failure:
     kind: Literal["failed", "budget", "stopped"] = "failed"
 
 
+def token_count(value: Any) -> int:
+    """Return the number of tokens that a provider counts, 0 if absent. Raises ValueError if it is no such number."""
+    try:
+        count = int(value or 0)
+    except (TypeError, OverflowError):
+        count = -1
+    if not 0 <= count < 2**40:
+        raise ValueError(f"{str(value)[:100]} is not a number of tokens")
+    return count
+
+
 def parse_response(text: str) -> Any:
     """Parse the JSON in a response: the text itself, or the last object in it after any thoughts and among other words.
 

@@ -86,10 +86,15 @@ class Bucket:
 
 
 class RateLimiter:
-    """Lets requests pass one by one, as fast as every bucket allows, and never while the provider asks to wait."""
+    """Lets requests pass one by one, as fast as every bucket allows, and never while the provider asks to wait.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    ``waited`` counts the seconds of all waits; its owner resets it with every response. ``patience`` bounds it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, patience: float = math.inf) -> None:
         self._clock = clock
+        self._patience = patience
+        self.waited = 0.0
         self.buckets: dict[Kind, Bucket] = {}
         self._queue = asyncio.Lock()  # first come, first served
         self._wait_until = 0.0
@@ -98,11 +103,15 @@ class RateLimiter:
     async def acquire(self, cost: Cost) -> dict[Kind, float] | None:
         """Wait until the request may be sent, and take its cost.
 
-        Returns what had been taken in all by then, for ``update``; None if the limiter was closed.
+        Returns what had been taken in all by then, for ``update``; None if the limiter was closed. Raises TimeoutError
+        if the wait would exceed the patience.
         """
         async with self._queue:
             while self._is_open and (wait := self._wait(cost)) > 0:
+                if self.waited + wait > self._patience:
+                    raise TimeoutError(f"after waits of {self.waited:.0f} seconds, it asks to wait {wait:.0f} more")
                 await asyncio.sleep(min(wait, _LONGEST_SLEEP))
+                self.waited += min(wait, _LONGEST_SLEEP)
             if not self._is_open:
                 return None
             for kind, bucket in self.buckets.items():
@@ -128,7 +137,7 @@ class RateLimiter:
             bucket.update(limit, remaining, taken_then.get(kind, bucket.taken), seconds)
         if status in OVERLOADED:
             wait = read_retry_after(headers) or 0.0
-            if wait > _LONG_WAIT and now + wait > self._wait_until + _LONG_WAIT:
+            if _LONG_WAIT < wait <= self._patience and now + wait > self._wait_until + _LONG_WAIT:
                 logger.warning("The provider asks to wait %.0f seconds; the run continues after that.", wait)
             self._wait_until = max(self._wait_until, now + wait)
 

@@ -36,7 +36,7 @@ class TeacherSettings(BudgetSettings):
 
     ``provider`` is a name in ``rebase.teacher.registry``. ``revision`` is for local models; ``base_url``,
     ``structured_output``, ``extra_body`` (fields of each request's body) and ``headers`` are for hosted ones. ``batch``
-    sends requests through the provider's batch API. ``timeout`` is in seconds.
+    sends requests through the provider's batch API. ``timeout`` bounds the seconds of a whole response.
     """
 
     provider: str = Field(min_length=1)
