@@ -10,6 +10,7 @@ from kedro.framework.startup import bootstrap_project
 from parse import parse
 
 from rebase.cli import _full_name
+from rebase.errors import RebaseError
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ("base", "local", "api", "gpu", "cluster", "test")
@@ -111,7 +112,8 @@ def test_names_of_nodes_work_without_their_group():
     assert _full_name("retrieve_rows", nodes) == _full_name("retrieve.retrieve_rows", nodes) == "retrieve.retrieve_rows"
     short_names = [node.short_name for node in nodes]
     assert [_full_name(name, nodes) for name in short_names] == [node.name for node in nodes]
-    assert _full_name("nothing", nodes) == "nothing", "Kedro suggests the nearest names"
+    with pytest.raises(RebaseError, match=r"There is no node 'trian_student'.* Did you mean train_student\?"):
+        _full_name("trian_student", nodes)
     assert _full_name("train_student", pipelines["compare"].nodes) == "train_student", "of four training sets"
 
 
