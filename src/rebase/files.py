@@ -1,32 +1,58 @@
-"""Atomic writes: write to a temporary name beside the target, then rename."""
+"""Files that are written completely or not at all, and checksums by which damage is noticed."""
 
+import hashlib
+import json
 import os
+import re
+import shutil
+import socket
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import xxhash
+
+#: Of a folder: the checksums of its files by relative path, as JSON.
+CHECKSUMS = ".checksums.json"
+#: A temporary name has its machine and process, so that those of ended processes can be removed.
+_TEMPORARY = re.compile(r"\..+?(?:-(?P<host>[0-9a-f]{8})-(?P<process>\d+))?-[a-z0-9_]{8}")
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+#: Seconds after which temporary files of other machines, and of earlier versions, are removed.
+_OLD = 7 * 24 * 3600
+
+
+@contextmanager
+def temporary_file(folder: Path, name: str) -> Iterator[Path]:
+    """Yield the path of an empty file in ``folder``, readable by all; it is removed unless the block renames it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, path = tempfile.mkstemp(prefix=_prefix(name), dir=folder)
+    os.close(handle)
+    temporary = Path(path)
+    temporary.chmod(0o644)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_file(target: Path) -> Iterator[Path]:
     """Yield a temporary path, which becomes ``target`` if the block succeeds."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with temporary_file(target.parent, target.name) as temporary:
         yield temporary
-        temporary.chmod(0o644)
         temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder, which replaces ``target`` if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=_prefix(target.name), dir=target.parent) as folder:
         temporary = Path(folder, "new")
         temporary.mkdir()
         yield temporary
@@ -34,3 +60,66 @@ def replacing_folder(target: Path) -> Iterator[Path]:
             # A folder cannot be renamed over a non-empty one, so the old folder is renamed first.
             target.replace(Path(folder, "old"))
         temporary.replace(target)
+
+
+def remove_temporaries(root: Path) -> list[Path]:
+    """Remove the temporary files and folders that killed processes left under ``root``; return their paths."""
+    leftovers = []
+    for parent, folders, files in os.walk(root):
+        leftovers += [path for name in (*folders, *files) if _is_leftover(path := Path(parent, name))]
+        folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)]
+    for path in leftovers:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return leftovers
+
+
+def checksum(path: Path) -> str:
+    """The XXH3 of a file as 16 hexadecimal digits. A process reads a file once, unless it changes.
+
+    XXH3 reads as fast as memory; an accident, not an attack, is what it finds.
+    """
+    status = path.stat()
+    return _checksum(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the checksums of a folder's files, but not of its Markdown, which people may edit, nor of hidden files."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    names = (file.relative_to(folder) for file in files if file.suffix != ".md" and not file.name.startswith("."))
+    (folder / CHECKSUMS).write_text(json.dumps({str(name): checksum(folder / name) for name in names}, indent=1))
+
+
+def damaged_files(folder: Path) -> list[Path]:
+    """The files of a folder that are not as ``write_checksums`` found them; empty if it was not called."""
+    file = folder / CHECKSUMS
+    try:
+        written: dict[str, str] = json.loads(file.read_bytes())
+        return [folder / name for name, digest in written.items() if _checksum_or_none(folder / name) != digest]
+    except FileNotFoundError:
+        return []
+    except (ValueError, AttributeError):
+        return [file]
+
+
+def _checksum_or_none(path: Path) -> str | None:
+    return checksum(path) if path.is_file() else None
+
+
+@cache
+def _checksum(path: Path, *_identity: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+
+
+def _prefix(name: str) -> str:
+    return f".{name}-{_HOST}-{os.getpid()}-"
+
+
+def _is_leftover(path: Path) -> bool:
+    match = _TEMPORARY.fullmatch(path.name)
+    if match and match["host"] == _HOST:
+        return not psutil.pid_exists(int(match["process"]))
+    return bool(match) and time.time() - path.lstat().st_mtime > _OLD

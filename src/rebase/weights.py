@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import logging
 import platform
 import re
 from datetime import date
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from rebase.errors import RebaseError
-from rebase.files import replacing_folder
+from rebase.files import damaged_files, replacing_folder, write_checksums
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = "package:"
 #: The hub ids of models that come from packages. The package's weights are a quantized copy.
@@ -129,7 +132,9 @@ def convert_gguf(gguf: Path, folder: Path) -> Path:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     target = folder.resolve() / f"{gguf.stem}-{fingerprint}"
     if target.is_dir():
-        return target
+        if not (damaged := damaged_files(target)):
+            return target
+        logger.warning("%s is damaged, so the weights are converted again from %s", damaged[0], gguf)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -142,4 +147,5 @@ def convert_gguf(gguf: Path, folder: Path) -> Path:
         model.config.name_or_path = gguf.stem
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        write_checksums(temporary)
     return target

@@ -1,4 +1,6 @@
 import hashlib
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from kedro.io import DatasetError
 
 from rebase.datasets import ShardStore
 from rebase.datastore.shards import Shard, ShardPlan, with_metadata
+from rebase.errors import RebaseError
 
 
 def plan(contents, built=None):
@@ -191,7 +194,9 @@ def test_a_full_disk_is_an_error_and_earlier_shards_are_kept(tmp_path, file_form
     ).stdout
     assert "cannot be written" in output
     assert "make room" in output
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", f"a.{'a' * 16}.{file_format}"]
+    lock, kept = sorted(file.name for file in tmp_path.iterdir())
+    assert lock == ".lock"
+    assert re.fullmatch(rf"a\.a{{16}}-[0-9a-f]{{16}}\.{file_format}", kept)
 
 
 def test_files_and_memory_mapped_tables_are_shards_too(tmp_path):
@@ -251,3 +256,108 @@ def test_a_provisional_shard_is_built_again_until_it_is_not(tmp_path):
     # What was made from the stand-in must be made again from the real one.
     assert len({fingerprint for fingerprint, _ in seen[2:]} & {fingerprint for fingerprint, _ in seen[:2]}) == 0
     assert len(list(tmp_path.glob("*.parquet"))) == 1
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def empty(content: bytes) -> bytes:
+    return b""
+
+
+def turn(content: bytes) -> bytes:
+    """Turn one bit in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def sample_store(folder, file_format, built=None):
+    """A store of two shards, and a function that saves it again."""
+
+    def shard(name):
+        def build(_):
+            if built is not None:
+                built.append(name)
+            if file_format == "file":
+                return lambda path: path.write_text(name * 100)
+            return pa.table({"content": [name * 100]})
+
+        return Shard(name, hashlib.sha256(name.encode()).hexdigest(), build)
+
+    store = ShardStore(str(folder), file_format)
+    return store, lambda: store.save(ShardPlan([shard("a"), shard("b")]))
+
+
+def read(store, name):
+    shard = store.load()[name]
+    return shard.to_pylist() if isinstance(shard, pa.Table) else shard.read_text()
+
+
+@pytest.mark.parametrize("damage", [cut, empty, turn])
+@pytest.mark.parametrize("file_format", ["parquet", "arrow", "file"])
+def test_a_damaged_shard_is_named_and_built_again_alone(tmp_path, caplog, file_format, damage):
+    built = []
+    store, save = sample_store(tmp_path, file_format, built)
+    save()
+    before = {name: read(store, name) for name in "ab"}
+    [file] = tmp_path.glob("a.*")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(RebaseError, match=rf"{file.name} is damaged: .*--pipelines=ingest,embed,index"):
+        read(store, "a")
+    assert read(store, "b") == before["b"]
+    save()
+    assert built == ["a", "b", "a"]
+    assert f"1 damaged shards are built again: {file.name}" in caplog.text
+    assert {name: read(store, name) for name in "ab"} == before
+
+
+@pytest.mark.parametrize("damage", [cut, empty, turn])
+def test_a_damaged_manifest_is_written_again_from_the_shards(tmp_path, caplog, damage):
+    built = []
+    store, save = sample_store(tmp_path, "parquet", built)
+    save()
+    manifest = tmp_path / "manifest.json"
+    content = manifest.read_bytes()
+    manifest.write_bytes(damage(content))
+    assert not store.exists()
+    with pytest.raises(DatasetError, match="missing or not complete"):
+        store.load()
+    assert f"{manifest} is damaged" in caplog.text
+    save()
+    assert built == ["a", "b"]
+    assert set(store.load()) == {"a", "b"}
+
+
+@pytest.mark.parametrize("position", range(0, 300, 7))
+def test_any_turned_byte_of_a_manifest_is_noticed(tmp_path, position):
+    store, save = sample_store(tmp_path, "parquet")
+    save()
+    manifest = tmp_path / "manifest.json"
+    content, before = bytearray(manifest.read_bytes()), store.load()
+    content[position % len(content)] ^= 1
+    manifest.write_bytes(content)
+    if store.exists():  # The byte is white space, or in the name of the manifest's own checksum.
+        after = store.load()
+        assert (after.fingerprints, after.checksums, after.seconds) == (
+            before.fingerprints, before.checksums, before.seconds,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "arrow"])
+def test_a_shard_of_an_earlier_version_has_no_checksum_and_is_read(tmp_path, file_format):
+    built = []
+    store, save = sample_store(tmp_path, file_format, built)
+    save()
+    for file in tmp_path.glob(f"*.{file_format}"):
+        file.rename(file.with_name(re.sub("-[0-9a-f]{16}", "", file.name)))
+    shards = store._manifest().shards
+    (tmp_path / "manifest.json").write_text(json.dumps({"seconds": 1.0, "shards": shards}))
+    assert read(store, "a") == [{"content": "a" * 100}]
+    save()
+    assert built == ["a", "b"]
+    [file] = tmp_path.glob("a.*")
+    file.write_bytes(cut(file.read_bytes()))
+    save()
+    assert built == ["a", "b", "a"]
+    assert read(store, "a") == [{"content": "a" * 100}]

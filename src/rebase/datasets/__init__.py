@@ -1,6 +1,11 @@
 """The catalog's own dataset types."""
 
 from rebase.datasets.adapter import AdapterDataset as AdapterDataset
+from rebase.datasets.checked import CheckedCSV as CheckedCSV
+from rebase.datasets.checked import CheckedJSON as CheckedJSON
+from rebase.datasets.checked import CheckedParquet as CheckedParquet
+from rebase.datasets.checked import CheckedPlot as CheckedPlot
+from rebase.datasets.checked import CheckedText as CheckedText
 from rebase.datasets.encoder import EncoderDataset as EncoderDataset
 from rebase.datasets.grading_sheets import SheetsDataset as SheetsDataset
 from rebase.datasets.inputs import EvaluationRowsDataset as EvaluationRowsDataset

@@ -5,13 +5,14 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kedro.io import AbstractVersionedDataset, DatasetError, Version
+from kedro.io import AbstractVersionedDataset, Version
 
+from rebase.datasets.checked import FileError
 from rebase.datasets.previews import JSONPreview
-from rebase.files import replacing_folder
+from rebase.files import replacing_folder, write_checksums
 from rebase.records import Adapter, Untrained
+from rebase.student.adapters import CONFIG, describe_damaged_adapter
 
-_CONFIG = "adapter_config.json"
 _UNTRAINED = "untrained.json"
 
 
@@ -31,23 +32,32 @@ class AdapterDataset(AbstractVersionedDataset[Adapter | Untrained, Adapter | Unt
                 (temporary / _UNTRAINED).write_text(json.dumps({"reason": data.reason}), encoding="utf-8")
             else:
                 shutil.copytree(data.folder, temporary, dirs_exist_ok=True)
+            write_checksums(temporary)
 
     def load(self) -> Adapter | Untrained:
+        """Load the adapter. Raises FileError if it is missing or damaged."""
+        if problem := self.problem():
+            raise FileError(problem)
         folder = Path(self._get_load_path())
         try:
             if (folder / _UNTRAINED).exists():
                 return Untrained(json.loads((folder / _UNTRAINED).read_text(encoding="utf-8"))["reason"])
-            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             return Adapter(folder, config["base_model_name_or_path"])
         except (OSError, ValueError, KeyError) as error:
-            raise DatasetError(f"There is no adapter in {folder}: {error}. Run the train pipeline.") from error
+            raise FileError(f"There is no adapter in {folder}: {error}. Run the train pipeline.") from error
+
+    def problem(self, version: str | None = None) -> str:
+        """What is wrong with the adapter, or with a ``version`` of it, and what to do; empty if nothing is known."""
+        folder = self._get_versioned_path(version) if version else self._get_load_path()
+        return describe_damaged_adapter(Path(folder))
 
     def preview(self) -> JSONPreview:
         """The adapter's configuration for kedro-viz."""
         loaded = self.load()
         if isinstance(loaded, Untrained):
             return JSONPreview(json.dumps({"untrained": loaded.reason}))
-        return JSONPreview((loaded.folder / _CONFIG).read_text(encoding="utf-8"))
+        return JSONPreview((loaded.folder / CONFIG).read_text(encoding="utf-8"))
 
     def _exists(self) -> bool:
         return _is_adapter(str(self._get_load_path()))
@@ -57,4 +67,4 @@ class AdapterDataset(AbstractVersionedDataset[Adapter | Untrained, Adapter | Unt
 
 
 def _is_adapter(folder: str) -> bool:
-    return any((Path(folder) / name).is_file() for name in (_CONFIG, _UNTRAINED))
+    return any((Path(folder) / name).is_file() for name in (CONFIG, _UNTRAINED))

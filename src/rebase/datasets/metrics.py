@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
-from kedro_datasets.json import JSONDataset
 
+from rebase.datasets.checked import CheckedJSON
 from rebase.datasets.previews import TablePreview
 
 
-class MetricsDataset(JSONDataset):
+class MetricsDataset(CheckedJSON):
     """Nested metrics, previewed as a table: kedro-viz's JSON preview hides deeply nested values."""
 
     def preview(self) -> TablePreview:

@@ -1,10 +1,11 @@
 """A Parquet table that may not exist yet."""
 
 import pandas as pd
-from kedro_datasets.pandas import ParquetDataset
+
+from rebase.datasets.checked import CheckedParquet
 
 
-class OptionalTableDataset(ParquetDataset):
+class OptionalTableDataset(CheckedParquet):
     """Load a Parquet table, or an empty frame without columns where no run has written it yet.
 
     A version that is named (``--load-versions``) must exist.

@@ -3,30 +3,33 @@
 import hashlib
 import json
 import logging
+import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import quote
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
-from kedro.io import AbstractDataset, DatasetError
+from kedro.io import AbstractDataset
 from pyarrow import ipc
 from tqdm import tqdm
 
+from rebase.datasets.checked import FileError
 from rebase.datasets.previews import TablePreview
 from rebase.datastore.engines import open_engine
 from rebase.datastore.shards import Shard, ShardPlan, Shards, is_provisional
 from rebase.errors import RebaseError
-from rebase.files import replacing_file
+from rebase.files import checksum, replacing_file, temporary_file
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,14 @@ _LOCK = ".lock"
 #: File systems allow 255 bytes; the fingerprint and temporary suffixes need some of them.
 _MAX_NAME = 150
 _RETRY = "retry-"
+#: At the end of a file's name; fingerprints before it have no hyphen there.
+_CHECKSUM = re.compile(r"-([0-9a-f]{16})$")
+#: Threads that verify checksums: they wait for the disk or the network.
+_VERIFIERS = 4
+
+
+class DamagedShardError(RebaseError):
+    """A shard's file is missing or damaged."""
 
 
 class ShardFolder:
@@ -52,12 +63,16 @@ class ShardFolder:
         self.fs, self.root = fsspec.core.url_to_fs(path, **options)
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
-    def file(self, name: str, fingerprint: str) -> str:
-        """The name of a shard's file, which contains its fingerprint."""
+    def stem(self, name: str, fingerprint: str) -> str:
+        """The name of a shard's file, without its checksum and format; it contains the fingerprint."""
         safe = quote(name, safe="")
         if len(safe) > _MAX_NAME:
             safe = f"{safe[:_MAX_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        return f"{safe}.{fingerprint[:16]}.{self.file_format}"
+        return f"{safe}.{fingerprint[:16]}"
+
+    def file(self, stem: str, digest: str) -> str:
+        """The name of a shard's file, which ends with its checksum; files of earlier versions have none."""
+        return f"{stem}{digest and f'-{digest}'}.{self.file_format}"
 
     def files(self) -> set[str]:
         """The names of all files of the folder, from one listing."""
@@ -75,30 +90,35 @@ class ShardFolder:
         return content
 
     @contextmanager
-    def replacing(self, file: str) -> Iterator[Path]:
-        """Yield a local path; if the block succeeds, the file becomes the folder's.
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield a local temporary path for ``put``.
 
         Raises RebaseError if it cannot be written: no space, no permission.
         """
         try:
             if self.is_local:
-                with replacing_file(Path(self.root) / file) as temporary:
+                with temporary_file(Path(self.root), name) as temporary:
                     yield temporary
             else:
-                # Written locally, then sent at once: an object store shows an object only when it is complete.
                 with tempfile.TemporaryDirectory() as folder:
                     yield Path(folder) / "part"
-                    with self._remote_errors():
-                        self.fs.put_file(str(Path(folder) / "part"), f"{self.root}/{file}")
         except OSError as error:
             raise RebaseError(
-                f"{self.path}: {file} cannot be written: {error}. Earlier files are kept: make room, or set another "
+                f"{self.path}: {name} cannot be written: {error}. Earlier files are kept: make room, or set another "
                 "folder, and run again."
             ) from error
 
-    def write(self, built: Any, file: str) -> None:
-        """Write the result of a build to a file of this name."""
-        with self.replacing(file) as path:
+    def put(self, temporary: Path, file: str) -> None:
+        """Make the temporary file the folder's: at once, so that an interrupted run leaves no part of it."""
+        if self.is_local:
+            temporary.replace(Path(self.root) / file)
+        else:
+            with self._remote_errors():
+                self.fs.put_file(str(temporary), f"{self.root}/{file}")
+
+    def write(self, built: Any, stem: str) -> str:
+        """Write the result of a build to a file of this stem; return its checksum."""
+        with self.writing(stem) as path:
             if self.file_format == "parquet":
                 pq.write_table(built, path)
             elif self.file_format == "arrow":
@@ -106,31 +126,76 @@ class ShardFolder:
                     writer.write_table(built)
             else:
                 built(path)
+            digest = checksum(path)
+            self.put(path, self.file(stem, digest))
+        return digest
 
-    def read(self, name: str, fingerprint: str) -> Any:
-        """A shard's table; local Arrow files are memory-mapped. In the format ``file``, a local path."""
-        file = self.file(name, fingerprint)
-        path = f"{self.root}/{file}"
-        if self.file_format == "file":
-            return Path(path) if self.is_local else self._download(path)
-        if self.is_local and self.file_format == "arrow":
-            status = Path(path).stat()
-            return _memory_map(path, status.st_ino, status.st_mtime_ns)
-        source = path if self.is_local else pa.BufferReader(self.content(file))
-        if self.file_format == "arrow":
-            return ipc.open_file(source).read_all()
-        # Not read_table, which reads KEY=VALUE in a folder's name as a column.
-        with pq.ParquetFile(source) as parquet:
-            return parquet.read()
+    def read(self, name: str, fingerprint: str, digest: str = "") -> Any:
+        """A shard's table; local Arrow files are memory-mapped. In the format ``file``, a local path.
 
-    def _download(self, path: str) -> Path:
+        Raises RebaseError if the file is damaged.
+        """
+        return self.open(self.file(self.stem(name, fingerprint), digest), digest)
+
+    def parts(self, file: str) -> tuple[str, str]:
+        """The stem and the checksum in the name of a shard's file."""
+        stem = file.removesuffix(f".{self.file_format}")
+        match = _CHECKSUM.search(stem)
+        return (stem[: match.start()], match[1]) if match else (stem, "")
+
+    def is_intact(self, file: str) -> bool:
+        """Whether a file has its checksum, or can be opened if it has none."""
+        digest = self.parts(file)[1]
+        try:
+            (self._verify if digest else self.open)(file, digest)
+        except DamagedShardError:
+            return False
+        return True
+
+    def open(self, file: str, digest: str) -> Any:
+        """The table or the local path of a file, as ``read`` returns it. Raises DamagedShardError."""
+        source = self._verify(file, digest)
+        try:
+            if self.file_format == "file":
+                return source
+            if self.file_format == "arrow":
+                return _memory_map(source) if isinstance(source, Path) else ipc.open_file(source).read_all()
+            # Not read_table, which reads KEY=VALUE in a folder's name as a column.
+            with pq.ParquetFile(source if isinstance(source, Path) else pa.BufferReader(source)) as parquet:
+                return parquet.read()
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(file, error) from error
+
+    def _verify(self, file: str, digest: str) -> Path | bytes:
+        """The local path or the content of a file that has its checksum. Raises DamagedShardError if it has another."""
+        source: Path | bytes
+        try:
+            if self.is_local:
+                source = Path(self.root) / file
+            else:
+                source = self._download(file, digest) if self.file_format == "file" else self.content(file)
+            found = digest and (checksum(source) if isinstance(source, Path) else xxhash.xxh3_64_hexdigest(source))
+        except OSError as error:
+            raise self._damaged(file, error) from error
+        if found != digest:
+            raise self._damaged(file, "its content is not what was written")
+        return source
+
+    def _download(self, file: str, digest: str) -> Path:
         """A copy of a remote file in the user's cache; the name identifies the content, so it is reused."""
+        path = f"{self.root}/{file}"
         url = f"{self._options.get('client_kwargs')} {self.fs.unstrip_protocol(path)}"
         copy = Path.home() / ".cache" / "rebase" / hashlib.sha256(url.encode()).hexdigest()
-        if not copy.exists():
+        if not copy.exists() or (digest and checksum(copy) != digest):
             with replacing_file(copy) as temporary, self._remote_errors():
                 self.fs.get_file(path, str(temporary))
         return copy
+
+    def _damaged(self, file: str, cause: object) -> DamagedShardError:
+        return DamagedShardError(
+            f"{self.path}/{file} is damaged: {cause}. Run the pipeline that writes it: it builds the shards that are "
+            "damaged or missing. The whole datastore: kedro run --pipelines=ingest,embed,index."
+        )
 
     @contextmanager
     def _remote_errors(self) -> Iterator[None]:
@@ -146,10 +211,15 @@ class ShardFolder:
             ) from error
 
 
+def _memory_map(path: Path) -> pa.Table:
+    status = path.stat()
+    return _cached_memory_map(path, status.st_ino, status.st_mtime_ns)
+
+
 @lru_cache(maxsize=4096)
-def _memory_map(path: str, _inode: int, _changed: int) -> pa.Table:
+def _cached_memory_map(path: Path, _inode: int, _changed: int) -> pa.Table:
     """The memory-mapped table of a local file; cached, because a search opens the same shards several times."""
-    return ipc.open_file(pa.memory_map(path)).read_all()
+    return ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 class ShardStore(AbstractDataset[ShardPlan, Shards]):
@@ -178,12 +248,12 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
     def load(self) -> Shards:
         manifest = self._complete_manifest()
         if not manifest:
-            raise DatasetError(
+            raise FileError(
                 f"{self._folder.path} is missing or not complete. Run the pipeline that writes it; it resumes. "
                 "The whole datastore: kedro run --pipelines=ingest,embed,index."
             )
-        fingerprints, seconds = manifest
-        return Shards(fingerprints, self._folder.read, self._engine, self._folder.path, seconds)
+        read, engine, path = self._folder.read, self._engine, self._folder.path
+        return Shards(manifest.shards, read, engine, path, manifest.seconds, manifest.checksums)
 
     def preview(self, nrows: int = 30) -> TablePreview:
         """At most ``nrows`` rows for kedro-viz, from as many shards as possible."""
@@ -195,16 +265,16 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
     def save(self, plan: ShardPlan) -> None:
         started = time.monotonic()
         with self._locked():
-            files = self._folder.files()
-            listed, _ = self._manifest() or ({}, 0.0)
-            earlier = {
-                name: fingerprint
-                for name, fingerprint in listed.items()
-                if not fingerprint.startswith(_RETRY) and self._folder.file(name, fingerprint) in files
-            }
-            fingerprints = {shard.name: shard.fingerprint for shard in plan.shards}
-            missing = [shard for shard in plan.shards if self._folder.file(shard.name, shard.fingerprint) not in files]
-            if missing:
+            listed = self._manifest()
+            intact = self._verify()
+
+            def find(shards: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+                stems = {name: self._folder.stem(name, fingerprint) for name, fingerprint in shards.items()}
+                return {name: (shards[name], intact[stem]) for name, stem in stems.items() if stem in intact}
+
+            saved = find({shard.name: shard.fingerprint for shard in plan.shards})
+            if missing := [shard for shard in plan.shards if shard.name not in saved]:
+                earlier = find({n: f for n, f in listed.shards.items() if not f.startswith(_RETRY)}) if listed else {}
                 if changed := sum(shard.name in earlier for shard in missing):
                     logger.info(
                         "%s: %d of %d shards are rebuilt, because their data, their settings or the version of their "
@@ -212,15 +282,32 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
                     )  # fmt: skip
                 items = ((shard, earlier.get(shard.name)) for shard in missing)
                 built = self._engine.map(partial(_build, self._folder), items, plan.opener, plan.threads)
-                fingerprints |= dict(tqdm(built, desc=Path(self._folder.path).name, unit="shard", total=len(missing)))
+                saved |= dict(tqdm(built, desc=Path(self._folder.path).name, unit="shard", total=len(missing)))
             seconds = round(plan.seconds + time.monotonic() - started, 3)
-            with self._folder.replacing(_MANIFEST) as path:
-                path.write_text(json.dumps({"seconds": seconds, "shards": fingerprints}, indent=1))
+            manifest = _Manifest(
+                {name: fingerprint for name, (fingerprint, _) in saved.items()},
+                {name: digest for name, (_, digest) in saved.items() if digest},
+                seconds,
+            )
+            with self._folder.writing(_MANIFEST) as path:
+                path.write_text(manifest.to_json())
+                self._folder.put(path, _MANIFEST)
             # Shards that are no longer in the store, and temporary files of interrupted saves, are removed.
-            current = {_MANIFEST, _LOCK, *(self._folder.file(*item) for item in fingerprints.items())}
-            for file in self._folder.files() - current:
+            for file in self._folder.files() - self._files_of(manifest) - {_MANIFEST, _LOCK}:
                 if file.startswith(".") or file.endswith(f".{self._folder.file_format}"):
                     self._folder.fs.rm_file(f"{self._folder.root}/{file}")
+
+    def _verify(self) -> dict[str, str]:
+        """The checksums of the intact shards by the stems of their files; logs how many others there are."""
+        files = sorted(file for file in self._folder.files() if file.endswith(f".{self._folder.file_format}"))
+        verified = self._engine.map(partial(_is_intact, self._folder), files, threads=_VERIFIERS)
+        bar = tqdm(verified, desc=f"{Path(self._folder.path).name}: checksums", unit="shard", total=len(files), delay=3)
+        intact = {file for file, is_intact in bar if is_intact}
+        if damaged := [file for file in files if file not in intact]:
+            logger.warning(
+                "%s: %d damaged shards are built again: %s", self._folder.path, len(damaged), ", ".join(damaged[:5])
+            )
+        return dict(self._folder.parts(file) for file in intact)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -240,29 +327,66 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
     def _exists(self) -> bool:
         return self._complete_manifest() is not None
 
-    def _manifest(self) -> tuple[dict[str, str], float] | None:
-        """The fingerprints of the store's shards by name, and the seconds of the last save; None before it."""
+    def _manifest(self) -> "_Manifest | None":
+        """The manifest; None before the first save, or if it is damaged."""
         try:
-            content = json.loads(self._folder.content(_MANIFEST))
+            return _Manifest.from_json(self._folder.content(_MANIFEST))
         except FileNotFoundError:
             return None
-        if isinstance(content.get("shards"), dict):
-            return content["shards"], content["seconds"]
-        return content, 0.0  # Manifests of earlier versions have the shards only.
+        except ValueError as error:
+            path = f"{self._folder.path}/{_MANIFEST}"
+            logger.warning("%s is damaged: %s. The pipeline that writes it keeps the shards", path, error)
+            return None
 
-    def _complete_manifest(self) -> tuple[dict[str, str], float] | None:
+    def _complete_manifest(self) -> "_Manifest | None":
         """The manifest; None if it is missing, or one of its shards."""
         manifest = self._manifest()
-        if manifest and {self._folder.file(*item) for item in manifest[0].items()} <= self._folder.files():
-            return manifest
-        return None
+        return manifest if manifest and self._files_of(manifest) <= self._folder.files() else None
+
+    def _files_of(self, manifest: "_Manifest") -> set[str]:
+        stem, file = self._folder.stem, self._folder.file
+        return {file(stem(*shard), manifest.checksums.get(shard[0], "")) for shard in manifest.shards.items()}
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self._folder.path, "file_format": self._folder.file_format}
 
 
-def _build(folder: ShardFolder, tool: Any, item: tuple[Shard, str | None]) -> tuple[str, str]:
-    """Build and write one shard; return its name and fingerprint, or those of an earlier good shard that is kept."""
+class _Manifest(NamedTuple):
+    """The fingerprints of a store's shards by name, their files' checksums, and the seconds of the last save."""
+
+    shards: dict[str, str]
+    checksums: dict[str, str]
+    seconds: float
+
+    def to_json(self) -> str:
+        """The manifest with a checksum of its own."""
+        return json.dumps({"checksum": self._checksum(), **self._asdict()}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """Parse a manifest; those of earlier versions have no checksums, or the shards only. Raises ValueError."""
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("it is no manifest")
+        if not isinstance(content.get("shards"), dict):
+            content = {"shards": content}
+        manifest = cls(content["shards"], content.get("checksums", {}), content.get("seconds", 0.0))
+        if content.get("checksum", manifest._checksum()) != manifest._checksum():
+            raise ValueError("its content is not what was written")
+        if not all(isinstance(value, str) for value in (*manifest.shards.values(), *manifest.checksums.values())):
+            raise ValueError("it is no manifest")
+        return manifest
+
+    def _checksum(self) -> str:
+        return xxhash.xxh3_64_hexdigest(json.dumps(self._asdict()).encode())
+
+
+def _is_intact(folder: ShardFolder, _: None, file: str) -> tuple[str, bool]:
+    return file, folder.is_intact(file)
+
+
+def _build(folder: ShardFolder, tool: Any, item: tuple[Shard, tuple[str, str] | None]) -> tuple[str, tuple[str, str]]:
+    """Build and write one shard; return its name, fingerprint and checksum, or those of an earlier good one."""
     shard, earlier = item
     built = shard.build(tool)
     fingerprint = shard.fingerprint
@@ -271,5 +395,4 @@ def _build(folder: ShardFolder, tool: Any, item: tuple[Shard, str | None]) -> tu
             logger.warning("%s could not be read again: the earlier rows are kept", shard.name)
             return shard.name, earlier
         fingerprint = f"{_RETRY}{fingerprint}"
-    folder.write(built, folder.file(shard.name, fingerprint))
-    return shard.name, fingerprint
+    return shard.name, (fingerprint, folder.write(built, folder.stem(shard.name, fingerprint)))

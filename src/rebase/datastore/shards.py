@@ -55,18 +55,20 @@ class Shards(Mapping[str, Any]):
 
     Attributes:
         fingerprints: the shards, by name.
-        read: reads a shard by name and fingerprint.
+        read: reads a shard by name and fingerprint, and its checksum if there is one.
         engine: where ``map`` works.
         folder: where the shards are, for messages.
         seconds: how long the run that saved them last took to plan and build what was missing.
+        checksums: those of the shards' files, by name; shards of earlier versions have none.
 
     """
 
     fingerprints: Mapping[str, str]
-    read: Callable[[str, str], Any]
+    read: Callable[..., Any]
     engine: Engine = field(default_factory=LocalEngine)
     folder: str = "memory"
     seconds: float = 0.0
+    checksums: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         return self.reader(name)()
@@ -79,7 +81,7 @@ class Shards(Mapping[str, Any]):
 
     def reader(self, name: str) -> Callable[[], Any]:
         """A function that reads one shard; unlike the mapping, it is small enough to send to another process."""
-        return partial(self.read, name, self.fingerprints[name])
+        return partial(self.read, name, self.fingerprints[name], *filter(None, [self.checksums.get(name)]))
 
     def map(self, jobs: Mapping[str, Callable[[Any], Result]]) -> Iterator[tuple[str, Result]]:
         """Apply each job to the shard of its name, on the engine; yield ``(name, result)`` in any order."""

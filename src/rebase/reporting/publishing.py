@@ -21,7 +21,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.files import replacing_folder
+from rebase.files import CHECKSUMS, replacing_folder
 from rebase.generation.filters.base import find_pattern
 from rebase.generation.filters.licenses import license_allowed
 from rebase.parameters import LicensePolicy
@@ -285,7 +285,7 @@ def _pack_adapter(
 ) -> Parcel:
     from huggingface_hub import ModelCard
 
-    shutil.copytree(adapter.folder, folder)
+    shutil.copytree(adapter.folder, folder, ignore=shutil.ignore_patterns(CHECKSUMS))
     file = folder / CARD
     default = f"---\nlibrary_name: peft\n---\n# An expert for the task `{task.name}`\n"
     card = ModelCard(file.read_text(encoding="utf-8") if file.exists() else default, ignore_metadata_errors=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rebase.errors import RebaseError
 from rebase.records import Adapter, Task
-from rebase.student.adapters import read_record
+from rebase.student.adapters import CONFIG, describe_damaged_adapter, read_record
 from rebase.student.answering import EXPERT, STUDENT
 from rebase.student.formatting import render_prompt
 from rebase.student.generation import generate
@@ -46,10 +46,12 @@ class Expert:
         """The expert of an adapter's folder, or of the newest adapter in a task's folder (``data/06_models/NAME``).
 
         ``model`` is a folder or hub id to load the student from, by default what the adapter was trained on.
-        ``labels_by`` and ``batch_size`` are as in ``EvaluateParameters``. Raises RebaseError if there is no adapter, or
-        if it was trained on another student.
+        ``labels_by`` and ``batch_size`` are as in ``EvaluateParameters``. Raises RebaseError if there is no adapter, if
+        it is damaged, or if it was trained on another student.
         """
         folder = _find_adapter(Path(folder))
+        if problem := describe_damaged_adapter(folder):
+            raise RebaseError(problem)
         record = read_record(folder)
         if model is None and not record.model.startswith(PACKAGE) and "/" not in record.model:
             raise RebaseError(
@@ -102,7 +104,7 @@ class Expert:
 def _find_adapter(folder: Path) -> Path:
     versions = sorted(folder.glob("adapter/*/adapter"), reverse=True)
     for candidate in (folder, folder / "adapter", *versions):
-        if (candidate / "adapter_config.json").is_file():
+        if (candidate / CONFIG).is_file():
             return candidate
     raise RebaseError(
         f"There is no adapter in {folder}. Give the folder of an adapter, or of a task that was trained "

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.files import replacing_folder
+from rebase.files import damaged_files, replacing_folder, write_checksums
 from rebase.parameters import TrainParameters
 from rebase.records import Adapter, Strict, Task, validated
 from rebase.student.handle import Student
@@ -15,6 +15,7 @@ from rebase.student.tokenization import TRUNCATED, VALIDATION
 from rebase.weights import PUBLISHED
 
 CARD = "README.md"
+CONFIG = "adapter_config.json"
 #: The sources of the training data as JSON; the card shows them to people.
 ORIGIN = "training_data.json"
 EXPERT_RECORD = "expert.json"
@@ -83,8 +84,20 @@ def save_adapter(model: Any, student: Student, folder: Path) -> None:
     config.base_model_name_or_path, config.revision = student.name, student.revision
     with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
+        write_checksums(temporary)
     # With another name, peft would look for the model on the hub at each later checkpoint.
     config.base_model_name_or_path = path
+
+
+def describe_damaged_adapter(folder: Path) -> str:
+    """What is wrong with an adapter's files, and what to do; empty if nothing is known."""
+    damaged = damaged_files(folder)
+    if not damaged and (folder / CONFIG).is_file() and not any(folder.glob("adapter_model.*")):
+        damaged = [folder / "adapter_model.safetensors"]
+    return damaged and (
+        f"The adapter in {folder} is damaged: {', '.join(file.name for file in damaged)} missing or not what was written. "
+        "Make it again: kedro run --pipelines=train. It trains only if its own copy is damaged, too."
+    )
 
 
 class ExpertRecord(Strict):

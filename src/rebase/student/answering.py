@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def complete_answers(
     """Answers to rendered prompts, in order: from the cache ``file``, or generated if it has none.
 
     ``generate`` gets each prompt without an answer once, and a function to call with every batch of answers. Each line
-    of the file is the digest of a prompt and the answer; a truncated line is ignored.
+    of the file has the digest of a prompt, the answer, and a digest of both; truncated and damaged lines are ignored.
     """
     answers = _read_answers(file)
     digests = [_digest(prompt.encode("utf-8", "surrogatepass")) for prompt in prompts]
@@ -111,7 +111,7 @@ def complete_answers(
                 batch = {missing_digests[position]: text for position, text in zip(positions, texts, strict=True)}
                 answers.update(batch)
                 # The newline comes first because the line before may be truncated.
-                lines.write("".join(f"\n{json.dumps(answer)}" for answer in batch.items()))
+                lines.write("".join(f"\n{json.dumps([*answer, _check(*answer)])}" for answer in batch.items()))
                 lines.flush()
 
             generate(list(missing.values()), save)
@@ -119,12 +119,23 @@ def complete_answers(
 
 
 def _read_answers(file: Path) -> dict[str, str]:
-    answers = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        with suppress(ValueError):
-            digest, text = json.loads(line)
+    """The answers by digest of the prompt; lines of earlier versions have no digest of both."""
+    answers, damaged = {}, 0
+    for line in filter(None, file.read_bytes().split(b"\n") if file.exists() else []):
+        try:
+            digest, text, *check = json.loads(line)
+            if check not in ([], [_check(digest, text)]):
+                raise ValueError
             answers[digest] = text
+        except (ValueError, TypeError):
+            damaged += 1
+    if damaged:
+        logger.warning("%d damaged lines of %s are ignored: their answers are generated again", damaged, file)
     return answers
+
+
+def _check(digest: str, text: str) -> str:
+    return _digest(json.dumps([digest, text]).encode())
 
 
 def _digest(content: bytes) -> str:

@@ -24,6 +24,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from rebase.errors import RebaseError
+from rebase.files import write_checksums
 from rebase.parameters import TrainParameters
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import float32_logits
@@ -242,7 +243,9 @@ class Monitor(TrainerCallback):
         self._bar.set_postfix(loss=f"{loss:.3f}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_checksums(checkpoint)
+        (checkpoint / COMPLETE).touch()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.close()

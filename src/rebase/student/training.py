@@ -13,10 +13,17 @@ from typing import Any
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.files import replacing_folder
+from rebase.files import damaged_files, replacing_folder, write_checksums
 from rebase.parameters import TrainParameters
 from rebase.records import Adapter, Task, summarize_stage
-from rebase.student.adapters import CARD, render_card, save_adapter, write_origin, write_record
+from rebase.student.adapters import (
+    CARD,
+    describe_damaged_adapter,
+    render_card,
+    save_adapter,
+    write_origin,
+    write_record,
+)
 from rebase.student.formatting import Target, prompt_template
 from rebase.student.handle import Student, quiet_libraries
 from rebase.student.preflight import check_examples, measure_shape
@@ -84,8 +91,13 @@ def train_adapter(
     started = time.monotonic()
     run = student.workdir / _fingerprint(student, training_set, parameters)
     if (run / "result").exists():
-        logger.info("train: this run was finished before; its adapter is in %s", run)
-        return _read_result(run / "result", student)
+        try:
+            earlier = _read_result(run / "result", student)
+        except (OSError, ValueError) as error:
+            logger.warning("train: the result in %s is damaged, so it is trained again: %s", run / "result", error)
+        else:
+            logger.info("train: this run was finished before; its adapter is in %s", run)
+            return earlier
     tokenized = tokenize(student, training_set, parameters)
     check_examples(tokenized, student.tokenizer(), parameters)
     checkpoint = last_checkpoint(run)
@@ -108,15 +120,18 @@ def train_adapter(
         }
         log.to_parquet(result / "log.parquet")
         (result / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+        write_checksums(result)
     for folder in [*run.glob("checkpoint-*"), run / "best"]:
         shutil.rmtree(folder, ignore_errors=True)
     return _read_result(run / "result", student)
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """The last complete checkpoint in a run's folder. Incomplete ones, of an interrupted run, are removed."""
+    """The last complete checkpoint in a run's folder. Incomplete ones, of an interrupted run, and damaged are removed."""
     for folder in list(run.glob("checkpoint-*")):
-        if not (folder / COMPLETE).exists():
+        if damaged := damaged_files(folder):
+            logger.warning("train: the checkpoint %s is damaged and is removed: %s", folder, damaged[0].name)
+        if damaged or not (folder / COMPLETE).exists():
             shutil.rmtree(folder)
     return max(run.glob("checkpoint-*"), key=_step, default=None)
 
@@ -184,6 +199,11 @@ def _fingerprint(student: Student, training_set: pd.DataFrame, parameters: Train
 
 
 def _read_result(folder: Path, student: Student) -> tuple[Adapter, pd.DataFrame, dict[str, Any]]:
+    """The results of a finished run. Raises OSError or ValueError if they are damaged."""
+    if damaged := damaged_files(folder):
+        raise ValueError(f"{damaged[0].name} is not what was written")
+    if problem := describe_damaged_adapter(folder / "adapter"):
+        raise ValueError(problem)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
     return Adapter(folder / "adapter", student.name), pd.read_parquet(folder / "log.parquet"), counts
 
