@@ -5,7 +5,9 @@ import pytest
 
 from rebase import weights as models
 from rebase.errors import RebaseError
+from rebase.files import write_checksums
 from rebase.weights import check_dtype, convert_gguf, locate_model, machine_name, preferred_dtype, resolve_dtype
+from tests.damage import damage_file, turn
 
 
 def test_a_local_folder_is_itself(tmp_path):
@@ -59,6 +61,22 @@ def test_a_finished_conversion_is_used(tmp_path):
     done = tmp_path / f"broken-{hashlib.sha256(b'not a model').hexdigest()[:12]}"
     done.mkdir()
     assert convert_gguf(gguf, tmp_path) == done
+
+
+def test_a_damaged_conversion_is_made_again(tmp_path, caplog):
+    gguf = tmp_path / "broken.gguf"
+    gguf.write_bytes(b"not a model")
+    import hashlib
+
+    done = tmp_path / f"broken-{hashlib.sha256(b'not a model').hexdigest()[:12]}"
+    done.mkdir()
+    (done / "model.safetensors").write_bytes(b"weights")
+    write_checksums(done)
+    assert convert_gguf(gguf, tmp_path) == done
+    damage_file(done / "model.safetensors", turn)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - it converts: any error of the reader
+        convert_gguf(gguf, tmp_path)
+    assert "model.safetensors is damaged, so the weights are converted again" in caplog.text
 
 
 def test_auto_is_the_fastest_format_of_this_machine(monkeypatch):

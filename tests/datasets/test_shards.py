@@ -17,6 +17,7 @@ from kedro.io import DatasetError
 from rebase.datasets import ShardStore
 from rebase.datastore.shards import Shard, ShardPlan, with_metadata
 from rebase.errors import RebaseError
+from tests.damage import cut, damage_file, every_damage
 
 
 def plan(contents, built=None):
@@ -258,20 +259,6 @@ def test_a_provisional_shard_is_built_again_until_it_is_not(tmp_path):
     assert len(list(tmp_path.glob("*.parquet"))) == 1
 
 
-def cut(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-def empty(content: bytes) -> bytes:
-    return b""
-
-
-def turn(content: bytes) -> bytes:
-    """Turn one bit in the middle."""
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
 def sample_store(folder, file_format, built=None):
     """A store of two shards, and a function that saves it again."""
 
@@ -294,7 +281,7 @@ def read(store, name):
     return shard.to_pylist() if isinstance(shard, pa.Table) else shard.read_text()
 
 
-@pytest.mark.parametrize("damage", [cut, empty, turn])
+@every_damage
 @pytest.mark.parametrize("file_format", ["parquet", "arrow", "file"])
 def test_a_damaged_shard_is_named_and_built_again_alone(tmp_path, caplog, file_format, damage):
     built = []
@@ -302,7 +289,7 @@ def test_a_damaged_shard_is_named_and_built_again_alone(tmp_path, caplog, file_f
     save()
     before = {name: read(store, name) for name in "ab"}
     [file] = tmp_path.glob("a.*")
-    file.write_bytes(damage(file.read_bytes()))
+    damage_file(file, damage)
     with pytest.raises(RebaseError, match=rf"{file.name} is damaged: .*--pipelines=ingest,embed,index"):
         read(store, "a")
     assert read(store, "b") == before["b"]
@@ -312,14 +299,13 @@ def test_a_damaged_shard_is_named_and_built_again_alone(tmp_path, caplog, file_f
     assert {name: read(store, name) for name in "ab"} == before
 
 
-@pytest.mark.parametrize("damage", [cut, empty, turn])
+@every_damage
 def test_a_damaged_manifest_is_written_again_from_the_shards(tmp_path, caplog, damage):
     built = []
     store, save = sample_store(tmp_path, "parquet", built)
     save()
     manifest = tmp_path / "manifest.json"
-    content = manifest.read_bytes()
-    manifest.write_bytes(damage(content))
+    damage_file(manifest, damage)
     assert not store.exists()
     with pytest.raises(DatasetError, match="missing or not complete"):
         store.load()
@@ -357,7 +343,7 @@ def test_a_shard_of_an_earlier_version_has_no_checksum_and_is_read(tmp_path, fil
     save()
     assert built == ["a", "b"]
     [file] = tmp_path.glob("a.*")
-    file.write_bytes(cut(file.read_bytes()))
+    damage_file(file, cut)
     save()
     assert built == ["a", "b", "a"]
     assert read(store, "a") == [{"content": "a" * 100}]

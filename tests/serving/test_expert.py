@@ -10,6 +10,7 @@ import pytest
 
 from rebase import Expert
 from rebase.errors import RebaseError
+from rebase.files import CHECKSUMS, write_checksums
 from rebase.pipelines.evaluate.nodes import predict
 from rebase.records import Adapter, Task
 from rebase.student.adapters import EXPERT_RECORD, write_record
@@ -58,6 +59,7 @@ def test_labels_by_likelihood(student: Student, adapter: Adapter, reading_task: 
     task = Task.parse(reading_task.model_dump() | labels | {"examples": examples}, "here")
     copied = Adapter(Path(shutil.copytree(adapter.folder, tmp_path / "copy")), adapter.base_model)
     write_record(copied, task, student, "")
+    write_checksums(copied.folder)
     parameters = evaluate_parameters(labels_by="likelihood")
     generations, _ = predict(task, evaluation_items(task), student, adapter, parameters)
     expected = generations.query("system == 'expert'")["raw_output"].to_list()
@@ -122,7 +124,8 @@ def test_an_adapter_of_the_packaged_student(
     assert packaged.name == "HuggingFaceTB/SmolLM2-135M-Instruct"
     monkeypatch.setattr("rebase.student.handle.locate_model", lambda model, folder: student.model)
     write_record(Adapter(tmp_path, ""), Expert.load(adapter.folder, student.model).task, packaged, "")
-    shutil.copytree(adapter.folder, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(EXPERT_RECORD))
+    ignored = shutil.ignore_patterns(EXPERT_RECORD, CHECKSUMS)
+    shutil.copytree(adapter.folder, tmp_path, dirs_exist_ok=True, ignore=ignored)
     expected = Expert.load(adapter.folder, student.model).answers(FIELDS)
     assert Expert.load(tmp_path).answers(FIELDS) == expected
     assert Expert.load(tmp_path, packaged.name).answers(FIELDS) == expected

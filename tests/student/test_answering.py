@@ -123,6 +123,47 @@ def test_an_interrupted_evaluation_generates_only_missing_answers(
         assert complete_answers(file, prompts, generate_rest) == expected
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"5", b"{}", b'["a"]', b"\xff\xfe", b"no JSON", b'["DIGEST", "another answer", "0000"]', b"[null, null, null]"],
+)
+def test_a_damaged_line_is_ignored_and_its_answer_generated_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes
+) -> None:
+    file = tmp_path / "answers.jsonl"
+
+    def generate(missing: Sequence[str], save: SaveAnswers) -> None:
+        save(range(len(missing)), [f"{prompt}!" for prompt in missing])
+
+    assert complete_answers(file, ["a", "b"], generate) == ["a!", "b!"]
+    first, second = file.read_bytes().split()[:2], file.read_bytes().splitlines()[2]
+    digest = json.loads(file.read_bytes().splitlines()[1])[0].encode()
+    assert first
+    file.write_bytes(line.replace(b"DIGEST", digest) + b"\n" + second)
+    assert complete_answers(file, ["a", "b"], generate) == ["a!", "b!"]
+    assert f"1 damaged lines of {file} are ignored" in caplog.text
+
+
+def test_any_turned_byte_of_an_answer_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+
+    def generate(missing: Sequence[str], save: SaveAnswers) -> None:
+        save(range(len(missing)), [f"{prompt}!" for prompt in missing])
+
+    complete_answers(file, ["a", "b"], generate)
+    content = file.read_bytes()
+    for position in range(len(content)):
+        file.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        assert complete_answers(file, ["a", "b"], generate) == ["a!", "b!"]
+
+
+def test_answers_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    complete_answers(file, ["a"], lambda _, save: save([0], ["from the cache"]))
+    file.write_text(json.dumps(json.loads(file.read_text())[:2]))
+    assert complete_answers(file, ["a"], lambda *_: pytest.fail("the answer is cached")) == ["from the cache"]
+
+
 def test_other_weights_have_another_file(student: Student, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "adapter_config.json").write_text("{}")

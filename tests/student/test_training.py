@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import pandas as pd
 import pytest
 
 from rebase.errors import RebaseError
+from rebase.files import write_checksums
 from rebase.records import Adapter
 from rebase.student.handle import Student, float32_logits
 from rebase.student.tokenization import TRUNCATED, VALIDATION, tokenize
 from rebase.student.training import COMPLETE, check_disk, last_checkpoint, train_adapter
+from tests.damage import damage_file, every_damage, turn
 from tests.tiny import train_parameters, training_set
 
 
@@ -97,6 +100,45 @@ def test_incomplete_checkpoints_are_removed(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint-11").exists()
 
 
+@every_damage
+@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "log.parquet", "counts.json", ".checksums.json"])
+def test_a_damaged_result_is_trained_again(
+    fresh: Student, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    adapter, log, counts = train_adapter(fresh, training_set(4), train_parameters())
+    weights = (adapter.folder / "adapter_model.safetensors").read_bytes()
+    damage_file(adapter.folder.parent / name, damage)
+    again, log_again, counts_again = train_adapter(fresh, training_set(4), train_parameters())
+    assert f"the result in {adapter.folder.parent} is damaged, so it is trained again" in caplog.text
+    assert (again.folder / "adapter_model.safetensors").read_bytes() == weights
+    pd.testing.assert_frame_equal(log_again, log)
+    assert {**counts_again, "seconds": 0} == {**counts, "seconds": 0}
+
+
+def test_a_result_of_an_earlier_version_has_no_checksums(fresh: Student, caplog: pytest.LogCaptureFixture) -> None:
+    adapter, *_ = train_adapter(fresh, training_set(4), train_parameters())
+    for file in adapter.folder.parent.rglob(".checksums.json"):
+        file.unlink()
+    before = adapter.folder.stat().st_ino
+    assert train_adapter(fresh, training_set(4), train_parameters())[0].folder.stat().st_ino == before
+    (adapter.folder / "adapter_model.safetensors").unlink()
+    again, *_ = train_adapter(fresh, training_set(4), train_parameters())
+    assert (again.folder / "adapter_model.safetensors").exists()
+    assert "is damaged" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"moments")
+        write_checksums(tmp_path / f"checkpoint-{step}")
+        (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+    damage_file(tmp_path / "checkpoint-10" / "optimizer.pt", turn)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+    assert not (tmp_path / "checkpoint-10").exists()
+    assert "checkpoint-10 is damaged and is removed: optimizer.pt" in caplog.text
+
+
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(2**20))
@@ -107,8 +149,10 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 SCRIPT = """
 import sys, pathlib, resource
 from rebase.errors import RebaseError
+from rebase.files import write_checksums
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
+from tests.damage import damage_file, every_damage, turn
 from tests.tiny import train_parameters, training_set
 student = Student(sys.argv[1], None, pathlib.Path("unused"), pathlib.Path(sys.argv[2]), "float32")
 if limit := int(sys.argv[4]):

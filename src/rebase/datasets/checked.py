@@ -33,6 +33,13 @@ class Checked:
     another program, is read as it is. A damaged file is never overwritten, but renamed.
     """
 
+    # Of the type that this is mixed into.
+    _fs: Any
+    _protocol: Any
+    _get_load_path: Any
+    _get_save_path: Any
+    _get_versioned_path: Any
+
     def load(self) -> Any:
         """Load the file. Raises FileError if it is damaged."""
         if problem := self.problem():

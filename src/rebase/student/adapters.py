@@ -94,9 +94,12 @@ def describe_damaged_adapter(folder: Path) -> str:
     damaged = damaged_files(folder)
     if not damaged and (folder / CONFIG).is_file() and not any(folder.glob("adapter_model.*")):
         damaged = [folder / "adapter_model.safetensors"]
-    return damaged and (
-        f"The adapter in {folder} is damaged: {', '.join(file.name for file in damaged)} missing or not what was written. "
-        "Make it again: kedro run --pipelines=train. It trains only if its own copy is damaged, too."
+    if not damaged:
+        return ""
+    names = ", ".join(file.name for file in damaged)
+    return (
+        f"The adapter in {folder} is damaged: missing, or not what was written: {names}. Make it again: "
+        "kedro run --pipelines=train. It trains only if the copy in the folder `training` is damaged, too."
     )
 
 

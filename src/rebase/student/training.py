@@ -127,7 +127,7 @@ def train_adapter(
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """The last complete checkpoint in a run's folder. Incomplete ones, of an interrupted run, and damaged are removed."""
+    """The last complete checkpoint in a run's folder. Damaged ones, and those of an interrupted save, are removed."""
     for folder in list(run.glob("checkpoint-*")):
         if damaged := damaged_files(folder):
             logger.warning("train: the checkpoint %s is damaged and is removed: %s", folder, damaged[0].name)
