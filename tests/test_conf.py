@@ -61,6 +61,14 @@ def test_catalog_resolves_in_every_environment(environment):
         assert catalog.get(name) is not None, name
 
 
+def test_every_file_that_a_run_writes_has_a_checksum():
+    catalog = context_of("base").catalog
+    written = set().union(*(pipeline.all_outputs() for pipeline in pipelines.values()))
+    unchecked = {"merged_model", "item_scores", "students_adapters"}  # not read again; their parts have checksums
+    for name in (written & set(entries())) - unchecked:
+        assert hasattr(catalog.get(name), "problem"), name
+
+
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_parameters_are_valid_in_every_environment(environment):
     parameters = context_of(environment).params

@@ -19,6 +19,8 @@ import xxhash
 
 #: Of a folder: the checksums of its files by relative path, as JSON.
 CHECKSUMS = ".checksums.json"
+#: Copies of remote files.
+DOWNLOADS = Path.home() / ".cache" / "rebase"
 #: A temporary name has its machine and process, so that those of ended processes can be removed.
 _TEMPORARY = re.compile(r"\..+?(?:-(?P<host>[0-9a-f]{8})-(?P<process>\d+))?-[a-z0-9_]{8}")
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"

@@ -23,6 +23,7 @@ from rebase.datasets.inputs import ReadOnly
 from rebase.datasets.optional_table import OptionalTableDataset
 from rebase.datasets.versions import RunCatalog
 from rebase.errors import RebaseError, StageError, did_you_mean, user_message
+from rebase.files import DOWNLOADS, remove_temporaries
 from rebase.old_names import reject_old_names
 from rebase.parameters import check_parameters, flat_parameters
 from rebase.reporting.console import (
@@ -58,10 +59,13 @@ class RunReporter:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Check the environment, the names of parameters and their values."""
+        """Check the environment, the names of parameters and their values; remove what killed runs left."""
         with user_errors():
             _check_names(context.config_loader, context.env or "local")
             check_parameters(context.config_loader["parameters"])
+            models = context.project_path / context.config_loader["globals"]["data"] / "06_models"
+        if leftovers := [*remove_temporaries(models), *remove_temporaries(DOWNLOADS)]:
+            logger.info("removed %d temporary files or folders of killed runs: %s", len(leftovers), leftovers[0])
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:

@@ -293,7 +293,9 @@ def test_a_damaged_shard_is_named_and_built_again_alone(tmp_path, caplog, file_f
     with pytest.raises(RebaseError, match=rf"{file.name} is damaged: .*--pipelines=ingest,embed,index"):
         read(store, "a")
     assert read(store, "b") == before["b"]
+    assert store.problem().startswith(f"{file} is damaged")
     save()
+    assert store.problem() == ""
     assert built == ["a", "b", "a"]
     assert f"1 damaged shards are built again: {file.name}" in caplog.text
     assert {name: read(store, name) for name in "ab"} == before

@@ -123,38 +123,31 @@ def test_an_interrupted_evaluation_generates_only_missing_answers(
         assert complete_answers(file, prompts, generate_rest) == expected
 
 
-@pytest.mark.parametrize(
-    "line",
-    [b"5", b"{}", b'["a"]', b"\xff\xfe", b"no JSON", b'["DIGEST", "another answer", "0000"]', b"[null, null, null]"],
-)
+def exclaim(missing: Sequence[str], save: SaveAnswers) -> None:
+    """A generator of answers."""
+    save(range(len(missing)), [f"{prompt}!" for prompt in missing])
+
+
+@pytest.mark.parametrize("line", ["5", "{}", '["a"]', "\udcff", "{", '["DIGEST", "other", "0"]', "[null, null, null]"])
 def test_a_damaged_line_is_ignored_and_its_answer_generated_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: str
 ) -> None:
     file = tmp_path / "answers.jsonl"
-
-    def generate(missing: Sequence[str], save: SaveAnswers) -> None:
-        save(range(len(missing)), [f"{prompt}!" for prompt in missing])
-
-    assert complete_answers(file, ["a", "b"], generate) == ["a!", "b!"]
-    first, second = file.read_bytes().split()[:2], file.read_bytes().splitlines()[2]
-    digest = json.loads(file.read_bytes().splitlines()[1])[0].encode()
-    assert first
-    file.write_bytes(line.replace(b"DIGEST", digest) + b"\n" + second)
-    assert complete_answers(file, ["a", "b"], generate) == ["a!", "b!"]
+    assert complete_answers(file, ["a", "b"], exclaim) == ["a!", "b!"]
+    _, first, second = file.read_text().splitlines()
+    damaged = line.replace("DIGEST", json.loads(first)[0])
+    file.write_bytes(f"{damaged}\n{second}".encode(errors="surrogateescape"))
+    assert complete_answers(file, ["a", "b"], exclaim) == ["a!", "b!"]
     assert f"1 damaged lines of {file} are ignored" in caplog.text
 
 
 def test_any_turned_byte_of_an_answer_is_noticed(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
-
-    def generate(missing: Sequence[str], save: SaveAnswers) -> None:
-        save(range(len(missing)), [f"{prompt}!" for prompt in missing])
-
-    complete_answers(file, ["a", "b"], generate)
+    complete_answers(file, ["a", "b"], exclaim)
     content = file.read_bytes()
     for position in range(len(content)):
         file.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
-        assert complete_answers(file, ["a", "b"], generate) == ["a!", "b!"]
+        assert complete_answers(file, ["a", "b"], exclaim) == ["a!", "b!"]
 
 
 def test_answers_of_an_earlier_version_are_read(tmp_path: Path) -> None:

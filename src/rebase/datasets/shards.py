@@ -29,7 +29,7 @@ from rebase.datasets.previews import TablePreview
 from rebase.datastore.engines import open_engine
 from rebase.datastore.shards import Shard, ShardPlan, Shards, is_provisional
 from rebase.errors import RebaseError
-from rebase.files import checksum, replacing_file, temporary_file
+from rebase.files import DOWNLOADS, checksum, replacing_file, temporary_file
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class ShardFolder:
             with pq.ParquetFile(source if isinstance(source, Path) else pa.BufferReader(source)) as parquet:
                 return parquet.read()
         except (OSError, pa.ArrowException) as error:
-            raise self._damaged(file, error) from error
+            raise self.damaged(file, error) from error
 
     def _verify(self, file: str, digest: str) -> Path | bytes:
         """The local path or the content of a file that has its checksum. Raises DamagedShardError if it has another."""
@@ -174,24 +174,25 @@ class ShardFolder:
                 source = Path(self.root) / file
             else:
                 source = self._download(file, digest) if self.file_format == "file" else self.content(file)
-            found = digest and (checksum(source) if isinstance(source, Path) else xxhash.xxh3_64_hexdigest(source))
+            digest_now = digest and (checksum(source) if isinstance(source, Path) else xxhash.xxh3_64_hexdigest(source))
         except OSError as error:
-            raise self._damaged(file, error) from error
-        if found != digest:
-            raise self._damaged(file, "its content is not what was written")
+            raise self.damaged(file, error) from error
+        if digest_now != digest:
+            raise self.damaged(file, "its content is not what was written")
         return source
 
     def _download(self, file: str, digest: str) -> Path:
         """A copy of a remote file in the user's cache; the name identifies the content, so it is reused."""
         path = f"{self.root}/{file}"
         url = f"{self._options.get('client_kwargs')} {self.fs.unstrip_protocol(path)}"
-        copy = Path.home() / ".cache" / "rebase" / hashlib.sha256(url.encode()).hexdigest()
+        copy = DOWNLOADS / hashlib.sha256(url.encode()).hexdigest()
         if not copy.exists() or (digest and checksum(copy) != digest):
             with replacing_file(copy) as temporary, self._remote_errors():
                 self.fs.get_file(path, str(temporary))
         return copy
 
-    def _damaged(self, file: str, cause: object) -> DamagedShardError:
+    def damaged(self, file: str, cause: object) -> DamagedShardError:
+        """The error about a damaged file."""
         return DamagedShardError(
             f"{self.path}/{file} is damaged: {cause}. Run the pipeline that writes it: it builds the shards that are "
             "damaged or missing. The whole datastore: kedro run --pipelines=ingest,embed,index."
@@ -266,7 +267,10 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
         started = time.monotonic()
         with self._locked():
             listed = self._manifest()
-            intact = self._verify()
+            intact, damaged = self._verify()
+            if damaged:
+                shown = ", ".join(damaged[:5])
+                logger.warning("%s: %d damaged shards are built again: %s", self._folder.path, len(damaged), shown)
 
             def find(shards: Mapping[str, str]) -> dict[str, tuple[str, str]]:
                 stems = {name: self._folder.stem(name, fingerprint) for name, fingerprint in shards.items()}
@@ -297,17 +301,23 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
                 if file.startswith(".") or file.endswith(f".{self._folder.file_format}"):
                     self._folder.fs.rm_file(f"{self._folder.root}/{file}")
 
-    def _verify(self) -> dict[str, str]:
-        """The checksums of the intact shards by the stems of their files; logs how many others there are."""
+    def problem(self) -> str:
+        """What is wrong with the store, and what to do; empty if nothing is. All of it is read."""
+        try:
+            self.load()
+        except FileError as error:
+            return str(error)
+        _, damaged = self._verify()
+        return str(self._folder.damaged(", ".join(damaged[:5]), "not what was written")) if damaged else ""
+
+    def _verify(self) -> tuple[dict[str, str], list[str]]:
+        """The checksums of the intact shards by the stems of their files, and the names of damaged files."""
         files = sorted(file for file in self._folder.files() if file.endswith(f".{self._folder.file_format}"))
         verified = self._engine.map(partial(_is_intact, self._folder), files, threads=_VERIFIERS)
         bar = tqdm(verified, desc=f"{Path(self._folder.path).name}: checksums", unit="shard", total=len(files), delay=3)
         intact = {file for file, is_intact in bar if is_intact}
-        if damaged := [file for file in files if file not in intact]:
-            logger.warning(
-                "%s: %d damaged shards are built again: %s", self._folder.path, len(damaged), ", ".join(damaged[:5])
-            )
-        return dict(self._folder.parts(file) for file in intact)
+        damaged = [file for file in files if file not in intact]
+        return dict(self._folder.parts(file) for file in intact), damaged
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
