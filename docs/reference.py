@@ -1,62 +1,74 @@
-"""A hook of MkDocs: fills the tables of docs/reference, and adds the repository's own pages to the site.
+"""Writes the tables of docs/reference from the code and the configuration: ``python -m docs.reference``.
 
-mkdocstrings and mkdocs-click document code and commands. They do not know the configuration. So this hook replaces
-``{{ NAME }}`` in a page with the table that the function NAME returns.
+A table stands between ``<!-- NAME -->`` and ``<!-- end -->``. The tables are committed, so that the pages can be read
+without a build; ``tests/test_docs.py`` checks that they are current.
 """
 
 import inspect
 import re
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 
 import rebase.parameters
+from rebase import cli
 from rebase.datasets.teacher import TeacherSettings
 from rebase.records import Task, describe_field, flat_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "conf" / "base"
 ENVIRONMENTS = ("api", "gpu", "cluster", "test")
-#: The repository's own pages, and their addresses in the site.
-PAGES = {
-    "conf/README.md": "reference/configuration.md",
-    "CONTRIBUTING.md": "contributing.md",
-    "CHANGELOG.md": "changelog.md",
-}
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the repository's own pages (an event of MkDocs)."""
-    bootstrap_project(ROOT)
-    for source, address in PAGES.items():
-        files.append(File.generated(config, address, content=move_page(source, address)))
-    return files
+def render(page: str) -> str:
+    """Return a page with its tables made anew."""
+    return re.sub(
+        r"(<!-- (\w+) -->\n).*?(<!-- end -->)",
+        lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}",
+        page,
+        flags=re.DOTALL,
+    )
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace each ``{{ NAME }}`` with its table (an event of MkDocs)."""
-    return re.sub(r"^\{\{ (\w+) \}\}$", lambda match: TABLES[match[1]](), markdown, flags=re.MULTILINE)
+def pipelines_table() -> str:
+    """Return a section for each pipeline: what it does, its inputs and outputs, and its nodes."""
+    sections = []
+    for name in sorted(set(pipelines) - {"__default__"}):
+        create = import_module(f"rebase.pipelines.{name}").create_pipeline
+        nodes = [
+            [f"`{node.name}`", (inspect.getdoc(node.func) or "").partition("\n")[0].replace("``", "`")]
+            for node in pipelines[name].nodes
+        ]
+        about = f"{inspect.getdoc(inspect.getmodule(create))}\n\n{inspect.getdoc(create)}".replace("``", "`")
+        sections.append(f"## {name}\n\n{about}\n\n{table(['node', 'what it does'], nodes)}")
+    return "\n\n".join(sections)
 
 
-def move_page(source: str, address: str) -> str:
-    """Read a page of the repository and point its links to their addresses in the site."""
-    addresses = {**PAGES, "README.md": "index.md"}
+def commands_table() -> str:
+    """Return a section for each command."""
+    return "\n\n".join(_command(name, command) for name, command in cli.cli.commands.items())
 
-    def move(link: re.Match[str]) -> str:
-        target, _, anchor = link[1].partition("#")
-        path = (ROOT / source).parent.joinpath(target).resolve().relative_to(ROOT).as_posix()
-        prefix = "../" * address.count("/")
-        return f"]({prefix}{addresses.get(path, path.removeprefix('docs/'))}{'#' + anchor if anchor else ''})"
 
-    return re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", move, (ROOT / source).read_text(encoding="utf-8"))
+def _command(name: str, command: click.Command) -> str:
+    if isinstance(command, click.Group):
+        return "\n\n".join(_command(f"{name} {inner}", one) for inner, one in command.commands.items())
+    context = click.Context(command, info_name=f"kedro {name}")
+    usage = " ".join(command.collect_usage_pieces(context))
+    options = [
+        [f"`{match[0]}`", match[1]]
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and (match := parameter.get_help_record(context))
+    ]
+    about = inspect.cleandoc(command.help or "")
+    return f"## {name}\n\n```\nkedro {name} {usage}\n```\n\n{about}\n\n{table(['option', 'what it does'], options)}"
 
 
 def parameters_table() -> str:
@@ -187,5 +199,16 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-#: What each ``{{ NAME }}`` stands for.
-TABLES = {"parameters": parameters_table, "globals": globals_table, "catalog": catalog_table, "tasks": tasks_table}
+TABLES = {
+    "parameters": parameters_table,
+    "globals": globals_table,
+    "catalog": catalog_table,
+    "tasks": tasks_table,
+    "pipelines": pipelines_table,
+    "commands": commands_table,
+}
+
+if __name__ == "__main__":
+    bootstrap_project(ROOT)
+    for file in (ROOT / "docs" / "reference").glob("*.md"):
+        file.write_text(render(file.read_text(encoding="utf-8")), encoding="utf-8")

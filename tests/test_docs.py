@@ -1,7 +1,6 @@
 """The documentation: it builds without a network and without a broken link, and what it names is there."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -10,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from docs.reference import render
 from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
+from playwright.sync_api import expect
 
 from rebase.records import Task
 from rebase.teacher.settings import TeacherSettings
+from tests.browser import needs_chromium, open_page
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "conf" / "base"
@@ -38,39 +40,42 @@ def leaves(settings: dict, prefix: str = "") -> list[str]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
+    """The pages as a site: the build fails on a broken link and on a page that no other leads to."""
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
-        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "sphinx", "-W", "-q", "-c", "docs", ".", str(folder)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
-def words(page: Path) -> str:
-    return re.sub(r"<[^>]+>", " ", page.read_text(encoding="utf-8"))
+def reference(name: str) -> str:
+    return (ROOT / "docs" / "reference" / f"{name}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["catalog", "commands", "globals", "parameters", "pipelines", "tasks"])
+def test_the_reference_is_current(name):
+    bootstrap_project(ROOT)
+    pipelines.set_requested(None)
+    assert render(reference(name)) == reference(name), "python -m docs.reference"
 
 
 @pytest.mark.parametrize("group", sorted(read("parameters_*.yml")))
-def test_every_parameter_is_in_the_reference(site, group):
-    page = (site / "reference" / "parameters.html").read_text(encoding="utf-8")
-    [section] = re.findall(rf'<h2 id="{group}">.*?(?=<h2|$)', page, re.DOTALL)
+def test_every_parameter_is_in_the_reference(group):
+    [section] = re.findall(rf"^## {group}$.*?(?=^## |\Z)", reference("parameters"), re.DOTALL | re.MULTILINE)
     for name in leaves(read("parameters_*.yml")[group]):
-        assert f"<code>{name}</code>" in section
+        assert f"| `{name}` |" in section
 
 
-def test_every_setting_and_entry_is_in_the_reference(site):
-    page = words(site / "reference" / "globals.html")
-    assert all(f" {name.split('.', 1)[-1]} " in page for name in leaves(read("globals.yml")))
-    page = words(site / "reference" / "catalog.html")
-    assert all(f" {name} " in page for name in read("catalog_*.yml") if not name.startswith("_"))
+def test_every_setting_and_entry_is_in_the_reference():
+    assert all(f"| `{name.split('.', 1)[-1]}` |" in reference("globals") for name in leaves(read("globals.yml")))
+    assert all(f"| `{name}` |" in reference("catalog") for name in read("catalog_*.yml") if not name.startswith("_"))
 
 
-def test_the_reference_says_types_bounds_comments_and_what_environments_change(site):
-    page = (site / "reference" / "parameters.html").read_text(encoding="utf-8")
-    [line] = re.findall(r"<tr>\s*<td><code>top_n</code>.*?</tr>", page, re.DOTALL)
-    row_text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", line))
-    assert row_text.strip() == "top_n integer ≥ 1, ≤ 10,000,000 220 the published run uses 3000 gpu 3000 , test 40"
+def test_the_reference_says_types_bounds_comments_and_what_environments_change():
+    line = "| `top_n` | integer ≥ 1, ≤ 10,000,000 | `220` | the published run uses 3000 | `gpu` `3000`, `test` `40` |"
+    assert line in reference("parameters").splitlines()
 
 
 def test_pages_fetch_nothing_from_elsewhere(site):
@@ -83,11 +88,23 @@ def test_pages_fetch_nothing_from_elsewhere(site):
         assert not re.findall(r"url\([\"']?(?:https?:)?//", sheet.read_text()), sheet
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "conf/README.md"])
-def test_links_between_the_repository_s_pages_lead_somewhere(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
+@pytest.mark.slow
+@needs_chromium
+def test_the_search_of_the_site_works_from_its_folder(site):
+    with open_page(1280, 900) as (page, seen):
+        page.goto((site / "index.html").as_uri())
+        page.get_by_placeholder("Search").fill("rationale_then_answer")
+        page.keyboard.press("Enter")
+        expect(page.locator(".search").get_by_role("link", name="Train several students").first).to_be_visible()
+        assert seen.errors == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_pages_can_be_read_without_a_build(page):
+    text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?![a-z]+:)([^)#]+)[^)]*\)", text):
-        assert (ROOT / page).parent.joinpath(target).exists(), target
+        assert page.parent.joinpath(target).exists(), target
+    assert not re.search(r"--8<--|^:{3,}|\{\{ \w+ \}\}|```\{", text, re.MULTILINE), "what only a site generator reads"
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -165,10 +182,11 @@ def options(arguments: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("page", "text"), [("howto/provider", "class RuleTeacher"), ("tutorial/index", "name: notice_qa")]
+    ("page", "file"), [("howto/provider", "howto/rule_teacher.py"), ("tutorial/index", "tutorial/notice_qa.yml")]
 )
-def test_pages_include_the_files_that_they_show(site, page, text):
-    assert text in re.sub(r"<[^>]+>", "", (site / f"{page}.html").read_text(encoding="utf-8"))
+def test_pages_show_the_files_that_tests_use(page, file):
+    shown, used = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in (f"{page}.md", file))
+    assert f"\n{used}```\n" in shown
 
 
 def test_the_tutorial_s_task_is_whole():

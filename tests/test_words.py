@@ -16,7 +16,7 @@ FOLDERS = {
     "notebooks": "ipynb",
     ".github": "yml",
 }
-PAGES = ["README.md", "CONTRIBUTING.md", "pyproject.toml", "mkdocs.yml", "rebase.sh", ".ci/run"]
+PAGES = ["README.md", "CONTRIBUTING.md", "pyproject.toml", "rebase.sh", ".ci/run"]
 #: They read or report the names of earlier versions.
 EXEMPT = {"src/rebase/old_names.py", "src/rebase/teacher/cache_file.py"}
 FILES = [
