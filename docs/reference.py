@@ -29,7 +29,7 @@ ENVIRONMENTS = ("api", "gpu", "cluster", "test")
 
 
 def render(page: str) -> str:
-    """Return a page with its tables made anew."""
+    """Return a page with its current tables."""
     return re.sub(
         r"(<!-- (\w+) -->\n).*?(<!-- end -->)",
         lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}",
