@@ -214,8 +214,10 @@ class TrainParameters(Strict):
     """QLoRA settings (docs/method.md section 7). ``target`` is what the student learns to write.
 
     A step uses ``batch_size * gradient_accumulation`` examples, ``batch_size`` at once. ``packing`` places the
-    examples of a batch end to end, without padding. ``validation_share`` of the examples measures the validation loss
-    after each epoch. ``keep`` selects the last adapter, or the one with the best validation loss.
+    examples of a batch end to end, without padding. ``learning_rate: auto`` follows from the student's size and is
+    halved once if the validation loss speaks against it. ``validation_share`` of the examples measures the validation
+    loss before training and after each epoch; ``auto`` is a tenth if there are 200 examples. ``keep`` selects the last
+    adapter, or the one with the best validation loss (the last one without validation).
     """
 
     target: Literal["answer", "rationale_then_answer"]
@@ -224,7 +226,7 @@ class TrainParameters(Strict):
     max_length: int = Field(ge=8, le=1_000_000)
     batch_size: BatchSize
     gradient_accumulation: BatchSize
-    learning_rate: Share
+    learning_rate: Share | Literal["auto"]
     scheduler: Literal["linear", "cosine", "constant"]
     warmup_steps: int = Field(ge=0, le=1_000_000)
     weight_decay: float = Field(ge=0, le=1)
@@ -232,16 +234,10 @@ class TrainParameters(Strict):
     epochs: float = Field(gt=0, le=1000)
     checkpoint_steps: Count
     packing: bool
-    validation_share: float = Field(default=0, ge=0, lt=1)
+    validation_share: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = 0.0
     keep: Literal["last", "best"] = "last"
     exclude: ExcludeParameters = ExcludeParameters()
     seed: Seed
-
-    @model_validator(mode="after")
-    def _best_needs_evaluation(self) -> "TrainParameters":
-        if self.keep == "best" and not self.validation_share:
-            raise ValueError("`keep: best` needs `validation_share` above 0, to measure which adapter is best")
-        return self
 
 
 class EvaluateParameters(Strict):

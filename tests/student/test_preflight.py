@@ -14,7 +14,7 @@ from rebase.student.preflight import Shape, describe, inspect, inspect_training,
 from rebase.student.tokenization import TokenizedExample, TokenizedExamples, tokenize
 from tests.tiny import train_parameters, training_set
 
-SHAPE = Shape(linear=1000, head=500, widths=100, vocabulary=50, weights=6000, activation=4)
+SHAPE = Shape(total=1500, linear=1000, head=500, widths=100, vocabulary=50, weights=6000, activation=4)
 
 
 def inspect_set(student: Student, data: pd.DataFrame, parameters: TrainParameters) -> dict:

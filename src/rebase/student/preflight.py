@@ -12,6 +12,7 @@ from rebase.errors import RebaseError
 from rebase.parameters import TrainParameters
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import Student
+from rebase.student.learning_rate import choose_learning_rate
 from rebase.student.tokenization import TokenizedExample, TokenizedExamples, chunks, order_examples, tokenize
 from rebase.weights import resolve_dtype
 
@@ -31,12 +32,13 @@ _LOGGED_CHARACTERS = 240  # of the end of an example
 class Shape:
     """The sizes that determine a student's cost.
 
-    ``linear`` counts the weights of the layers with LoRA, ``head`` those of the output matrix. ``widths`` sums inputs
-    and outputs of the linear layers: about the numbers that a token needs for the backward pass (measured on Llama's
-    architecture: 0.99 of it). ``weights`` and ``activation`` are bytes, of the frozen weights and of one number of an
-    activation.
+    ``total`` counts all weights, ``linear`` those of the layers with LoRA, ``head`` those of the output matrix.
+    ``widths`` sums inputs and outputs of the linear layers: about the numbers that a token needs for the backward pass
+    (measured on Llama's architecture: 0.99 of it). ``weights`` and ``activation`` are bytes, of the frozen weights and
+    of one number of an activation.
     """
 
+    total: int
     linear: int
     head: int
     widths: int
@@ -52,6 +54,11 @@ class Shape:
     def operations(self, tokens: int, targets: int) -> int:
         """Floating-point operations of forward and backward pass; frozen weights need no gradient."""
         return 4 * (self.linear * tokens + self.head * targets)
+
+
+def first_learning_rate(parameters: TrainParameters, shape: Shape) -> float:
+    """The learning rate of the settings, or by the student's size if it is ``auto``."""
+    return choose_learning_rate(shape.total) if parameters.learning_rate == "auto" else parameters.learning_rate
 
 
 def check_examples(
@@ -126,6 +133,7 @@ def inspect(
         "in": len(examples) + sum(tokenized.rejected.values()),
         "kept": len(examples),
         "rejected": tokenized.rejected,
+        "learning_rate": first_learning_rate(parameters, shape),
         "steps": math.ceil(len(order) / (parameters.batch_size * parameters.gradient_accumulation)),
         "epochs": parameters.epochs,
         "tokens": tokens,
@@ -164,7 +172,7 @@ def describe(record: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"train, before the first step: {record['kept']} of {record['in']} examples{rejected}, "
-            f"{record['steps']} steps",
+            f"{record['steps']} steps, learning rate {record['learning_rate']:g}",
             f"{record['tokens']} tokens ({record['tokens_with_loss']} with loss, padding "
             f"{record['padding_share']:.1%}), about {record['memory']['bytes'] / 2**30:.1f} GiB and "
             f"{record['time']['seconds'] / 60:.1f} min",
@@ -192,14 +200,15 @@ def shape_of(config: Any, four_bit: bool, dtype: str) -> Shape:
     linear = sum(layer.weight.numel() for layer in layers)
     activation = getattr(torch, dtype).itemsize
     packed = four_bit and torch.cuda.is_available()
-    rest = sum(weights.numel() for weights in model.parameters()) - linear
+    total = sum(weights.numel() for weights in model.parameters())
     return Shape(
+        total=total,
         linear=linear,
         head=head.weight.numel(),
         widths=sum(layer.in_features + layer.out_features for layer in layers),
         vocabulary=head.out_features,
         # NF4 with double quantization: 4.127 bits a weight (QLoRA, section 3).
-        weights=int(linear * (4.127 / 8 if packed else activation)) + rest * activation,
+        weights=int(linear * (4.127 / 8 if packed else activation)) + (total - linear) * activation,
         activation=activation,
     )
 

@@ -19,6 +19,8 @@ VALIDATION = "validation"
 
 # This many batches are sorted by length together: enough to save padding, few enough for a random order.
 _BATCHES_SORTED = 8
+# `validation_share: auto`.
+_VALIDATION_SHARE, _ENOUGH_TO_VALIDATE = 0.1, 200
 
 T = TypeVar("T")
 
@@ -66,7 +68,10 @@ def tokenize(student: Student, training_set: pd.DataFrame, parameters: TrainPara
     ]
     fitting = [(prompt, example) for prompt, example in examples if len(example) <= parameters.max_length]
     prompts = sorted({prompt for prompt, _ in fitting})
-    count = math.ceil(parameters.validation_share * len(prompts))
+    share = parameters.validation_share
+    if share == "auto":
+        share = _VALIDATION_SHARE if len(prompts) >= _ENOUGH_TO_VALIDATE else 0.0
+    count = math.ceil(share * len(prompts))
     draw = np.random.default_rng(parameters.seed)
     validation = {prompts[index] for index in draw.permutation(len(prompts))[:count]}
     return TokenizedExamples(

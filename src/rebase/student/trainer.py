@@ -28,6 +28,7 @@ from rebase.files import write_checksums
 from rebase.parameters import TrainParameters
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import float32_logits
+from rebase.student.learning_rate import DivergedError
 from rebase.student.preflight import Shape
 from rebase.student.quantization import dequantize_if_it_fits
 from rebase.student.tokenization import TokenizedExample, TokenizedExamples, chunks, order_examples
@@ -218,6 +219,8 @@ class Monitor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train")
+        if self.validation and not state.global_step:
+            self._validate(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.update()
@@ -235,7 +238,7 @@ class Monitor(TrainerCallback):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             last = last_checkpoint(Path(args.output_dir))
             advice = f"The last good checkpoint is {last}." if last else "There is no checkpoint before it."
-            raise RebaseError(
+            raise DivergedError(
                 f"train: the loss at step {state.global_step} is {loss} (gradient norm {norm}). {advice} Lower "
                 f"train.learning_rate (now {args.learning_rate}), raise train.warmup_steps, or set train.four_bit to "
                 "false."
@@ -251,11 +254,13 @@ class Monitor(TrainerCallback):
         self._bar.close()
 
     def _validate(self, state: Any) -> None:
-        earlier = [entry["validation_loss"] for entry in state.log_history if "validation_loss" in entry]
+        earlier = [
+            entry["validation_loss"] for entry in state.log_history if "validation_loss" in entry and entry["step"]
+        ]
         loss = validation_loss(self.trainer, self.validation)
         # Not by trainer.log, which would take it for the log of this step.
         state.log_history.append({"step": state.global_step, "validation_loss": loss})
-        if self.parameters.keep == "best" and loss < min(earlier, default=math.inf):
+        if self.parameters.keep == "best" and state.global_step and loss < min(earlier, default=math.inf):
             self.save_best(self.trainer.model)
 
 
@@ -267,7 +272,7 @@ def _configure(parameters: TrainParameters, run: Path, activation_checkpointing:
         train_sampling_strategy="sequential",
         # A batch of the trainer is a whole step; StepTrainer splits it into parts of `batch_size`.
         per_device_train_batch_size=parameters.batch_size * parameters.gradient_accumulation,
-        learning_rate=parameters.learning_rate,
+        learning_rate=float(parameters.learning_rate),  # no longer `auto`
         lr_scheduler_type=parameters.scheduler,
         warmup_steps=parameters.warmup_steps,
         weight_decay=parameters.weight_decay,

@@ -26,12 +26,15 @@ from rebase.student.adapters import (
 )
 from rebase.student.formatting import Target, prompt_template
 from rebase.student.handle import Student, quiet_libraries
-from rebase.student.preflight import check_examples, measure_shape
+from rebase.student.learning_rate import DivergedError, find_fault
+from rebase.student.preflight import check_examples, first_learning_rate, measure_shape
 from rebase.student.tokenization import TokenizedExamples, tokenize
 from rebase.weights import resolve_dtype
 
 logger = logging.getLogger(__name__)
 
+#: Changes when results get other content, so that older ones are not read.
+_FORMAT = 2
 #: Written into a checkpoint after everything else: one without it was interrupted and is not resumed from.
 COMPLETE = "complete"
 
@@ -59,7 +62,7 @@ def train_expert(
     adapter, log, counts = train_adapter(student, training_set, parameters)
     del counts["in"]  # the summary counts the excluded examples too
     counts["rejected"] = {**counts["rejected"], **excluded}
-    settings = parameters.model_copy(update={"target": target})
+    settings = parameters.model_copy(update={"target": target, "learning_rate": counts["learning_rate"]})
     # It replaces the card that peft writes.
     prompt = prompt_template(student.tokenizer(), task)
     card = render_card(task, student, prompt, examples, settings, counts)
@@ -83,11 +86,37 @@ def train_adapter(
     """Train a LoRA adapter on ``training_set`` (columns ``prompt``, ``completion``), the loss on completions alone.
 
     Returns the adapter (a folder under ``student.workdir``), the log (one row per step: ``step``, ``epoch``, ``loss``,
-    ``learning_rate``, ``token_accuracy``, ``gradient_norm``, ``validation_loss``) and counts for the summary. An
-    interrupted run with the same data and settings resumes from its last complete checkpoint and ends with the same
-    adapter; a finished run returns its results. Raises RebaseError if nothing can be learned from the examples, the
-    loss is not finite, or memory or disk space are short.
+    ``learning_rate``, ``token_accuracy``, ``gradient_norm``, ``validation_loss``) and counts for the summary, with the
+    ``learning_rate`` and what the validation losses say against it (``fault``). An interrupted run with the same data
+    and settings resumes from its last complete checkpoint and ends with the same adapter; a finished run returns its
+    results. Raises RebaseError if nothing can be learned from the examples, the loss is not finite, or memory or disk
+    space are short.
+
+    ``learning_rate: auto`` is chosen by the student's size. If the loss speaks against it, training is repeated once
+    at half of it, and the adapter with the lower validation loss is returned.
     """
+    if parameters.learning_rate != "auto":
+        return _train_once(student, training_set, parameters)
+    rate = first_learning_rate(parameters, measure_shape(student, parameters))
+    runs: list[tuple[Adapter, pd.DataFrame, dict[str, Any]]] = []
+    for chosen in (rate, rate / 2):
+        try:
+            runs.append(_train_once(student, training_set, parameters.model_copy(update={"learning_rate": chosen})))
+            fault = runs[-1][2]["fault"]
+        except DivergedError:
+            if chosen < rate and not runs:
+                raise
+            fault = "the loss was not finite"
+        if not fault:
+            break
+        logger.warning("train: at a learning rate of %g %s; it is halved once", chosen, fault)
+    return min(runs, key=lambda run: run[2].get("validation_loss", 0.0))
+
+
+def _train_once(
+    student: Student, training_set: pd.DataFrame, parameters: TrainParameters
+) -> tuple[Adapter, pd.DataFrame, dict[str, Any]]:
+    """Train at one learning rate."""
     started = time.monotonic()
     run = student.workdir / _fingerprint(student, training_set, parameters)
     if (run / "result").exists():
@@ -105,20 +134,23 @@ def train_adapter(
         logger.info("train: resuming from %s", checkpoint.name)
     with replacing_folder(run / "result") as result:
         log, trainable = _train(student, tokenized, parameters, run, checkpoint, result / "adapter")
-        validation_losses = log["validation_loss"].dropna()
+        steps = log[log["step"] > 0]
+        initial, *losses = log["validation_loss"].dropna() if tokenized.validation else [0.0]
         counts = {
             "in": len(training_set),
             "kept": len(tokenized.train),
             "rejected": tokenized.rejected,
-            "steps": int(log["step"].max()),
+            "steps": int(steps["step"].max()),
             "trainable_parameters": trainable,
-            "first_loss": float(log["loss"].iloc[0]),
-            "last_loss": float(log["loss"].iloc[-1]),
-            **({"validation_loss": float(validation_losses.iloc[-1])} if tokenized.validation else {}),
+            "learning_rate": parameters.learning_rate,
+            "fault": find_fault(initial, losses) if losses else None,
+            "first_loss": float(steps["loss"].iloc[0]),
+            "last_loss": float(steps["loss"].iloc[-1]),
+            **({"validation_loss": min(losses) if parameters.keep == "best" else losses[-1]} if losses else {}),
             "resumed_from_step": _step(checkpoint) if checkpoint else 0,
             "seconds": round(time.monotonic() - started, 1),
         }
-        log.to_parquet(result / "log.parquet")
+        steps.to_parquet(result / "log.parquet")
         (result / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
         write_checksums(result)
     for folder in [*run.glob("checkpoint-*"), run / "best"]:
@@ -191,6 +223,7 @@ def _fingerprint(student: Student, training_set: pd.DataFrame, parameters: Train
     """
     content = [
         *student.identity(),
+        _FORMAT,
         training_set[["prompt", "completion"]].to_numpy().tolist(),
         parameters.model_dump(mode="json", exclude={"checkpoint_steps", "exclude"}),
     ]
