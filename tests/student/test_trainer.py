@@ -49,7 +49,7 @@ def test_loss_is_that_of_trl(fresh: Student) -> None:
 
 
 def test_non_finite_loss_stops(fresh: Student) -> None:
-    parameters = train_parameters(learning_rate=1e30, warmup_steps=0, checkpoint_steps=1)
+    parameters = train_parameters(warmup_steps=0, checkpoint_steps=1).model_copy(update={"learning_rate": 1e30})
     with pytest.raises(RebaseError, match=r"loss at step \d+ is .*last good checkpoint is .*learning_rate") as raised:
         train_adapter(fresh, training_set(40), parameters)
     (run,) = fresh.workdir.iterdir()
