@@ -82,6 +82,21 @@ def test_an_estimate_sends_nothing_and_the_run_keeps_to_it(project, provider):
     assert f"${totals['dollars']:.4f}" in output
 
 
+def test_a_pilot_is_shown_and_its_responses_are_not_paid_again(project, provider):
+    before = len(provider.billed())
+    output = run(project, provider, "--pipelines=pilot", temperature=0.8)
+    page = outputs(project) / "08_reporting" / "news_topic" / "pilot.html"
+    assert "Accepted by rank" in output
+    assert f"Next: open {page}" in output
+    paid = len(provider.billed()) - before
+    assert 20 <= paid <= 40  # repairs included
+    assert "What a full run will cost" in page.read_text()
+    run(project, provider, NODES, temperature=0.8)
+    assert usage(project).loc["total", "cached"] >= 7  # the top of the ranking
+    requests = [entry.request_id for entry in provider.billed()[before:]]
+    assert len(requests) == len(set(requests))
+
+
 def test_running_again_sends_nothing(project, provider):
     before = len(provider.asked())
     run(project, provider, NODES)
@@ -136,7 +151,8 @@ def test_wrong_settings_are_one_line_before_any_request(project, provider):
         ({"provider": "nobody"}, "Set it to one of: local, anthropic, openai, replay"),
         ({"key": ""}, "needs an API key"),
     ):
-        output = run(project, provider, NODES, check=False, **settings)
+        pipeline = "--pipelines=pilot" if "key" in settings else NODES
+        output = run(project, provider, pipeline, check=False, **settings)
         assert words in " ".join(output.split()), output[-2000:]
         assert "Traceback" not in output
     assert len(provider.asked()) == before

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 _SUMMARY = "_summary"
 _ESTIMATES = ("estimate", "comparison_estimate")
 #: Outputs that need a working teacher; an estimate needs no key.
-_TEACHER_OUTPUTS = frozenset({"examples", "reasoned_examples", "synthesized_examples", "distilled_examples"})
+_TEACHER_OUTPUTS = frozenset({"examples", "reasoned_examples", "synthesized_examples", "distilled_examples", "pilot"})
 #: Inputs that load fast and are often wrong: their errors should appear before any work.
 _CHECKED_FIRST = (
     "task", "encoder", "student",
@@ -71,7 +71,7 @@ class RunReporter:
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Check the task, the evaluation items, prompts and the teacher's key before any work."""
         inputs, outputs = pipeline.inputs(), pipeline.all_outputs()
-        if "estimate" in outputs and "examples" not in outputs:
+        if "estimate" in outputs and outputs.isdisjoint(_TEACHER_OUTPUTS):
             nodes = ", ".join(node.short_name for node in pipeline.nodes)
             logger.info("estimate: runs %s; sends no request to the teacher", nodes)
         self._outputs = RunCatalog(catalog, {}) if "report" in outputs else None
@@ -106,6 +106,11 @@ class RunReporter:
         else:
             for name in pipeline.outputs().intersection(_ESTIMATES):
                 console.print(estimate_table(catalog.load(name)))
+        if "pilot_page" in outputs:
+            from rebase.reporting.pilot import show_pilot
+
+            console.print(show_pilot(*map(catalog.load, ("task", "pilot", "pilot_summary", "pilot_estimate"))))
+            console.print(f"Next: open {RunCatalog(catalog, {}).path('pilot_page')}", soft_wrap=True, highlight=False)
         if "merged_model" in outputs:
             console.print(f"Next: {catalog.load('merged_model')}/README.md says how to serve it", soft_wrap=True)
         if self._outputs is None:

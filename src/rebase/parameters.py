@@ -122,6 +122,12 @@ class TransformParameters(Strict):
     sampling: SamplingParameters
 
 
+class PilotParameters(Strict):
+    """Try transform on ``rows`` rows: of the top, the middle and the end of the ranking."""
+
+    rows: int = Field(ge=1)
+
+
 class SynthesizeParameters(Strict):
     """Plain synthesis sends as many requests as transform used.
 

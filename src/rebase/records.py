@@ -66,6 +66,11 @@ REASONED_COLUMNS = [*EXAMPLE_COLUMNS, "rationale", "agreement"]
 DISTILLED_COLUMNS = [*REASONED_COLUMNS, "drafts"]
 #: ``examples_rejected`` and the rejected items of the other stages that make examples.
 REJECTED_COLUMNS = ["row_id", "dataset", "rank", "reason", "detail", "response_key", "text"]
+#: ``pilot``: rows (``position`` counts from 1) with their example, or the reason why there is none.
+PILOT_COLUMNS = [
+    "part", "position", "rank", "row_id", "dataset", "license", "row", "passage", "fields", "answer", "reason",
+    "detail", "prompt", "response", "input_tokens", "output_tokens", "dollars",
+]  # fmt: skip
 #: ``training_set``: what the student reads and what it learns to write.
 TRAINING_COLUMNS = ["example_id", "prompt", "completion"]
 #: ``generations`` and ``teacher_generations``: one line per system and item.

@@ -1,4 +1,4 @@
-"""Turn one retrieved row into an example: the request and the checks that transform and estimate share."""
+"""Turn one retrieved row into an example: the request and the checks that transform, estimate and the pilot share."""
 
 import json
 from collections.abc import Mapping, Sequence
