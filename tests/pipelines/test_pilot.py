@@ -166,6 +166,7 @@ def test_it_tells_how_deep_it_pays_to_go(accepted, words):
 
     *_, costs = find(cached(Scripted(say)), max_examples=50)
     assert re.search(words, " ".join(advise(costs)))
+    assert accepted != "none" or (costs["rows_needed"], costs["examples"]) == ([20, 20, 20], [0, 0, 0])
 
 
 def test_fewer_rows_than_wanted_are_one_warning(caplog):

@@ -62,7 +62,11 @@ def estimate_run(
     total, parts = acceptance["all"], [acceptance[part] for part in PARTS if part in acceptance]
     centers = [(part["first"] + part["last"]) / 2 for part in parts]
     rates = np.interp(np.arange(count), centers, [part["value"] for part in parts])
-    runs = [_run(rates, total, bound, parameters.max_examples) for bound in ("high", "value", "low")]
+    if total["accepted"]:
+        scales = [total[bound] / total["value"] for bound in ("high", "value", "low")]
+        runs = [_run(rates * scale, parameters.max_examples) for scale in scales]
+    else:
+        runs = [(min(count, parameters.patience or count), 0)] * 3
     needed, examples = [rows for rows, _ in runs], sorted(made for _, made in runs)
     best = max(part["value"] for part in parts)
     sent = pilot[pilot["input_tokens"].notna()]
@@ -89,10 +93,9 @@ def estimate_run(
     }
 
 
-def _run(rates: np.ndarray, total: Mapping[str, float], bound: str, wanted: int) -> tuple[int, int]:
-    """The rows that a run takes and the examples that it makes, if all rows together pass at this bound."""
-    scaled = rates * total[bound] / total["value"] if total["value"] else np.full(len(rates), total[bound])
-    made = np.minimum(1, scaled).cumsum()
+def _run(rates: np.ndarray, wanted: int) -> tuple[int, int]:
+    """The rows that a run takes and the examples that it makes, if rows are accepted at these rates."""
+    made = np.minimum(1, rates).cumsum()
     rows = int(np.searchsorted(made, wanted - 1e-9)) + 1
     return min(rows, len(rates)), min(wanted, math.floor(made[-1] + 1e-9))
 
