@@ -125,7 +125,7 @@ class TransformParameters(Strict):
 class PilotParameters(Strict):
     """Try transform on ``rows`` rows: of the top, the middle and the end of the ranking."""
 
-    rows: int = Field(ge=1)
+    rows: Count
 
 
 class SynthesizeParameters(Strict):

@@ -22,5 +22,7 @@ def create_pipeline() -> Pipeline:
                 name="estimate_full_run",
             ),
             Node(write_pilot, pages, "pilot_page", name="write_pilot", tags="report"),
-        ]
+        ],
+        namespace="teacher_side",
+        prefix_datasets_with_namespace=False,
     )
