@@ -229,9 +229,11 @@ def _show_retrieved(catalog: Any, has_items: bool) -> None:
         items = pd.DataFrame(columns=EVALUATION_COLUMNS)
     stores = map(catalog.load, ("encoder", "index", "annoy_index", "vectors", "rows"))
     settings = map(catalog.load, ("params:retrieve", "params:contamination"))
-    retrieved, _, summary = retrieve_rows(*[task, *stores, items, *settings])
+    retrieved, rejected, summary = retrieve_rows(*[task, *stores, items, *settings])
     for line in (stage_line(summary, summary["seconds"]), *retrieved_lines(retrieved, 10)):
         click.echo(line)
+    if names := sorted(set(rejected.loc[rejected["detail"] == f"*{task.name}*", "dataset"])):
+        click.echo(f"Rejected by the name {task.name!r}: {', '.join(names)}. To take them, name the task otherwise.")
     click.echo("Nothing was saved. If you would take other rows, name the subject of the texts in the instruction.")
 
 

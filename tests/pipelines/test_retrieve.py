@@ -209,15 +209,21 @@ def test_rows_of_an_earlier_version_name_the_folder_to_rebuild(run, datastore):
 def test_new_task_shows_what_the_pipeline_retrieves_and_saves_nothing(datastore, encoder, reading_task, walk, capsys):
     stores = {name: datastore.catalog.get(name) for name in ("index", "annoy_index", "vectors", "rows")}
     values = {
-        "task": reading_task, "encoder": encoder, "params:retrieve": PARAMETERS, "params:contamination": CONTAMINATION
-    }  # fmt: skip
+        "task": reading_task.model_copy(update={"name": "trad"}),
+        "encoder": encoder,
+        "params:retrieve": PARAMETERS,
+        "params:contamination": CONTAMINATION,
+    }
     cli._show_retrieved(DataCatalog(stores | {name: MemoryDataset(value) for name, value in values.items()}), False)
     stage, _, table = capsys.readouterr().out.partition("rank  score  dataset                   text\n")
     assert "\nretrieve  in " in stage
-    *lines, last = table.splitlines()
+    *lines, named, last = table.splitlines()
+    assert named == "Rejected by the name 'trad': trade. To take them, name the task otherwise."
     assert last.startswith("Nothing was saved.")
     assert all(len(line) <= 80 for line in lines)
     # Without evaluation items there is no contamination.
     datasets = [line.split()[2] for line in lines]
-    assert [dataset for dataset in datasets if dataset != "leaky"] == walk[0]["dataset"].to_list()
+    assert [dataset for dataset in datasets if dataset != "leaky"] == [
+        name for name in walk[0]["dataset"] if name != "trade"
+    ]
     assert "leaky" in datasets

@@ -1,5 +1,6 @@
 """Terminal output of a run: one line when a stage ends, one table at the end."""
 
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,10 +66,10 @@ def estimate_table(estimate: Mapping[str, Any]) -> Table:
 
 
 def retrieved_lines(retrieved: pd.DataFrame, count: int) -> Iterator[str]:
-    """A table of the best rows, at most 80 columns wide: each with its passage, or the cell that matched best."""
+    """A table of the best rows, at most 80 columns wide: each with the beginning of its longest cell."""
     yield f"{'rank':>4}  score  {'dataset':<24}  text"
     for row in retrieved.head(count).itertuples():
-        text = textwrap.shorten(visible(row.passage or row.query_value or row.answer_value or ""), 41, placeholder="…")
+        text = textwrap.shorten(visible(max(map(str, json.loads(row.row).values()), key=len)), 41, placeholder="…")
         yield f"{row.rank:>4}  {row.score:.3f}  {row.dataset[-24:]:<24}  {text}"
 
 
