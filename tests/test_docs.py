@@ -195,5 +195,5 @@ def test_the_tutorial_s_task_is_whole():
     items = [json.loads(line) for line in (folder / "notice_qa.jsonl").read_text().splitlines()]
     assert len(items) == 24
     for item in items:
-        assert item["answers"][0] in item["notice"]
+        assert item["answer"][0] in item["notice"]
         assert task.render_query({name: item[task.evaluation.fields[name]] for name in task.query_fields})

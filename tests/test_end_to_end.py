@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -220,6 +221,25 @@ def test_the_exported_expert_answers_in_llama_cpp(project):
     answers = [extract(one["choices"][0]["message"]["content"].strip(), expert.task.answer) for one in responses]
     different = sum(one != other for one, other in zip(answers, expert.answers(fields), strict=True))
     assert different <= 1, "another order of additions may change one"
+
+
+def test_an_instruction_and_examples_become_an_expert(project):
+    """The tutorial's task, by the commands that each step prints for the next one."""
+    tutorial, raw = ROOT / "docs" / "tutorial", project / "data" / "01_raw"
+    shutil.copy(tutorial / "notice_qa.jsonl", raw / "evaluation" / "town_qa.jsonl")
+    output = kedro(project, "new-task", "town_qa", f"--from={tutorial / 'notices.yml'}", "--env=test").stdout
+    expected = (tutorial / "notice_qa.yml").read_text().replace("notice_qa", "town_qa")
+    assert (raw / "tasks" / "town_qa.yml").read_text() == expected
+    assert "rank  score  dataset" in output
+    assert not (outputs(project) / "04_feature" / "town_qa").exists(), "nothing is saved"
+    *_, command = output.splitlines()
+    assert command == "Next: kedro run --pipelines=estimate --env=test --params=task=town_qa"
+    kedro(project, *shlex.split(command)[2:])
+    *_, command = kedro(project, "run", "--env=test", "--params=task=town_qa").stdout.splitlines()
+    assert command == 'Next: kedro ask --task=town_qa --env=test --notice="…" --question="…"'
+    arguments = shlex.split(command)[2:-2]
+    answer = kedro(project, *arguments, "--notice=The mill is closed on Monday.", "--question=When is it closed?")
+    assert answer.stdout.strip()
 
 
 def post(url: str, content: dict) -> dict:

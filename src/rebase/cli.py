@@ -232,6 +232,8 @@ def _show_retrieved(catalog: Any, has_items: bool) -> None:
     retrieved, rejected, summary = retrieve_rows(*[task, *stores, items, *settings])
     for line in (stage_line(summary, summary["seconds"]), *retrieved_lines(retrieved, 10)):
         click.echo(line)
+    datasets = ", ".join(f"{name} ({count})" for name, count in summary["datasets"].items())
+    click.echo(textwrap.shorten(f"In {datasets}", 80, placeholder=" …"))
     if names := sorted(set(rejected.loc[rejected["detail"] == f"*{task.name}*", "dataset"])):
         click.echo(f"Rejected by the name {task.name!r}: {', '.join(names)}. To take them, name the task otherwise.")
     click.echo("Nothing was saved. If you would take other rows, name the subject of the texts in the instruction.")

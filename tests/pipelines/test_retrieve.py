@@ -217,7 +217,8 @@ def test_new_task_shows_what_the_pipeline_retrieves_and_saves_nothing(datastore,
     cli._show_retrieved(DataCatalog(stores | {name: MemoryDataset(value) for name, value in values.items()}), False)
     stage, _, table = capsys.readouterr().out.partition("rank  score  dataset                   text\n")
     assert "\nretrieve  in " in stage
-    *lines, named, last = table.splitlines()
+    *lines, counts, named, last = table.splitlines()
+    assert counts == "In animals (6), leaky (1)"
     assert named == "Rejected by the name 'trad': trade. To take them, name the task otherwise."
     assert last.startswith("Nothing was saved.")
     assert all(len(line) <= 80 for line in lines)

@@ -44,6 +44,13 @@ def test_the_repository_s_tasks_follow_from_their_examples(name: str) -> None:
     assert task.answer.type in (proposed.answer.type, "code")
 
 
+def test_the_tutorial_s_task_follows_from_its_description() -> None:
+    folder = RAW.parents[1] / "docs" / "tutorial"
+    description = read_description(folder / "notices.yml")
+    content, _ = propose_task(description, "notice_qa", "data/01_raw/evaluation/notice_qa.jsonl", "notices.yml")
+    assert task_text(content) == (folder / "notice_qa.yml").read_text()
+
+
 def test_a_passage_with_a_free_answer_is_copied_too() -> None:
     passage = (
         "The mill at Ost was built in 1871, burned down in the great storm, and was built once more by the son of its "

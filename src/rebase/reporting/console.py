@@ -66,11 +66,11 @@ def estimate_table(estimate: Mapping[str, Any]) -> Table:
 
 
 def retrieved_lines(retrieved: pd.DataFrame, count: int) -> Iterator[str]:
-    """A table of the best rows, at most 80 columns wide: each with the beginning of its longest cell."""
+    """A table of the best rows, at most 80 columns wide: the beginning of the passage, or of the longest cell."""
     yield f"{'rank':>4}  score  {'dataset':<24}  text"
     for row in retrieved.head(count).itertuples():
-        text = textwrap.shorten(visible(max(map(str, json.loads(row.row).values()), key=len)), 41, placeholder="…")
-        yield f"{row.rank:>4}  {row.score:.3f}  {row.dataset[-24:]:<24}  {text}"
+        text = visible(row.passage or max(map(str, json.loads(row.row).values()), key=len))
+        yield f"{row.rank:>4}  {row.score:.3f}  {row.dataset[-24:]:<24}  {textwrap.shorten(text, 41, placeholder='…')}"
 
 
 def ask_line(task: Task, env: str | None) -> str:
