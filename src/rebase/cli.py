@@ -19,7 +19,6 @@ from kedro.framework.startup import bootstrap_project
 from kedro.pipeline import Node
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 from yaml import YAMLError
 
 import rebase.pipelines
@@ -30,7 +29,7 @@ from rebase.errors import RebaseError, did_you_mean
 from rebase.files import replacing_file, replacing_folder
 from rebase.hooks import user_errors
 from rebase.records import EVALUATION_COLUMNS, TASK_NAME
-from rebase.reporting.console import retrieved_lines, stage_line, visible
+from rebase.reporting.console import make_console, retrieved_lines, stage_line, visible
 from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.teacher.response_cache import ResponseCache
 
@@ -357,7 +356,7 @@ def report(version: str | None, params: dict[str, Any], env: str | None) -> None
 @_env
 def runs(task: str | None, version: str | None, env: str | None) -> None:
     """Compare the runs of TASK, or of every task: settings, scores and costs, the newest run first."""
-    from rebase.reporting.runs import find_runs, runs_table
+    from rebase.reporting.runs import find_runs, runs_tables
 
     with _catalog(env) as catalog:
         scores, records = (load_all_versions(catalog, name, task) for name in ("all_scores", "all_run_records"))
@@ -365,7 +364,7 @@ def runs(task: str | None, version: str | None, env: str | None) -> None:
     for name in sorted(scores):
         task_runs = find_runs(scores[name], records.get(name, {}))
         if selected := [run for run in task_runs if run.version.startswith(version or "")]:
-            Console().print(runs_table(name, selected))
+            make_console().print(runs_tables(name, selected))
         count += len(selected)
     if not count:
         click.echo("There are no runs with scores" + (f" of the task {task}." if task else "."))
@@ -395,7 +394,7 @@ def trace(
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
-        Console(highlight=False).print(render_trace(result))
+        make_console().print(render_trace(result))
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

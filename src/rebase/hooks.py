@@ -17,7 +17,6 @@ from kedro.framework.project import pipelines
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
-from rich.console import Console
 
 from rebase.datasets.inputs import ReadOnly
 from rebase.datasets.optional_table import OptionalTableDataset
@@ -29,10 +28,11 @@ from rebase.parameters import check_parameters, flat_parameters
 from rebase.reporting.console import (
     STAGES,
     ask_line,
-    comparison_table,
+    comparison_tables,
     estimate_line,
     estimate_table,
     final_table,
+    make_console,
     stage_line,
 )
 from rebase.tasks.evaluation_items import make_evaluation_items
@@ -99,10 +99,10 @@ class RunReporter:
     @hook_impl
     def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol) -> None:
         """Print the table of a comparison, an estimate or a report."""
-        outputs, console = pipeline.all_outputs(), Console()
+        outputs, console = pipeline.all_outputs(), make_console()
         if "comparison" in outputs:
             scores = catalog.load("comparison_scores")
-            console.print(comparison_table(scores["task"], catalog.load("comparison"), scores))
+            console.print(comparison_tables(scores["task"], catalog.load("comparison"), scores))
         else:
             for name in pipeline.outputs().intersection(_ESTIMATES):
                 console.print(estimate_table(catalog.load(name)))

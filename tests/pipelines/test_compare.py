@@ -21,7 +21,7 @@ from rebase.pipelines.compare.attempts import no_adapter, no_examples, tolerate
 from rebase.pipelines.compare.nodes import learn_curve, score_curves, tabulate
 from rebase.pipelines.compare.pipeline import TRAINING_SETS
 from rebase.records import Adapter, Task, Untrained
-from rebase.reporting.console import comparison_table
+from rebase.reporting.console import comparison_tables
 from rebase.student.answering import as_generations
 from rebase.student.handle import Student
 from tests.pipelines.test_train_evaluate import evaluation_items
@@ -155,7 +155,7 @@ def test_a_set_that_is_too_small_is_left_out_with_the_reason(student: Student, r
     assert set(made["curves"]["training_set"]) == {"distilled", "rebase"}
     assert AdapterDataset(str(tmp_path / "synthesized")).load() == Untrained(made["scores"]["left_out"]["synthesized"])
     console = Console(width=200, file=StringIO())
-    console.print(comparison_table("tiny", made["comparison"], made["scores"]))
+    console.print(comparison_tables("tiny", made["comparison"], made["scores"]))
     assert "Left out: synthesized. train: there are 1 training examples" in console.file.getvalue()
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 from rich.console import Console
 
 from rebase.records import Task
-from rebase.reporting.console import ask_line, comparison_table, estimate_line, estimate_table, final_table, stage_line
+from rebase.reporting.console import ask_line, comparison_tables, estimate_line, estimate_table, final_table, stage_line
 
 SUMMARY = {"stage": "retrieve", "in": 1200, "kept": 1000, "rejected": {"license": 50, "duplicate": 150}}
 
@@ -44,7 +44,7 @@ def test_estimate_is_told_from_low_to_high():
     out = StringIO()
     Console(file=out, width=140).print(estimate_table(ESTIMATE))
     text = out.getvalue()
-    assert "40,000–80,000" in text
+    assert "40,000– 80,000" in text
 
 
 def test_unknown_price_is_said():
@@ -79,7 +79,7 @@ def test_a_comparison_tells_what_other_seeds_gave_and_no_chance_of_nought():
 
     def shown(comparison):
         out = StringIO()
-        Console(file=out, width=160).print(comparison_table("squad", comparison, scores))
+        Console(file=out, width=160).print(comparison_tables("squad", comparison, scores))
         return out.getvalue()
 
     assert "23.5 ± 7.8 (2)" in shown(lines)

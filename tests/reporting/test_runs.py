@@ -10,7 +10,7 @@ from kedro_datasets.partitions import PartitionedDataset
 from rich.console import Console
 
 from rebase.datasets.versions import load_all_versions
-from rebase.reporting.runs import RunScores, find_runs, git_commit, record_run, runs_table, summaries_of
+from rebase.reporting.runs import RunScores, find_runs, git_commit, record_run, runs_tables, summaries_of
 from tests.tiny import train_parameters
 
 CELL = {"value": 40.0, "low": 30.0, "high": 50.0}
@@ -93,7 +93,7 @@ def read_runs(folder: Path) -> list[RunScores]:
 
 def say(folder: Path) -> str:
     console = Console(file=StringIO(), width=160)
-    console.print(runs_table("t", read_runs(folder)))
+    console.print(runs_tables("t", read_runs(folder)))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -106,8 +106,9 @@ def test_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
     output = say(tmp_path)
     assert output.index("train.learning_rate = 0.0003") < output.index("train.learning_rate = 0.001")
     assert "train.epochs" not in output
-    assert "2026-01-02T10.00.00.000Z" in output
-    assert "expert · f1 40.0 [30.0, 50.0]" in output
+    assert "rebase · task t · f1" in output
+    assert output.count("2026-01-02T10.00.00  ") == 2, "scores, and costs with differences"
+    assert "40.0 [30, 50]   40.0 [30, 50]" in output
     assert "$0.2500" in output
     assert "student smol" in output
 

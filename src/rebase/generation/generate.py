@@ -81,7 +81,8 @@ def generate_all(
                         results.append(result)
                         kept += was_kept
                         bar.update(was_kept if stop_at else 1)
-                        bar.set_postfix_str(progress(kept, len(results) - kept, total / max(1, bar.n), session.usage))
+                        text = progress(kept, len(results) - kept, total / max(1, bar.n), session.usage)
+                        bar.set_postfix_str(text, refresh=False)
                         if kept == stop_at:
                             break
         return results, session.usage

@@ -1,23 +1,68 @@
 """Terminal output of a run: one line when a stage ends, one table at the end."""
 
 import json
+import logging
+import os
 import re
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partialmethod
 from typing import Any
 
 import pandas as pd
+from rich import box
+from rich.console import Console, Group
+from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
+from tqdm import tqdm
 
 from rebase.records import Task
 
 #: The stages in the order of the method.
 STAGES = ("ingest", "embed", "index", "retrieve", "transform", "cot", "train", "evaluate")
 
+#: Columns of a console without a terminal: more than any table has.
+_NO_WRAP = 1000
 
 # Control characters (without line break and tab), lone surrogates, and marks that change the text direction.
 _ESCAPED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def make_console() -> Console:
+    """A console as wide as the terminal; without one, no line is wrapped and no table is narrowed."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _NO_WRAP
+    return console
+
+
+class _PlainHandler(logging.Handler):
+    """Prints each message as one line on stdout, as Kedro's handler does in a terminal with color and columns."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
+def use_plain_logs() -> None:
+    """Without a terminal, replace Kedro's handler of log messages: it wraps them at 80 columns."""
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if isinstance(handler, RichHandler) and not handler.console.is_terminal:
+            plain = _PlainHandler(handler.level)
+            plain.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+            root.removeHandler(handler)
+            root.addHandler(plain)
+
+
+def shorten_bars() -> None:
+    """Show a progress bar from the second second until its end; without a terminal, a line every 30 seconds."""
+    settings: dict[str, Any] = {"delay": 1, "leave": False}
+    if not sys.stderr.isatty():
+        line = "{desc}: {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}\n"
+        settings = {"delay": 20, "leave": False, "mininterval": 30, "maxinterval": 30, "bar_format": line}
+    tqdm.__init__ = partialmethod(tqdm.__init__, **settings)  # type: ignore[method-assign, assignment]
 
 
 def visible(text: str) -> str:
@@ -55,12 +100,13 @@ def estimate_line(estimate: Mapping[str, Any]) -> str:
 def estimate_table(estimate: Mapping[str, Any]) -> Table:
     """The estimated requests, tokens and dollars of each stage, from low to high."""
     title = f"rebase · estimated cost of {estimate['teacher']} for task {estimate['task']}"
-    table = Table(title=title, title_justify="left")
-    for column in ("", "requests", "tokens in", "tokens out", "dollars", "by batches"):
-        table.add_column(column, justify="right" if column else "left", overflow="fold")
+    table = make_table("", ">requests", ">tokens in", ">tokens out", ">dollars", ">by batches", title=title)
+    for column in table.columns[1:]:  # In a narrow terminal a range is two lines; no number is broken.
+        column.no_wrap = False
     for stage, costs in [*estimate["stages"].items(), ("total", estimate["total"])]:
-        counts = (_range(costs[name]) for name in ("requests", "input_tokens", "output_tokens"))
-        table.add_row(stage, *counts, _dollars(costs["dollars"]), _dollars(costs["dollars_batch"]))
+        cells = [_range(costs[name]) for name in ("requests", "input_tokens", "output_tokens")]
+        cells += [_dollars(costs["dollars"]), _dollars(costs["dollars_batch"])]
+        table.add_row(stage, *(cell.replace("–", "– ") for cell in cells))
     table.caption = f"{estimate['rows']:,} rows · {estimate['price']} · tokens {estimate['tokens']}"
     return table
 
@@ -110,34 +156,45 @@ def final_table(task: str, summaries: Mapping[str, Mapping[str, Any]], scores: M
     return table
 
 
-def comparison_table(task: str, comparison: pd.DataFrame, scores: Mapping[str, Any]) -> Table:
-    """Each system's score, cost and gain over the base student."""
-    table = Table(title=f"rebase · task {task}: {scores['n']} items", title_justify="left")
-    seeded = bool((comparison["seeds"] > 1).any())
-    columns = ["system", "metric", "score", "interval", "gain", "p", "examples", "requests", "dollars", "minutes"]
-    for column in columns + ["over seeds"] * seeded:
-        table.add_column(column, justify="left" if column in ("system", "metric") else "right")
-    for line in comparison.to_dict("records"):
-        gain = scores["differences"].get(f"{line['system']} - student", {}).get(line["metric"])
-        several = (
-            f"{line['seed_mean']:.1f} ± {line['seed_deviation']:.1f} ({line['seeds']})" if line["seeds"] > 1 else ""
-        )
-        table.add_row(
+def comparison_tables(task: str, comparison: pd.DataFrame, scores: Mapping[str, Any]) -> Group:
+    """A table of each metric with every system's score and gain over the base student, and one of the costs."""
+    tables = []
+    several_seeds = bool((comparison["seeds"] > 1).any())
+    for metric, lines in comparison.groupby("metric", sort=False):
+        columns = ("system", ">score", ">interval", ">gain", ">p", *[">over seeds"] * several_seeds)
+        table = make_table(*columns, title=f"rebase · task {task} · {metric}, {scores['n']} items")
+        for line in lines.to_dict("records"):
+            gain = scores["differences"].get(f"{line['system']} - student", {}).get(metric)
+            seeds = f"{line['seed_mean']:.1f} ± {line['seed_deviation']:.1f} ({line['seeds']})"
+            table.add_row(
+                line["system"],
+                f"{line['value']:.1f}",
+                f"{line['low']:.1f}–{line['high']:.1f}",
+                f"{gain['value']:+.1f}" if gain else "",
+                ("<0.001" if gain["p"] < 0.001 else f"{gain['p']:.3f}") if gain else "",
+                *[seeds if line["seeds"] > 1 else ""] * several_seeds,
+            )
+        tables.append(table)
+    costs = make_table("system", ">examples", ">requests", ">dollars", ">minutes", title="Costs")
+    for line in comparison.drop_duplicates("system").to_dict("records"):
+        costs.add_row(
             line["system"],
-            line["metric"],
-            f"{line['value']:.1f}",
-            f"{line['low']:.1f}–{line['high']:.1f}",
-            f"{gain['value']:+.1f}" if gain else "",
-            ("<0.001" if gain["p"] < 0.001 else f"{gain['p']:.3f}") if gain else "",
             f"{line['examples']:,}",
             "unknown" if pd.isna(line["requests"]) else f"{line['requests']:,.0f}",
             "no price" if pd.isna(line["dollars"]) else f"{line['dollars']:.4f}",
             f"{line['minutes']:.1f}",
-            *([several] * seeded),
         )
     left_out = [f"Left out: {name}. {reason}" for name, reason in scores.get("left_out", {}).items()]
-    caption = "gain: over the base student, paired; p: permutation test; minutes: training"
-    table.caption = "\n".join(map(escape, [caption, *left_out]))
+    legend = "gain: over the base student, paired; p: permutation test; minutes: training"
+    return Group(*tables, costs, *map(escape, [legend, *left_out]))
+
+
+def make_table(*columns: str, title: str) -> Table:
+    """A table without lines between columns, for 80 columns; ``>`` before a name aligns the column to the right."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), caption_justify="left")
+    for column in columns:
+        name = column.removeprefix(">")
+        table.add_column(name, justify="right" if name != column else "left", no_wrap=True)
     return table
 
 

@@ -9,14 +9,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pandas as pd
-from rich.table import Table
+from rich.console import Group
 
 from rebase.parameters import flat_parameters
+from rebase.reporting.console import make_table
 from rebase.reporting.redaction import public
 from rebase.weights import machine_name
 
 Line = dict[str, Any]
 
+#: The characters of a version up to the second; `--run` takes the beginning of a version.
+_SECOND = len("2026-11-29T11.19.06")
 _PACKAGES = ("rebase", "kedro", "torch", "transformers", "trl", "peft")
 #: For each model in a record: the stage whose summary names it, and the key.
 _MODELS = {"teacher": ("transform", "teacher"), "student": ("train", "base_model"), "encoder": ("index", "encoder")}
@@ -101,8 +104,8 @@ def summaries_of(record: Mapping[str, Any]) -> dict[str, Line]:
     return summaries
 
 
-def runs_table(task: str, runs: Sequence[RunScores]) -> Table:
-    """The runs in one table: scores, dollars, and the parameters, models and versions in which they differ.
+def runs_tables(task: str, runs: Sequence[RunScores]) -> Group:
+    """A table of each metric with the runs' scores, and one of their costs and of the settings in which they differ.
 
     A setting that only some runs have (they are of another version of rebase) is no difference.
     """
@@ -110,24 +113,27 @@ def runs_table(task: str, runs: Sequence[RunScores]) -> Table:
     names = sorted({name for run_settings in settings for name in run_settings})
     values = {name: [run_settings[name] for run_settings in settings if name in run_settings] for name in names}
     differing = [name for name in names if len(set(map(json.dumps, values[name]))) > 1]
-    table = Table(title=f"rebase · runs of task {task}", title_justify="left", show_lines=True)
-    for column in ("run", "score, interval", "items", "examples", "paid", "differences"):
-        table.add_column(column, justify="right" if column in {"items", "examples", "paid"} else "left")
+    scores = [run.scores.get("systems", {}) for run in runs]
+    systems = dict.fromkeys(system for run_scores in scores for system in run_scores)
+    metrics = dict.fromkeys(metric for run_scores in scores for cells in run_scores.values() for metric in cells)
+    tables = []
+    for metric in metrics:
+        table = make_table("run", *(f">{system}" for system in systems), title=f"rebase · task {task} · {metric}")
+        for run, run_scores in zip(runs, scores, strict=True):
+            cells = [run_scores.get(system, {}).get(metric) for system in systems]
+            table.add_row(run.version[:_SECOND], *(_score(cell) if cell else "–" for cell in cells))
+        tables.append(table)
+    table = make_table("run", ">items", ">examples", ">paid", "differences", title="Costs and differences")
+    table.columns[-1].no_wrap, table.columns[-1].overflow = False, "fold"
     for run, run_settings in zip(runs, settings, strict=True):
         record = run.record or {}
-        score_lines = [
-            f"{system} · {metric} {cell['value']:.1f} [{cell['low']:.1f}, {cell['high']:.1f}]"
-            for system, cells in run.scores.get("systems", {}).items()
-            for metric, cell in cells.items()
-        ]
         differences = [f"{name} = {_short(run_settings[name])}" for name in differing if name in run_settings]
         if not record:
             differences.append("no record: made without the report pipeline")
         elif "parameters" not in record:
             differences.append("parameters unknown: the report was made later")
         table.add_row(
-            run.version,
-            "\n".join(score_lines),
+            run.version[:_SECOND],
             f"{run.scores.get('n', '–')}",
             f"{record.get('counts', {}).get('train', {}).get('kept', '–')}",
             _dollars(record.get("dollars"), record.get("used_dollars")),
@@ -137,7 +143,11 @@ def runs_table(task: str, runs: Sequence[RunScores]) -> Table:
     shared = [n for n in names if n not in differing and "." not in n and len(values[n]) == recorded]
     if shared:
         table.caption = "The same in all runs: " + ", ".join(f"{name} {_short(values[name][0])}" for name in shared)
-    return table
+    return Group(*tables, table)
+
+
+def _score(cell: Mapping[str, float]) -> str:
+    return f"{cell['value']:.1f} \\[{cell['low']:.0f}, {cell['high']:.0f}]"  # The backslash is for Rich's markup.
 
 
 def git_commit() -> str | None:

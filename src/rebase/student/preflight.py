@@ -104,7 +104,9 @@ def inspect_training(training_set: pd.DataFrame, student: Student, parameters: T
     tokenized = tokenize(student, training_set, parameters)
     shape = measure_shape(student, parameters)
     record = inspect(tokenized, student.tokenizer(), parameters, shape, matrix_rate(resolve_dtype(student.dtype)))
-    logger.info("%s", describe(record))
+    summary, _, details = describe(record).partition("\n")
+    logger.info("%s", summary)
+    logger.debug("%s", details)
     return record
 
 
@@ -157,7 +159,7 @@ def inspect(
 
 
 def describe(record: dict[str, Any]) -> str:
-    """The record as a few lines for the log; tokens with loss are between ⟦ and ⟧."""
+    """The record as a line for the log and more lines with details; tokens with loss are between ⟦ and ⟧."""
     highest = max(count for _, _, count in record["lengths"])
     examples = [
         f"{example['which']} ({example['tokens']} tokens, {example['tokens_with_loss']} with loss, end of turn at "
@@ -171,11 +173,11 @@ def describe(record: dict[str, Any]) -> str:
     rejected = f" (rejected: {record['rejected']})" if record["rejected"] else ""
     return "\n".join(
         [
-            f"train, before the first step: {record['kept']} of {record['in']} examples{rejected}, "
-            f"{record['steps']} steps, learning rate {record['learning_rate']:g}",
-            f"{record['tokens']} tokens ({record['tokens_with_loss']} with loss, padding "
-            f"{record['padding_share']:.1%}), about {record['memory']['bytes'] / 2**30:.1f} GiB and "
+            f"train: {record['kept']} of {record['in']} examples{rejected}, {record['steps']} steps, learning rate "
+            f"{record['learning_rate']:g}, about {record['memory']['bytes'] / 2**30:.1f} GiB and "
             f"{record['time']['seconds'] / 60:.1f} min",
+            f"{record['tokens']} tokens ({record['tokens_with_loss']} with loss, padding "
+            f"{record['padding_share']:.1%})",
             *examples,
             f"tokens per example (the longest has {record['longest']}, the maximum is {record['max_length']}):",
             *bars,

@@ -243,7 +243,7 @@ class Monitor(TrainerCallback):
                 f"train.learning_rate (now {args.learning_rate}), raise train.warmup_steps, or set train.four_bit to "
                 "false."
             )
-        self._bar.set_postfix(loss=f"{loss:.3f}")
+        self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -92,7 +92,9 @@ def summarize_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str
     cards["duplicates"] = cards["dataset"].map(cards.groupby("duplicate_of")["dataset"].agg(", ".join)).fillna("")
     unread = rejected[(rejected["rows"] == 0) & ~rejected["reason"].isin(_NO_FAILURE)]
     if len(unread):
-        logger.warning("%d datasets or configs could not be read; ingest_rejected has the reasons", len(unread))
+        names = [f"{line.dataset} ({line.reason})" for line in unread.head(5).itertuples()]
+        names += ["…"] * (len(unread) > len(names))
+        logger.warning("ingest: %d not read, see ingest_rejected: %s", len(unread), ", ".join(names))
     summary = summarize_stage(
         "ingest",
         kept=kept,
