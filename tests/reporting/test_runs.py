@@ -107,7 +107,7 @@ def test_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
     assert output.index("train.learning_rate = 0.0003") < output.index("train.learning_rate = 0.001")
     assert "train.epochs" not in output
     assert "rebase · task t · f1" in output
-    assert output.count("2026-01-02T10.00.00  ") == 2, "scores, and costs with differences"
+    assert output.count("2026-01-02T10.00.00  ") == 3, "scores, costs and differences"
     assert "40.0 [30, 50]   40.0 [30, 50]" in output
     assert "$0.2500" in output
     assert "student smol" in output

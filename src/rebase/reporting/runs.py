@@ -105,7 +105,7 @@ def summaries_of(record: Mapping[str, Any]) -> dict[str, Line]:
 
 
 def runs_tables(task: str, runs: Sequence[RunScores]) -> Group:
-    """A table of each metric with the runs' scores, and one of their costs and of the settings in which they differ.
+    """A table of each metric with the runs' scores, one of costs, and one of the settings that differ.
 
     A setting that only some runs have (they are of another version of rebase) is no difference.
     """
@@ -123,8 +123,9 @@ def runs_tables(task: str, runs: Sequence[RunScores]) -> Group:
             cells = [run_scores.get(system, {}).get(metric) for system in systems]
             table.add_row(run.version[:_SECOND], *(_score(cell) if cell else "–" for cell in cells))
         tables.append(table)
-    table = make_table("run", ">items", ">examples", ">paid", "differences", title="Costs and differences")
-    table.columns[-1].no_wrap, table.columns[-1].overflow = False, "fold"
+    costs = make_table("run", ">items", ">examples", ">paid", title="Costs")
+    changes = make_table("run", "differences", title="Settings that differ")
+    changes.columns[-1].no_wrap, changes.columns[-1].overflow = False, "fold"
     for run, run_settings in zip(runs, settings, strict=True):
         record = run.record or {}
         differences = [f"{name} = {_short(run_settings[name])}" for name in differing if name in run_settings]
@@ -132,18 +133,18 @@ def runs_tables(task: str, runs: Sequence[RunScores]) -> Group:
             differences.append("no record: made without the report pipeline")
         elif "parameters" not in record:
             differences.append("parameters unknown: the report was made later")
-        table.add_row(
+        costs.add_row(
             run.version[:_SECOND],
             f"{run.scores.get('n', '–')}",
             f"{record.get('counts', {}).get('train', {}).get('kept', '–')}",
             _dollars(record.get("dollars"), record.get("used_dollars")),
-            "\n".join(differences),
         )
+        changes.add_row(run.version[:_SECOND], "\n".join(differences))
     recorded = sum(bool(run_settings) for run_settings in settings)
     shared = [n for n in names if n not in differing and "." not in n and len(values[n]) == recorded]
     if shared:
-        table.caption = "The same in all runs: " + ", ".join(f"{name} {_short(values[name][0])}" for name in shared)
-    return Group(*tables, table)
+        changes.caption = "The same in all runs: " + ", ".join(f"{name} {_short(values[name][0])}" for name in shared)
+    return Group(*tables, costs, changes)
 
 
 def _score(cell: Mapping[str, float]) -> str:
@@ -175,10 +176,10 @@ def _settings(record: Line) -> Line:
 
 
 def _dollars(paid: float | None, used: float | None) -> str:
-    """The dollars paid, and below them the price of all used responses, if some were cached."""
+    """The dollars paid, and the price of all used responses, if some were cached."""
     if paid is None:
         return "–"
-    return f"${paid:,.4f}" + (f"\nof ${used:,.4f} used" if used is not None and used > paid else "")
+    return f"${paid:,.4f}" + (f" of ${used:,.4f} used" if used is not None and used > paid else "")
 
 
 def _short(value: Any) -> str:
