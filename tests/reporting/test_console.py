@@ -1,10 +1,16 @@
+import os
+import re
+import subprocess
+import sys
 from io import StringIO
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
 from rebase.records import Task
 from rebase.reporting.console import ask_line, comparison_tables, estimate_line, estimate_table, final_table, stage_line
+from rebase.reporting.runs import RunScores, runs_tables
 
 SUMMARY = {"stage": "retrieve", "in": 1200, "kept": 1000, "rejected": {"license": 50, "duplicate": 150}}
 
@@ -54,6 +60,79 @@ def test_unknown_price_is_said():
     out = StringIO()
     Console(file=out, width=140).print(estimate_table(unknown))
     assert "no price for anthropic/m" in " ".join(out.getvalue().split())
+
+
+CELL = {"value": 51.0, "low": 41.2, "high": 100.0}
+SYSTEMS = ("student", "student_few_shot", "teacher", "synthesized", "rebase_cot")
+
+
+def lines_of(table: Any, width: int) -> list[str]:
+    out = StringIO()
+    Console(file=out, width=width).print(table)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in out.getvalue()
+    return lines
+
+
+def test_comparisons_fit_80_columns_with_whole_names_and_intervals() -> None:
+    costs = {"examples": 1700, "requests": 7300.0, "dollars": 12.5, "minutes": 100.8}
+    seeds = {"seeds": 2, "seed_mean": 23.5, "seed_deviation": 17.78}
+    comparison = pd.DataFrame(
+        [
+            {"system": name, "metric": metric, **CELL, **costs, **seeds}
+            for name in SYSTEMS
+            for metric in ("f1", "accuracy")
+        ]
+    )
+    gains = {f"{name} - student": {"f1": {"value": -100.0, "p": 0.0002}} for name in SYSTEMS[1:]}
+    lines = lines_of(comparison_tables("squad", comparison, {"n": 200, "differences": gains}), 80)
+    for name in SYSTEMS:
+        rows = [line.split() for line in lines if line.split()[:1] == [name]]
+        assert [row[1:3] for row in rows] == [["51.0", "41.2–100.0"]] * 2 + [["1,700", "7,300"]], name
+
+
+def test_estimates_fit_80_columns_with_whole_numbers() -> None:
+    total = {"requests": [1200, 2200], "input_tokens": [1_400_000, 2_800_000], "output_tokens": [205_000, 409_000]}
+    dollars = {"dollars": [10.065, 20.125], "dollars_batch": [5.0325, 10.0625]}
+    text = " ".join(lines_of(estimate_table({**ESTIMATE, "total": total | dollars}), 80)).split()
+    assert {"1,200–", "2,200", "1,400,000–", "2,800,000", "$10.0650–", "$20.1250", "$5.0325–", "$10.0625"} <= set(text)
+
+
+def test_runs_fit_80_columns_with_whole_names_and_intervals() -> None:
+    systems = {name: {"f1": CELL} for name in SYSTEMS[:3]}
+    runs = [RunScores(f"2026-01-0{day}T10.00.00.000Z", {"n": 60, "systems": systems}, None) for day in (2, 1)]
+    lines = lines_of(runs_tables("squad", runs), 80)
+    assert "51.0 [41, 100]   51.0 [41, 100]" in next(line for line in lines if "2026-01-02T10.00.00 " in line)
+    assert next(line for line in lines if "run " in line).split() == ["run", *SYSTEMS[:3]]
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    head = "import logging\nfrom tqdm import tqdm\nfrom rebase.reporting.console import *\n"
+    command = [sys.executable, "-c", head + code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+
+def test_without_a_terminal_bars_are_lines_and_short_ones_are_not_shown() -> None:
+    done = python(
+        "shorten_bars()\nlist(tqdm(range(3)))\nbar = tqdm(total=4, desc='train', delay=1e-9, mininterval=0)\n"
+        "bar.update(1)\nbar.set_postfix_str('loss=1', refresh=False)\nbar.update(2)\nbar.close()"
+    )
+    first, second = done.stderr.strip().splitlines()
+    assert re.fullmatch(r"train: 1/4, 00:00, \S+ left", first)
+    assert re.fullmatch(r"train: 3/4, 00:00, \S+ left, loss=1", second)
+
+
+def test_without_a_terminal_messages_and_paths_are_not_wrapped() -> None:
+    done = python(
+        "from kedro.logging import RichHandler\nlogging.basicConfig(handlers=[RichHandler()])\nuse_plain_logs()\n"
+        "logging.warning('ingest [x] ' + 100 * 'word ')\nmake_console().print(100 * 'word ')"
+    )
+    logged, printed = done.stdout.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d WARNING ingest \[x\] (word ?){100}", logged.strip())
+    assert printed.count("word") == 100
+    assert not done.stderr
 
 
 def test_final_table_shows_stages_that_ran_and_scores_with_intervals():

@@ -60,8 +60,9 @@ def shorten_bars() -> None:
     """Show a progress bar from the second second until its end; without a terminal, a line every 30 seconds."""
     settings: dict[str, Any] = {"delay": 1, "leave": False}
     if not sys.stderr.isatty():
-        line = "{desc}: {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}\n"
+        line = "{desc}: {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
         settings = {"delay": 20, "leave": False, "mininterval": 30, "maxinterval": 30, "bar_format": line}
+        tqdm.status_printer = staticmethod(lambda file: lambda line: line and print(line, file=file, flush=True))
     tqdm.__init__ = partialmethod(tqdm.__init__, **settings)  # type: ignore[method-assign, assignment]
 
 
