@@ -338,20 +338,25 @@ def validated(kind: Any, data: Any, problem: str) -> Any:
         return adapter.validate_python(data)
     except ValidationError as error:
         fields = flat_schema(adapter.json_schema())
-        lines = [_problem_line(item, fields) for item in error.errors(include_url=False)]
-        raise RebaseError("\n".join([problem, *lines])) from None
+        lines = dict(_problem_line(item, fields) for item in reversed(error.errors(include_url=False)))
+        raise RebaseError("\n".join([problem, *reversed(lines.values())])) from None
 
 
-def _problem_line(item: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+def _problem_line(item: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[str, str]:
+    """The wrong field, and the line about it."""
     path = ".".join(map(str, item["loc"]))
+    group = path.rpartition(".")[0]
     if item["type"] == "extra_forbidden":
-        group = path[: path.rfind(".") + 1]
-        siblings = {group + field.removeprefix(group).partition(".")[0] for field in fields if field.startswith(group)}
-        return f"  {path} is unknown. {did_you_mean(path, siblings)}"
+        prefix = f"{group}." if group else ""
+        siblings = {prefix + name.removeprefix(prefix).partition(".")[0] for name in fields if name.startswith(prefix)}
+        return path, f"  {path} is unknown. {did_you_mean(path, siblings)}"
+    if path not in fields and "anyOf" in fields.get(group, {}):
+        path = group  # The last part is one of the field's types.
     # An entry of a list or mapping is described with it.
-    allowed = describe_field(fields.get(path) or fields.get(path.rpartition(".")[0], {}))
+    allowed = describe_field(fields.get(path) or fields.get(group, {}))
     message = item["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
-    return f"  {path or 'the file'}: {message}" + (f" (allowed: {allowed})" if any(map(allowed.count, "≥>≤<")) else "")
+    bounds = f" (allowed: {allowed})" if any(map(allowed.count, "≥>≤<")) else ""
+    return path, f"  {path or 'the file'}: {message}{bounds}"
 
 
 def flat_schema(schema: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -369,6 +374,8 @@ def describe_field(field: Mapping[str, Any]) -> str:
     """A field's type and bounds in words, from its JSON schema."""
     if "anyOf" in field:
         return " or ".join(map(describe_field, field["anyOf"]))
+    if "const" in field:
+        return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if field.get("type") == "array":
