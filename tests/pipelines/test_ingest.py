@@ -17,7 +17,7 @@ from rebase.datasets import ShardStore
 from rebase.datastore.shards import metadata_of
 from rebase.datastore.sources import find_sources
 from rebase.datastore.sources import parquet as reading
-from rebase.errors import RebaseError
+from rebase.errors import StageError
 from rebase.parameters import IngestParameters
 from rebase.pipelines.ingest import nodes
 from rebase.pipelines.ingest.nodes import plan_ingest, summarize_ingest
@@ -474,8 +474,9 @@ def test_odd_names_stay_inside_the_store(tmp_path):
 
 def test_no_row_at_all_is_an_error_that_says_why(tmp_path):
     (tmp_path / "raw" / "hollow").mkdir(parents=True)
-    with pytest.raises(RebaseError, match=r"no row was kept from 1 datasets.*hollow: no_data_files"):
+    with pytest.raises(StageError, match=r"no row was kept from 1 datasets.*hollow: no_data_files") as error:
         run(tmp_path / "raw", tmp_path / "work")
+    assert list(error.value.rejected["reason"]) == ["no_data_files"]
 
 
 def test_the_pipeline_writes_all_it_promises(datastore):

@@ -10,7 +10,7 @@ from kedro_datasets.json import JSONDataset
 from kedro_datasets.pandas import CSVDataset, ParquetDataset
 
 from rebase.datasets import SheetsDataset
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, StageError
 from rebase.pipelines import judge, prepare
 from rebase.pipelines.judge.nodes import (
     compare_graders,
@@ -134,10 +134,10 @@ def test_what_cannot_be_read_is_rejected_with_a_reason():
 
 
 def test_a_judge_that_says_nothing_is_told():
-    with pytest.raises(
-        RebaseError, match=r"no response of .* can be read: {'invalid_response': 22, 'same_answers': 2}"
-    ):
+    words = r"no response of .* can be read: {'invalid_response': 22, 'same_answers': 2}"
+    with pytest.raises(StageError, match=words) as error:
         judged(lambda _: "five")
+    assert len(error.value.rejected) == 24
     with pytest.raises(RebaseError, match=r"gave no judgment .* Its error: no line"):
         judged(lambda _: ConnectionError("no line"))
 

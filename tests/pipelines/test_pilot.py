@@ -181,6 +181,9 @@ def test_bad_input_is_one_clear_error():
         pilot(cached(teacher), ROWS.head(0))
     with pytest.raises(RebaseError, match=r"answered none of 20 requests.*no line"):
         pilot(cached(teacher))
+    given = parameters().model_copy(update={"mode": "map"})
+    with pytest.raises(RebaseError, match=r"pilot: transform\.mode is map"):
+        try_rows(READING, ROWS, NO_EVALUATION, cached(teacher), PROMPT, given, CONTAMINATION, PilotParameters(rows=9))
 
 
 def test_a_wrong_key_is_one_clear_error():

@@ -10,7 +10,7 @@ from kedro_datasets.pandas import ParquetDataset
 from rebase import cli
 from rebase.datastore.encoder import Encoder
 from rebase.datastore.shards import Shards
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, StageError
 from rebase.parameters import ContaminationParameters, LicensePolicy, RetrieveParameters
 from rebase.pipelines import prepare, retrieve
 from rebase.pipelines.retrieve.nodes import retrieve_rows
@@ -185,9 +185,10 @@ def test_another_encoder_than_the_index_was_built_with_is_rejected(run, encoder,
 
 
 def test_no_row_past_the_filters_is_an_error_with_counts_by_reason(run, reading_task):
-    with pytest.raises(RebaseError, match=r"none of \d+ rows passed .*'excluded_dataset': \d+") as error:
+    with pytest.raises(StageError, match=r"none of \d+ rows passed .*'excluded_dataset': \d+") as error:
         run(task=reading_task.model_copy(update={"exclude": ("*",)}))
     assert "tiny_reading" in str(error.value)
+    assert f"none of {len(error.value.rejected)} rows" in str(error.value)
 
 
 def test_the_same_again_is_the_same(run):

@@ -15,6 +15,8 @@ PARTS = ("top", "middle", "end")
 CONFIDENCE = 0.95
 #: The reasons of rows without a response: they say nothing about acceptance.
 UNANSWERED = ("teacher_failed", "budget_reached")
+#: The stages of the estimate whose requests are in proportion to the examples.
+_PER_EXAMPLE = frozenset({"consistency_filter", "cot"})
 #: It pays to go as deep as an example costs at most so many times as much as in the best part.
 _WORTH = 2
 
@@ -72,12 +74,11 @@ def estimate_run(
     sent = pilot[pilot["input_tokens"].notna()]
     requests = [math.ceil(len(sent) / len(pilot) * rows) for rows in (needed[0], needed[2])]
     stages = {"transform": np.outer([1, *sent[["input_tokens", "output_tokens"]].mean()], requests).round()}
-    # The estimate of the other stages is for this number of examples.
-    planned = min(parameters.max_examples, estimate["stages"]["transform"]["requests"][1])
-    for stage, summary in estimate["stages"].items():
-        if stage != "transform":
-            per_example = read_estimate(summary)[:, 1] / max(1, planned)
-            stages[stage] = np.outer(per_example, [examples[0], examples[2]]).round()
+    stages |= {name: read_estimate(costs) for name, costs in estimate["stages"].items() if name != "transform"}
+    # The estimate of these stages is for this number of examples.
+    planned = min(parameters.max_examples, max(1, estimate["stages"]["transform"]["requests"][1]))
+    for stage in _PER_EXAMPLE.intersection(stages):
+        stages[stage] = np.outer(stages[stage][:, 1] / planned, [examples[0], examples[2]]).round()
     return {
         **{name: estimate[name] for name in ("task", "teacher", "price", "rows")},
         "stage": "pilot estimate",

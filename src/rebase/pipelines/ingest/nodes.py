@@ -17,7 +17,7 @@ from tqdm import tqdm
 from rebase.datastore.cells import content_hash, flatten_row, row_json
 from rebase.datastore.shards import Shard, ShardPlan, Shards, fingerprint_of, with_metadata
 from rebase.datastore.sources import RowSample, Source, failure_reason
-from rebase.errors import RebaseError
+from rebase.errors import StageError
 from rebase.parameters import IngestParameters
 from rebase.records import INGEST_REJECTED_COLUMNS, ROW_COLUMNS, DatasetCard, summarize_stage
 
@@ -67,7 +67,7 @@ def summarize_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str
         (dataset, config, reason) with its count; the stage's summary.
 
     Raises:
-        RebaseError: No row was kept.
+        StageError: No row was kept.
 
     """
     started = time.monotonic()
@@ -76,7 +76,7 @@ def summarize_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str
     kept = int(sum(shard["kept"] for shard in shards))
     if not kept:
         why = "; ".join(f"{line.dataset}: {line.reason} ({line.detail})" for line in rejected.head(5).itertuples())
-        raise RebaseError(f"ingest: no row was kept from {len(shards)} datasets. Check `sources`. {why}")
+        raise StageError(f"ingest: no row was kept from {len(shards)} datasets. Check `sources`. {why}", rejected)
     cards = pd.DataFrame(
         [
             {

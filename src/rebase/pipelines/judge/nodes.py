@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from rebase.datastore.sampling import systematic_positions
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, StageError
 from rebase.generation.filters.base import Rejection
 from rebase.generation.generate import generate_all, read_response
 from rebase.generation.prompts.templates import prompt_hash
@@ -105,7 +105,7 @@ def judge_answers(
         questions with reasons; the stage summary.
 
     Raises:
-        RebaseError: None of the judge's responses can be read.
+        StageError: None of the judge's responses can be read.
 
     """
     started = time.monotonic()
@@ -134,8 +134,9 @@ def judge_answers(
     judged, rejected = list(filter(_is_judged, lines)), [line for line in lines if not _is_judged(line)]
     by_reason = Counter(line["reason"] for line in rejected)
     name = f"{judge.provider}/{judge.model}"
+    rejected_table = pd.DataFrame(rejected, columns=JUDGE_REJECTED_COLUMNS)
     if not judged:
-        raise RebaseError(_explain_no_judgment(name, by_reason, rejected))
+        raise StageError(_explain_no_judgment(name, by_reason, rejected), rejected_table)
     details = ["verdict", "rationale", "response_key", "judge", "prompt_hash"]
     judgments = pd.DataFrame(judged, columns=[*JUDGMENT_COLUMNS, *judge_rubric.names, *details, *_COSTS])
     hashes = {"rubric": prompt_hash(judge_rubric, task), "pair": prompt_hash(judge_pair, task)}
@@ -146,7 +147,7 @@ def judge_answers(
         "judge", kept=len(judged), rejected=by_reason, seconds=time.monotonic() - started, judge=name,
         kinds=judgments["kind"].value_counts().to_dict(), usage=usage.summary(),
     )  # fmt: skip
-    return judgments, pd.DataFrame(rejected, columns=JUDGE_REJECTED_COLUMNS), summary
+    return judgments, rejected_table, summary
 
 
 def score_judgments(
@@ -250,15 +251,16 @@ def read_grades(
             line = {"person": person, "file": file, "item_id": items.get(cell.answer_id), **vars(cell)}
             (rejected if cell.reason else grades).append(line)
     by_reason = Counter(line["reason"] for line in rejected)
+    table = pd.DataFrame(rejected, columns=REJECTED_GRADE_COLUMNS).astype({"row": "Int64"})
     if returned_sheets and not grades:
-        raise RebaseError(
+        raise StageError(
             f"judge: there is no grade in {', '.join(returned_sheets)}: {dict(by_reason.most_common())}. "
-            "If the answers have changed since the sheet was written, hand out a new one."
+            "If the answers have changed since the sheet was written, hand out a new one.",
+            table,
         )
     summary = summarize_stage(
         "agreement", kept=len(grades), rejected=by_reason, seconds=time.monotonic() - started, people=people
     )
-    table = pd.DataFrame(rejected, columns=REJECTED_GRADE_COLUMNS).astype({"row": "Int64"})
     return pd.DataFrame(grades, columns=GRADE_COLUMNS), table, summary
 
 

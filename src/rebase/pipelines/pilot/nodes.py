@@ -40,6 +40,8 @@ def try_rows(
     summary, whose ``nothing_kept`` explains if no example passed. Raises RebaseError if there are no rows or the
     teacher answers no request.
     """
+    if transform.mode == "map":
+        raise RebaseError("pilot: transform.mode is map, which sends no row to the teacher. Run the pipeline map.")
     if retrieved.empty:
         raise RebaseError("pilot: there are no retrieved rows. Run the pipeline retrieve first, with other sources.")
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")

@@ -15,7 +15,7 @@ from rebase.datastore.annoy_index import search_annoy
 from rebase.datastore.encoder import Encoder
 from rebase.datastore.search import Ranking, TaskVectors, check_encoder, search_exact
 from rebase.datastore.shards import Shards
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, StageError
 from rebase.generation.filters.base import Candidate, Rejection
 from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.generation.filters.duplicates import Duplicates
@@ -78,9 +78,10 @@ def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
     kept, rejected = _filter_ranked(task, _read(ranked, rows), evaluation_items, parameters, contamination)
     by_reason = dict(Counter(rejected["reason"]))
     if kept.empty:
-        raise RebaseError(
+        raise StageError(
             f"retrieve: none of {len(rejected)} rows passed the filters for task {task.name!r}: {by_reason}. "
-            "Add sources, or change `retrieve.licenses`, the task's `exclude` or `retrieve.min_passage_words`."
+            "Add sources, or change `retrieve.licenses`, the task's `exclude` or `retrieve.min_passage_words`.",
+            rejected,
         )
     if len(kept) < parameters.top_n:
         logger.warning("retrieve: %d of the %d wanted rows passed the filters", len(kept), parameters.top_n)
