@@ -88,7 +88,6 @@ def estimate_run(
         "rows_needed": needed,
         "examples": examples,
         "depth": int(np.flatnonzero(rates * _WORTH >= best).max()) + 1 if best else 0,
-        "paid": None if price is None else float(sent["dollars"].sum()),
         "stages": {stage: summarize_estimate(numbers, price) for stage, numbers in stages.items()},
         "total": summarize_estimate(np.sum([*stages.values()], axis=0), price),
     }

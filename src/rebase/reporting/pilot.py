@@ -8,11 +8,10 @@ from typing import Any
 import pandas as pd
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 
 from rebase.generation.pilot import CONFIDENCE, PARTS, advise
 from rebase.records import Task
-from rebase.reporting.console import estimate_table, visible
+from rebase.reporting.console import estimate_table, make_table, visible
 from rebase.reporting.report import render_page
 
 _TEMPLATE = "pilot.html.j2"
@@ -42,13 +41,17 @@ def show_pilot(
 ) -> RenderableType:
     """The same for a terminal of 80 columns."""
     lines = _lines(task, pilot)
-    rows = _table("rebase · pilot", "row", "source row", "example, or why there is none")
+    rows = make_table(
+        ">row", "source row", "example, or why there is none", title=f"rebase · pilot of task {task.name}"
+    )
+    for column in rows.columns[1:]:
+        column.no_wrap = False
     for line in lines:
         outcome = (
             f"{line['reason']} {line['detail'] or ''}" if line["reason"] else f"{line['written']} → {line['answer']}"
         )
         rows.add_row(str(line["position"]), _short(line["source"], _CELL), _short(outcome, _CELL))
-    acceptance = _table("Accepted by rank", "", "rows", "accepted", f"{CONFIDENCE:.0%} interval")
+    acceptance = make_table("", ">rows", ">accepted", f">{CONFIDENCE:.0%} interval", title="Accepted by rank")
     for part, cell in pilot_estimate["acceptance"].items():
         interval = f"{cell['low']:.0%} to {cell['high']:.0%}"
         span = f"{cell['first']} to {cell['last']}"
@@ -90,10 +93,3 @@ def _shown(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _short(text: str, limit: int) -> str:
     return escape(visible(textwrap.shorten(text, limit, placeholder=" …")))
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", width=80)
-    for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=number == 0)
-    return table
