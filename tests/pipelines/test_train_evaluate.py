@@ -56,6 +56,8 @@ def test_from_examples_to_scores(student: Student, reading_task: Task, tmp_path:
             "adapter": AdapterDataset(str(tmp_path / "adapter")),
             "training_log": ParquetDataset(filepath=str(tmp_path / "log.parquet")),
             "preflight": JSONDataset(filepath=str(tmp_path / "preflight.json")),
+            "scores": MemoryDataset(),
+            "run_version": MemoryDataset("2026-11-29T10.00.00.000Z"),
             "params:train": MemoryDataset(train_parameters()),
             "params:train.target": MemoryDataset("answer"),
             "params:evaluate": MemoryDataset(evaluate_parameters(limit=5)),
@@ -74,6 +76,7 @@ def test_from_examples_to_scores(student: Student, reading_task: Task, tmp_path:
     assert catalog.load("training_log")["step"].tolist() == [1, 2, 3]
     assert catalog.load("preflight")["steps"] == 3
     assert list(made["loss_plot"].data[0].x) == [1, 2, 3]
+    assert catalog.load("scores")["run"] == "2026-11-29T10.00.00.000Z"
     assert [bar.name for bar in made["scores_plot"].data] == ["student", "student_few_shot", "expert"]
 
 

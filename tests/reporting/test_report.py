@@ -16,13 +16,15 @@ from rebase.reporting.plots import KINDS
 from rebase.reporting.report import (
     ALL_PIECES,
     PIECES,
+    compare_answers,
+    describe_run,
     examples_with_rows,
     find_outdated,
     flow,
     limits,
+    list_examples,
     seed_variance,
     sources,
-    won_and_lost,
     write_report,
 )
 from tests.test_end_to_end import copy_of_project, kedro
@@ -30,6 +32,7 @@ from tests.tiny import reasoned_examples
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 LIBRARY = get_plotlyjs()
+ITEMS = "abcdefghijklmnopqrstuvwx"
 CELL = {"value": 33.3, "low": 20.0, "high": 41.5}
 
 
@@ -38,7 +41,7 @@ def predictions() -> pd.DataFrame:
     lines = [
         (system, item, f"prompt {item}", raw, "yes", '["yes"]', value, value)
         for system, values in {"student": (0.0, 1.0), "expert": (1.0, 0.0)}.items()
-        for item, value in zip("abcdefghijklmnopqrstuvwx", [*values, *[1.0] * 22], strict=True)
+        for item, value in zip(ITEMS, [*values, *[1.0] * 22], strict=True)
         for raw in [f"<b>{system} says {item}</b>"]
     ]
     columns = ["system", "item_id", "prompt", "raw_output", "extracted", "references", "exact_match", "f1"]
@@ -54,6 +57,14 @@ def retrieved() -> pd.DataFrame:
         {"row_id": [f"e{n}" for n in range(9)], "dataset": HOSTILE, "license": "cc0-1.0", "row": row, **scores}
         | matched
     )
+
+
+def rejected(*reasons: str) -> pd.DataFrame:
+    lines = [
+        {"row_id": "e1", "dataset": HOSTILE, "rank": 7, "reason": reason, "detail": "", "text": f"cut {HOSTILE}"}
+        for reason in reasons
+    ]
+    return pd.DataFrame(lines)
 
 
 @pytest.fixture
@@ -97,7 +108,7 @@ def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFram
         "predictions": predictions,
         "scores": {
             "task": HOSTILE, "n": 24, "confidence": 0.95, "verdict": "The expert answers as many.",
-            "warnings": [HOSTILE],
+            "warnings": [HOSTILE], "run": "2026-11-29T11.29.15.123Z",
             "systems": dict.fromkeys(("student", "expert", "teacher", HOSTILE), metrics),
             "differences": {"expert - student": metrics},
         },
@@ -105,6 +116,9 @@ def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFram
         "run_record": {
             "models": {"teacher": HOSTILE}, "versions": {"git": None}, "machine": "CPU", "parameters": {"x": HOSTILE}
         },
+        "examples_rejected": rejected("answer_not_in_passage", HOSTILE),
+        "reasoning_rejected": rejected("no_majority"),
+        "evaluation_items": pd.DataFrame({"item_id": list(ITEMS), "query": [f"query {item}" for item in ITEMS]}),
         "judge_scores": {
             "judge": HOSTILE, "grades": {"student": {"true": CELL}, "expert": {"true": CELL}},
             "doubts": [f"every answer has the same grade {HOSTILE}"],
@@ -158,7 +172,9 @@ def test_the_page_shows_everything(reading_task: Task, pieces: dict[str, Any]) -
     assert set(pieces) == set(ALL_PIECES)
     page = Page(write_report(reading_task, **pieces))
     for words in (
-        "33.3 → 33.3", "before → after", "Of the 24 items the expert answers 1 better", "few 1", "$0.0123",
+        "33.3 → 33.3", "before → after", "Of the 24 items the expert answers 1 better", "1 are still wrong", "few 1",
+        "29 November 2026, 11:29 UTC", "run 2026-11-29T11.29.15.123Z", "query b", "answer not in passage",
+        "The passage does not have the answer, word for word.", "all 12", "all 24", "$0.0123",
         "7 responses", "expert - student",
         "matches the queries 0.61", "because", "cosine of 0.91", "cosine 0.91", "cc0-1.0",
         "The sets did not cost the same", "4,321", "$0.0456", "Left out: distilled", "Do not trust this judge: every",
@@ -177,8 +193,8 @@ def test_nothing_of_the_data_becomes_markup(reading_task: Task, pieces: dict[str
     assert page.text.count("alert(1)") > 15
     assert not [tag for tag, attributes in page.elements if tag in {"img", "i"} and attributes.keys() - {"style"}]
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    # One for each picture, the library, and the page's own.
-    assert sum(tag == "script" for tag, _ in page.elements) == len(page.data) + 2
+    # One for each picture, the library, and two of the page's own.
+    assert sum(tag == "script" for tag, _ in page.elements) == len(page.data) + 3
 
 
 def test_the_page_needs_nothing_beside_it(reading_task: Task, pieces: dict[str, Any]) -> None:
@@ -266,7 +282,7 @@ def test_a_system_that_is_missing_is_no_comparison(reading_task: Task, pieces: d
     expert = pieces["predictions"].query("system == 'expert'")
     page = Page(write_report(reading_task, **pieces | {"predictions": expert}))
     assert "answers of student and expert to the same items" in page.text
-    assert won_and_lost(expert, "f1") is None
+    assert compare_answers(reading_task, expert, None) is None
     for ungraded in (
         pieces["predictions"].assign(exact_match=np.nan),
         pieces["predictions"].drop(columns="exact_match"),
@@ -287,13 +303,46 @@ def test_nothing_is_diagnosed_on_few_items(reading_task: Task, pieces: dict[str,
     assert "Only 0 of 24 items are answered in the right form by both" in page.text
 
 
-def test_won_and_lost(predictions: pd.DataFrame) -> None:
-    outcomes = won_and_lost(predictions, "exact_match")
+def test_answers_are_compared_and_what_is_wrong_is_listed(reading_task: Task, predictions: pd.DataFrame) -> None:
+    outcomes = compare_answers(reading_task, predictions, None)
     assert outcomes is not None
-    assert [item["prompt"] for item in outcomes["won"]] == ["prompt a"]
-    assert [item["prompt"] for item in outcomes["lost"]] == ["prompt b"]
+    assert [item["query"] for item in outcomes["won"]] == ["prompt a"]
+    assert [item["query"] for item in outcomes["lost"]] == ["prompt b"]
     assert outcomes["lost"][0]["student"] == "<b>student says b</b>"
-    assert outcomes["counts"] == {"won": 1, "lost": 1, "same": 22}
+    assert outcomes["counts"] == {"won": 1, "lost": 1, "wrong": 0, "right": 22}
+    assert ([item["query"] for item in outcomes["still_wrong"]], outcomes["wrong_count"]) == (["prompt b"], 1)
+    assert [line["outcome"] for line in outcomes["lines"][:3]] == ["won", "lost", "right"]
+    few_shot = predictions[predictions["system"] == "student"].assign(system="student_few_shot", raw_output="shots")
+    items = pd.DataFrame({"item_id": ["b"], "query": ["the query of b"]})
+    outcomes = compare_answers(reading_task, pd.concat([predictions, few_shot]), items)
+    assert outcomes is not None
+    assert (outcomes["lost"][0]["query"], outcomes["won"][0]["query"]) == ("the query of b", "prompt a")
+    assert outcomes["lost"][0]["few_shot"] == "shots"
+    nothing = compare_answers(reading_task, predictions.assign(exact_match=0.0), None)
+    assert nothing is not None
+    assert (nothing["counts"]["wrong"], nothing["wrong_count"], len(nothing["still_wrong"])) == (24, 24, 4)
+
+
+def test_all_examples_are_listed_with_row_and_reason(retrieved: pd.DataFrame) -> None:
+    examples = reasoned_examples(2)
+    listed = list_examples(
+        {"reasoned_examples": examples, "retrieved": retrieved, "examples_rejected": rejected("empty")}
+    )
+    assert listed["reasons"] == {"kept": 2, "empty": 1}
+    assert [line["reason"] for line in listed["lines"]] == ["kept", "kept", "empty"]
+    assert listed["lines"][2]["row"] == retrieved["row"].iloc[1]
+    assert listed["lines"][0]["text"] == f"{examples['query'].iloc[0]}\n→ {examples['answer'].iloc[0]}"
+    many = list_examples({"examples_rejected": pd.concat([rejected("empty")] * 1002)})
+    assert (len(many["lines"]), many["left_out"], many["lines"][0]["row"]) == (1000, 2, "")
+    assert list_examples({})["lines"] == []
+
+
+def test_the_run_is_named(pieces: dict[str, Any]) -> None:
+    made = describe_run(pieces)
+    assert (made["run"], made["date"]) == ("2026-11-29T11.29.15.123Z", "29 November 2026, 11:29 UTC")
+    assert (made["teacher"], made["student"]) == (HOSTILE, HOSTILE)
+    assert set(describe_run({}).values()) == {None}
+    assert describe_run({"scores": {"run": ""}})["date"] is None
 
 
 def test_examples_are_spread_and_stand_beside_their_row(retrieved: pd.DataFrame) -> None:

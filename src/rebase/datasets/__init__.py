@@ -17,6 +17,7 @@ from rebase.datasets.metrics import MetricsDataset as MetricsDataset
 from rebase.datasets.model_folder import ModelFolderDataset as ModelFolderDataset
 from rebase.datasets.optional_table import OptionalTableDataset as OptionalTableDataset
 from rebase.datasets.prompts import PromptDataset as PromptDataset
+from rebase.datasets.run_version import RunVersionDataset as RunVersionDataset
 from rebase.datasets.shards import ShardStore as ShardStore
 from rebase.datasets.student import StudentDataset as StudentDataset
 from rebase.datasets.student import StudentsDataset as StudentsDataset

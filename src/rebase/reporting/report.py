@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,7 +17,9 @@ from rebase.generation.verification import one_sided
 from rebase.records import Task
 from rebase.reporting import diagnostics, plots
 from rebase.reporting.console import STAGES
-from rebase.tasks.verdict import LENIENT, MIN_ITEMS
+from rebase.reporting.reasons import REASONS
+from rebase.student.answering import FEW_SHOT
+from rebase.tasks.verdict import GRADED, LENIENT, MIN_ITEMS
 
 # What each piece is made from; sources come before the pieces made from them.
 _MADE_FROM = {
@@ -33,6 +37,8 @@ _MADE_FROM = {
 }
 # Pieces that are compared with another one: an older piece may be of other settings.
 _COMPARED_WITH = {"comparison_scores": "scores", "curves": "scores", "comparison": "scores"}
+#: Tables of rejected rows and examples, which may be empty.
+LISTED = ("examples_rejected", "reasoning_rejected")
 _SUMMARY = ("stage", "in", "kept", "rejected")
 #: The catalog entries that the page of a complete run shows, with required columns or keys: an entry without them is
 #: of another version of rebase and counts as missing.
@@ -53,6 +59,8 @@ PIECES: dict[str, tuple[str, ...]] = {
 ALL_PIECES = {
     **PIECES,
     "judge_scores": ("judge", "grades"),
+    **dict.fromkeys(LISTED, ("row_id", "dataset", "rank", "reason", "detail", "text")),
+    "evaluation_items": ("item_id", "query"),
     "comparison_scores": ("n", "confidence", "systems", "differences"),
     "comparison": ("system", "examples", "requests", "dollars"),
     "curves": ("training_set", "examples", "seed", "metric", "value", "low", "high"),
@@ -64,6 +72,12 @@ _SHOWN_UNCHANGED = (
 _TEMPLATE = "report.html.j2"
 #: Examples and answers shown, characters of a text, and datasets in the table of sources.
 _SHOWN, _LONG, _SOURCES = 4, 1200, 30
+#: Lines of the lists of examples and answers, at most.
+_LISTED = 1000
+#: Characters of a text on one line.
+_LINE = 110
+#: The form of a run's version, as Kedro writes it.
+_VERSION_FORMAT = "%Y-%m-%dT%H.%M.%S.%fZ"
 _MARKED = re.compile("⟦(.*?)⟧", re.DOTALL)
 _FEW_ITEMS, _FEW_EXAMPLES = 200, 100
 #: What each stage takes in and keeps.
@@ -118,7 +132,10 @@ def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str
         stages=flow(given),
         sources=sources(retrieved, examples),
         examples=[] if examples is None else examples_with_rows(examples, retrieved),
-        outcomes=None if predictions is None else won_and_lost(predictions, metric),
+        listed=list_examples(given),
+        reasons=REASONS,
+        made=describe_run(given),
+        outcomes=None if predictions is None else compare_answers(task, predictions, given.get("evaluation_items")),
         formats=[] if predictions is None else diagnostics.right_in_format(task, predictions),
         gains=None if predictions is None else diagnostics.where_gains_come_from(task, predictions),
         judged=diagnostics.judge_against_scores(given.get("scores"), given.get("judge_scores"), metric),
@@ -141,6 +158,7 @@ def render_page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"shorten": _shorten, "marked": _marked, "number": _number, "dollars": _dollars}
+    environment.filters["ending"] = _ending
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
     return environment.get_template(template).render(**values)
 
@@ -227,27 +245,76 @@ def examples_with_rows(examples: pd.DataFrame, retrieved: pd.DataFrame | None) -
     ]
 
 
-def won_and_lost(predictions: pd.DataFrame, metric: str) -> dict[str, Any] | None:
-    """The number of items where the expert scores higher than the student, lower or the same, and a few of each.
+def list_examples(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All examples, kept and rejected, each with its row: ``lines``, ``reasons`` and the number ``left_out``.
 
-    None without answers of both, or without references.
+    A line has ``reason`` (kept, or why it was rejected), ``detail``, ``dataset``, ``row_id``, ``rank``, ``text`` (query
+    and answer, or the response that was rejected) and ``row``.
     """
-    pairs = diagnostics.pair_answers(predictions, metric, "raw_output")
+    columns = ["reason", "detail", "dataset", "row_id", "rank", "text"]
+    kept = given.get("reasoned_examples", pd.DataFrame(columns=["query", "answer"]))
+    tables = [kept.assign(reason="kept", text=kept["query"] + "\n→ " + kept["answer"].astype(str))]
+    tables += [given[name] for name in LISTED if name in given]
+    table = pd.concat([table.reindex(columns=columns).astype(object) for table in tables], ignore_index=True)
+    rows = given["retrieved"].set_index("row_id")["row"].to_dict() if "retrieved" in given else {}
+    shown = table.where(table.notna(), "").head(_LISTED)
+    return {
+        "lines": shown.assign(row=[rows.get(row_id, "") for row_id in shown["row_id"]]).to_dict("records"),
+        "reasons": table["reason"].value_counts().to_dict(),
+        "left_out": len(table) - len(shown),
+    }
+
+
+def describe_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was made, and when: ``run`` (its version), ``date``, ``teacher`` and ``student``; None where unknown."""
+    run = given.get("scores", {}).get("run") or None
+    models = given.get("run_record", {}).get("models", {})
+    return {
+        "run": run,
+        "date": run and datetime.strptime(run, _VERSION_FORMAT).strftime("%-d %B %Y, %H:%M UTC"),
+        "teacher": models.get("teacher") or given.get("transform_summary", {}).get("teacher"),
+        "student": models.get("student") or given.get("train_summary", {}).get("base_model"),
+    }
+
+
+def compare_answers(task: Task, predictions: pd.DataFrame, items: pd.DataFrame | None) -> dict[str, Any] | None:
+    """The items by what training changed in the first metric, with their ``counts``, and a few of each.
+
+    ``won`` and ``lost`` have a higher or a lower score of the expert than of the student, ``wrong`` and ``right`` the
+    same, below 1 and 1. ``still_wrong`` are all items below 1, ``lines`` the items as a table. The queries are those of
+    the evaluation ``items``, else the prompts. None without answers of both, or without references.
+    """
+    metric = task.metrics[0]
+    pairs = diagnostics.pair_answers(predictions, metric, "raw_output", *({LENIENT} & set(predictions)))
     if pairs.empty:
         return None
-    gain = pairs[metric] - pairs[f"{metric}_student"]
+    gain = (pairs[metric] - pairs[f"{metric}_student"]).to_numpy()
+    few_shot = predictions[predictions["system"] == FEW_SHOT].set_index("item_id")["raw_output"]
+    queries = pairs["prompt"] if items is None else items.set_index("item_id")["query"].reindex(pairs.index)
+    pairs = pairs.assign(
+        query=queries.fillna(pairs["prompt"]),
+        answers=pairs["references"].map(json.loads),
+        student=pairs["raw_output_student"],
+        few_shot=few_shot.reindex(pairs.index),
+        expert=pairs["raw_output"],
+        outcome=np.select([gain > 0, gain < 0, pairs[metric] < 1], ["won", "lost", "wrong"], "right"),
+    )
+    still_wrong = pairs[pairs[metric] < 1].sort_values(metric, kind="stable")
+    if task.metrics[0] in GRADED:
+        still_wrong = still_wrong.head(_SHOWN)
 
-    def items(frame: pd.DataFrame) -> list[dict[str, Any]]:
-        shown = frame.iloc[systematic_positions(len(frame), _SHOWN)]
-        shown = shown.assign(
-            answers=shown["references"].map(json.loads), student=shown["raw_output_student"], expert=shown["raw_output"]
-        )
-        return shown[["prompt", "answers", "student", "expert"]].to_dict("records")
+    def few(frame: pd.DataFrame) -> list[dict[str, Any]]:
+        return frame.iloc[systematic_positions(len(frame), _SHOWN)].to_dict("records")
 
+    counts = pairs["outcome"].value_counts()
     return {
-        "won": items(pairs[gain > 0]),
-        "lost": items(pairs[gain < 0]),
-        "counts": {"won": int((gain > 0).sum()), "lost": int((gain < 0).sum()), "same": int((gain == 0).sum())},
+        "won": few(pairs[gain > 0]),
+        "lost": few(pairs[gain < 0]),
+        "still_wrong": few(still_wrong),
+        "wrong_count": int((pairs[metric] < 1).sum()),
+        "counts": {outcome: int(counts.get(outcome, 0)) for outcome in ("won", "lost", "wrong", "right")},
+        "lines": pairs.reset_index().head(_LISTED).to_dict("records"),
+        "left_out": max(0, len(pairs) - _LISTED),
     }
 
 
@@ -291,6 +358,12 @@ def _picture(figure: go.Figure) -> dict[str, Any]:
 def _shorten(text: Any, limit: int = _LONG) -> str:
     text = str(text)
     return text if len(text) <= limit else f"{text[:limit]} …"
+
+
+def _ending(text: Any) -> str:
+    """The last words of a text, on one line: there a query has its question."""
+    text = " ".join(str(text).split())
+    return text if len(text) <= _LINE else f"… {text[-_LINE:].partition(' ')[2]}"
 
 
 def _marked(text: str) -> Markup:

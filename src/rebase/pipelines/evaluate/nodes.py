@@ -18,6 +18,7 @@ from rebase.student.answering import EXPERT, FEW_SHOT, STUDENT, answer_items, as
 from rebase.student.formatting import render_completion
 from rebase.student.handle import Student
 from rebase.tasks.evaluation_items import select_items
+from rebase.tasks.scoring import score_predictions
 from rebase.tasks.verdict import LENIENT
 from rebase.teacher.cached import CachedSession, CachedTeacher
 from rebase.teacher.protocol import Failure, Response, why_unreadable
@@ -93,6 +94,14 @@ def predict_teacher(
         usage=usage.summary(),
     )
     return generations, summary
+
+
+def score_run(
+    task: Task, generations: pd.DataFrame, parameters: EvaluateParameters, run_version: str
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Predictions and scores (``score_predictions``); the scores name the run, by its version."""
+    predictions, scores = score_predictions(task, generations, parameters)
+    return predictions, {"run": run_version, **scores}
 
 
 def collect_item_scores(task: Task, predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:

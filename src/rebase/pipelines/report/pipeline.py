@@ -6,7 +6,7 @@ from rebase.pipelines import prepare
 from rebase.pipelines.report.nodes import compare_usage, measure_diversity, project_embeddings
 from rebase.reporting.console import STAGES
 from rebase.reporting.plots import plot_embedding_map, plot_nearness, plot_scores_of_rows
-from rebase.reporting.report import PIECES, write_report
+from rebase.reporting.report import LISTED, PIECES, write_report
 from rebase.reporting.runs import record_run
 
 
@@ -16,7 +16,7 @@ def create_pipeline() -> Pipeline:
     usage = ["estimate", "transform_summary", "cot_summary"]
     texts = ["task", "retrieved", "reasoned_examples", "evaluation_items", "encoder"]
     record = ["parameters", "scores", "teacher_usage", *(f"{stage}_summary" for stage in STAGES)]
-    pieces = {name: name for name in ("task", *PIECES)}
+    pieces = {name: name for name in ("task", *PIECES, *LISTED, "evaluation_items")}
     nodes = [
         Node(measure_diversity, diversity, "diversity", name="measure_diversity"),
         Node(compare_usage, usage, "teacher_usage", name="compare_usage"),
