@@ -25,7 +25,7 @@ LAYERS = {
     "08_reporting",
 }
 #: Entries that only commands read: `kedro runs`.
-OF_COMMANDS = {"all_scores", "all_run_records"}
+OF_COMMANDS = {"all_scores", "all_run_records", "origins"}
 STAGES = {"ingest", "embed", "index", "retrieve", "transform", "cot", "train", "evaluate"}
 PROMISED = {
     "cards", "rows", "vectors", "index", "task", "retrieved", "retrieval_rejected", "examples", "examples_rejected",

@@ -27,7 +27,7 @@ from rebase.datastore.annoy_index import find_near
 from rebase.datastore.vectors import DESCRIPTION, cells_at
 from rebase.errors import RebaseError, did_you_mean
 from rebase.files import replacing_file, replacing_folder
-from rebase.hooks import user_errors
+from rebase.hooks import load_origins, user_errors
 from rebase.records import EVALUATION_COLUMNS, TASK_NAME
 from rebase.reporting.console import make_console, retrieved_lines, stage_line, visible
 from rebase.tasks.evaluation_items import make_evaluation_items
@@ -327,21 +327,24 @@ def lineage(folder: Path, params: dict[str, Any], env: str | None) -> None:
 @_env
 def report(version: str | None, params: dict[str, Any], env: str | None) -> None:
     """Write report.html from all outputs that exist, for example of an interrupted or of an older run."""
-    from rebase.reporting.report import ALL_PIECES, find_outdated, write_report
+    from rebase.reporting.freshness import find_outdated
+    from rebase.reporting.report import ALL_PIECES, write_report
     from rebase.reporting.runs import summaries_of
 
     with _catalog(env, params) as catalog:
         run_catalog = RunCatalog(catalog, dict.fromkeys(ALL_PIECES, "report"), version)
-        pieces, times = {}, {}
+        pieces = {}
         for name in filter(run_catalog.exists, ALL_PIECES):
             try:
                 pieces[name] = run_catalog.load(name)
-                times[name] = run_catalog.path(name).stat().st_mtime
             except RebaseError as error:
                 click.echo(f"{name} cannot be read and is left out: {error}", err=True)
         if not run_catalog.is_newest:
             pieces = summaries_of(pieces.get("run_record", {})) | pieces
-        page, file = write_report(catalog.load("task"), find_outdated(times), **pieces), run_catalog.path("report")
+        # Origins are recorded of the newest outputs alone.
+        origins = {name: load() for name, load in load_origins(catalog).items()} if run_catalog.is_newest else {}
+        page = write_report(catalog.load("task"), find_outdated(origins, pieces), **pieces)
+        file = run_catalog.path("report")
         if run_catalog.is_newest:
             catalog.save("report", page)
         else:

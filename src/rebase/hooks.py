@@ -2,19 +2,20 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import pandas as pd
 import yaml
 from kedro.config import AbstractConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
-from kedro.io import CatalogProtocol
+from kedro.io import CatalogProtocol, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
@@ -32,9 +33,12 @@ from rebase.reporting.console import (
     estimate_line,
     estimate_table,
     final_table,
+    grades_table,
     make_console,
     stage_line,
 )
+from rebase.reporting.freshness import describe_origin
+from rebase.reporting.runs import record_run
 from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.teacher.settings import TeacherSettings
 
@@ -55,7 +59,7 @@ class RunReporter:
     """Print a line when a stage ends, a table when the run ends, and user errors without a traceback."""
 
     def __init__(self) -> None:
-        self._outputs: RunCatalog | None = None
+        self._outputs: RunCatalog
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -74,7 +78,7 @@ class RunReporter:
         if "estimate" in outputs and outputs.isdisjoint(_TEACHER_OUTPUTS):
             nodes = ", ".join(node.short_name for node in pipeline.nodes)
             logger.info("estimate: runs %s; sends no request to the teacher", nodes)
-        self._outputs = RunCatalog(catalog, {}) if "report" in outputs else None
+        self._outputs = RunCatalog(catalog, {})
         for name in _CHECKED_FIRST:
             if name in inputs:
                 catalog.load(name)
@@ -113,18 +117,31 @@ class RunReporter:
             console.print(f"Next: open {RunCatalog(catalog, {}).path('pilot_page')}", soft_wrap=True, highlight=False)
         if "merged_model" in outputs:
             console.print(f"Next: {catalog.load('merged_model')}/README.md says how to serve it", soft_wrap=True)
-        if self._outputs is None:
+        if "judge_scores" in outputs:
+            console.print(grades_table(catalog.load("judge_scores")))
+        self._print_paths(outputs & {"grading_form"})
+        if "scores" not in outputs:
             return
         names = [f"{stage}{_SUMMARY}" for stage in STAGES]
         summaries = {name.removesuffix(_SUMMARY): catalog.load(name) for name in names if catalog.exists(name)}
         scores = catalog.load("scores")
+        if "run_record" not in outputs:
+            usage = pd.DataFrame(columns=["stage"])  # the teacher's is of an earlier run
+            catalog.save("run_record", record_run(catalog.load("parameters"), scores, usage, *summaries.values()))
         console.print(final_table(scores["task"], summaries, scores))
-        for name in ("adapter", "examples", "predictions", "report"):
-            console.print(f"{name:<12} {self._outputs.path(name)}", soft_wrap=True, highlight=False)
-        console.print("Open the report; look at the lineage with `kedro viz run`; "
-                      "another task with `kedro run --params=task=NAME`.")  # fmt: skip
+        self._print_paths(outputs & {"adapter", "examples", "predictions", "report"})
+        if "report" in outputs:
+            console.print("Open the report; look at the lineage with `kedro viz run`; "
+                          "another task with `kedro run --params=task=NAME`.")  # fmt: skip
+        else:
+            env = f" --env={run_params['env']}" if run_params.get("env") else ""
+            click.echo(f"Write the report anew: kedro report{env} --params=task={scores['task']}")
         line = ask_line(catalog.load("task"), run_params.get("env"))
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def _print_paths(self, names: AbstractSet[str]) -> None:
+        for name in sorted(names):
+            click.echo(f"{name:<12} {self._outputs.path(name)}")
 
     @hook_impl
     def on_node_error(self, error: Exception, node: Node, catalog: CatalogProtocol) -> None:
@@ -133,6 +150,26 @@ class RunReporter:
         for name in node.outputs:
             if name.endswith("_rejected") and rejected is not None and len(rejected):
                 catalog.save(name, rejected)
+
+
+class OriginRecorder:
+    """Record what each output was made from, by content, for the report (``reporting.freshness``)."""
+
+    @hook_impl
+    def after_node_run(self, catalog: CatalogProtocol, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+        """Save the origin of each output: one file each, so that parallel nodes do not wait for each other."""
+        written = load_origins(catalog)
+        known = {name: written[name]() for name in inputs if name in written}
+        origins = {name: describe_origin(output, inputs, known) for name, output in outputs.items()}
+        catalog["origins"].save(origins)
+
+
+def load_origins(catalog: CatalogProtocol) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The saved origins, by catalog entry, each with a function that loads it; none before the first run."""
+    try:
+        return dict(catalog["origins"].load())
+    except DatasetError:
+        return {}
 
 
 def _check_inputs(inputs: AbstractSet[str], catalog: CatalogProtocol) -> None:

@@ -3,7 +3,7 @@
 import logging
 import warnings
 
-from rebase.hooks import RunReporter
+from rebase.hooks import OriginRecorder, RunReporter
 from rebase.reporting.console import shorten_bars, use_plain_logs
 
 use_plain_logs()
@@ -19,7 +19,7 @@ for runner in ("sequential", "thread", "parallel"):
         lambda record: "No nodes ran" not in record.getMessage()
     )
 
-HOOKS = (RunReporter(),)
+HOOKS = (RunReporter(), OriginRecorder())
 
 CONFIG_LOADER_ARGS = {
     "base_env": "base",

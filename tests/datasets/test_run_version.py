@@ -10,5 +10,5 @@ def test_a_run_has_its_own_version() -> None:
     assert AbstractDataset.from_config("run_version", config, save_version=version).load() == version
     assert RunVersionDataset().load() == ""
     assert RunVersionDataset(Version(None, None)).load() == ""
-    with pytest.raises(DatasetError, match="cannot change"):
+    with pytest.raises(DatasetError, match="read-only"):
         RunVersionDataset().save("another")

@@ -56,7 +56,7 @@ def test_from_examples_to_scores(student: Student, reading_task: Task, tmp_path:
             "adapter": AdapterDataset(str(tmp_path / "adapter")),
             "training_log": ParquetDataset(filepath=str(tmp_path / "log.parquet")),
             "preflight": JSONDataset(filepath=str(tmp_path / "preflight.json")),
-            "scores": MemoryDataset(),
+            "scores": JSONDataset(filepath=str(tmp_path / "scores.json")),
             "run_version": MemoryDataset("2026-11-29T10.00.00.000Z"),
             "params:train": MemoryDataset(train_parameters()),
             "params:train.target": MemoryDataset("answer"),

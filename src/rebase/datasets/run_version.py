@@ -4,8 +4,10 @@ from typing import Any
 
 from kedro.io import AbstractDataset, Version
 
+from rebase.datasets.inputs import ReadOnly
 
-class RunVersionDataset(AbstractDataset[Any, str]):
+
+class RunVersionDataset(ReadOnly, AbstractDataset[Any, str]):
     """Load the version under which this run saves its outputs: the time when it started; empty outside a run."""
 
     versioned = True
@@ -15,9 +17,6 @@ class RunVersionDataset(AbstractDataset[Any, str]):
 
     def load(self) -> str:
         return (self._version and self._version.save) or ""
-
-    def save(self, data: Any) -> None:
-        raise NotImplementedError("a run cannot change its version")
 
     def _describe(self) -> dict[str, Any]:
         return {"version": self._version}

@@ -157,6 +157,25 @@ def final_table(task: str, summaries: Mapping[str, Mapping[str, Any]], scores: M
     return table
 
 
+def grades_table(judge_scores: Mapping[str, Any]) -> Table:
+    """The judge's mean grades of each system, with intervals, and who wins side by side."""
+    title = f"rebase · grades from 1 to 5 by {judge_scores['judge']}"
+    table = make_table("system", "criterion", ">grade", ">interval", ">answers", title=title)
+    for system, grades in judge_scores["grades"].items():
+        for criterion, cell in grades.items():
+            if "value" in cell:
+                interval = f"{cell['low']:.2f}–{cell['high']:.2f}"
+                table.add_row(system, criterion, f"{cell['value']:.2f}", interval, f"{cell['n']:,}")
+    lines = [f"Do not trust this judge: {doubt}" for doubt in judge_scores.get("doubts", [])]
+    pairwise = judge_scores.get("pairwise", {})
+    if "win" in pairwise:
+        one, other = pairwise["systems"]
+        won, lost = pairwise["win"]["value"], pairwise["loss"]["value"]
+        lines.insert(0, f"Side by side, {one} wins {won:.1f} % against {other} and loses {lost:.1f} %.")
+    table.caption, table.caption_justify = "\n".join(map(escape, lines)), "left"
+    return table
+
+
 def comparison_tables(task: str, comparison: pd.DataFrame, scores: Mapping[str, Any]) -> Group:
     """A table of each metric with every system's score and gain over the base student, and one of the costs."""
     tables = []

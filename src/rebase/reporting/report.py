@@ -21,22 +21,6 @@ from rebase.reporting.reasons import REASONS
 from rebase.student.answering import FEW_SHOT
 from rebase.tasks.verdict import GRADED, LENIENT, MIN_ITEMS
 
-# What each piece is made from; sources come before the pieces made from them.
-_MADE_FROM = {
-    "reasoned_examples": "retrieved",
-    "diversity": "reasoned_examples",
-    "training_log": "reasoned_examples",
-    "predictions": "training_log",
-    "scores": "predictions",
-    "judge_scores": "predictions",
-    "embedding_map": "reasoned_examples",
-    "run_record": "scores",
-    "comparison_scores": "reasoned_examples",
-    "curves": "comparison_scores",
-    "comparison": "curves",
-}
-# Pieces that are compared with another one: an older piece may be of other settings.
-_COMPARED_WITH = {"comparison_scores": "scores", "curves": "scores", "comparison": "scores"}
 #: Tables of rejected rows and examples, which may be empty.
 LISTED = ("examples_rejected", "reasoning_rejected")
 _SUMMARY = ("stage", "in", "kept", "rejected")
@@ -170,21 +154,6 @@ def seed_variance(comparison: pd.DataFrame) -> dict[str, dict[str, Any]]:
         system: {"seeds": int(lines["seeds"].max()), "metrics": lines.set_index("metric").to_dict("index")}
         for system, lines in several.groupby("system", sort=False)
     }
-
-
-def find_outdated(times: Mapping[str, float]) -> list[str]:
-    """Find pieces of an earlier run: those older than what they are made from or compared with.
-
-    ``times`` are the modification times of the existing pieces.
-    """
-    outdated: list[str] = []
-    for name, source in _MADE_FROM.items():
-        if {name, source} <= set(times) and (times[name] < times[source] or source in outdated):
-            outdated.append(name)
-    for name, other in _COMPARED_WITH.items():
-        if {name, other} <= set(times) and times[name] < times[other] and name not in outdated:
-            outdated.append(name)
-    return outdated
 
 
 def flow(given: Mapping[str, Any]) -> list[dict[str, Any]]:
