@@ -159,8 +159,8 @@ class OriginRecorder:
     def after_node_run(self, catalog: CatalogProtocol, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
         """Save the origin of each output: one file each, so that parallel nodes do not wait for each other."""
         written = load_origins(catalog)
-        known = {name: written[name]() for name in inputs if name in written}
-        origins = {name: describe_origin(output, inputs, known) for name, output in outputs.items()}
+        input_origins = {name: written[name]() for name in inputs if name in written}
+        origins = {name: describe_origin(output, inputs, input_origins) for name, output in outputs.items()}
         catalog["origins"].save(origins)
 
 

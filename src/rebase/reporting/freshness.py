@@ -56,11 +56,13 @@ def digest(content: Any) -> str | None:
         files = sorted(content.folder.glob("adapter_*"))
         return _hash(b"".join(file.read_bytes() for file in files))
     if isinstance(content, pd.DataFrame):
-        return _hash(content.to_csv(index=False).encode("utf-8", "surrogatepass"))
+        return _hash(content.to_csv(index=False))
     if isinstance(content, BaseModel):
-        return _hash(json.dumps(content.model_dump(mode="json"), sort_keys=True).encode("utf-8", "surrogatepass"))
+        return _hash(json.dumps(content.model_dump(mode="json"), sort_keys=True))
     return None
 
 
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _hash(content: str | bytes) -> str:
+    # A lone surrogate can come from a parameter; a table with one cannot be saved.
+    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    return hashlib.sha256(data).hexdigest()
