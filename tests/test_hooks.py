@@ -2,13 +2,17 @@ import shutil
 from pathlib import Path
 
 import click
+import pandas as pd
 import pytest
 from kedro.framework.context import KedroContext
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Node, Pipeline
 
-from rebase.hooks import RunReporter
+from rebase.hooks import OriginRecorder, RunReporter, load_origins
+from rebase.records import Task
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,6 +24,67 @@ def test_the_line_of_a_stage_has_the_stage_s_own_seconds(caplog: pytest.LogCaptu
         RunReporter().after_node_run({"cot_summary": summary, "other": {}})
     assert summary == before
     assert [record.getMessage() for record in caplog.records] == ["cot       in 1 · kept 1 · 12 s"]
+
+
+def run_of(*outputs: str) -> Pipeline:
+    return Pipeline([Node(lambda: None, None, [*outputs], name="made")])
+
+
+def catalog_of(folder: Path, **data: object) -> DataCatalog:
+    entries = {
+        name: {"type": "json.JSONDataset", "filepath": str(folder / f"{name}.json"), "versioned": name == "run_record"}
+        for name in (*data, "run_record")
+    }
+    partitions = {"path": str(folder / "origins"), "dataset": "json.JSONDataset", "filename_suffix": ".origin.json"}
+    entries["origins"] = {"type": "partitions.PartitionedDataset", **partitions}
+    catalog = DataCatalog.from_config(entries)
+    for name, content in data.items():
+        catalog.save(name, content)
+    return catalog
+
+
+def end(pipeline: Pipeline, catalog: DataCatalog) -> None:
+    reporter = RunReporter()
+    parameters = {"only_missing_outputs": False, "env": "test"}
+    reporter.before_pipeline_run(parameters, pipeline, catalog)
+    reporter.after_pipeline_run(parameters, pipeline, catalog)
+
+
+def test_a_run_without_the_report_prints_and_records_its_scores(
+    tmp_path: Path, reading_task: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = {"value": 40.0, "low": 30.0, "high": 50.0}
+    scores = {"task": "t", "n": 9, "systems": {"expert": {"f1": cell}}, "verdict": "Too few.", "warnings": []}
+    train = {"stage": "train", "in": 12, "kept": 9, "rejected": {"excluded_dataset": 3}, "base_model": "tiny"}
+    catalog = catalog_of(tmp_path, scores=scores, train_summary=train, adapter={}, parameters={"train": {"seed": 1}})
+    catalog["task"] = MemoryDataset(reading_task)
+    end(run_of("scores", "adapter"), catalog)
+    output = capsys.readouterr().out
+    for words in ("9 of 12", "40.0  [30.0, 50.0]", "Too few.", f"{tmp_path}/adapter.json", "kedro report --env=test"):
+        assert words in output, words
+    record = catalog.load("run_record")
+    assert record["scores"] == scores
+    assert record["counts"]["train"]["kept"] == 9
+    assert record["models"]["student"] == "tiny"
+
+
+def test_a_judge_prints_its_grades_and_where_the_form_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grades = {"expert": {"helpful": {"value": 3.25, "low": 3.0, "high": 3.5, "n": 40}}}
+    catalog = catalog_of(tmp_path, judge_scores={"judge": "local/tiny", "grades": grades}, grading_form={})
+    end(run_of("judge_scores", "grading_form"), catalog)
+    output = capsys.readouterr().out
+    assert "3.25" in output
+    assert f"{tmp_path}/grading_form.json" in output
+
+
+def test_each_output_has_its_origin(tmp_path: Path) -> None:
+    catalog, recorder = catalog_of(tmp_path), OriginRecorder()
+    assert load_origins(catalog) == {}
+    recorder.after_node_run(catalog, {"params:x": {"a": 1}}, {"retrieved": pd.DataFrame({"a": [1]}), "summary": {}})
+    recorder.after_node_run(catalog, {"retrieved": None}, {"examples": pd.DataFrame({"b": [1]})})
+    origins = {name: load() for name, load in load_origins(catalog).items()}
+    assert set(origins) == {"retrieved", "summary", "examples"}
+    assert origins["examples"]["made_from"] == {"retrieved": origins["retrieved"]["content"]}
 
 
 def test_kedro_orders_what_tables_of_examples_are_read_and_made() -> None:

@@ -9,7 +9,15 @@ import pandas as pd
 from rich.console import Console
 
 from rebase.records import Task
-from rebase.reporting.console import ask_line, comparison_tables, estimate_line, estimate_table, final_table, stage_line
+from rebase.reporting.console import (
+    ask_line,
+    comparison_tables,
+    estimate_line,
+    estimate_table,
+    final_table,
+    grades_table,
+    stage_line,
+)
 from rebase.reporting.runs import RunScores, runs_tables
 
 SUMMARY = {"stage": "retrieve", "in": 1200, "kept": 1000, "rejected": {"license": 50, "duplicate": 150}}
@@ -143,6 +151,27 @@ def test_final_table_shows_stages_that_ran_and_scores_with_intervals():
     assert "1,000 of 1,200; rejected: duplicate 150, license 50" in text
     assert "12.3  [8.0, 17.5]  (n = 80)" in text
     assert "transform" not in text
+    told = scores | {"verdict": "The expert answers 11 more items.", "warnings": ["It gives one label: [x]."]}
+    Console(file=out, width=120).print(final_table("reading_qa", {}, told))
+    assert "The expert answers 11 more items." in out.getvalue()
+    assert "It gives one label: [x]." in out.getvalue()
+
+
+def test_grades_are_shown_with_intervals_and_doubts() -> None:
+    cell = {"value": 3.25, "low": 3.0, "high": 3.5, "n": 40}
+    scores: dict[str, Any] = {
+        "judge": "anthropic/m",
+        "grades": {"student": {"helpful": cell, "brief": {"n": 0}}},
+        "doubts": ["every answer has the same grade"],
+        "pairwise": {"systems": ["expert", "student"], "win": {"value": 60.0}, "loss": {"value": 30.0}},
+    }
+    out = StringIO()
+    Console(file=out, width=80).print(grades_table(scores))
+    text = " ".join(out.getvalue().split())
+    assert re.search("student +helpful +3.25 +3.00–3.50 +40", text)
+    assert "brief" not in text
+    assert "expert wins 60.0 % against student and loses 30.0 %." in text
+    assert "Do not trust this judge: every answer has the same grade" in text
 
 
 def test_a_comparison_tells_what_other_seeds_gave_and_no_chance_of_nought():

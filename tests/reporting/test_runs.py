@@ -99,7 +99,7 @@ def say(folder: Path) -> str:
 
 def test_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
     for version, rate in (("2026-01-01T10.00.00.000Z", 1e-3), ("2026-01-02T10.00.00.000Z", 3e-4)):
-        put(tmp_path, "scores.json", version, SCORES)
+        put(tmp_path, "scores.json", version, SCORES | {"verdict": "The expert answers 11 more items of 100."})
         made = record(train=train_parameters(learning_rate=rate))
         put(tmp_path, "run_record.json", version, made)
     assert [run.version[:10] for run in read_runs(tmp_path)] == ["2026-01-02", "2026-01-01"]
@@ -107,7 +107,8 @@ def test_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
     assert output.index("train.learning_rate = 0.0003") < output.index("train.learning_rate = 0.001")
     assert "train.epochs" not in output
     assert "rebase · task t · f1" in output
-    assert output.count("2026-01-02T10.00.00  ") == 3, "scores, costs and differences"
+    assert output.count("2026-01-02T10.00.00  ") == 4, "scores, verdicts, costs and differences"
+    assert "The expert answers 11 more items" in output
     assert "40.0 [30, 50]   40.0 [30, 50]" in output
     assert "$0.2500" in output
     assert "student smol" in output

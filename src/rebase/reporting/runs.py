@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Group
+from rich.markup import escape
 
 from rebase.parameters import flat_parameters
 from rebase.reporting.console import make_table
@@ -105,7 +106,7 @@ def summaries_of(record: Mapping[str, Any]) -> dict[str, Line]:
 
 
 def runs_tables(task: str, runs: Sequence[RunScores]) -> Group:
-    """A table of each metric with the runs' scores, one of costs, and one of the settings that differ.
+    """A table of each metric with the runs' scores, one of verdicts, of costs, and of the settings that differ.
 
     A setting that only some runs have (they are of another version of rebase) is no difference.
     """
@@ -144,7 +145,11 @@ def runs_tables(task: str, runs: Sequence[RunScores]) -> Group:
     shared = [n for n in names if n not in differing and "." not in n and len(values[n]) == recorded]
     if shared:
         changes.caption = "The same in all runs: " + ", ".join(f"{name} {_short(values[name][0])}" for name in shared)
-    return Group(*tables, costs, changes)
+    verdicts = make_table("run", "verdict", title="Verdicts")
+    verdicts.columns[-1].no_wrap = False
+    for run in runs:
+        verdicts.add_row(run.version[:_SECOND], escape(run.scores.get("verdict", "–")))
+    return Group(*tables, verdicts, costs, changes)
 
 
 def _score(cell: Mapping[str, float]) -> str:
