@@ -136,9 +136,11 @@ def test_an_old_name_stops_the_run_with_the_new_one(params: dict[str, object], w
         ("parameters.yml", "train: {exclude: {licences: [x]}}", r"train\.exclude\.licences is now .*exclude\.licenses"),
         ("globals.yml", "teacher: {in_flight: 4}", r"globals\.yml: teacher\.in_flight is now .*max_concurrency"),
         ("catalog_own.yml", "evaluation_set: {type: pandas.CSVDataset}", "evaluation_items"),
+        ("parameters.yml", "train: {epochs: [", r"test/parameters\.yml: not valid YAML"),
+        ("parameters.yml", 'train: {epochs: "${globals:nothing}"}', r"'nothing' not found.*\n.*train\.epochs"),
     ],
 )
-def test_an_old_name_in_the_environment_s_files_stops_the_run(
+def test_a_mistake_or_old_name_in_the_environment_s_files_stops_the_run(
     tmp_path: Path, file: str, content: str, words: str
 ) -> None:
     conf = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))

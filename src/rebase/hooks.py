@@ -210,12 +210,13 @@ def _check_names(loader: AbstractConfigLoader, environment: str) -> None:
         names = [path.name for path in folder.iterdir() if path.is_dir()]
         raise RebaseError(f"There is no environment {environment!r} in {folder}. {did_you_mean(environment, names)}")
     for file in sorted((folder / environment).rglob("*.yml")):
-        reject_old_names(yaml.safe_load(file.read_text("utf-8")) or {}, str(file))
+        reject_old_names(_read_settings(file), str(file))
     if not given:
         return
-    texts = [(file.name, file.read_text("utf-8")) for file in folder.rglob("*.yml")]
-    groups = {name for file, text in texts if file.startswith("parameters") for name in yaml.safe_load(text) or ()}
-    declared = {name for _, text in texts for name in re.findall(r"\$\{runtime_params:([\w.]+)", text)}
+    files = list(folder.rglob("*.yml"))
+    groups = {name for file in files if file.name.startswith("parameters") for name in _read_settings(file)}
+    texts = [file.read_text("utf-8") for file in files]
+    declared = {name for text in texts for name in re.findall(r"\$\{runtime_params:([\w.]+)", text)}
     # The catalog takes the whole group of the teacher; its type has the names.
     declared = declared - {"teacher"} | {f"teacher.{name}" for name in TeacherSettings.model_fields}
     names = sorted(declared | groups)
@@ -223,6 +224,13 @@ def _check_names(loader: AbstractConfigLoader, environment: str) -> None:
         if name not in declared:
             hint = did_you_mean(name, names, "Parameters of a run")
             raise RebaseError(f"--params: nothing reads {name}. {hint}")
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(file.read_text("utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise RebaseError(f"{file}: not valid YAML. {error}") from None
 
 
 @contextmanager
