@@ -184,14 +184,15 @@ def _check_inputs(inputs: AbstractSet[str], catalog: CatalogProtocol) -> None:
     pipelines.set_requested(None)  # Kedro has loaded only the pipelines of the run.
     by_size = sorted(pipelines, key=lambda name: len(pipelines[name].nodes))
     writers = {
-        name: next((writer for writer in by_size if name in pipelines[writer].all_outputs()), None) for name in missing
+        name: writer
+        for name in sorted(missing)
+        if (writer := next((writer for writer in by_size if name in pipelines[writer].all_outputs()), None))
     }
-    names = ", ".join(f"{name} (pipeline {writer})" for name, writer in sorted(writers.items()) if writer)
-    if names:
-        first = ",".join(sorted({writer for writer in writers.values() if writer}))
+    if writers:
+        names = [*list(writers)[:4], *["…"] * (len(writers) > 4)]
         raise RebaseError(
-            f"This run reads what no run has written yet: {names}. First, with the same --env and --params: "
-            f"kedro run --pipelines={first}, or kedro run for all stages."
+            f"This run reads what no run has written yet: {', '.join(names)}. First, with the same --env and --params: "
+            f"kedro run --pipelines={','.join(sorted(set(writers.values())))}, or kedro run for all stages."
         )
 
 
