@@ -1,11 +1,16 @@
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import pickle
+import random
+import resource
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from types import SimpleNamespace
 
@@ -14,8 +19,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rebase.datastore.sources import FolderSource, HubSource, Source, failure_reason, find_sources, parse_card
+from rebase.datastore.shards import metadata_of
+from rebase.datastore.sources import (
+    FolderSource,
+    HubSource,
+    Source,
+    failure_reason,
+    find_sources,
+    parse_card,
+    text_files,
+)
 from rebase.errors import RebaseError
+from rebase.parameters import IngestParameters
+from rebase.pipelines.ingest import nodes
+from rebase.pipelines.ingest.nodes import plan_ingest
 from tests.datastore.folders import folder
 from tests.hub import Hub, Repository
 
@@ -517,3 +534,172 @@ def test_inputs_from_the_hub_keep_their_source_and_not_the_evaluation_sets_revis
     assert [item["query"] for item in hub.inputs] == ["x", "y"]
     origin = {"dataset": "owner/chosen", "config": "b", "revision": NEW, "license": "mit", "row_index": 1}
     assert hub.inputs[1].items() >= origin.items()
+
+
+# ----------------------------------------------------------------------------------------------- what has no end
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 9)
+)
+DATA = {"a.csv": "text\nsome words\n"}
+LONG_CARD = "---\n" + "license: mit\n" * 500_000
+
+
+def ingested(source):
+    """The metadata of the shard that ingest makes of a source."""
+    [shard] = plan_ingest([source], IngestParameters(max_rows=1000)).shards
+    return metadata_of(shard.build(None))
+
+
+def reasons(source):
+    return [(rejection["reason"], rejection["rows"]) for rejection in ingested(source)["rejected"]]
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        f"{BOMB}license: *a8",
+        f"{BOMB}language: *a8",
+        f"{BOMB}pretty_name: *a8",
+        f"{BOMB}configs: *a8",
+        f"{BOMB}dataset_info: *a8",
+        f"{BOMB}dataset_info: {{features: *a8}}",
+        f"{BOMB}configs: [{{config_name: default, data_files: *a8}}]",
+        f"{BOMB}configs: [{{config_name: default, data_files: a.csv, sep: *a8}}]",
+        "a: &a [*a]\nlicense: *a",
+        "a: " + "[" * 100_000,
+        "a: " + "[" * 60 + "]" * 60,
+        "".join(f"{' ' * level}a:\n" for level in range(200)),
+        "a: b" + " " * 200_000 + "c\nd: [",
+        "a: [" + "b, " * 200_000 + "]",
+    ],
+)
+def test_a_card_without_end_is_read_by_its_plain_fields(tmp_path, front):
+    began = time.monotonic()
+    source = folder(tmp_path, DATA | {"README.md": f"---\nlicense: cc-by-nc-4.0\n{front}\n---\nText."})
+    metadata = ingested(source)
+    assert time.monotonic() - began < 10
+    assert (metadata["kept"], metadata["card"]["description"]) == (1, "Text.")
+    assert "license: " in front or front.endswith("*a8") or metadata["card"]["license"] == "cc-by-nc-4.0"
+
+
+def test_of_a_long_card_only_the_beginning_is_read(tmp_path):
+    card = folder(tmp_path / "front", DATA | {"README.md": LONG_CARD}).card()
+    assert (card.license, card.description) == ("mit", "front")
+    card = folder(tmp_path / "body", DATA | {"README.md": "---\nlicense: mit\n---\n" + "word " * 500_000}).card()
+    assert card.license == "mit"
+    assert 0 < len(card.description) < 2**20
+
+
+def test_thousands_of_licenses_are_none(tmp_path):
+    front = "license:\n" + "".join(f"- license-{number}\n" for number in range(5000))
+    assert folder(tmp_path, DATA | {"README.md": f"---\n{front}---\n"}).card().license == "5000 licenses"
+
+
+def test_sparse_files_take_no_memory(tmp_path):
+    files = {"a.csv": b"text\nx\n", "README.md": b"---\nlicense: mit\n", "dataset_infos.json": b"{"}
+    source = folder(tmp_path, files)
+    for name in files:
+        os.truncate(tmp_path / name, 2**28)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert reasons(source) == [("malformed", 0)]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # KB
+
+
+def test_a_line_without_end_is_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "MAX_CHARACTERS", 1000)
+    source = folder(tmp_path, {"a.csv.gz": gzip.compress(b"text\nx\n" + b"y" * 2000), "b.csv": "text\nz\n"})
+    metadata = ingested(source)
+    assert metadata["kept"] == 2
+    assert [rejection["reason"] for rejection in metadata["rejected"]] == ["too_large"]
+
+
+@pytest.mark.parametrize("format_", ["zip", "gzip", "bz2", "xz", "png", "pdf", "program", "parquet", "noise"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
+def test_what_is_no_text_has_no_rows(tmp_path, format_, name):
+    noise = bytes(random.Random(1).randrange(256) for _ in range(3000))
+    zipped, table = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("a.txt", "some words\n" * 100)
+    pq.write_table(pa.table({"text": ["some words"] * 100}), table)
+    content = {
+        "zip": zipped.getvalue(),
+        "gzip": gzip.compress(b"text\nx\n"),
+        "bz2": bz2.compress(b"text\nx\n"),
+        "xz": lzma.compress(b"text\nx\n"),
+        "png": b"\x89PNG\r\n\x1a\n" + noise,
+        "pdf": b"%PDF-1.4\n" + noise,
+        "program": b"\x7fELF\x02\x01\x01" + bytes(9) + noise,
+        "parquet": table.getvalue(),
+        "noise": noise,
+    }[format_]
+    source = folder(tmp_path, {name: content})
+    [rejection] = ingested(source)["rejected"]
+    assert (rejection["reason"], rejection["rows"]) == ("malformed", 0)
+    assert f"{name}: ValueError: the content is not text" in rejection["detail"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-8"])
+@pytest.mark.parametrize("text", ["文本,标签\n世界你好,二\n" * 20, "text,größe\nhéllo,2\n", "текст,да\nпривет,нет\n"])
+def test_text_of_any_language_is_read(tmp_path, encoding, text):
+    source = folder(tmp_path, {"a.csv": text.encode(encoding)})
+    header, first = (line.split(",") for line in text.splitlines()[:2])
+    assert rows(source, "default")[0] == dict(zip(header, first, strict=True))
+
+
+def test_thousands_of_files_are_listed_in_linear_time(tmp_path):
+    def seconds(count):
+        source = folder(tmp_path / str(count), {f"part{number:05}.csv": "text\nx\n" for number in range(count)})
+        began = time.process_time()
+        assert ingested(source)["in"] == count
+        return time.process_time() - began
+
+    seconds(10)
+    assert seconds(2000) < 30 * seconds(200)
+
+
+def test_folders_that_are_nested_without_end_are_too_large(tmp_path):
+    source = folder(tmp_path, {"/".join(["d"] * 80) + "/a.csv": "text\nx\n"})
+    assert reasons(source) == [("too_large", 0)]
+
+
+def test_wildcards_that_never_end_are_an_error(tmp_path):
+    for number, pattern in enumerate(["*a" * 25 + "b", "/".join(["**"] * 9) + "/b"]):
+        card = f"---\nconfigs: [{{config_name: a, data_files: '{pattern}'}}]\n---\n"
+        source = folder(tmp_path / str(number), {"a" * 200 + ".csv": "text\nx\n", "README.md": card})
+        with pytest.raises(RebaseError, match="too many wildcards"):
+            source.read("a", 10)
+
+
+def test_separators_are_text_or_white_space(tmp_path):
+    lines = {"a.csv": "x||y\n1||2\n"}
+    card = "---\nconfigs: [{{config_name: a, data_files: a.csv, sep: '{}'}}]\n---\n"
+    for number, separator in enumerate(["||", r"\|\|"]):
+        source = folder(tmp_path / str(number), lines | {"README.md": card.format(separator)})
+        assert rows(source, "a") == [{"x": "1", "y": "2"}]
+    [(_, error)] = folder(tmp_path / "odd", lines | {"README.md": card.format("(x+)+y")}).read("a", 10)[1].unread
+    assert "is a regular expression" in str(error)
+
+
+def test_many_columns_of_one_name_are_read(tmp_path):
+    count = 20_000
+    source = folder(tmp_path, {"a.csv": ",".join(["c"] * count) + "\n" + ",".join(["v"] * count) + "\n"})
+    began = time.monotonic()
+    [row] = rows(source, "default")
+    assert time.monotonic() - began < 10
+    assert len(row) == count
+
+
+def test_a_dataset_that_takes_too_long_is_too_slow_and_the_others_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(nodes, "MAX_SECONDS", 0.3)
+    slow = folder(tmp_path / "slow", {"a.csv": "text\n" + "x\n" * 3_000_000})
+    parquet = folder(tmp_path / "parquet", {})
+    (tmp_path / "parquet").mkdir()
+    pq.write_table(pa.table({"text": ["some words"] * 300_000}), tmp_path / "parquet" / "a.parquet")
+    good = folder(tmp_path / "good", DATA)
+    plan = plan_ingest([slow, parquet, good], IngestParameters(max_rows=1_000_000))
+    metadata = [metadata_of(shard.build(None)) for shard in plan.shards]
+    assert [[rejection["reason"] for rejection in one["rejected"]] for one in metadata] == [
+        ["too_slow"], ["too_slow"], []]  # fmt: skip
+    assert [one["kept"] for one in metadata] == [0, 0, 1]
+    assert [one["provisional"] for one in metadata] == [True, True, False]  # another day it may be faster

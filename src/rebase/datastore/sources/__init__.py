@@ -7,7 +7,7 @@ dataset cards, ``errors`` classifies failures.
 
 from rebase.datastore.sources.base import Source
 from rebase.datastore.sources.cards import parse_card
-from rebase.datastore.sources.errors import failure_reason
+from rebase.datastore.sources.errors import TooSlowError, check_time, failure_reason, time_limit
 from rebase.datastore.sources.files import DataFiles, is_data_file
 from rebase.datastore.sources.folder import FolderSource
 from rebase.datastore.sources.hub import HubSource
@@ -21,10 +21,13 @@ __all__ = [
     "HubSource",
     "RowSample",
     "Source",
+    "TooSlowError",
     "all_rows",
+    "check_time",
     "failure_reason",
     "find_sources",
     "is_data_file",
     "parse_card",
     "read_file",
+    "time_limit",
 ]

@@ -7,7 +7,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from rebase.datastore.sources.cards import declared_configs, declared_features, front_matter, label_names, parse_card
+from rebase.datastore.sources.cards import (
+    MOST_CHARACTERS,
+    declared_configs,
+    declared_features,
+    front_matter,
+    label_names,
+    parse_card,
+)
 from rebase.datastore.sources.errors import with_retries
 from rebase.datastore.sources.files import DataFiles, find_files
 from rebase.datastore.sources.reading import sample_rows
@@ -16,6 +23,9 @@ from rebase.errors import RebaseError
 from rebase.records import DatasetCard
 
 Value = TypeVar("Value")
+
+#: Characters of the file with the features of all configs that are read.
+_MOST_INFOS = 2**24
 
 
 class Source(ABC):
@@ -48,8 +58,8 @@ class Source(ABC):
         """The path or address of the dataset's folder."""
 
     @abstractmethod
-    def text_of(self, name: str) -> str:
-        """The text of a file of the dataset; empty if there is no such file."""
+    def text_of(self, name: str, most: int) -> str:
+        """The text of a file of the dataset, at most so many characters; empty if there is no such file."""
 
     def card(self) -> DatasetCard:
         """The dataset's description and license. ``description`` is used if the card has none."""
@@ -82,10 +92,10 @@ class Source(ABC):
         return self.__dict__[name]
 
     def _card_text(self) -> str:
-        return self.text_of("README.md")
+        return self.text_of("README.md", MOST_CHARACTERS).replace("\x00", "")
 
     def _old_card_text(self) -> str:
-        return self.text_of("dataset_infos.json")
+        return self.text_of("dataset_infos.json", _MOST_INFOS)
 
     def _front(self) -> dict[str, Any]:
         return self._once(self._parse_front)

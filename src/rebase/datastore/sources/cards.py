@@ -1,7 +1,9 @@
 """Parse dataset cards: YAML front matter, followed by the description."""
 
 import re
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain, islice
 from typing import Any
 
 import yaml
@@ -9,7 +11,11 @@ import yaml
 from rebase.records import DatasetCard
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
-_PLAIN_FIELD = re.compile(r"^(\w+):[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
+_PLAIN_FIELD = re.compile(r"^(\w+):[ \t]+(.*)$", re.MULTILINE)
+#: Characters of a card that are read; values, and levels, of its front matter when all aliases are replaced.
+MOST_CHARACTERS, _MOST_VALUES, _MOST_LEVELS = 2**20, 100_000, 50
+#: The most licenses that are kept.
+_MOST_LICENSES = 50
 #: What a card declares about a config beside options of the reader.
 _NO_OPTIONS = {"config_name", "default", "description", "data_files", "data_dir", "features", "version"}
 #: Values of reader options that are not text.
@@ -20,26 +26,30 @@ def parse_card(dataset: str, text: str, revision: str, description: str = "") ->
     """Parse a dataset card. ``description`` is used if the card has none."""
     front = front_matter(text)
     license_ = front.get("license")
+    licenses = list(map(str, _as_list("unknown" if license_ in (None, "", "null", "~") else license_)))
     body = _split_card(text)[1].strip()
     return DatasetCard(
         dataset=dataset,
         description=body or description.strip() or str(front.get("pretty_name") or dataset),
-        license="; ".join(map(str, _as_list("unknown" if license_ in (None, "", "null", "~") else license_))),
+        license="; ".join(licenses) if len(licenses) <= _MOST_LICENSES else f"{len(licenses)} licenses",
         languages=tuple(map(str, _as_list(front.get("language") or []))),
         revision=revision,
     )
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The fields before the description; if they are not valid YAML, those of the form ``name: value``.
+    """The fields before the description; if they are not valid YAML, or too many, those of the form ``name: value``.
 
     Values are text as written: in YAML ``no`` and ``on`` are booleans, and ``1_0`` and ``12:30`` are numbers.
     """
     try:
-        front = yaml.load(_split_card(text)[0], yaml.BaseLoader)  # noqa: S506 - it makes texts, lists and dictionaries.
+        loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # It makes texts, lists and dictionaries.
+        front = yaml.load(_split_card(text)[0], loader)  # noqa: S506
+        _check_size(front)
     except (yaml.YAMLError, ValueError, RecursionError):
         # One broken line must not hide the license.
-        return {name: value.strip("\"'") for name, value in _PLAIN_FIELD.findall(_split_card(text)[0])}
+        plain = {name: value.strip(" \t") for name, value in _PLAIN_FIELD.findall(_split_card(text)[0])}
+        return {name: value.strip("\"'") for name, value in plain.items() if value}
     return front if isinstance(front, dict) else {}
 
 
@@ -87,6 +97,21 @@ def label_names(feature: Any, column: str = "") -> dict[str, list[str]]:
     return {column: list(map(str, feature.names))} if isinstance(feature, ClassLabel) and feature.names else {}
 
 
+def _check_size(front: Any) -> None:
+    """Raise ValueError if there are too many values or levels. An alias counts as all that it stands for."""
+    level: list[Any] = [front]
+    for _ in range(_MOST_LEVELS):
+        level = list(islice(chain.from_iterable(map(_inner, level)), _MOST_VALUES + 1))
+        if len(level) > _MOST_VALUES:
+            raise ValueError(f"the front matter has more than {_MOST_VALUES} values")
+    if level:
+        raise ValueError(f"the front matter has more than {_MOST_LEVELS} levels")
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _columns(declared: dict[str, Any]) -> list[Any]:
     return _as_list(declared.get("features") or [])
 
@@ -96,6 +121,8 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _split_card(text: str) -> tuple[str, str]:
-    """Front matter and body."""
+    """Front matter and body. A card that is cut off may have no end of its front matter."""
     match = _FRONT_MATTER.match(text)
+    if match is None and text.startswith("---") and len(text) >= MOST_CHARACTERS:
+        return text[3:], ""
     return (match[1], text[match.end() :]) if match else ("", text)

@@ -1,8 +1,11 @@
 """Reasons why a dataset could not be read, and retries of requests that may succeed later."""
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from rebase.errors import RebaseError
@@ -15,10 +18,16 @@ Result = TypeVar("Result")
 #: Seconds before each retry of a hub request; more if the hub says so, up to the longest wait.
 WAITS = (1.0, 2.0, 4.0)
 _LONGEST_WAIT = 600.0
+#: When the time of the dataset that is being read ends, by the monotonic clock.
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 
 class TooLargeError(Exception):
     """Data that would not fit into memory when it is decompressed."""
+
+
+class TooSlowError(Exception):
+    """A dataset that takes longer than it may."""
 
 
 class NoDataFilesError(RebaseError):
@@ -29,7 +38,8 @@ def failure_reason(error: Exception) -> str:
     """Classify an error that was raised while a dataset was read.
 
     Returns one of: gated, missing, script, unreachable, unreadable (its files are gone, or access is denied),
-    too_large, no_data_files, malformed. The reasons gated, missing, unreachable and unreadable may be temporary.
+    too_large, too_slow, no_data_files, malformed. The reasons gated, missing, unreachable, unreadable and too_slow may
+    be temporary.
     """
     from datasets.exceptions import DatasetNotFoundError
     from httpx2 import HTTPError
@@ -41,6 +51,7 @@ def failure_reason(error: Exception) -> str:
         "gated": (hub.GatedRepoError,),
         "missing": (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, DatasetNotFoundError),
         "unreachable": (HTTPError, hub.LocalEntryNotFoundError, ConnectionError, TimeoutError),
+        "too_slow": (TooSlowError,),
         "too_large": (TooLargeError, MemoryError),
         "no_data_files": (NoDataFilesError,),
     }
@@ -55,6 +66,22 @@ def failure_reason(error: Exception) -> str:
 def causes(error: BaseException | None) -> list[BaseException]:
     """The error and its causes, outermost first."""
     return [error, *causes(error.__cause__ or error.__context__)] if error else []
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Let ``check_time`` fail after so many seconds, in this thread."""
+    token = _deadline.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def check_time() -> None:
+    """Raise TooSlowError if the time limit is over. Called between files, rows and requests."""
+    if time.monotonic() > _deadline.get():
+        raise TooSlowError("reading takes too long: name fewer files in the card, or store them as Parquet")
 
 
 def with_retries(request: Callable[[], Result]) -> Result:
@@ -72,6 +99,7 @@ def with_retries(request: Callable[[], Result]) -> Result:
                 raise
             logger.info("hub: %s; retry in %.0f s", error, max(wait, requested_wait))
             time.sleep(max(wait, requested_wait))
+            check_time()
     return request()
 
 

@@ -1,5 +1,6 @@
 """Find the data files of a config, in a local folder or on the hub, as the ``datasets`` library does."""
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,10 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rebase.datastore.sources.cards import reader_options
-from rebase.datastore.sources.errors import NoDataFilesError
+from rebase.datastore.sources.errors import NoDataFilesError, TooLargeError, check_time
 from rebase.errors import RebaseError
 
 HUB_PREFIX = "hf://"
+#: Folders within folders, and wildcards of a card's pattern: those in one name, and those for any folders.
+_MOST_LEVELS, _MOST_STARS, _MOST_DOUBLE_STARS = 50, 3, 2
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,36 @@ def data_format(paths: list[str], token: str | None = None) -> tuple[str, list[s
     return module, [path for path in paths if files[path].filter(extensions=extensions, file_names=names)]
 
 
+def list_files(folder: Path) -> list[Path]:
+    """The files in a folder, sorted; without those behind links or in hidden folders.
+
+    Raises OSError if a folder cannot be read, and TooLargeError if too many are nested.
+    """
+    files: list[Path] = []
+    level = [str(folder)]
+    for _ in range(_MOST_LEVELS):
+        folders: list[str] = []
+        for path in level:
+            check_time()
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(entry.path)
+                        elif entry.is_file():
+                            files.append(Path(entry.path))
+        level = folders
+    if level:
+        raise TooLargeError(f"more than {_MOST_LEVELS} folders are nested: {level[0][:200]}")
+    return sorted(files)
+
+
+def read_start(file: Path, most: int) -> str:
+    """The first characters of a text file, at most so many; invalid bytes become U+FFFD."""
+    with file.open(encoding="utf-8-sig", errors="replace") as stream:
+        return stream.read(most)
+
+
 def is_data_file(path: str) -> bool:
     """Whether the library reads files of this name: by its suffixes, unless it is hidden or describes a dataset."""
     from datasets.config import DATASET_STATE_JSON_FILENAME
@@ -143,11 +176,15 @@ def _expression(pattern: str) -> re.Pattern[str]:
 
 
 def _check_inside(patterns: Iterable[str]) -> None:
-    """Raise RebaseError if a path or pattern of a card may be outside the dataset."""
+    """Raise RebaseError if a path or pattern of a card may be outside the dataset, or takes too long to match."""
     paths = list(patterns)
     outside = [path for path in paths if path[:1] in ("/", "~") or ":" in path or ".." in PurePosixPath(path).parts]
     if outside:
         raise RebaseError(f"the card names files that are not inside the dataset: {', '.join(outside)}")
+    for path in paths:
+        names = path.split("/")
+        if names.count("**") > _MOST_DOUBLE_STARS or any(len(re.findall(r"\*+", name)) > _MOST_STARS for name in names):
+            raise RebaseError(f"a pattern of the card has too many wildcards: {path[:200]}")
 
 
 def _matching(patterns: list[str], base: str, token: str | None) -> tuple[list[str], list[str]]:
@@ -157,6 +194,7 @@ def _matching(patterns: list[str], base: str, token: str | None) -> tuple[list[s
     paths: list[str] = []
     missing: list[str] = []
     for pattern in patterns:
+        check_time()
         try:
             paths += resolve_pattern(pattern, escape(base), download_config=_download_config(token))
         except FileNotFoundError:

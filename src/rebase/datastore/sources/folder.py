@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rebase.datastore.sources.base import Source
-from rebase.datastore.sources.files import is_data_file, is_inside
+from rebase.datastore.sources.errors import check_time
+from rebase.datastore.sources.files import is_data_file, is_inside, list_files, read_start
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,19 @@ class FolderSource(Source):
     def address(self) -> str:
         return str(self.folder.resolve())
 
-    def text_of(self, name: str) -> str:
+    def text_of(self, name: str, most: int) -> str:
         file = self.folder / name
         exists = file.is_file() and is_inside(str(file), self.address())
-        return file.read_text(encoding="utf-8-sig", errors="replace") if exists else ""
+        return read_start(file, most) if exists else ""
 
     def _hash_files(self) -> dict[Path, str]:
         """SHA-256 of every file, by its path in the folder. Raises OSError if one cannot be read."""
         if not self.folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         digests = {}
-        for file in sorted(self.folder.rglob("*")):
-            path = file.relative_to(self.folder)
-            if (
-                file.is_file()
-                and not any(part.startswith(".") for part in path.parts)
-                and is_inside(str(file), self.address())
-            ):
+        for file in list_files(self.folder):
+            check_time()
+            if is_inside(str(file), self.address()):
                 with file.open("rb") as stream:
-                    digests[path] = hashlib.file_digest(stream, "sha256").hexdigest()
+                    digests[file.relative_to(self.folder)] = hashlib.file_digest(stream, "sha256").hexdigest()
         return digests

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rebase.datastore.sources.base import Source
 from rebase.datastore.sources.errors import with_retries
-from rebase.datastore.sources.files import HUB_PREFIX, is_data_file
+from rebase.datastore.sources.files import HUB_PREFIX, is_data_file, read_start
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -47,7 +47,7 @@ class HubSource(Source):
     def address(self) -> str:
         return f"{HUB_PREFIX}datasets/{self.dataset}@{self.revision_id()}"
 
-    def text_of(self, name: str) -> str:
+    def text_of(self, name: str, most: int) -> str:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -55,7 +55,7 @@ class HubSource(Source):
             path = hf_hub_download(
                 self.dataset, name, repo_type="dataset", revision=self.revision_id(), token=self.token
             )
-            return Path(path).read_text(encoding="utf-8-sig", errors="replace")
+            return read_start(Path(path), most)
         except LocalEntryNotFoundError:  # Not in the cache, and the hub is unreachable.
             raise
         except EntryNotFoundError:

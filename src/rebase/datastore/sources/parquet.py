@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from rebase.datastore.cells import is_media
 from rebase.datastore.sampling import systematic_positions
 from rebase.datastore.sources.cards import label_names
-from rebase.datastore.sources.errors import failure_reason, with_retries
+from rebase.datastore.sources.errors import TooSlowError, check_time, failure_reason, with_retries
 from rebase.datastore.sources.files import HUB_PREFIX, DataFiles
 from rebase.datastore.sources.rows import Row, RowSample, rows_of
 
@@ -28,6 +28,7 @@ def sample_parquet(files: DataFiles, max_rows: int, sample: RowSample) -> None:
     """
     footers: dict[str, pq.FileMetaData] = {}
     for path in files.paths:
+        check_time()
         try:
             with _open(path, files.token) as parquet:
                 footers[path] = parquet.metadata
@@ -76,8 +77,11 @@ def _sampled_rows(
             if len(positions):
                 with _open(path, token, footer) as parquet:
                     for item in _file_rows(parquet, positions, start):
+                        check_time()
                         yield item
                         done += 1
+        except TooSlowError:
+            raise
         except Exception as error:  # As above.
             sample.unread.append((path, error))
             yield from ((position, failure_reason(error)) for position in positions[done:].tolist())

@@ -10,6 +10,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from rebase.datastore.sampling import systematic_sample
+from rebase.datastore.sources.errors import TooSlowError, check_time
 from rebase.datastore.sources.files import DataFiles, data_format
 from rebase.datastore.sources.parquet import sample_parquet, schema_label_names
 from rebase.datastore.sources.rows import Row, RowSample, rows_of
@@ -63,7 +64,11 @@ def _items(files: DataFiles, sample: RowSample) -> Iterator[Any]:
     by_library = files.module not in ("csv", "json", "text", "xml", "arrow")
     for path in files.paths[:1] if by_library else files.paths:
         try:
-            yield from _library_rows(files) if by_library else _file_items(path, files, sample)
+            for item in _library_rows(files) if by_library else _file_items(path, files, sample):
+                check_time()
+                yield item
+        except TooSlowError:
+            raise
         except Exception as error:  # Every format has its own errors.
             sample.unread.append((path, error))
 

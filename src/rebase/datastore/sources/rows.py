@@ -1,6 +1,7 @@
 """Rows of tables as Python objects."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -94,8 +95,11 @@ def _decode(value: Any, kind: pa.DataType) -> Any:
 def distinct(names: list[str]) -> list[str]:
     """The names, with numbers appended to repeated ones."""
     taken = set(names)
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(lambda: count(1))
     result: dict[str, None] = {}
     for name in names:
-        numbered = (f"{name}.{number}" for number in count(1))
-        result[name if name not in result else next(new for new in numbered if new not in taken | result.keys())] = None
+        new = name
+        while new in result or (new != name and new in taken):
+            new = f"{name}.{next(numbers[name])}"
+        result[new] = None
     return list(result)

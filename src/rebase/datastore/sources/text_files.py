@@ -12,8 +12,11 @@ from typing import IO, Any
 from rebase.datastore.sources.errors import TooLargeError
 from rebase.datastore.sources.rows import MALFORMED, Row, distinct
 
-#: The most of a file that must be in memory as a whole, such as one JSON value.
-MAX_CHARACTERS = 2**30
+#: The most of a file that must be in memory as a whole, such as a line or one JSON value.
+MAX_CHARACTERS = 2**28
+#: The bytes by which an encoding is detected, and the largest share of odd characters in text.
+_HEAD, _MOST_ODD = 2**16, 0.2
+_ODD = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\ufffd]")
 #: Rows of a CSV file by which an unnamed first column is recognized.
 _FIRST_ROWS = 1000
 _DIALECT = ("quotechar", "escapechar", "doublequote", "skipinitialspace", "quoting")  # Options of the csv module, too.
@@ -28,13 +31,45 @@ _ENCODINGS = {
 }
 
 
-def open_text(stream: IO[bytes], encoding: str | None) -> io.TextIOWrapper:
-    """Decode a stream: by its byte order mark, as ``encoding``, or as UTF-16 or UTF-8. Invalid bytes become U+FFFD."""
-    head = stream.read(4)
+def open_text(stream: IO[bytes], encoding: str | None) -> Iterator[str]:
+    """The lines of a stream, decoded: by its byte order mark, as ``encoding``, or as UTF-16 or UTF-8.
+
+    Invalid bytes become U+FFFD. Raises ValueError if the content is no text, and TooLargeError at a line that is too
+    long.
+    """
+    head = stream.read(_HEAD)
     stream.seek(0)
-    by_zeros = "utf-16-le" if head[1::2] == bytes(2) else "utf-16-be" if head[::2] == bytes(2) else "utf-8"
     by_mark = next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), None)
-    return io.TextIOWrapper(stream, by_mark or encoding or by_zeros, errors="replace", newline="")
+    text = io.TextIOWrapper(stream, by_mark or encoding or _detect_encoding(head), errors="replace", newline="")
+    while line := text.readline(MAX_CHARACTERS + 1):
+        if len(line) > MAX_CHARACTERS:
+            raise TooLargeError(f"a line has more than {MAX_CHARACTERS:,} characters")
+        yield line
+
+
+def _detect_encoding(head: bytes) -> str:
+    """UTF-8, or UTF-16 if every other byte of ASCII characters is zero. Raises ValueError if the content is no text."""
+    from datasets.utils.file_utils import MAGIC_NUMBER_TO_COMPRESSION_PROTOCOL
+
+    for mark, format_ in MAGIC_NUMBER_TO_COMPRESSION_PROTOCOL.items():
+        if head.startswith(mark):
+            raise ValueError(f"the content is not text, but {format_}: name the file by its format")
+    odd = _odd_share(head, "utf-8")
+    zeros = {"utf-16-le": head[1::2].count(0), "utf-16-be": head[::2].count(0)}
+    utf_16 = max(zeros, key=lambda name: zeros[name])
+    if zeros[utf_16] > 9 * min(zeros.values()) and _odd_share(head, utf_16) < odd / 9:
+        return utf_16
+    if odd > _MOST_ODD and len(head) > 64:
+        raise ValueError(
+            "the content is not text in UTF-8 or UTF-16; if it is text, `encoding` in the card names its own"
+        )
+    return "utf-8"
+
+
+def _odd_share(head: bytes, encoding: str) -> float:
+    """The share of control characters and invalid bytes in the decoded text."""
+    text = head.decode(encoding, "replace")
+    return len(_ODD.findall(text)) / max(1, len(text))
 
 
 def text_rows(lines: Iterable[str], column: str, options: dict[str, Any]) -> Iterator[Row]:
@@ -67,7 +102,11 @@ def csv_rows(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterat
     elif sum(len(cells) == len(columns) + 1 and cells[-1] != "" for cells in first) > len(first) / 2:
         columns = ["Unnamed: 0", *columns]  # The rows begin with an index, which the header does not name.
     columns = distinct(columns)
-    used = [name if name in columns else columns[int(name)] for name in options.get("usecols") or columns]
+    used = (
+        [name if name in columns else columns[int(name)] for name in options["usecols"]]
+        if "usecols" in options
+        else columns
+    )
     for cells in chain(first, records):
         if any(cells[len(columns) :]):
             yield MALFORMED
@@ -84,8 +123,12 @@ def _records(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterat
     if len(separator) == 1:
         dialect = {option: options[option] for option in _DIALECT if option in options}
         records = _split(lines, dialect | {"delimiter": separator})
-    else:  # A regular expression, as for pandas.
-        records = (re.split(separator, line.rstrip("\r\n")) for line in lines)
+    else:  # Of regular expressions, which pandas accepts, only white space: others may take forever.
+        parts = re.sub(r"\\(\W)", r"\1", separator).replace(r"\t", "\t")
+        if separator != r"\s+" and re.search(r"[\\*+?(\[{.]", parts):
+            raise ValueError(rf"the card's separator {separator[:50]!r} is a regular expression; use \s+ or a text")
+        pattern = separator if separator == r"\s+" else re.escape(parts)
+        records = (re.split(pattern, line.rstrip("\r\n")) for line in lines)
     return (cells for cells in records if len(cells) > 1 or cells == [""] or "".join(cells).strip(" \t"))
 
 

@@ -16,22 +16,24 @@ from tqdm import tqdm
 
 from rebase.datastore.cells import content_hash, flatten_row, row_json
 from rebase.datastore.shards import Shard, ShardPlan, Shards, fingerprint_of, with_metadata
-from rebase.datastore.sources import RowSample, Source, failure_reason
+from rebase.datastore.sources import RowSample, Source, TooSlowError, check_time, failure_reason, time_limit
 from rebase.errors import StageError
 from rebase.parameters import IngestParameters
 from rebase.records import INGEST_REJECTED_COLUMNS, ROW_COLUMNS, DatasetCard, summarize_stage
 
 logger = logging.getLogger(__name__)
 
-_VERSION = "5"  # Part of every fingerprint: raise it with every change of what ingest writes.
+_VERSION = "6"  # Part of every fingerprint: raise it with every change of what ingest writes.
 #: Datasets that are read at once: reading waits for disk and hub more than it computes.
 _READERS = 4
 #: Reasons that may pass: such a dataset is tried again by the next run.
-_TEMPORARY = {"gated", "missing", "unreachable", "unreadable"}
+_TEMPORARY = {"gated", "missing", "unreachable", "unreadable", "too_slow"}
 #: Rejections of a whole config or dataset that are no failure.
 _NO_FAILURE = {"other_split", "other_file", "duplicate"}
 #: The most text of a dataset's rows; further rows are rejected, so that a few small files cannot fill the memory.
 MAX_DATASET_BYTES = 2**29
+#: The most time to identify a dataset, or to read it.
+MAX_SECONDS = 3600.0
 _SCHEMA = pa.schema([(name, pa.int64() if name == "row_index" else pa.string()) for name in ROW_COLUMNS])
 
 
@@ -118,7 +120,8 @@ def _datasets_imported() -> Iterator[None]:
 def _identify(source: Source) -> tuple[str, str | None, dict[str, Any]]:
     """A source's fingerprint and content, or the rejection if they cannot be determined."""
     try:
-        return source.fingerprint(), source.content(), {}
+        with time_limit(MAX_SECONDS):
+            return source.fingerprint(), source.content(), {}
     except Exception as error:  # A hub fails in many ways; each is a recorded rejection of this one dataset.
         return "", None, _unread(source.dataset, "", error)
 
@@ -176,16 +179,20 @@ def _build(source: Source, max_rows: int, _: Any) -> pa.Table:
     except Exception as error:  # As above: any failure is one recorded rejection.
         rows.rejected.append(_unread(source.dataset, "", error))
         return rows.table()
-    for config in configs:
-        try:
-            _read_config(source, config, max_rows, rows)
-        except Exception as error:
-            rows.rejected.append(_unread(source.dataset, config, error))
+    with time_limit(MAX_SECONDS):
+        for config in configs:
+            try:
+                _read_config(source, config, max_rows, rows)
+            except Exception as error:
+                rows.rejected.append(_unread(source.dataset, config, error))
+                if isinstance(error, TooSlowError):
+                    break
     return rows.table()
 
 
 def _read_config(source: Source, config: str, max_rows: int, rows: _DatasetRows) -> None:
     """Add one config to the rows: its complete sample, or nothing if reading fails."""
+    check_time()
     files, sample = source.read(config, max_rows)
     records: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
@@ -220,6 +227,7 @@ def _records(sample: RowSample, config: str, split: str, rows: _DatasetRows) -> 
     """Yield the record of each kept row, and the reason of each rejected row."""
     card, size = rows.card, rows.size
     for position, row in sample.rows:
+        check_time()
         if isinstance(row, str):
             yield row
             continue
