@@ -16,7 +16,6 @@ from rebase.datastore.sources.rows import MALFORMED, Row, distinct
 MAX_CHARACTERS = 2**28
 #: The bytes by which an encoding is detected, and the largest share of odd characters in text.
 _HEAD, _MOST_ODD = 2**16, 0.2
-_ODD = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\ufffd]")
 #: Rows of a CSV file by which an unnamed first column is recognized.
 _FIRST_ROWS = 1000
 _DIALECT = ("quotechar", "escapechar", "doublequote", "skipinitialspace", "quoting")  # Options of the csv module, too.
@@ -67,9 +66,10 @@ def _detect_encoding(head: bytes) -> str:
 
 
 def _odd_share(head: bytes, encoding: str) -> float:
-    """The share of control characters and invalid bytes in the decoded text."""
+    """The share of invalid bytes, and of control and other characters without a meaning, in the decoded text."""
     text = head.decode(encoding, "replace")
-    return len(_ODD.findall(text)) / max(1, len(text))
+    odd = sum(character == "\ufffd" or not (character.isprintable() or character.isspace()) for character in text)
+    return odd / max(1, len(text))
 
 
 def text_rows(lines: Iterable[str], column: str, options: dict[str, Any]) -> Iterator[Row]:
