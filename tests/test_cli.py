@@ -83,7 +83,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("--params=train.learning_rate=.inf", "train.learning_rate: .*(allowed: number > 0, ≤ 1 or `auto`)"),
         ("--pipelines=export", "no run has written yet: adapter. First, .*: kedro run --pipelines=train,"),
         ("--pipelines=synthesize", "written yet: transform_summary. First, .*: kedro run --pipelines=transform,"),
-        ("--pipelines=embed", "no run has written yet: rows. First, .*: kedro run --pipelines=ingest,"),
+        ("--pipelines=embed", "no run has written yet: .*rows. First, .*: kedro run --pipelines=ingest,"),
         ("--pipelines=train", "train: there are no examples for the task 'reading_qa'"),
         ("--from-nodes=trian_student", "There is no node 'trian_student' in this run. Did you mean train_student?"),
         ("--runner=Sequental", "has no attribute 'Sequental'"),
