@@ -123,5 +123,6 @@ def advise(estimate: Mapping[str, Any]) -> list[str]:
             ", and deeper: raise retrieve.top_n." if examples < wanted else "."
         )
     overlap = max(part["low"] for part in parts) < min(part["high"] for part in parts)
-    doubt = ["The intervals of the parts overlap: a larger pilot.rows tells them apart."] if overlap else []
+    differ = len({part["value"] for part in parts}) > 1
+    doubt = ["The intervals of the parts overlap: a larger pilot.rows tells them apart."] if overlap and differ else []
     return [first, second, *doubt]

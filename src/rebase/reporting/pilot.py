@@ -47,10 +47,10 @@ def show_pilot(
     for column in rows.columns[1:]:
         column.no_wrap = False
     for line in lines:
-        outcome = (
-            f"{line['reason']} {line['detail'] or ''}" if line["reason"] else f"{line['written']} → {line['answer']}"
-        )
-        rows.add_row(str(line["position"]), _short(line["source"], _CELL), _short(outcome, _CELL))
+        answer = _short(line["answer"] or "", _CELL // 2)
+        example = f"{_short(line['written'], _CELL - len(answer))} → {answer}"
+        outcome = _short(f"{line['reason']} {line['detail'] or ''}", _CELL) if line["reason"] else example
+        rows.add_row(str(line["position"]), _short(line["source"], _CELL), outcome)
     acceptance = make_table("", ">rows", ">accepted", f">{CONFIDENCE:.0%} interval", title="Accepted by rank")
     for part, cell in pilot_estimate["acceptance"].items():
         interval = f"{cell['low']:.0%} to {cell['high']:.0%}"

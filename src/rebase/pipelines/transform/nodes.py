@@ -60,7 +60,8 @@ def transform_rows(
     stage.rejected += [rejected_line(row, reason) for row in unused]
     unsent = f"The other {len(unused)} rows were not sent (`transform.patience`). " if unused else ""
     tables = stage.conclude(
-        f"{unsent}`kedro run --pipelines=pilot` shows prompts and responses; `examples_rejected` has the rows. "
+        f"{unsent}`kedro run --pipelines=pilot --params=task={task.name}` shows prompts and responses; "
+        "`examples_rejected` has the rows. "
         f"Check the instruction and the examples of the task and {transform_prompt.path}, use a stronger teacher, or "
         "retrieve more rows (`retrieve.top_n`).",
         consistency_filter=parameters.consistency_filter,
