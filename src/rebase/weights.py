@@ -34,15 +34,17 @@ def locate_model(model: str, folder: Path) -> str:
     """The argument of ``from_pretrained`` for a model's name.
 
     ``package:NAME`` is a model inside an installed Python package: its folder, or its GGUF file, converted to
-    safetensors under ``folder`` the first time. Anything else is a local folder or a hub id.
-    Raises RebaseError if the package or the folder is missing.
+    safetensors under ``folder`` the first time. Anything else is a GGUF file, a local folder or a hub id.
+    Raises RebaseError if the package, the file or the folder is missing.
     """
     if model.startswith(PACKAGE):
         return _locate_packaged(model.removeprefix(PACKAGE), folder)
     if Path(model).is_dir():
         return str(Path(model).resolve())
-    if model.startswith((".", "/", "~")):
-        raise RebaseError(f"The model folder {model} does not exist. Give an existing folder, or a hub id OWNER/NAME.")
+    if Path(model).suffix == ".gguf" and Path(model).is_file():
+        return str(convert_gguf(Path(model), folder))
+    if model.startswith((".", "/", "~")) or model.endswith(".gguf"):
+        raise RebaseError(f"There is no model {model}. Give an existing folder or GGUF file, or a hub id OWNER/NAME.")
     return model
 
 
