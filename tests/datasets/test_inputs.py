@@ -63,7 +63,7 @@ def test_sources_are_shown_unread_by_where_they_are(tmp_path):
 
 
 def test_an_unknown_task_names_the_known_ones(tasks):
-    assert "Tasks there: topic" in message(TaskDataset(str(tasks()), "topik").load)
+    assert "Did you mean topic?" in message(TaskDataset(str(tasks()), "topik").load)
 
 
 def test_a_task_file_with_errors_names_file_and_field(tasks):

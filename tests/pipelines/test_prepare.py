@@ -47,7 +47,7 @@ def test_a_run_reads_the_evaluation_set_once(tmp_path, reads):
     )
     readers = [Pipeline([Node(len, "evaluation_items", name, name=name)]) for name in ("first", "second")]
     pipeline = sum((prepare.create_pipeline() + reader for reader in readers), Pipeline([]))
-    RunReporter().before_pipeline_run({}, pipeline, catalog)
+    RunReporter().before_pipeline_run({"only_missing_outputs": False}, pipeline, catalog)
     SequentialRunner().run(pipeline, catalog)
     assert reads == [str(source)]
     assert (catalog.load("first"), catalog.load("second")) == (3, 3)

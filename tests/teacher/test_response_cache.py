@@ -21,6 +21,7 @@ from rebase.teacher.batch_journal import Batch
 from rebase.teacher.cache_file import use_earlier_file
 from rebase.teacher.protocol import Message, Request, Response, Sampling
 from rebase.teacher.response_cache import ResponseCache
+from rebase.teacher.settings import TeacherSettings
 from tests.scripted import cached, generate_all
 from tests.teacher.server import KEY, MODEL, Answer, Provider
 from tests.teacher.teachers import Echo, cached_keys, echo, hosted, identity, prompts, request, start, texts_of
@@ -156,7 +157,6 @@ def test_killed_run_resumes(path: Path, provider: Provider) -> None:
     while provider.max_concurrency:
         time.sleep(0.01)
     kept, asked_before = cached_keys(path), len(provider.asked())
-    most_in_flight = provider.most_in_flight
 
     provider.default = lambda prompt: Answer()
     asked = prompts(200)
@@ -169,8 +169,8 @@ def test_killed_run_resumes(path: Path, provider: Provider) -> None:
     }
     assert not again & kept
     assert len(again) == 200 - len(kept)
-    # Only what was in flight when the kill came was asked twice.
-    assert len(provider.asked()) - 200 <= most_in_flight
+    # Only what was in flight when the kill came was asked twice: a response that was sent may not have been stored.
+    assert len(provider.asked()) - 200 <= TeacherSettings.model_fields["max_concurrency"].default
 
 
 def test_two_processes_share_one_cache(path: Path, provider: Provider) -> None:

@@ -21,8 +21,8 @@ _COUNTS = ("responses", "cached", "failed", "repaired", "over_budget", "input_to
 class Price(Strict):
     """US dollars per million tokens. ``batch`` is the factor for the batch API."""
 
-    input: float = Field(ge=0, le=100_000)
-    output: float = Field(ge=0, le=100_000)
+    input: float = Field(ge=0, le=10_000_000)
+    output: float = Field(ge=0, le=10_000_000)
     batch: float = Field(default=0.5, ge=0, le=1)
 
     def dollars(self, input_tokens: float, output_tokens: float, *, batch: bool = False) -> float:
