@@ -227,7 +227,7 @@ def test_a_new_task_from_a_file(tasks: Path, tmp_path: Path) -> None:
     assert "There is no datastore to search yet" in printed
     assert f"{tasks.parent}/evaluation/color.jsonl" in printed
     assert '{"text": "…", "answer": "…"}' in printed
-    assert printed.endswith("Next: kedro run --pipelines=estimate --env=api --params=task=color,datastore=hub\n")
+    assert printed.endswith("Next: kedro run --pipelines=pilot --env=api --params=task=color,datastore=hub\n")
 
 
 def test_a_new_task_typed_in(tasks: Path) -> None:

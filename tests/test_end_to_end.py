@@ -233,7 +233,7 @@ def test_an_instruction_and_examples_become_an_expert(project):
     assert "rank  score  dataset" in output
     assert not (outputs(project) / "04_feature" / "town_qa").exists(), "nothing is saved"
     *_, command = output.splitlines()
-    assert command == "Next: kedro run --pipelines=estimate --env=test --params=task=town_qa"
+    assert command == "Next: kedro run --pipelines=pilot --env=test --params=task=town_qa"
     kedro(project, *shlex.split(command)[2:])
     *_, command = kedro(project, "run", "--env=test", "--params=task=town_qa").stdout.splitlines()
     assert command == 'Next: kedro ask --task=town_qa --env=test --notice="…" --question="…"'

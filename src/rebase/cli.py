@@ -211,7 +211,7 @@ def new_task(name: str, file: Path | None, overwrite: bool, datastore: str | Non
             *([f"--env={env}"] if env else []),
             f"--params=task={name}" + (f",datastore={datastore}" * bool(datastore)),
         ]
-        click.echo(f"\nNext: kedro run --pipelines=estimate {' '.join(options)}")
+        click.echo(f"\nNext: kedro run --pipelines=pilot {' '.join(options)}")
 
 
 def _show_retrieved(catalog: Any, has_items: bool) -> None:

@@ -114,7 +114,9 @@ class RunReporter:
             from rebase.reporting.pilot import show_pilot
 
             console.print(show_pilot(*map(catalog.load, ("task", "pilot", "pilot_summary", "pilot_estimate"))))
-            console.print(f"Next: open {RunCatalog(catalog, {}).path('pilot_page')}", soft_wrap=True, highlight=False)
+            page = RunCatalog(catalog, {}).path("pilot_page")
+            console.print(f"Next: open {page}; for the full run, the same command without --pipelines=pilot",
+                          soft_wrap=True, highlight=False)  # fmt: skip
         if "merged_model" in outputs:
             console.print(f"Next: {catalog.load('merged_model')}/README.md says how to serve it", soft_wrap=True)
         if "judge_scores" in outputs:
