@@ -78,8 +78,11 @@ def test_further_examples_become_evaluation_items() -> None:
 
 
 def test_what_the_description_gives_is_not_proposed() -> None:
-    content, items = propose(NOTICES, answer="text", language="any", max_new_tokens="64", metrics=["chrf"])
+    content, items = propose(
+        NOTICES, name="other", answer="text", language="any", max_new_tokens="64", metrics=["chrf"]
+    )
     task = Task.parse(content, "here")
+    assert task.name == "new", "the name of the file"
     assert (task.answer.type, task.language, task.max_new_tokens, task.metrics) == ("text", "any", 64, ("chrf",))
     evaluation = {"source": "owner/set", "fields": {"notice": "a", "question": "b", "references": "c"}}
     content, items = propose(NOTICES, evaluation=evaluation)

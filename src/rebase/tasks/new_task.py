@@ -112,9 +112,8 @@ def propose_task(
         "evaluation": {"source": evaluation, "fields": {field: field for field in fields} | {"references": "answer"}},
         "max_new_tokens": 8 * (written // 4 + 2),
     }
-    content = proposed | {
-        key: value for key, value in description.items() if key not in ("instruction", "answer", "examples")
-    }
+    decided = ("name", "instruction", "answer", "examples")
+    content = proposed | {key: value for key, value in description.items() if key not in decided}
     task = Task.parse(content, where)
     if "language" not in content and (language := task_language(task)):
         content["language"] = language
