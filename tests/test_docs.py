@@ -182,7 +182,12 @@ def options(arguments: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("page", "file"), [("howto/provider", "howto/rule_teacher.py"), ("tutorial/index", "tutorial/notice_qa.yml")]
+    ("page", "file"),
+    [
+        ("howto/provider", "howto/rule_teacher.py"),
+        ("tutorial/index", "tutorial/notice_qa.yml"),
+        ("tutorial/index", "tutorial/notices.yml"),
+    ],
 )
 def test_pages_show_the_files_that_tests_use(page, file):
     shown, used = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in (f"{page}.md", file))
