@@ -102,11 +102,8 @@ def csv_rows(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterat
     elif sum(len(cells) == len(columns) + 1 and cells[-1] != "" for cells in first) > len(first) / 2:
         columns = ["Unnamed: 0", *columns]  # The rows begin with an index, which the header does not name.
     columns = distinct(columns)
-    used = (
-        [name if name in columns else columns[int(name)] for name in options["usecols"]]
-        if "usecols" in options
-        else columns
-    )
+    chosen = options.get("usecols")
+    used = [name if name in columns else columns[int(name)] for name in chosen] if chosen else columns
     for cells in chain(first, records):
         if any(cells[len(columns) :]):
             yield MALFORMED
@@ -123,13 +120,24 @@ def _records(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterat
     if len(separator) == 1:
         dialect = {option: options[option] for option in _DIALECT if option in options}
         records = _split(lines, dialect | {"delimiter": separator})
-    else:  # Of regular expressions, which pandas accepts, only white space: others may take forever.
-        parts = re.sub(r"\\(\W)", r"\1", separator).replace(r"\t", "\t")
-        if separator != r"\s+" and re.search(r"[\\*+?(\[{.]", parts):
-            raise ValueError(rf"the card's separator {separator[:50]!r} is a regular expression; use \s+ or a text")
-        pattern = separator if separator == r"\s+" else re.escape(parts)
+    else:
+        pattern = _separator_pattern(separator)
         records = (re.split(pattern, line.rstrip("\r\n")) for line in lines)
     return (cells for cells in records if len(cells) > 1 or cells == [""] or "".join(cells).strip(" \t"))
+
+
+def _separator_pattern(separator: str) -> str:
+    r"""The expression of a long separator: ``\s+``, or one or more texts such as ``;|,``.
+
+    Raises ValueError for other regular expressions, which pandas accepts: matching may take forever.
+    """
+    if separator == r"\s+":
+        return separator
+    if re.search(r"[*+?(\[{.^$]|\\[^\Wt]", re.sub(r"\\\W", "", separator)):
+        raise ValueError(rf"the card's separator {separator[:50]!r} is a regular expression; use \s+ or a text")
+    text = re.sub(r"\\(\W)", r"\1", separator).replace(r"\t", "\t")
+    texts = text.split("|")
+    return "|".join(map(re.escape, texts)) if all(texts) else re.escape(text)
 
 
 def _split(lines: Iterable[str], dialect: dict[str, Any]) -> Iterator[list[str]]:
