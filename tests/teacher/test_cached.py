@@ -290,6 +290,22 @@ def test_error_of_the_caller_ends_it_the_same_way(path: Path, provider: Provider
     assert cached_keys(path) == asked
 
 
+@pytest.mark.parametrize("kind", ["anthropic", "openai"])
+def test_run_that_waits_too_long_ends_with_all_responses_cached(kind: str, path: Path, provider: Provider) -> None:
+    answered: list[str] = []
+
+    def answer(prompt: str) -> Answer:
+        if len(answered) == 5 and prompt not in answered:
+            return Answer(status=429, message="the quota is spent until noon", headers={"retry-after": "86400"})
+        answered.append(prompt)
+        return Answer(text=echo(prompt))
+
+    provider.default = answer
+    with pytest.raises(RebaseError, match=r"the quota is spent until noon\n.*are cached: run again to continue"):
+        generate_all(cached(hosted(kind, provider.address), path), map(request, prompts(30)))
+    assert len(cached_keys(path)) == 5
+
+
 def test_equal_concurrent_requests_are_sent_once_and_one_may_be_cancelled(path: Path) -> None:
     async def run() -> tuple[Slow, Response | Failure]:
         teacher = Slow(at_once=5)
