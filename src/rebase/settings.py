@@ -4,10 +4,10 @@ import logging
 import warnings
 
 from rebase.hooks import OriginRecorder, RunReporter
-from rebase.reporting.console import shorten_bars, use_plain_logs
+from rebase.reporting.console import set_up_bars, use_plain_logs
 
 use_plain_logs()
-shorten_bars()
+set_up_bars()
 
 # Warnings about calls in Kedro and Kedro-Viz, which a user cannot fix.
 warnings.filterwarnings("ignore", r"register_new_resolver\(\) is deprecated", UserWarning)

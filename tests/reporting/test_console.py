@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+import termios
 from io import StringIO
 from typing import Any
 
@@ -115,16 +116,25 @@ def test_runs_fit_80_columns_with_whole_names_and_intervals() -> None:
     assert next(line for line in lines if "run " in line).split() == ["run", *SYSTEMS[:3]]
 
 
-def python(code: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, errors: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     head = "import logging\nfrom tqdm import tqdm\nfrom rebase.reporting.console import *\n"
     command = [sys.executable, "-c", head + code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, check=True)
+
+
+def test_in_a_terminal_a_bar_disappears_at_its_end() -> None:
+    terminal, program = os.openpty()
+    termios.tcsetwinsize(program, (24, 80))
+    python("set_up_bars()\nbar = tqdm(total=4, desc='train', mininterval=0)\nbar.update(2)\nbar.close()", program)
+    shown = os.read(terminal, 10_000).decode()
+    assert "train:  50%" in shown
+    assert re.search(r"\r +\r$", shown)
 
 
 def test_without_a_terminal_bars_are_lines_and_short_ones_are_not_shown() -> None:
     done = python(
-        "shorten_bars()\nlist(tqdm(range(3)))\nbar = tqdm(total=4, desc='train', delay=1e-9, mininterval=0)\n"
+        "set_up_bars()\nlist(tqdm(range(3)))\nbar = tqdm(total=4, desc='train', delay=1e-9, mininterval=0)\n"
         "bar.update(1)\nbar.set_postfix_str('loss=1', refresh=False)\nbar.update(2)\nbar.close()"
     )
     first, second = done.stderr.strip().splitlines()

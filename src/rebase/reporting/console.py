@@ -56,12 +56,12 @@ def use_plain_logs() -> None:
             root.addHandler(plain)
 
 
-def shorten_bars() -> None:
-    """Show a progress bar from the second second until its end; without a terminal, a line every 30 seconds."""
-    settings: dict[str, Any] = {"delay": 1, "leave": False}
+def set_up_bars() -> None:
+    """Erase each progress bar at its end; without a terminal, print a line every 30 seconds instead of a bar."""
+    settings: dict[str, Any] = {"leave": False}
     if not sys.stderr.isatty():
         line = "{desc}: {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
-        settings = {"delay": 20, "leave": False, "mininterval": 30, "maxinterval": 30, "bar_format": line}
+        settings |= {"delay": 20, "mininterval": 30, "maxinterval": 30, "bar_format": line}
         tqdm.status_printer = staticmethod(lambda file: lambda line: line and print(line, file=file, flush=True))
     tqdm.__init__ = partialmethod(tqdm.__init__, **settings)  # type: ignore[method-assign, assignment]
 
