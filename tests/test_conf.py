@@ -26,10 +26,11 @@ LAYERS = {
 }
 #: Entries that only commands read: `kedro runs`.
 OF_COMMANDS = {"all_scores", "all_run_records", "origins"}
-STAGES = {"ingest", "embed", "index", "retrieve", "transform", "cot", "train", "evaluate"}
+STAGES = {"ingest", "embed", "index", "retrieve", "map", "transform", "cot", "train", "evaluate"}
 PROMISED = {
     "cards", "rows", "vectors", "index", "task", "retrieved", "retrieval_rejected", "examples", "examples_rejected",
-    "reasoned_examples", "training_set", "adapter", "training_log", "predictions", "scores", "report",
+    "mappings", "mapped_examples", "mapped_rejected", "reasoned_examples", "training_set", "adapter", "training_log",
+    "predictions", "scores", "report",
 }  # fmt: skip
 
 

@@ -47,11 +47,13 @@ logger = logging.getLogger(__name__)
 _SUMMARY = "_summary"
 _ESTIMATES = ("estimate", "comparison_estimate")
 #: Outputs that need a working teacher; an estimate needs no key.
-_TEACHER_OUTPUTS = frozenset({"examples", "reasoned_examples", "synthesized_examples", "distilled_examples", "pilot"})
+_TEACHER_OUTPUTS = frozenset(
+    {"mapped_examples", "examples", "reasoned_examples", "synthesized_examples", "distilled_examples", "pilot"}
+)
 #: Inputs that load fast and are often wrong: their errors should appear before any work.
 _CHECKED_FIRST = (
     "task", "encoder", "student",
-    "transform_prompt", "cot_prompt", "synthesize_prompt", "distil_prompt", "judge_rubric", "judge_pair",
+    "map_prompt", "transform_prompt", "cot_prompt", "synthesize_prompt", "distil_prompt", "judge_rubric", "judge_pair",
 )  # fmt: skip
 
 
@@ -95,7 +97,7 @@ class RunReporter:
     def after_node_run(self, outputs: dict[str, Any]) -> None:
         """Print the line of a stage that has ended, or of an estimate."""
         for name, output in outputs.items():
-            if name.endswith(_SUMMARY):
+            if name.endswith(_SUMMARY) and (output["in"] or name != "map_summary"):
                 logger.info(stage_line(output, output["seconds"]))
             elif name in _ESTIMATES:
                 logger.info(estimate_line(output))

@@ -51,13 +51,18 @@ def run(task: Task, student: Student, folder: Path, seeds=(), synthesized=6) -> 
         "reasoned_examples": examples,
         "synthesized_examples": unproven.head(synthesized),
         "distilled_examples": examples.head(7),
+        "mapped_examples": examples.head(8),
+        "mapped_rebase_examples": examples.head(9),
         "teacher_generations": teacher_generations(),
         "evaluation_items": evaluation_items(5),
         "params:train": train_parameters(),
         "params:evaluate": evaluate_parameters(),
         "params:compare": CompareParameters(sizes=(), seeds=seeds, targets=TARGETS),
         **{f"params:compare.targets.{name}": target for name, target in TARGETS.items()},
-        **{f"{stage}_summary": {"usage": USAGE} for stage in ("transform", "cot", "synthesize", "distil", "teacher")},
+        **{
+            f"{stage}_summary": {"usage": USAGE}
+            for stage in ("transform", "cot", "synthesize", "distil", "map", "teacher")
+        },
     }
     catalog = DataCatalog(
         {name: MemoryDataset(value) for name, value in given.items()}
@@ -94,17 +99,17 @@ def test_every_system_answers_the_same_items(made):
 
 def test_the_table_has_the_cost_of_each_system(made):
     table = made["comparison"]
-    assert len(table) == 3 * 7  # metrics, with the lenient score, x systems
+    assert len(table) == 3 * 9  # metrics, with the lenient score, x systems
     rows = table.drop_duplicates("system").set_index("system")
     assert rows["examples"].to_dict() == {
         "student": 0, "student_few_shot": 2, "synthesized": 6, "distilled": 7, "rebase": 10, "rebase_cot": 10,
-        "teacher": 2,
+        "mapped": 8, "mapped_rebase": 9, "teacher": 2,
     }  # fmt: skip
-    assert rows["requests"].to_list() == [0, 0, 12, 24, 12, 24, 12]
-    assert rows["dollars"].to_list() == [0, 0, 0.5, 1.0, 0.5, 1.0, 0.5]
-    assert rows["seeds"].to_list() == [0, 0, 2, 2, 2, 2, 0]
+    assert rows["requests"].to_list() == [0, 0, 12, 24, 12, 24, 12, 24, 12]
+    assert rows["dollars"].to_list() == [0, 0, 0.5, 1.0, 0.5, 1.0, 0.5, 1.0, 0.5]
+    assert rows["seeds"].to_list() == [0, 0, 2, 2, 2, 2, 2, 2, 0]
     assert rows.loc["rebase", "seed_deviation"] >= 0
-    assert len(made["scores"]["differences"]) == 7 * 6 / 2
+    assert len(made["scores"]["differences"]) == 9 * 8 / 2
 
 
 def test_curves_have_every_seed(made):
@@ -143,16 +148,20 @@ def test_without_chain_of_thought_rebase_is_compared_once(student: Student, read
         "synthesized",
         "distilled",
         "rebase",
+        "mapped",
+        "mapped_rebase",
         "teacher",
     ]
-    assert set(made["curves"]["training_set"]) == {"synthesized", "distilled", "rebase"}
+    assert set(made["curves"]["training_set"]) == {*TRAINING_SETS} - {"rebase_cot"}
 
 
 def test_a_set_that_is_too_small_is_left_out_with_the_reason(student: Student, reading_task: Task, tmp_path: Path):
     made = run(reading_task, student, tmp_path, synthesized=1)
-    assert list(made["scores"]["systems"]) == ["student", "student_few_shot", "distilled", "rebase", "teacher"]
+    assert list(made["scores"]["systems"]) == [
+        "student", "student_few_shot", "distilled", "rebase", "mapped", "mapped_rebase", "teacher",
+    ]  # fmt: skip
     assert "fewer than one batch" in made["scores"]["left_out"]["synthesized"]
-    assert set(made["curves"]["training_set"]) == {"distilled", "rebase"}
+    assert set(made["curves"]["training_set"]) == {"distilled", "rebase", "mapped", "mapped_rebase"}
     assert AdapterDataset(str(tmp_path / "synthesized")).load() == Untrained(made["scores"]["left_out"]["synthesized"])
     console = Console(width=200, file=StringIO())
     console.print(comparison_tables("tiny", made["comparison"], made["scores"]))

@@ -11,6 +11,7 @@ from rebase.teacher.anthropic import AnthropicTeacher
 from rebase.teacher.budget import Budget, Price, PriceTable
 from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.settings import BudgetSettings
+from tests.generation.test_mapping import PARAMETERS as MAPPING
 from tests.pipelines.test_distil import PROMPT as LABEL_PROMPT
 from tests.pipelines.test_distil import SAMPLING, SUMMARIES
 from tests.pipelines.test_evaluate_teacher import items
@@ -48,7 +49,8 @@ def hosted(tmp_path, price=PRICE):
 
 
 def estimate(task, rows, teacher, **changes):
-    return estimate_cost(task, rows, teacher, PROMPT, COT_PROMPT, parameters(**changes), COT)
+    prompts = (PROMPT, COT_PROMPT, shipped_prompt("map"), LABEL_PROMPT)
+    return estimate_cost(task, rows, teacher, *prompts, parameters(**changes), COT, MAPPING)
 
 
 def test_it_counts_what_transform_then_asks_and_sends_nothing():
@@ -62,7 +64,7 @@ def test_it_counts_what_transform_then_asks_and_sends_nothing():
     assert (low, high) == (5, 12)
     assert low <= summary["usage"]["responses"] <= high
     _, _, cot_summary = reason_examples(READING, examples, rows, teacher, COT_PROMPT, COT)
-    usage = compare_usage(before, summary, cot_summary).set_index("stage")
+    usage = compare_usage(before, {"in": 0}, summary, cot_summary).set_index("stage")
     assert usage.loc["total", "used"] == summary["usage"]["responses"]
     assert usage.loc["transform", "estimated_requests_high"] == 12
     assert usage.loc["cot", "estimated_dollars_high"] == 0

@@ -203,7 +203,7 @@ def fail(folder, rows, teacher, given):
         | {"teacher": MemoryDataset(teacher, copy_mode="assign")}
         | tables
     )
-    pipeline = create_pipeline().from_inputs("retrieved")
+    pipeline = create_pipeline(with_mapped=False).from_inputs("retrieved")
     with pytest.raises(StageError) as raised:
         SequentialRunner().run(pipeline, catalog, hook_manager=hooks)
     assert not tables["examples"].exists(), "an empty table would replace that of an earlier run"

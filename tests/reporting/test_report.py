@@ -81,12 +81,19 @@ def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFram
     ]  # fmt: skip
     words = {"mean": 3.0, "p10": 1.0, "p50": 3.0, "p90": 9.0}
     return {
-        **{f"{stage}_summary": {"stage": stage, **summary, "seconds": 4.5, "usage": usage} for stage in ("transform",)},
+        **{
+            f"{stage}_summary": {"stage": stage, **summary, "seconds": 4.5, "usage": usage}
+            for stage in ("map", "transform")
+        },
         **{
             f"{stage}_summary": {"stage": stage, **summary}
             for stage in ("ingest", "embed", "index", "retrieve", "cot", "evaluate")
         },
         "train_summary": {"stage": "train", **summary, "base_model": HOSTILE},
+        "mappings": pd.DataFrame(
+            [{"dataset": HOSTILE, "config": HOSTILE, "state": "used", "detail": HOSTILE, "mapping": HOSTILE,
+              "rows": 900, "used": 12, "agreement": 0.85, "low": 0.64, "high": 0.95, "written_by": "the teacher"}]
+        ),
         "retrieved": retrieved,
         "reasoned_examples": reasoned_examples(9, f"because {HOSTILE}"),
         "teacher_usage": pd.DataFrame(

@@ -96,6 +96,24 @@ def tables() -> dict[str, pd.DataFrame]:
     }  # fmt: skip
 
 
+def test_a_mapped_example_shows_its_mapping():
+    line = {"mapping_id": "m1", "mapping": "- dataset: birds", "written_by": "the teacher", "rows": 900}
+    line |= {"agreement": 0.9, "low": 0.7, "high": 0.97, "baseline": 0.5, "dollars": 0.01}
+    mapped = tables()["examples"].head(1).assign(mapping_id="m1", teacher="people")
+    made = tables() | {
+        "mappings": pd.DataFrame([line]),
+        "mapped_examples": mapped,
+        "mapped_rejected": pd.DataFrame(
+            [{"row_id": "birds/a/train/7", "dataset": "birds", "reason": "unmapped_value", "detail": "-"}]
+        ),
+        "reasoned_examples": mapped.assign(rationale=None, agreement=float("nan")),
+    }
+    (example,) = trace("birds/a/train/0", Run(made))["examples"]
+    assert example["mapping"] == line
+    assert example["training"]["state"] == "in the training set"
+    assert trace("birds", Run(made))["outcomes"]["map: unmapped_value"] == 1
+
+
 class Run(RunTables):
     """A run with these tables, and with lookups instead of its own."""
 

@@ -137,7 +137,7 @@ class ExampleStage:
                 query = normalize(self.task.render_query(outcome.fields))
                 if query not in queries:
                     queries.add(query)
-                    self.kept.append(self._line(result, outcome))
+                    self.kept.append(self.line(result, outcome))
                     return True
                 outcome = Rejection("duplicate", outcome.answer)
             self.rejected.append(rejected_line(result.item, outcome, result.response))
@@ -152,7 +152,7 @@ class ExampleStage:
 
     def conclude(
         self,
-        advice: str,
+        advice: str | None,
         columns: list[str] = EXAMPLE_COLUMNS,
         not_listed: Mapping[str, int] | None = None,
         **details: Any,
@@ -160,10 +160,10 @@ class ExampleStage:
         """The table of examples, the table of rejected items, and the summary with ``details``.
 
         ``not_listed`` counts rejected items without a line, by reason. Raises StageError if there is no example
-        (``explain_nothing_kept``).
+        (``explain_nothing_kept``), unless ``advice`` is None.
         """
         rejected = self._rejected_table()
-        if not self.kept:
+        if advice and not self.kept:
             message = explain_nothing_kept(self.name, self.task, self.teacher, self.rejected, advice)
             raise StageError(message, rejected)
         shared = {
@@ -171,7 +171,7 @@ class ExampleStage:
             "prompt_hash": prompt_hash(self.prompt, self.task),
         }
         examples = pd.DataFrame([line | shared for line in self.kept], columns=columns)
-        if self.task.answer.labels:
+        if self.task.answer.labels and self.kept:
             details["labels"] = balance = label_balance(self.task.answer.labels, examples["answer"])
             if balance["missing"]:
                 logger.warning("%s: no example has the label %s", self.name, ", ".join(balance["missing"]))
@@ -187,7 +187,7 @@ class ExampleStage:
     def _rejected_table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rejected, columns=REJECTED_COLUMNS)
 
-    def _line(self, result: GenerationResult, example: Example) -> Line:
+    def line(self, result: GenerationResult, example: Example) -> Line:
         """A line of ``examples``, without the columns that all examples share."""
         return {
             "example_id": result.item["row_id"],
@@ -197,7 +197,7 @@ class ExampleStage:
             "answer": example.answer,
             "cut": "[]",
             "response_key": result.response.key if result.response else None,
-            **{name: getattr(result.response, name) for name in ("input_tokens", "output_tokens", "dollars")},
+            **{name: getattr(result.response, name, None) for name in ("input_tokens", "output_tokens", "dollars")},
             **result.details,
         }
 

@@ -5,12 +5,15 @@ teacher's answers to a sample of the mapped queries decide whether to believe it
 """
 
 import ast
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, TypeVar
+
+import pandas as pd
 
 from rebase.generation.filters.base import Rejection
 from rebase.generation.prompts.parsing import Example
@@ -49,6 +52,13 @@ class Column:
     words: int
     values: Mapping[str, int]
     items: int = 0
+
+
+def configs_to_map(task: Task, retrieved: pd.DataFrame, min_rows: int) -> list[tuple[str, str]]:
+    """The (dataset, config) pairs with at least ``min_rows`` retrieved rows and no mapping by a person, best first."""
+    written = {(mapping.dataset, mapping.config) for mapping in task.mappings}
+    counts = retrieved.groupby(["dataset", "config"], sort=False).size()
+    return [pair for pair in counts.index[counts >= min_rows] if written.isdisjoint({pair, (pair[0], None)})]
 
 
 def list_items(text: str) -> list[str]:
@@ -174,6 +184,11 @@ def read_mapping(dataset: str, config: str, text: str) -> tuple[str, DatasetMapp
     except (AttributeError, KeyError, TypeError):
         raise ValueError("the mapping has not the form of the schema") from None
     return row, DatasetMapping(dataset=dataset, config=config, fields=fields, answer=answer, values=values)
+
+
+def mapping_id(mapping: DatasetMapping) -> str:
+    """Fingerprint of a mapping: 12 hexadecimal digits."""
+    return hashlib.sha256(mapping.model_dump_json().encode()).hexdigest()[:12]
 
 
 def unknown_columns(mapping: DatasetMapping, columns: Iterable[str], task: Task) -> list[str]:

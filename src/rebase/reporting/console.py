@@ -21,7 +21,7 @@ from tqdm import tqdm
 from rebase.records import Task
 
 #: The stages in the order of the method.
-STAGES = ("ingest", "embed", "index", "retrieve", "transform", "cot", "train", "evaluate")
+STAGES = ("ingest", "embed", "index", "retrieve", "map", "transform", "cot", "train", "evaluate")
 
 #: Columns of a console without a terminal: more than any table has.
 _NO_WRAP = 1000
@@ -144,7 +144,7 @@ def final_table(task: str, summaries: Mapping[str, Mapping[str, Any]], scores: M
     table.add_column(no_wrap=True)
     table.add_column()
     for stage in STAGES:
-        if summary := summaries.get(stage):
+        if (summary := summaries.get(stage)) and (summary["in"] or stage != "map"):
             rejected = f"; rejected: {_reasons(summary['rejected'])}" if summary["rejected"] else ""
             table.add_row(stage, f"{summary['kept']:,} of {summary['in']:,}{rejected}")
     table.add_section()

@@ -29,6 +29,16 @@ REASONS = {
     # map
     "missing_column": "The row lacks a column of the mapping.",
     "unmapped_value": "The mapping gives no label for the value.",
+    "mapping_rejected": "The mapping of its dataset was rejected: see the mappings.",
+    "not_in_datastore": "The datastore does not have the dataset of a mapping in the task's file.",
+    "no_label_column": "No column has a few values that could be labels.",
+    "unsuitable": "The teacher judged that the rows are no examples of the task.",
+    "invalid_mapping": "The mapping does not fit the task.",
+    "unknown_column": "The mapping names a column that no row has.",
+    "no_examples": "None of the rows became an example.",
+    "one_label": "All examples have one label.",
+    "low_agreement": "The teacher's own answers do not clearly agree with the mapped ones.",
+    "mapped_dataset": "Its dataset was mapped: its rows are examples without a request.",
     # transform, synthesize, distil
     "no_cue": "The row has no text for the answer to be made of.",
     "unfit_row": "The teacher judged that the row does not fit the task.",

@@ -42,6 +42,7 @@ PIECES: dict[str, tuple[str, ...]] = {
 #: All entries that the page can show; some are optional.
 ALL_PIECES = {
     **PIECES,
+    "mappings": ("dataset", "config", "state", "detail", "mapping", "rows", "used", "agreement", "low", "high"),
     "judge_scores": ("judge", "grades"),
     **dict.fromkeys(LISTED, ("row_id", "dataset", "rank", "reason", "detail", "text")),
     "evaluation_items": ("item_id", "query"),
@@ -70,6 +71,7 @@ _UNITS = {
     "embed": ("cells", "with text"),
     "index": ("rows", "searchable"),
     "retrieve": ("rows seen", "rows that fit"),
+    "map": ("rows", "examples"),
     "transform": ("rows", "examples"),
     "cot": ("examples", "examples"),
     "train": ("examples", "trained on"),
@@ -125,6 +127,7 @@ def write_report(task: Task, outdated: Sequence[str] = (), **pieces: Any) -> str
         judged=diagnostics.judge_against_scores(given.get("scores"), given.get("judge_scores"), metric),
         near=None if mapped is None else diagnostics.nearness(mapped),
         pairs=[] if mapped is None or examples is None else diagnostics.nearest_pairs(mapped, examples),
+        mappings=[] if "mappings" not in given else given["mappings"].to_dict("records"),
         usage=[] if "teacher_usage" not in given else given["teacher_usage"].to_dict("records"),
         limits=limits(given),
         # The table has a line for each system and metric.
@@ -159,6 +162,7 @@ def seed_variance(comparison: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def flow(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The summaries of the stages, in order, with their units, the share they kept and their usage."""
     summaries = [given[name] for stage in STAGES if (name := f"{stage}_summary") in given]
+    summaries = [summary for summary in summaries if summary["in"] or summary["stage"] != "map"]
     return [
         {
             "seconds": None,
@@ -306,10 +310,16 @@ def limits(given: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"The license of {unknown:,} retrieved rows is unknown: check their datasets before you publish."
         )
+    mapped = 0 if examples is None or "mapping_id" not in examples else int(examples["mapping_id"].notna().sum())
+    if mapped:
+        sentences.append(f"{mapped} training examples have the labels of their datasets: read the mappings.")
+    if examples is None or mapped < len(examples):
+        sentences.append(
+            "The examples were written by a model and checked by programs, not by people: what the teacher got wrong, "
+            "the expert may have learned."
+        )
     return [
         *sentences,
-        "The examples were written by a model and checked by programs, not by people: what the teacher got wrong, the "
-        "expert may have learned.",
         "Rows that share words with the evaluation set were rejected before the teacher saw them, by exact match and "
         "by n-grams; a paraphrase passes. Diagnostics shows how near the evaluation items are to the training data.",
         "The intervals show the effect of sampling items, not that of another seed or another teacher.",

@@ -32,6 +32,9 @@ TABLES = {
 }
 #: Optional tables; may be missing.
 _OPTIONAL_TABLES = {
+    "mappings": "map",
+    "mapped_examples": "map",
+    "mapped_rejected": "map",
     "synthesized_examples": "synthesize",
     "synthesized_rejected": "synthesize",
     "distilled_examples": "distil",

@@ -18,10 +18,11 @@ from rebase.reporting.run_tables import CREATED_BY, TABLES, Line, RunTables, to_
 from rebase.text import common_prefix_length
 
 _ROW_TABLES = tuple(TABLES)[:-1]
-_REJECTED = ("examples_rejected", "reasoning_rejected", "synthesized_rejected", "distilled_rejected")
+_REJECTED = ("mapped_rejected", "examples_rejected", "reasoning_rejected", "synthesized_rejected", "distilled_rejected")
 _PREDICTIONS = ("predictions", "comparison_predictions", "students_predictions", "teacher_predictions")
 #: Tables of examples, and the training sets made from them; `students` mixes in memory and saves no training set.
 _TRAINING_SETS = {
+    "mapped_examples": "training_set",
     "examples": "training_set",
     "reasoned_examples": "training_set",
     "synthesized_examples": "synthesized.training_set",
@@ -190,6 +191,9 @@ def _examples(run: RunTables, column: str = "", *values: str) -> list[Line]:
 def _example(run: RunTables, example: Line, row: Line | None) -> Line:
     result = {name: example[name] for name in _EXAMPLE_COLUMNS if example.get(name) is not None}
     result |= {"training": _training(run, example), **_response(run, example)}
+    if mappings := run.lines("mappings", "mapping_id", example.get("mapping_id") or ""):
+        names = ("mapping_id", "mapping", "written_by", "rows", "agreement", "low", "high", "baseline", "dollars")
+        result["mapping"] = {name: mappings[0][name] for name in names}
     if example["table"] == "reasoned_examples" and example.get("rationale"):
         # The reasoning was requested for the example as it was before the cot stage.
         before = run.lines("examples", "example_id", example["example_id"]) or [example]

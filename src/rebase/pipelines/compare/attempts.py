@@ -9,7 +9,7 @@ import pandas as pd
 from kedro.pipeline import Node, Pipeline
 
 from rebase.errors import RebaseError, StageError
-from rebase.records import Untrained, summarize_stage
+from rebase.records import MAPPING_COLUMNS, Untrained, summarize_stage
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +21,16 @@ def no_examples(stage: str) -> Callable[[str], Any]:
     """Replacement for a stage's examples, rejected rows and summary. The requests it made are not known."""
     usage = {"used": None, "used_dollars": None}
     return lambda reason: (
-        _table("example_id", "query", "answer", "dataset", "license", "teacher"),
+        _no_examples(reason),
         _table("row_id", "reason"),
         summarize_stage(stage, kept=0, rejected={}, seconds=0, usage=usage, left_out=reason),
     )
+
+
+def _no_examples(reason: str) -> pd.DataFrame:
+    table = _table("example_id", "query", "answer", "dataset", "license", "teacher")
+    table.attrs = {LEFT_OUT: reason}
+    return table
 
 
 def no_adapter(reason: str) -> tuple[Untrained, pd.DataFrame, dict[str, Any]]:
@@ -39,6 +45,8 @@ def _table(*columns: str) -> pd.DataFrame:
 
 #: What replaces a node's outputs, made from the error's message; by node name.
 REPLACEMENTS: dict[str, Callable[[str], Any]] = {
+    "map_datasets": lambda reason: (pd.DataFrame(columns=MAPPING_COLUMNS), *no_examples("map")(reason)),
+    "add_mapped": _no_examples,
     "synthesize_examples": no_examples("synthesize"),
     "distil_inputs": no_examples("distil"),
     "reason_examples": no_examples("cot"),
@@ -66,7 +74,8 @@ def _tolerant(node: Node, replace: Callable[[str], Any]) -> Node:
     @wraps(function)
     def attempt(*inputs: Any) -> Any:
         # An input that was left out leaves this out too, for the same reason.
-        reasons = [value[LEFT_OUT] for value in inputs if isinstance(value, dict) and LEFT_OUT in value]
+        details = [getattr(value, "attrs", value) for value in inputs]
+        reasons = [value[LEFT_OUT] for value in details if isinstance(value, dict) and LEFT_OUT in value]
         if reasons:
             return replace(reasons[0])
         try:

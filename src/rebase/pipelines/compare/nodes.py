@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rebase.errors import RebaseError
+from rebase.generation.mixing import mix
 from rebase.parameters import CompareParameters, EvaluateParameters, TrainParameters
 from rebase.records import Adapter, Task, Untrained, summarize_stage
 from rebase.student.answering import FEW_SHOT, STUDENT, answer_items
@@ -26,8 +27,19 @@ _REQUESTING_STAGES = {
     "distilled": ("transform", "distil"),
     "rebase": ("transform",),
     "rebase_cot": ("transform", "cot"),
+    "mapped": ("map",),
+    "mapped_rebase": ("map", "transform"),
     "teacher": ("teacher",),
 }
+
+
+def add_mapped(mapped_examples: pd.DataFrame, examples: pd.DataFrame, train: TrainParameters) -> pd.DataFrame:
+    """Half mapped examples and half of the others, as many in all as ``examples`` has, where there are enough."""
+    if mapped_examples.empty:
+        return mapped_examples
+    tables = {"mapped_examples": mapped_examples, "examples": examples}
+    size = min(len(examples), 2 * min(map(len, tables.values())))
+    return mix(tables, dict.fromkeys(tables, 1), size, train.seed)[0]
 
 
 def learn_curve(

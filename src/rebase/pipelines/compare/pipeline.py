@@ -3,8 +3,16 @@
 from kedro.pipeline import Node, Pipeline
 
 from rebase.pipelines import cot, distil, estimate, evaluate, synthesize, train, transform
+from rebase.pipelines import map as mapping
 from rebase.pipelines.compare.attempts import tolerate
-from rebase.pipelines.compare.nodes import learn_curve, predict_systems, score_curves, score_systems, tabulate
+from rebase.pipelines.compare.nodes import (
+    add_mapped,
+    learn_curve,
+    predict_systems,
+    score_curves,
+    score_systems,
+    tabulate,
+)
 from rebase.pipelines.estimate.nodes import estimate_comparison
 from rebase.reporting.plots import plot_curves, plot_scores
 
@@ -14,17 +22,22 @@ TRAINING_SETS = {
     "distilled": "distilled_examples",
     "rebase": "examples",
     "rebase_cot": "reasoned_examples",
+    "mapped": "mapped_examples",
+    "mapped_rebase": "mapped_rebase_examples",
 }
 
 
 def create_pipeline() -> Pipeline:
     """From ``sources`` and ``task`` to ``comparison``, ``comparison_scores`` and ``curves``."""
     distilled = Pipeline(distil.create_pipeline(), inputs={"unlabeled_inputs": "examples"})
+    tables = ["mapped_examples", "examples", "params:train"]
+    mixed = Pipeline([Node(add_mapped, tables, "mapped_rebase_examples", name="add_mapped")])
     return sum(
         (_train(name, examples) for name, examples in TRAINING_SETS.items()),
         estimate.create_pipeline()
-        + transform.create_pipeline()
-        + tolerate(synthesize.create_pipeline() + distilled + cot.create_pipeline())
+        # `rebase` is rewritten rows alone, in any mode.
+        + transform.create_pipeline(with_mapped=False)
+        + tolerate(synthesize.create_pipeline() + distilled + cot.create_pipeline() + mapping.create_pipeline() + mixed)
         + evaluate.create_teacher_pipeline().only_nodes("predict_teacher")
         + _compare(),
     )
@@ -57,7 +70,7 @@ def _compare() -> Pipeline:
     generations = ["comparison_generations", "teacher_generations"]
     curves = [f"{name}_curve" for name in TRAINING_SETS]
     summaries = [f"{name}_train_summary" for name in TRAINING_SETS]
-    stages = [f"{stage}_summary" for stage in ("transform", "cot", "synthesize", "distil", "teacher")]
+    stages = [f"{stage}_summary" for stage in ("transform", "cot", "synthesize", "distil", "map", "teacher")]
     return Pipeline(
         [
             # Before any request is sent.

@@ -32,7 +32,9 @@ def reason_examples(
     cot_prompt: SolvePrompt,
     parameters: CotParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Add to each example the rationale that leads to its answer; for a task without ``cot`` pass all examples on.
+    """Add to each example the rationale that leads to its answer; pass mapped examples on, whose answers are people's.
+
+    For a task without ``cot`` pass all examples on.
 
     More than half of ``samples`` responses must reach one answer, by rationales without a wrong equation. If it is not
     the example's answer, the example is rejected or takes the answer of the majority (``on_disagreement``).
@@ -43,12 +45,13 @@ def reason_examples(
     """
     started = time.monotonic()
     require_examples("cot", examples)
-    if not task.cot:
+    is_mapped = examples.get("mapping_id", pd.Series(None, examples.index)).notna() | (not task.cot)
+    if is_mapped.all():
         passed = examples.assign(rationale=None, agreement=None).astype({"rationale": "str", "agreement": "float64"})
         summary = summarize_stage("cot", kept=len(passed), rejected={}, seconds=0, relabeled=0, usage=Usage().summary())
         return passed, pd.DataFrame(columns=REJECTED_COLUMNS), summary
     rows = {row["row_id"]: row for row in retrieved.to_dict("records")}
-    lines = examples.to_dict("records")
+    lines = examples[~is_mapped].to_dict("records")
 
     async def generate(session: CachedSession, line: dict[str, Any]) -> _Outcome:
         row, fields = rows.get(line["row_id"]), json.loads(line["fields"])
@@ -60,7 +63,7 @@ def reason_examples(
         teacher, lines, generate, lambda result: isinstance(result[1], AnswerSample), stage="cot",
         concurrency=lambda *_: max(1, teacher.concurrency // parameters.samples),
     )  # fmt: skip
-    kept: list[dict[str, Any]] = []
+    kept = [line | {"rationale": None, "agreement": None} for line in examples[is_mapped].to_dict("records")]
     rejected: list[dict[str, Any]] = []
     relabeled = 0
     for line, (samples, outcome) in zip(lines, outcomes, strict=True):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rebase.generation.cost_estimate import estimate_requests, read_estimate, summarize_estimate
+from rebase.generation.mapping import configs_to_map, describe_columns, map_request
 from rebase.generation.prompts.requests import (
     answer_request,
     cot_request,
@@ -16,34 +17,49 @@ from rebase.generation.prompts.requests import (
     evaluation_requests,
     label_requests,
 )
-from rebase.generation.prompts.templates import DistilPrompt, SolvePrompt, TransformPrompt
+from rebase.generation.prompts.templates import DistilPrompt, MapPrompt, SolvePrompt, TransformPrompt
 from rebase.generation.rows import RowTransformer
-from rebase.parameters import CotParameters, DistilParameters, EvaluateParameters, TransformParameters
+from rebase.parameters import (
+    CotParameters,
+    DistilParameters,
+    EvaluateParameters,
+    MapParameters,
+    TransformParameters,
+)
 from rebase.records import Task
 from rebase.tasks.evaluation_items import select_items
 from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.protocol import Request
 
 
-def estimate_cost(
+def estimate_cost(  # noqa: PLR0913, PLR0917 - one argument for each input
     task: Task,
     retrieved: pd.DataFrame,
     teacher: CachedTeacher,
     transform_prompt: TransformPrompt,
     cot_prompt: SolvePrompt,
+    map_prompt: MapPrompt,
+    distil_prompt: DistilPrompt,
     transform: TransformParameters,
     cot: CotParameters,
+    mapping: MapParameters,
 ) -> dict[str, Any]:
     """Estimate requests, tokens and dollars by stage and in total, each as ``[low, high]``.
 
     Low: every response passes and is as short as the shortest of the task's examples. High: all rows are requested and
-    responses are as long as the longest. Cached responses are counted as well. Thinking tokens are not, because they
-    cannot be predicted.
+    responses are as long as the longest. Mappings are counted with an audit of each, described by the retrieved rows;
+    how many rows they leave to transform is not known. Cached responses are counted as well. Thinking tokens are not,
+    because they cannot be predicted.
     """
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
     transformer = RowTransformer(task, rows, transform_prompt, transform)
-    requests = [request for row in rows if (request := transformer.request(row))]
-    plan: _Plan = {"transform": (requests, transform.max_examples, (*task.written_fields, "answer"))}
+    rows_to_send = [] if transform.mode == "map" else rows
+    requests = [request for row in rows_to_send if (request := transformer.request(row))]
+    minimum = transform.max_examples if transform.mode == "rewrite" else 0
+    plan: _Plan = {"transform": (requests, minimum, (*task.written_fields, "answer"))}
+    if transform.mode != "rewrite":
+        requests_of_map, count = _map_requests(task, retrieved, map_prompt, distil_prompt, mapping)
+        plan["map"] = (requests_of_map, count, (*task.query_fields, "answer"))
     # The task's examples stand for those that will be generated.
     examples = list(islice(cycle(task.examples), min(transform.max_examples, len(requests))))
     if transform.consistency_filter:
@@ -111,6 +127,19 @@ def _summarize(task: Task, teacher: CachedTeacher, plan: _Plan, stages: dict[str
         "stages": {stage: summarize_estimate(estimate, teacher.price) for stage, estimate in stages.items()},
         "total": summarize_estimate(np.sum([*stages.values()], axis=0), teacher.price),
     }
+
+
+def _map_requests(
+    task: Task, retrieved: pd.DataFrame, prompt: MapPrompt, distil_prompt: DistilPrompt, parameters: MapParameters
+) -> tuple[list[Request], int]:
+    """A request for each config, then those of the audits; and the number of the former."""
+    configs = []
+    for dataset, config in configs_to_map(task, retrieved, parameters.min_rows):
+        is_of_config = (retrieved["dataset"] == dataset) & (retrieved["config"] == config)
+        rows = [json.loads(row) for row in retrieved.loc[is_of_config, "row"]]
+        configs.append(map_request(task, "", describe_columns(rows), rows[: parameters.shown_rows], prompt, parameters))
+    examples = islice(cycle(task.examples), parameters.audit * len(configs))
+    return [*configs, *evaluation_requests(task, examples, distil_prompt)], len(configs)
 
 
 def _label_requests(

@@ -8,7 +8,8 @@ from rebase.pipelines.estimate.nodes import estimate_cost
 
 def create_pipeline() -> Pipeline:
     """Run ingest, embed, index and retrieve, because the requests depend on the rows, and make ``estimate``."""
-    inputs = ["task", "retrieved", "teacher", "transform_prompt", "cot_prompt", "params:transform", "params:cot"]
+    inputs = ["task", "retrieved", "teacher", "transform_prompt", "cot_prompt", "map_prompt", "distil_prompt"]
+    inputs += ["params:transform", "params:cot", "params:map"]
     estimate = Pipeline(
         [Node(estimate_cost, inputs, "estimate", name="estimate_cost")],
         namespace="teacher_side",

@@ -1,3 +1,3 @@
-"""The whole method: the eight stages, composed."""
+"""The whole method, composed."""
 
 from rebase.pipelines.rebase.pipeline import create_pipeline as create_pipeline

@@ -1,4 +1,4 @@
-"""The whole method: the eight stages, composed."""
+"""The whole method, composed."""
 
 from typing import Any
 
@@ -16,6 +16,7 @@ from rebase.pipelines import (
     train,
     transform,
 )
+from rebase.pipelines import map as mapping
 
 #: The way from raw datasets to adapter, scores and report: what kedro-viz shows between closed groups of nodes.
 MAIN_DATASETS = frozenset(
@@ -53,5 +54,5 @@ class _Part(Pipeline):
 
 def create_pipeline() -> Pipeline:
     """From ``sources`` and ``task`` to ``adapter``, ``scores`` and ``report``."""
-    stages = (ingest, embed, index, retrieve, estimate, transform, cot, train, evaluate, report)
+    stages = (ingest, embed, index, retrieve, estimate, mapping, transform, cot, train, evaluate, report)
     return Overview(sum((stage.create_pipeline() for stage in stages), Pipeline([])).nodes)

@@ -57,7 +57,10 @@ def measure_diversity(task: Task, examples: pd.DataFrame, encoder: Encoder) -> d
 
 
 def compare_usage(
-    estimate: dict[str, Any], transform_summary: dict[str, Any], cot_summary: dict[str, Any]
+    estimate: dict[str, Any],
+    map_summary: dict[str, Any],
+    transform_summary: dict[str, Any],
+    cot_summary: dict[str, Any],
 ) -> pd.DataFrame:
     """Compare the teacher's requests and cost with the estimate: one line for each stage, and one for the total.
 
@@ -68,6 +71,7 @@ def compare_usage(
     lines = [
         {"stage": stage, **summary["usage"], **_add_estimates([stages[part] for part in parts if part in stages])}
         for stage, summary, parts in (
+            *[("map", map_summary, ("map",))] * bool(map_summary["in"]),
             ("transform", transform_summary, ("transform", "consistency_filter")),
             ("cot", cot_summary, ("cot",)),
         )

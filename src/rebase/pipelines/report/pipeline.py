@@ -13,10 +13,10 @@ from rebase.reporting.runs import record_run
 def create_pipeline() -> Pipeline:
     """From the outputs of all stages to ``diversity``, ``teacher_usage``, plots, ``run_record`` and ``report``."""
     diversity = ["task", "reasoned_examples", "encoder"]
-    usage = ["estimate", "transform_summary", "cot_summary"]
+    usage = ["estimate", "map_summary", "transform_summary", "cot_summary"]
     texts = ["task", "retrieved", "reasoned_examples", "evaluation_items", "encoder"]
     record = ["parameters", "scores", "teacher_usage", *(f"{stage}_summary" for stage in STAGES)]
-    pieces = {name: name for name in ("task", *PIECES, *LISTED, "evaluation_items")}
+    pieces = {name: name for name in ("task", "mappings", *PIECES, *LISTED, "evaluation_items")}
     nodes = [
         Node(measure_diversity, diversity, "diversity", name="measure_diversity"),
         Node(compare_usage, usage, "teacher_usage", name="compare_usage"),

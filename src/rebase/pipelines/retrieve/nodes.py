@@ -17,12 +17,9 @@ from rebase.datastore.search import Ranking, TaskVectors, check_encoder, search_
 from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError, StageError
 from rebase.generation.filters.base import Candidate, Rejection
-from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.generation.filters.duplicates import Duplicates
-from rebase.generation.filters.exclusion import reject_excluded
-from rebase.generation.filters.languages import reject_language, task_language
-from rebase.generation.filters.licenses import reject_license
 from rebase.generation.filters.passages import Passage, find_passage, reject_without_passage
+from rebase.generation.filters.sources import source_filter
 from rebase.parameters import ContaminationParameters, RetrieveParameters
 from rebase.records import RETRIEVAL_REJECTED_COLUMNS, RETRIEVED_COLUMNS, ROW_COLUMNS, Task, summarize_stage
 
@@ -134,18 +131,14 @@ def _filter_ranked(
     contamination: ContaminationParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The ``top_n`` best rows that pass the filters, and the rows rejected before enough had passed."""
-    contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
+    reject_source = source_filter(task, evaluation_items, parameters.licenses, contamination.ngram)
     duplicates = Duplicates(parameters.near_duplicate)
-    language = task_language(task)
     kept_of_dataset: Counter[str] = Counter()
     limit = max(1, int(parameters.max_dataset_share * parameters.top_n))
 
     def reject(row: Candidate, passage: Passage | None) -> Rejection | None:
         return (
-            reject_excluded(row, task)
-            or reject_license(row, parameters.licenses)
-            or reject_language(passage.passage if passage else row.longest_cell, language)
-            or contaminated.reject(row.cells)
+            reject_source(row, passage.passage if passage else row.longest_cell)
             or (reject_without_passage(row, parameters) if task.passage and not passage else None)
             or duplicates.reject(row)
             or (Rejection("dataset_share", row.dataset) if kept_of_dataset[row.dataset] >= limit else None)

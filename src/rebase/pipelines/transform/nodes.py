@@ -6,13 +6,14 @@ from typing import Any
 
 import pandas as pd
 
+from rebase.errors import RebaseError
 from rebase.generation.filters.base import Rejection
 from rebase.generation.generate import ExampleStage, GenerationResult, rejected_line
 from rebase.generation.prompts.templates import TransformPrompt
 from rebase.generation.rows import RowTransformer
 from rebase.generation.verification import ProtectedTexts
 from rebase.parameters import ContaminationParameters, TransformParameters
-from rebase.records import Task
+from rebase.records import EXAMPLE_COLUMNS, Task
 from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
 
@@ -27,20 +28,28 @@ def transform_rows(
     transform_prompt: TransformPrompt,
     parameters: TransformParameters,
     contamination: ContaminationParameters,
+    mapped_examples: pd.DataFrame | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Turn retrieved rows into examples, best rows first, until ``max_examples`` have passed or the rows end.
 
-    Concurrency is limited by the teacher, and by the rows that the missing examples need at the rate of those that have
-    passed. Until the first example, a hosted teacher gets at most ``patience`` rows; another one gets no further row
-    after ``patience`` rejections.
+    With ``mapped_examples`` these come first, unless the mode is ``rewrite``, and rows of their datasets are not sent;
+    in the mode ``map`` no row is. Concurrency is limited by the teacher, and by the rows that the missing examples need
+    at the rate of those that have passed. Until the first example, a hosted teacher gets at most ``patience`` rows;
+    another one gets no further row after ``patience`` rejections.
 
     Returns the examples with their provenance; the rows without an example, each with its reason (``not_needed`` for
     the rows after the last example); the summary with the teacher's usage and the balance of labels. Raises StageError
     if no example passed (``not_requested``: the rows after ``patience``), or the teacher answers no request.
     """
     stage = ExampleStage("transform", task, teacher, transform_prompt)
-    rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
-    transformer = RowTransformer(task, rows, transform_prompt, parameters)
+    ranked = retrieved.sort_values("rank", kind="stable").to_dict("records")
+    mode = "rewrite" if mapped_examples is None else parameters.mode
+    mapped = pd.DataFrame() if mapped_examples is None or mode == "rewrite" else mapped_examples
+    if mode == "map" and mapped.empty:
+        raise RebaseError("transform: there are no mapped examples. Run the pipeline map first.")
+    rows, stage.rejected = _rows_to_rewrite(ranked, mapped, mode)
+    not_sent = len(stage.rejected)
+    transformer = RowTransformer(task, ranked, transform_prompt, parameters)
     protected = ProtectedTexts(task, evaluation_items["query"], contamination.ngram)
 
     async def generate(session: CachedSession, row: dict[str, Any]) -> GenerationResult:
@@ -55,17 +64,38 @@ def transform_rows(
         return min(limit, remaining) if teacher.teacher.is_hosted or not remaining else limit
 
     stage.generate(rows, generate, parameters.max_examples, concurrency)
-    unused = rows[len(stage.kept) + len(stage.rejected) :]
+    unused = rows[len(stage.kept) + len(stage.rejected) - not_sent :]
     reason = Rejection("not_needed" if stage.kept else "not_requested")
     stage.rejected += [rejected_line(row, reason) for row in unused]
     unsent = f"The other {len(unused)} rows were not sent (`transform.patience`). " if unused else ""
-    tables = stage.conclude(
+    advice = (
         f"{unsent}`kedro run --pipelines=pilot --params=task={task.name}` shows prompts and responses; "
         "`examples_rejected` has the rows. "
         f"Check the instruction and the examples of the task and {transform_prompt.path}, use a stronger teacher, or "
-        "retrieve more rows (`retrieve.top_n`).",
-        consistency_filter=parameters.consistency_filter,
+        "retrieve more rows (`retrieve.top_n`)."
     )
-    if len(stage.kept) < parameters.max_examples:
+    examples, rejected, summary = stage.conclude(
+        None if len(mapped) else advice, consistency_filter=parameters.consistency_filter
+    )
+    if rows and len(stage.kept) < parameters.max_examples:
         logger.warning("transform: %d examples passed, %d were wanted", len(stage.kept), parameters.max_examples)
-    return tables
+    if len(mapped):
+        lines = [line for table in (mapped, examples) for line in table.to_dict("records")]
+        examples = pd.DataFrame(lines, columns=EXAMPLE_COLUMNS)
+    return examples, rejected, summary
+
+
+def _rows_to_rewrite(
+    ranked: list[dict[str, Any]], mapped: pd.DataFrame, mode: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows to send, in order, and the rejected lines of the others: those of mapped datasets, or all."""
+    sources = set() if mapped.empty else set(zip(mapped["dataset"], mapped["config"], strict=True))
+    rows, rejected = [], []
+    for row in ranked:
+        if (row["dataset"], row["config"]) in sources:
+            rejected.append(rejected_line(row, Rejection("mapped_dataset")))
+        elif mode == "map":
+            rejected.append(rejected_line(row, Rejection("not_needed")))
+        else:
+            rows.append(row)
+    return rows, rejected

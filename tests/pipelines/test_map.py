@@ -1,0 +1,375 @@
+"""Mappings of whole datasets, from the request to the examples, with every kind of dataset that cannot be mapped."""
+
+import json
+from collections import Counter
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rebase.datastore.cells import content_hash
+from rebase.datastore.shards import Shards
+from rebase.errors import RebaseError
+from rebase.parameters import ContaminationParameters, RetrieveParameters
+from rebase.pipelines.cot.nodes import reason_examples
+from rebase.pipelines.map.nodes import map_datasets
+from rebase.pipelines.transform.nodes import transform_rows
+from rebase.records import EXAMPLE_COLUMNS, MAPPING_COLUMNS, REJECTED_COLUMNS, RETRIEVED_COLUMNS, DatasetMapping, Task
+from rebase.teacher.budget import Price
+from tests.generation.test_mapping import NAMES, PARAMETERS
+from tests.pipelines.test_estimate import COT, COT_PROMPT
+from tests.pipelines.test_transform import PROMPT as TRANSFORM_PROMPT
+from tests.pipelines.test_transform import parameters as transform_parameters
+from tests.scripted import Scripted, cached
+from tests.shipped import shipped_prompt, shipped_task
+
+NLI = shipped_task("mnli")
+READING = shipped_task("squad")
+LABELS = NLI.answer.labels
+RETRIEVE = RetrieveParameters(
+    top_n=50, aggregation="max_of_mean", search="exact", annoy_candidates=10, near_duplicate=0.8, max_dataset_share=1,
+    min_passage_words=5, max_passage_words=40, licenses={"allow": ["*"], "deny": ["*-nc-*"], "unknown": "allow"},
+)  # fmt: skip
+CONTAMINATION = ContaminationParameters(ngram=13)
+NO_EVALUATION = pd.DataFrame(columns=["item_id", "fields", "query", "references"])
+COLORS = ("red", "green", "blue", "white", "black", "brown", "gray", "pink", "gold", "teal")
+MAPPING = {
+    "fields": {"premise": "sentence1", "hypothesis": "sentence2"},
+    "answer": {"column": "gold", "values": NAMES},
+}
+
+
+def pairs(count=60, **changes):
+    """Rows of an NLI set: the label follows from the number in the hypothesis."""
+    return [
+        {
+            "sentence1": f"The {COLORS[n % 10]} boat {n} left the {COLORS[n // 10]} harbor at {n} past noon.",
+            "sentence2": f"Case {n % 3} of vessel {n * 7919} is near the {COLORS[n // 10]} pier.",
+            "gold": str(n % 3),
+        }
+        | changes
+        for n in range(count)
+    ]
+
+
+def store(datasets, license="mit"):
+    """A datastore; the name ``a:b`` is the config ``b`` of the dataset ``a``."""
+    lines = {}
+    for name, rows in datasets.items():
+        dataset, _, config = name.partition(":")
+        config = config or "default"
+        lines.setdefault(dataset, []).extend(
+            {"row_id": f"{dataset}/{config}/train/{n}", "dataset": dataset, "config": config, "split": "train",
+             "revision": "r1", "row_index": n, "license": license, "row": json.dumps(row),
+             "content_hash": content_hash({name: str(cell) for name, cell in row.items()})}
+            for n, row in enumerate(rows)
+        )  # fmt: skip
+    return Shards(dict.fromkeys(lines, "1"), lambda name, _: pa.Table.from_pylist(lines[name]))
+
+
+def retrieved_of(rows, count=6):
+    lines = [line for name in rows for line in rows[name].to_pylist()[:count]]
+    frame = pd.DataFrame(lines).assign(rank=range(1, len(lines) + 1), score=0.5)
+    return frame.reindex(columns=RETRIEVED_COLUMNS)
+
+
+def answers_like_people(request):
+    """A teacher that maps as MAPPING says, and answers NLI queries right."""
+    query = request.messages[-1].content
+    if "<data>" in query:
+        return json.dumps({"row": "A pair of sentences.", "mapping": MAPPING})
+    label = LABELS[int(query.partition("Case ")[2][0])]
+    return json.dumps({"rationale": "It is so.", "answer": label})
+
+
+def map_(datasets, say=answers_like_people, task=NLI, mode="map", evaluation=NO_EVALUATION, retrieve=RETRIEVE,
+         license="mit", **changes):  # fmt: skip
+    rows = datasets if isinstance(datasets, Shards) else store(datasets, license)
+    cards = pd.DataFrame({"dataset": list(rows), "description": "Sentences."})
+    teacher = cached(Scripted(say), price=Price(input=1, output=1))
+    tables = map_datasets(
+        task, retrieved_of(rows), rows, cards, evaluation, teacher, shipped_prompt("map"), shipped_prompt("distil"),
+        mode, PARAMETERS.model_copy(update=changes), retrieve, CONTAMINATION,
+    )  # fmt: skip
+    mappings, examples, rejected, summary = tables
+    assert list(mappings) == MAPPING_COLUMNS
+    assert list(examples) == EXAMPLE_COLUMNS
+    assert list(rejected) == REJECTED_COLUMNS
+    assert summary["in"] == summary["kept"] + sum(summary["rejected"].values()) == mappings["rows"].sum()
+    assert len(examples) == summary["kept"] == mappings["used"].sum()
+    assert json.loads(json.dumps(summary)) == summary
+    listed = Counter(rejected["reason"])
+    assert {name: summary["rejected"].get(name) for name in listed} == listed
+    return *tables, teacher.teacher
+
+
+def test_one_request_and_an_audit_turn_a_dataset_into_examples():
+    mappings, examples, rejected, summary, teacher = map_({"boats": pairs()}, max_examples=9)
+    assert len(teacher.requests) == 1 + PARAMETERS.audit
+    assert Counter(examples["answer"]) == dict.fromkeys(LABELS, 3)
+    assert all(LABELS[int(query.partition("Case ")[2][0])] == answer
+               for query, answer in zip(examples["query"], examples["answer"], strict=True))  # fmt: skip
+    assert set(examples["teacher"]) == {"people"}
+    assert set(examples["mapping_id"]) == set(mappings["mapping_id"])
+    assert set(examples["license"]) == {"mit"}
+    assert examples["row_id"].str.startswith("boats/default/train/").all()
+    (line,) = mappings.to_dict("records")
+    assert (line["state"], line["detail"], line["written_by"]) == ("used", "A pair of sentences.", "the teacher")
+    assert (line["rows"], line["used"], line["audited"], line["agreement"]) == (60, 9, 4, 1)
+    assert line["low"] > line["baseline"]
+    assert line["requests"] == 5
+    assert line["dollars"] == pytest.approx(5 * 10 / 1e6)
+    assert summary["mappings"] == {"used": 1}
+    assert summary["rejected"]["not_needed"] == 60 - 9 - len(rejected)
+    ranked = examples.dropna(subset="rank")
+    assert set(ranked["row_id"]) == set(examples["row_id"]) & {f"boats/default/train/{n}" for n in range(6)}
+
+
+def test_a_mapping_from_the_table_can_be_pasted_into_the_task_file_and_costs_no_request():
+    mappings, examples, *_ = map_({"boats": pairs()})
+    written = yaml.safe_load(mappings["mapping"][0])
+    task = Task.parse(NLI.model_dump() | {"mappings": written}, "mnli.yml")
+    again, same, _, summary, teacher = map_({"boats": pairs()}, task=task)
+    assert not teacher.requests
+    assert summary["usage"]["used"] == 0
+    assert list(same["query"]) == list(examples["query"])
+    assert list(again["written_by"]) == ["a person"]
+    assert same["response_key"].isna().all()
+    audited = Task.parse(NLI.model_dump() | {"mappings": [written[0] | {"audit": True}]}, "mnli.yml")
+    assert len(map_({"boats": pairs()}, task=audited)[-1].requests) == PARAMETERS.audit
+
+
+def test_a_mapping_without_a_config_is_for_all_of_them():
+    mapping = DatasetMapping(dataset="boats", fields=MAPPING["fields"], answer="gold", values=NAMES)
+    task = NLI.model_copy(update={"mappings": (mapping,)})
+    mappings, *_ = map_({"boats:one": pairs(), "boats:two": pairs(30)}, task=task)
+    assert list(mappings["config"]) == ["one", "two"]
+
+
+@pytest.mark.parametrize("mode", ["map", "both"])
+def test_swapped_labels_are_seen_by_the_audit(mode):
+    swapped = MAPPING | {
+        "answer": {"column": "gold", "values": dict(zip(NAMES, [*LABELS[1:], LABELS[0]], strict=True))}
+    }
+
+    def say(request):
+        if "<data>" in request.messages[-1].content:
+            return json.dumps({"row": "Pairs.", "mapping": swapped})
+        return answers_like_people(request)
+
+    if mode == "map":
+        with pytest.raises(RebaseError, match=r"boats \(default\): low_agreement 0\.00 \[0\.00, 0\.49\] is not"):
+            map_({"boats": pairs()}, say, mode=mode)
+        return
+    mappings, examples, _, summary, _ = map_({"boats": pairs()}, say, mode=mode)
+    assert list(mappings["state"]) == ["low_agreement"]
+    assert summary["rejected"] == {"mapping_rejected": 60}
+    assert examples.empty
+
+
+def test_a_teacher_that_calls_everything_suitable_and_answers_one_label_maps_nothing():
+    def say(request):
+        answer = {"rationale": "So.", "answer": "neutral"}
+        if "<data>" in request.messages[-1].content:
+            answer = {"row": "Fine.", "mapping": MAPPING}
+        return json.dumps(answer)
+
+    mappings, *_ = map_({"boats": pairs(), "ships": pairs(30)}, say, mode="both", audit=20)
+    assert set(mappings["state"]) == {"low_agreement"}
+
+
+def respond(mapping):
+    def say(request):
+        if "<data>" in request.messages[-1].content:
+            return (
+                mapping
+                if isinstance(mapping, str | tuple | Exception)
+                else json.dumps({"row": "Rows.", "mapping": mapping})
+            )
+        return answers_like_people(request)
+
+    return say
+
+
+@pytest.mark.parametrize(
+    ("rows", "response", "state"),
+    [
+        (pairs(gold="0"), MAPPING, "no_label_column"),
+        ([{"text": f"{n} {n}"} for n in range(40)], MAPPING, "no_label_column"),
+        (pairs(), None, "unsuitable"),
+        (pairs(), MAPPING | {"fields": {"premise": "sentence1", "hypothesis": "sentence1"}}, "invalid_mapping"),
+        (pairs(), MAPPING | {"fields": {"premise": "gold", "hypothesis": "sentence2"}}, "invalid_mapping"),
+        (pairs(), MAPPING | {"fields": {"premise": "title", "hypothesis": "sentence2"}}, "unknown_column"),
+        (pairs(), MAPPING | {"answer": {"column": "gold", "values": {"0": "maybe", "1": "no"}}}, "invalid_mapping"),
+        (pairs(), MAPPING | {"answer": {"column": "gold", "values": {"7": "neutral", "8": LABELS[0]}}}, "no_examples"),
+        (pairs(), MAPPING | {"answer": {"column": "gold", "values": {"0": "neutral", "8": LABELS[0]}}}, "one_label"),
+        (pairs(), "Sorry, I cannot.", "invalid_response"),
+        (pairs(), ("{", "length"), "response_cut_off"),
+        (pairs(), OSError("no route"), "teacher_failed"),
+    ],
+)
+def test_what_cannot_be_mapped_is_recorded_with_its_reason(rows, response, state):
+    mappings, _, _, summary, _ = map_({"boats": rows}, respond(response), mode="both")
+    assert list(mappings["state"]) == [state]
+    assert summary["mappings"] == {state: 1}
+    assert summary["rejected"] == {"mapping_rejected": len(rows)}
+
+
+def test_rows_pass_the_same_filters_as_retrieved_ones():
+    rows = pairs(60)
+    rows[0]["gold"] = "['0', '1']"
+    del rows[1]["sentence2"]
+    rows[2]["sentence1"] = "Beavers fell poplars along the river, and with the trunks they build a dam that floods it."
+    rows[3]["sentence1"] = "Die Biber bauen einen Damm aus Holz und Schlamm, damit der Eingang ihrer Burg nass bleibt."
+    rows[4]["sentence1"] = ""
+    rows[5] = rows[8]
+    rows[6]["sentence1"] = NLI.examples[0]["premise"]
+    item = {"premise": rows[2]["sentence1"], "hypothesis": "Beavers build."}
+    evaluation = pd.DataFrame(
+        [{"item_id": "1", "fields": json.dumps(item), "query": NLI.render_query(item), "references": '["neutral"]'}]
+    )
+    _, examples, rejected, _, _ = map_({"boats": rows}, evaluation=evaluation, max_examples=100)
+    reasons = rejected.drop_duplicates("row_id").set_index("row_id")["reason"]
+    found = {int(row_id.rpartition("/")[2]): reason for row_id, reason in reasons.items()}
+    assert found[0] == "unmapped_value"
+    assert found[1] == "missing_column"
+    assert found[2] == found[6] == "contamination_exact"
+    assert found[3] == "language"
+    assert found[4] == "empty"
+    assert "duplicate" in (found.get(5), found.get(8))
+    assert not set(examples["row_id"]) & set(rejected["row_id"])
+
+
+def test_licenses_and_excluded_datasets_give_no_examples():
+    mappings, *_ = map_({"boats": pairs()}, mode="both", license="cc-by-nc-4.0")
+    assert (mappings["state"][0], mappings["detail"][0]) == ("no_examples", "license 60")
+    mapping = DatasetMapping(dataset="glue-copy", fields=MAPPING["fields"], answer="gold", values=NAMES)
+    task = NLI.model_copy(update={"mappings": (mapping,)})
+    mappings, *_ = map_({"glue-copy": pairs()}, task=task, mode="both")
+    assert mappings["detail"][0] == "excluded_dataset 60"
+
+
+def test_labels_and_datasets_take_turns_and_copies_are_used_once():
+    few = [row for row in pairs(60) if row["gold"] == "0"]
+    ships = [
+        row | {"sentence1": row["sentence1"].replace("boat", "ship on a journey far away, called")} for row in pairs()
+    ]
+    _, examples, rejected, _, _ = map_({"boats": pairs(), "copies": few, "ships": ships}, max_examples=30)
+    assert Counter(examples["answer"]) == dict.fromkeys(LABELS, 10)
+    assert 10 <= (examples["dataset"] == "ships").sum() <= 20
+    _, examples, rejected, _, _ = map_({"boats": pairs(30), "copies": pairs(30)}, max_examples=100)
+    assert "duplicate" in set(rejected["reason"])
+    assert not examples["query"].duplicated().any()
+
+
+def test_a_reading_passage_is_cut_and_must_hold_the_answer():
+    short = "The mill is old."
+    long = " ".join(f"Sentence {n} of this passage names the wheel {n}." for n in range(9))
+    rows = [
+        {"context": f"{long} Row {n}. The owner is Anna {n}.", "question": f"Which wheel does sentence {n % 3} name?",
+         "answers.text": f"wheel {n % 3}; the wheel {n % 3}", "answers.answer_start": "3; 4"}
+        for n in range(12)
+    ]  # fmt: skip
+    rows[0] |= {"answers.text": "Anna 0; Anna", "question": "Who is the owner of sentence 0?"}
+    rows[1]["context"] = short
+    mapping = {"fields": {"context": "context", "question": "question"}, "answer": {"column": "answers.text|1"}}
+
+    def say(request):
+        if "<data>" in request.messages[-1].content:
+            return json.dumps({"row": "A passage.", "mapping": mapping})
+        return json.dumps({"answer": f"wheel {request.messages[-1].content.partition('does sentence ')[2][0]}"})
+
+    retrieve = RETRIEVE.model_copy(update={"near_duplicate": 1.0})
+    mappings, examples, rejected, _, _ = map_({"mills": rows}, say, READING, retrieve=retrieve, max_examples=50)
+    reasons = rejected.set_index("row_id")["reason"]
+    assert reasons["mills/default/train/0"] == "answer_not_in_passage"
+    assert reasons["mills/default/train/1"] == "no_passage"
+    assert mappings["agreement"][0] == 1
+    assert all(len(json.loads(fields)["context"].split()) <= 40 for fields in examples["fields"])
+
+
+def test_a_wrong_mapping_in_the_task_file_stops_the_run_before_any_request():
+    mapping = DatasetMapping(
+        dataset="boats", fields={"premise": "sentence1", "hypothesis": "text"}, answer="gold", values=NAMES
+    )
+    requests = []
+    with pytest.raises(RebaseError, match="'text', which no row of the config 'default' has: there are gold, sen"):
+        map_({"boats": pairs()}, requests.append, task=NLI.model_copy(update={"mappings": (mapping,)}))
+    assert not requests
+    absent = mapping.model_copy(update={"dataset": "rafts"})
+    mappings, *_ = map_({"boats": pairs()}, task=NLI.model_copy(update={"mappings": (absent,)}))
+    assert list(mappings["state"]) == ["not_in_datastore", "used"]
+
+
+def test_without_enough_rows_no_request_is_sent():
+    with pytest.raises(RebaseError, match=r"no config has `map.min_rows` retrieved rows"):
+        map_({"boats": pairs()}, min_rows=7)
+
+
+def test_in_the_mode_rewrite_nothing_happens():
+    mappings, examples, _, summary, teacher = map_({"boats": pairs()}, mode="rewrite")
+    assert mappings.empty
+    assert examples.empty
+    assert examples.attrs["left_out"].startswith("transform.mode is rewrite")
+    assert summary["in"] == 0
+    assert not teacher.requests
+
+
+def test_the_budget_ends_requests():
+    rows = store({"boats": pairs(), "ships": pairs(30)})
+    cards = pd.DataFrame({"dataset": list(rows), "description": ""})
+    teacher = cached(Scripted(answers_like_people, 1), price=Price(input=1, output=1), max_requests=1)
+    mappings, *_ = map_datasets(
+        NLI, retrieved_of(rows), rows, cards, NO_EVALUATION, teacher, shipped_prompt("map"), shipped_prompt("distil"),
+        "both", PARAMETERS, RETRIEVE, CONTAMINATION,
+    )  # fmt: skip
+    assert set(mappings["state"]) == {"budget_reached"}
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(["sentence1", "sentence2", "gold", "x"]), st.text(max_size=8)),
+                min_size=5, max_size=12))  # fmt: skip
+def test_any_rows_are_counted(rows):
+    map_({"odd": rows}, mode="both", audit=0)
+
+
+def test_transform_adds_what_was_mapped_and_sends_the_other_rows():
+    rows = store({"boats": pairs(), "other": [{"text": f"Text {n} about boats and the sea."} for n in range(20)]})
+    _, mapped, *_ = map_(rows, mode="both")
+    retrieved = retrieved_of(rows)
+
+    def say(request):
+        premise = f"The text of {hash(request.messages[-1].content)} is long."
+        return json.dumps({"example": {"premise": premise, "hypothesis": "So.", "answer": "neutral"}})
+
+    def transform(mode):
+        teacher = cached(Scripted(say))
+        given = transform_parameters(max_examples=50).model_copy(update={"mode": mode})
+        tables = transform_rows(NLI, retrieved, NO_EVALUATION, teacher, TRANSFORM_PROMPT, given, CONTAMINATION, mapped)
+        return *tables, teacher
+
+    examples, rejected, summary, _ = transform("both")
+    assert list(examples) == EXAMPLE_COLUMNS
+    assert examples["mapping_id"].notna().sum() == len(mapped)
+    assert (summary["in"], summary["kept"], summary["rejected"]) == (12, 6, {"mapped_dataset": 6})
+    assert set(rejected["reason"]) == {"mapped_dataset"}
+    only, rejected, summary, teacher = transform("map")
+    assert list(only["query"]) == list(mapped["query"])
+    assert summary["rejected"] == {"mapped_dataset": 6, "not_needed": 6}
+    assert not teacher.teacher.requests
+    assert transform("rewrite")[2]["kept"] == 12
+    mapped = mapped.head(0)
+    with pytest.raises(RebaseError, match="Run the pipeline map first"):
+        transform("map")
+
+    def reason(request):
+        return json.dumps({"rationale": "It is so.", "answer": "neutral"})
+
+    teacher = cached(Scripted(reason))
+    reasoned, _, _ = reason_examples(NLI, examples, retrieved, teacher, COT_PROMPT, COT)
+    assert len(teacher.teacher.requests) == 6 * COT.samples
+    assert reasoned["rationale"].notna().sum() == 6
+    assert len(reasoned) == len(examples)
