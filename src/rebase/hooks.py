@@ -41,6 +41,7 @@ from rebase.reporting.freshness import describe_origin
 from rebase.reporting.runs import record_run
 from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.teacher.settings import TeacherSettings
+from rebase.weights import locate_model
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,11 @@ class RunReporter:
         for name in _CHECKED_FIRST:
             if name in inputs:
                 catalog.load(name)
+        if (
+            "student" in inputs
+        ):  # Without this check, a model that is missing would be noticed after the teacher's work.
+            student = catalog.load("student")
+            locate_model(student.model, student.folder)
         if not run_params["only_missing_outputs"]:
             _check_inputs(inputs, catalog)
         if "evaluation_rows" in inputs:
