@@ -614,6 +614,16 @@ def test_a_line_without_end_is_too_large(tmp_path, monkeypatch):
     assert [rejection["reason"] for rejection in metadata["rejected"]] == ["too_large"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.json", "[" + "[]," * 2000 + "[]]"), ("a.jsonl", '{"a": [' + "1," * 2000 + "1]}\n" * 2), ("a.csv", "," * 2000)],
+)
+def test_more_values_than_fit_into_memory_are_too_large(tmp_path, monkeypatch, name, text):
+    monkeypatch.setattr(text_files, "MAX_VALUES", 1000)
+    monkeypatch.setattr(text_files, "MAX_COLUMNS", 1000)
+    assert rejections(folder(tmp_path, {name: text})) == [("too_large", 0)]
+
+
 @pytest.mark.parametrize("format_", ["zip", "gzip", "bz2", "xz", "png", "pdf", "program", "parquet", "noise"])
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
 def test_what_is_no_text_has_no_rows(tmp_path, format_, name):

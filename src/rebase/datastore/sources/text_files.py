@@ -14,6 +14,8 @@ from rebase.datastore.sources.rows import MALFORMED, Row, distinct
 
 #: The most of a file that must be in memory as a whole, such as a line or one JSON value.
 MAX_CHARACTERS = 2**28
+#: The most values of one JSON value, and the most columns: empty ones have three characters, and many bytes.
+MAX_VALUES, MAX_COLUMNS = 2**24, 2**20
 #: The bytes by which an encoding is detected, and the largest share of odd characters in text.
 _HEAD, _MOST_ODD = 2**16, 0.2
 #: Rows of a CSV file by which an unnamed first column is recognized.
@@ -101,6 +103,8 @@ def csv_rows(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterat
         columns = list(map(str, range(len(first[0]) if first else 0)))
     elif sum(len(cells) == len(columns) + 1 and cells[-1] != "" for cells in first) > len(first) / 2:
         columns = ["Unnamed: 0", *columns]  # The rows begin with an index, which the header does not name.
+    if len(columns) > MAX_COLUMNS:
+        raise TooLargeError(f"there are more than {MAX_COLUMNS:,} columns")
     columns = distinct(columns)
     chosen = options.get("usecols")
     used = [name if name in columns else columns[int(name)] for name in chosen] if chosen else columns
@@ -177,7 +181,7 @@ def json_texts(lines: Iterable[str], key: str | None) -> Iterator[str]:
         return
     text = _join(chain([first, second], lines))
     try:
-        value = json.loads(text)
+        value = _parse(text)
     except (ValueError, RecursionError):
         yield from _values_in(text)
     else:
@@ -187,10 +191,17 @@ def json_texts(lines: Iterable[str], key: str | None) -> Iterator[str]:
 def json_row(text: str) -> Row:
     """Parse a row; MALFORMED if it is no JSON object."""
     try:
-        row = json.loads(text)
+        row = _parse(text)
     except (ValueError, RecursionError):
         return MALFORMED
     return row if isinstance(row, dict) else MALFORMED
+
+
+def _parse(text: str) -> Any:
+    """Parse JSON. Raises TooLargeError if it has too many values."""
+    if len(text) > MAX_VALUES and sum(map(text.count, "[{,")) > MAX_VALUES:
+        raise TooLargeError(f"a JSON value has more than {MAX_VALUES:,} values")
+    return json.loads(text)
 
 
 def _join(lines: Iterable[str]) -> str:
