@@ -103,8 +103,6 @@ def csv_rows(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterat
         columns = list(map(str, range(len(first[0]) if first else 0)))
     elif sum(len(cells) == len(columns) + 1 and cells[-1] != "" for cells in first) > len(first) / 2:
         columns = ["Unnamed: 0", *columns]  # The rows begin with an index, which the header does not name.
-    if len(columns) > MAX_COLUMNS:
-        raise TooLargeError(f"there are more than {MAX_COLUMNS:,} columns")
     columns = distinct(columns)
     chosen = options.get("usecols")
     used = [name if name in columns else columns[int(name)] for name in chosen] if chosen else columns
@@ -127,7 +125,11 @@ def _records(lines: Iterable[str], name: str, options: dict[str, Any]) -> Iterat
     else:
         pattern = _separator_pattern(separator)
         records = (re.split(pattern, line.rstrip("\r\n")) for line in lines)
-    return (cells for cells in records if len(cells) > 1 or cells == [""] or "".join(cells).strip(" \t"))
+    for cells in records:
+        if len(cells) > MAX_COLUMNS:
+            raise TooLargeError(f"there are more than {MAX_COLUMNS:,} columns")
+        if len(cells) > 1 or cells == [""] or "".join(cells).strip(" \t"):
+            yield cells
 
 
 def _separator_pattern(separator: str) -> str:
