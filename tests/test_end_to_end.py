@@ -167,7 +167,7 @@ def responses(store: Path) -> int:
         (["--params=evaluation_source=nowhere.jsonl"], ["evaluation set", "nowhere.jsonl"]),
         (["--params=teacher.provider=anthropic"], ["ANTHROPIC_API_KEY", "conf/local/credentials.yml"]),
         (["--params=retrieve.aggregation=median"], ["retrieve", "median"]),
-        (["--params=retrieve.min_passage_words=100000"], ["none of", "no_passage"]),
+        (["--params=retrieve.min_passage_words=100000,retrieve.max_passage_words=100000"], ["none of", "no_passage"]),
     ],
 )
 def test_bad_input_is_said_plainly_before_the_expensive_work(project, arguments, words):

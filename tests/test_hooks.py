@@ -159,6 +159,7 @@ def test_an_environment_that_does_not_exist_is_one_message() -> None:
     [
         ({"train": {"epoch": 2}}, r"train\.epoch is unknown\. Did you mean train\.epochs\?"),
         ({"evaluate": {"limit": "x"}}, r"evaluate\.limit: .*integer \(allowed: integer ≥ 1, ≤ 10,000,000 or `null`\)"),
+        ({"retrieve": {"aggregation": "median"}}, r"retrieve\.aggregation: .*'mean_of_max', not 'median'"),
         ({"seed": -1}, r"train\.seed: .* \(allowed: integer ≥ 0"),
     ],
 )

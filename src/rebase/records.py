@@ -355,6 +355,7 @@ def _problem_line(item: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[s
     # An entry of a list or mapping is described with it.
     allowed = describe_field(fields.get(path) or fields.get(group, {}))
     message = item["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+    message += f", not {item['input']!r:.60}" if item["type"] == "literal_error" else ""
     bounds = f" (allowed: {allowed})" if any(map(allowed.count, "≥>≤<")) else ""
     return path, f"  {path or 'the file'}: {message}{bounds}"
 
