@@ -114,6 +114,9 @@ def test_what_can_be_looked_at_has_a_preview_and_the_rest_says_it_has_none():
     for name, entry in entries().items():
         if entry.get("metadata", {}).get("kedro-viz", {}).get("preview", True):
             assert hasattr(catalog.get(name), "preview"), name
+    for file in (ROOT / "conf").rglob("catalog*.yml"):
+        for line in file.read_text().splitlines():
+            assert "preview: false" not in line or "# " in line, f"{file.name}: why not? {line}"
 
 
 def test_names_of_nodes_work_without_their_group():
