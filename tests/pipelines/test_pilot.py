@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from rebase.errors import RebaseError
-from rebase.generation.pilot import advise, choose_positions
+from rebase.generation.pilot import advise, choose_positions, estimate_full_run
 from rebase.parameters import PilotParameters
-from rebase.pipelines.pilot.nodes import estimate_full_run, try_rows
+from rebase.pipelines.pilot.nodes import try_rows
 from rebase.records import PILOT_COLUMNS
 from rebase.reporting.pilot import show_pilot, write_pilot
 from tests.browser import needs_chromium, open_page
@@ -181,6 +181,9 @@ def test_bad_input_is_one_clear_error():
         pilot(cached(teacher), ROWS.head(0))
     with pytest.raises(RebaseError, match=r"answered none of 20 requests.*no line"):
         pilot(cached(teacher))
+    budget = cached(Scripted(lambda _: ""), max_requests=1)
+    with pytest.raises(RebaseError, match=r"pilot: the teacher"):
+        pilot(budget)
     given = parameters().model_copy(update={"mode": "map"})
     with pytest.raises(RebaseError, match=r"pilot: transform\.mode is map"):
         try_rows(READING, ROWS, NO_EVALUATION, cached(teacher), PROMPT, given, CONTAMINATION, PilotParameters(rows=9))

@@ -9,12 +9,12 @@ import pandas as pd
 
 from rebase.generation.cost_estimate import read_estimate, summarize_estimate
 from rebase.parameters import TransformParameters
-from rebase.teacher.budget import Price
+from rebase.teacher.cached import CachedTeacher
 
 PARTS = ("top", "middle", "end")
 CONFIDENCE = 0.95
 #: The reasons of rows without a response: they say nothing about acceptance.
-UNANSWERED = ("teacher_failed", "budget_reached")
+UNANSWERED = frozenset({"teacher_failed", "budget_reached"})
 #: The stages of the estimate whose requests are in proportion to the examples.
 _PER_EXAMPLE = frozenset({"consistency_filter", "cot"})
 #: It pays to go as deep as an example costs at most so many times as much as in the best part.
@@ -50,8 +50,8 @@ def _acceptance(rows: pd.DataFrame) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def estimate_run(
-    pilot: pd.DataFrame, estimate: Mapping[str, Any], price: Price | None, parameters: TransformParameters
+def estimate_full_run(
+    pilot: pd.DataFrame, estimate: dict[str, Any], teacher: CachedTeacher, parameters: TransformParameters
 ) -> dict[str, Any]:
     """Estimate a full run from the pilot: acceptance, the ``rows_needed``, the ``examples``, ``depth``, and its cost.
 
@@ -88,8 +88,8 @@ def estimate_run(
         "rows_needed": needed,
         "examples": examples,
         "depth": int(np.flatnonzero(rates * _WORTH >= best).max()) + 1 if best else 0,
-        "stages": {stage: summarize_estimate(numbers, price) for stage, numbers in stages.items()},
-        "total": summarize_estimate(np.sum([*stages.values()], axis=0), price),
+        "stages": {stage: summarize_estimate(numbers, teacher.price) for stage, numbers in stages.items()},
+        "total": summarize_estimate(np.sum([*stages.values()], axis=0), teacher.price),
     }
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from rebase.errors import RebaseError
 from rebase.generation.generate import ExampleStage, GenerationResult, explain_nothing_kept
-from rebase.generation.pilot import choose_positions, estimate_run
+from rebase.generation.pilot import UNANSWERED, choose_positions
 from rebase.generation.prompts.templates import TransformPrompt
 from rebase.generation.rows import RowTransformer
 from rebase.generation.verification import ProtectedTexts
@@ -68,7 +68,7 @@ def try_rows(
         "retrieve other rows (`sources`)."
     )
     unusable = "" if stage.kept else explain_nothing_kept("pilot", task, teacher, stage.rejected, advice)
-    if not responses:
+    if not responses or (not stage.kept and {line["reason"] for line in stage.rejected} <= UNANSWERED):
         raise RebaseError(unusable)
     outcomes = {line["row_id"]: line for line in [*stage.kept, *stage.rejected]}
     lines = [
@@ -90,10 +90,3 @@ def _exchange(transformer: RowTransformer, row: Line, response: Response | None)
         "response": response.text if response else None,
         **{name: getattr(response, name, None) for name in ("input_tokens", "output_tokens", "dollars")},
     }
-
-
-def estimate_full_run(
-    pilot: pd.DataFrame, estimate: Line, teacher: CachedTeacher, transform: TransformParameters
-) -> Line:
-    """Estimate the rows and the cost of a full run, with the acceptance and the tokens of the pilot."""
-    return estimate_run(pilot, estimate, teacher.price, transform)

@@ -2,8 +2,9 @@
 
 from kedro.pipeline import Node, Pipeline
 
+from rebase.generation.pilot import estimate_full_run
 from rebase.pipelines import estimate
-from rebase.pipelines.pilot.nodes import estimate_full_run, try_rows
+from rebase.pipelines.pilot.nodes import try_rows
 from rebase.reporting.pilot import write_pilot
 
 
