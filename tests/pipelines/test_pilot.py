@@ -176,14 +176,16 @@ def test_fewer_rows_than_wanted_are_one_warning(caplog):
 
 
 def test_bad_input_is_one_clear_error():
+    def no_checks(request):
+        return asks_for_the_year(request) if "example" in request.schema["properties"] else ConnectionError("no line")
+
     teacher = Scripted(lambda _: ConnectionError("no line"))
     with pytest.raises(RebaseError, match=r"pilot: there are no retrieved rows"):
         pilot(cached(teacher), ROWS.head(0))
     with pytest.raises(RebaseError, match=r"answered none of 20 requests.*no line"):
         pilot(cached(teacher))
-    budget = cached(Scripted(lambda _: ""), max_requests=1)
-    with pytest.raises(RebaseError, match=r"pilot: the teacher"):
-        pilot(budget)
+    with pytest.raises(RebaseError, match=r"nothing usable .*: teacher_failed 20\."):
+        pilot(cached(Scripted(no_checks)), consistency_filter=True)
     given = parameters().model_copy(update={"mode": "map"})
     with pytest.raises(RebaseError, match=r"pilot: transform\.mode is map"):
         try_rows(READING, ROWS, NO_EVALUATION, cached(teacher), PROMPT, given, CONTAMINATION, PilotParameters(rows=9))
