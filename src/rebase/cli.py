@@ -322,6 +322,20 @@ def lineage(folder: Path, params: dict[str, Any], env: str | None) -> None:
 
 
 @cli.command()
+@_params
+@_env
+def doctor(params: dict[str, Any], env: str | None) -> None:
+    """Examine the files of the datastore and of the task: which are whole, stale or damaged, and what to run."""
+    from rebase.reporting.doctor import examine, render
+
+    with _catalog(env, params) as catalog:
+        findings = list(examine(catalog, RunCatalog(catalog, {}).path, pipelines))
+    click.echo(render(findings))
+    if any(finding.state == "damaged" for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
 @_version
 @_params
 @_env

@@ -301,6 +301,11 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
                 if file.startswith(".") or file.endswith(f".{self._folder.file_format}"):
                     self._folder.fs.rm_file(f"{self._folder.root}/{file}")
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether there are files, also if the store is not complete."""
+        return bool(self._folder.files() - {_LOCK})
+
     def problem(self) -> str:
         """What is wrong with the store, and what to do; empty if nothing is. All of it is read."""
         try:

@@ -97,7 +97,9 @@ def complete_answers(
     ``generate`` gets each prompt without an answer once, and a function to call with every batch of answers. Each line
     of the file has the digest of a prompt, the answer, and a digest of both; truncated and damaged lines are ignored.
     """
-    answers = _read_answers(file)
+    answers, damaged_count = read_answers(file)
+    if damaged_count:
+        logger.warning("%d damaged lines of %s are ignored: their answers are generated again", damaged_count, file)
     digests = [_digest(prompt.encode("utf-8", "surrogatepass")) for prompt in prompts]
     missing = {digest: prompt for digest, prompt in zip(digests, prompts, strict=True) if digest not in answers}
     if missing:
@@ -118,20 +120,18 @@ def complete_answers(
     return [answers[digest] for digest in digests]
 
 
-def _read_answers(file: Path) -> dict[str, str]:
-    """The answers by digest of the prompt; lines of earlier versions have no digest of both."""
+def read_answers(file: Path) -> tuple[dict[str, str], int]:
+    """The cached answers by the digest of the prompt, and how many lines are damaged."""
     answers, damaged = {}, 0
     for line in filter(None, file.read_bytes().split(b"\n") if file.exists() else []):
         try:
-            digest, text, *check = json.loads(line)
+            digest, text, *check = json.loads(line)  # lines of earlier versions have no digest of both
             if check not in ([], [_check(digest, text)]):
                 raise ValueError
             answers[digest] = text
         except (ValueError, TypeError):
             damaged += 1
-    if damaged:
-        logger.warning("%d damaged lines of %s are ignored: their answers are generated again", damaged, file)
-    return answers
+    return answers, damaged
 
 
 def _check(digest: str, text: str) -> str:

@@ -1,0 +1,156 @@
+"""The state of a datastore's and a task's files, for ``kedro doctor``."""
+
+import sqlite3
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rebase.errors import user_message
+from rebase.files import damaged_files
+from rebase.student.adapters import describe_damaged_adapter
+from rebase.student.answering import read_answers
+from rebase.student.handle import Student
+
+State = Literal["whole", "stale", "damaged"]
+_WIDTH = 80
+#: The datastore: its parts are compared by fingerprints, not by times.
+_STORES = {"vectors": "embed", "index": "index", "annoy_index": "index"}
+_DATASTORE = {*_STORES, "rows", "cards", "ingest_rejected"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of one entry's files, and what to do."""
+
+    name: str
+    state: State
+    advice: str = ""
+
+
+def examine(catalog: Any, path_of: Callable[[str], Path], pipelines: Mapping[str, Any]) -> Iterator[Finding]:
+    """Examine the files of each entry that a pipeline writes, of the student's folder and of the response cache.
+
+    Args:
+        catalog: Kedro's catalog.
+        path_of: The newest file or folder of an entry.
+        pipelines: Kedro's pipelines by name. A file is stale if a file that its node reads is newer.
+
+    """
+    nodes = [node for pipeline in (pipelines["rebase"], *pipelines.values()) for node in pipeline.nodes]
+    node_of = {output: node for node in reversed(nodes) for output in node.outputs}
+    names = [name for name in dict.fromkeys(o for node in nodes for o in node.outputs) if name in catalog]
+    stale: set[str] = set()
+    for name in names:
+        entry = catalog.get(name)
+        if not catalog.exists(name) and not getattr(entry, "is_begun", False):
+            continue
+        command = f"kedro run --pipelines={_smallest(pipelines, name)}"
+        if problem := _problem(entry):
+            yield Finding(name, "damaged", problem)
+        elif name in _STORES and (reason := _why_outdated(catalog, name, node_of[name])):
+            stale.add(name)
+            yield Finding(name, "stale", f"{reason}: {command}")
+        elif name not in _DATASTORE and (newer := _newer_inputs(catalog, path_of, name, node_of[name], stale)):
+            stale.add(name)
+            yield Finding(name, "stale", f"older than {', '.join(newer)}: {command}")
+        else:
+            yield Finding(name, "whole")
+    yield from _examine_student(catalog.load("student"))
+    yield from _examine_responses(catalog.get("teacher").filepath)
+
+
+def render(findings: Sequence[Finding]) -> str:
+    """The whole entries in one paragraph, then a paragraph for each other one, and the counts, in 80 columns."""
+    whole = ", ".join(finding.name for finding in findings if finding.state == "whole")
+    lines = [("whole", whole), *((f.state, f"{f.name}: {f.advice}") for f in findings if f.state != "whole")]
+    counts = [f"{sum(f.state == state for f in findings)} {state}" for state in get_args(State)]
+    return "\n".join([*(_paragraph(*line) for line in lines if line[1]), ", ".join(counts)])
+
+
+def _paragraph(title: str, text: str) -> str:
+    text = text.replace(f"{Path.cwd()}/", "")
+    wrapped = textwrap.wrap(text, _WIDTH - 9, break_long_words=False, break_on_hyphens=False)
+    return textwrap.indent("\n".join(wrapped), " " * 9).replace(" " * 9, f"{title:<9}", 1)
+
+
+def _smallest(pipelines: Mapping[str, Any], name: str) -> str:
+    """The shortest pipeline that writes an entry."""
+    return min((len(pipeline.nodes), key) for key, pipeline in pipelines.items() if name in pipeline.all_outputs())[1]
+
+
+def _problem(entry: Any) -> str:
+    """What is wrong with the files of an entry, in all versions; files without a checksum are read."""
+    versions = entry.list_versions(full_path=False) if getattr(entry, "_version", None) else [None]
+    for version in versions:
+        if problem := entry.problem(*filter(None, [version])) if hasattr(entry, "problem") else "":
+            return str(problem)
+    try:
+        loaded = entry.load()
+        for load in loaded.values() if isinstance(loaded, dict) else ():
+            if callable(load):  # a partition
+                load()
+    except Exception as error:
+        return user_message(error) or f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _why_outdated(catalog: Any, name: str, node: Any) -> str:
+    """Why a store is not what its node would plan now; empty if it is, or if that cannot be known."""
+    try:
+        plan = node.run({source: catalog.load(source) for source in node.inputs})[name]
+    except Exception:
+        return ""  # what it is made from is missing or damaged, which has a line of its own
+    planned = {shard.name: shard.fingerprint for shard in plan.shards}
+    saved = catalog.load(name).fingerprints
+    different = sum(saved.get(shard) != fingerprint for shard, fingerprint in planned.items())
+    removed = len(set(saved) - set(planned))
+    return f"{different} shards changed, {removed} no longer exist" if different or removed else ""
+
+
+def _newer_inputs(catalog: Any, path_of: Callable[[str], Path], name: str, node: Any, stale: set[str]) -> list[str]:
+    """What an entry is made from and older than, or what is stale itself."""
+    if not hasattr(catalog.get(name), "problem"):  # partitions
+        return []
+    sources = [source for source in node.inputs if source in catalog and hasattr(catalog.get(source), "problem")]
+    own = _time(path_of(name))
+    existing = {source for source in sources if source not in _DATASTORE and catalog.exists(source)}
+    return [source for source in sources if source in stale or (source in existing and _time(path_of(source)) > own)]
+
+
+def _time(path: Path) -> float:
+    """When a file, or the newest file of a folder, was written; 0 for a remote one."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path] if path.exists() else []
+    return max((file.stat().st_mtime for file in files), default=0)
+
+
+def _examine_student(student: Student) -> Iterator[Finding]:
+    """The results of training, the cached answers and the converted weights."""
+    again = "The next run makes it again."
+    for result in sorted(student.workdir.glob("*/result")):
+        damaged = ", ".join(file.name for file in damaged_files(result)) or describe_damaged_adapter(result / "adapter")
+        yield _finding(f"training/{result.parent.name}", damaged and f"{result}: {damaged}. {again}")
+    for file in sorted(student.workdir.glob("answers/*.jsonl")):
+        _, count = read_answers(file)
+        yield _finding(f"answers/{file.stem[:8]}", f"{file}: {count} damaged answers. {again}" if count else "")
+    for folder in sorted(path for path in student.folder.glob("*") if path.is_dir()):
+        damaged = ", ".join(file.name for file in damaged_files(folder))
+        yield _finding(f"weights/{folder.name}", damaged and f"{folder}: {damaged}. {again}")
+
+
+def _examine_responses(path: Path) -> Iterator[Finding]:
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            result = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        result = str(error)
+    advice = f"{path}: {result}. The next run renames it and saves the responses that can be read."
+    yield _finding("response cache", "" if result == "ok" else advice)
+
+
+def _finding(name: str, problem: str) -> Finding:
+    return Finding(name, "damaged" if problem else "whole", problem)
