@@ -34,7 +34,7 @@ def session_of(project: Path, base_url: str = "http://127.0.0.1:9") -> Iterator[
     params: dict[str, Any] = {
         "task": TASK,
         "teacher": teacher,
-        "student": {"model": str(project / "tiny")},
+        "student": {"model": str((project / "tiny").resolve())},  # a copy has a link to it
         "transform": {"guided": False},
         "train": {"four_bit": False, "max_length": 1024},
         "evaluate": {"limit": 2, "bootstrap_samples": 50},

@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -247,11 +247,14 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
         self.metadata = metadata
 
     def load(self) -> Shards:
-        manifest = self._complete_manifest()
+        try:
+            manifest, problem = self._complete_manifest(), "is missing or not complete"
+        except ValueError as error:
+            manifest, problem = None, f"has a damaged {_MANIFEST}: {error}"
         if not manifest:
             raise FileError(
-                f"{self._folder.path} is missing or not complete. Run the pipeline that writes it; it resumes. "
-                "The whole datastore: kedro run --pipelines=ingest,embed,index."
+                f"{self._folder.path} {problem}. Run the pipeline that writes it; it resumes. The whole datastore: "
+                "kedro run --pipelines=ingest,embed,index."
             )
         read, engine, path = self._folder.read, self._engine, self._folder.path
         return Shards(manifest.shards, read, engine, path, manifest.seconds, manifest.checksums)
@@ -266,7 +269,11 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
     def save(self, plan: ShardPlan) -> None:
         started = time.monotonic()
         with self._locked():
-            listed = self._manifest()
+            try:
+                listed = self._manifest()
+            except ValueError as error:
+                logger.warning("%s: %s is damaged and is written again: %s", self._folder.path, _MANIFEST, error)
+                listed = None
             intact, damaged = self._verify()
             if damaged:
                 shown = ", ".join(damaged[:5])
@@ -340,21 +347,19 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
             ) from None
 
     def _exists(self) -> bool:
-        return self._complete_manifest() is not None
+        with suppress(ValueError):
+            return self._complete_manifest() is not None
+        return False
 
     def _manifest(self) -> "_Manifest | None":
-        """The manifest; None before the first save, or if it is damaged."""
+        """The manifest; None before the first save. Raises ValueError if it is damaged."""
         try:
             return _Manifest.from_json(self._folder.content(_MANIFEST))
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            path = f"{self._folder.path}/{_MANIFEST}"
-            logger.warning("%s is damaged: %s. The pipeline that writes it keeps the shards", path, error)
-            return None
 
     def _complete_manifest(self) -> "_Manifest | None":
-        """The manifest; None if it is missing, or one of its shards."""
+        """The manifest; None if it is missing, or one of its shards. Raises ValueError if it is damaged."""
         manifest = self._manifest()
         return manifest if manifest and self._files_of(manifest) <= self._folder.files() else None
 
