@@ -64,8 +64,8 @@ def examine(catalog: Any, path_of: Callable[[str], Path], pipelines: Mapping[str
 
 def render(findings: Sequence[Finding]) -> str:
     """The whole entries in one paragraph, then a paragraph for each other one, and the counts, in 80 columns."""
-    whole = ", ".join(finding.name for finding in findings if finding.state == "whole")
-    lines = [("whole", whole), *((f.state, f"{f.name}: {f.advice}") for f in findings if f.state != "whole")]
+    whole_names = ", ".join(finding.name for finding in findings if finding.state == "whole")
+    lines = [("whole", whole_names), *((f.state, f"{f.name}: {f.advice}") for f in findings if f.state != "whole")]
     counts = [f"{sum(f.state == state for f in findings)} {state}" for state in get_args(State)]
     return "\n".join([*(_paragraph(*line) for line in lines if line[1]), ", ".join(counts)])
 
@@ -115,9 +115,11 @@ def _newer_inputs(catalog: Any, path_of: Callable[[str], Path], name: str, node:
     if not hasattr(catalog.get(name), "problem"):  # partitions
         return []
     sources = [source for source in node.inputs if source in catalog and hasattr(catalog.get(source), "problem")]
-    own = _time(path_of(name))
+    written = _time(path_of(name))
     existing = {source for source in sources if source not in _DATASTORE and catalog.exists(source)}
-    return [source for source in sources if source in stale or (source in existing and _time(path_of(source)) > own)]
+    return [
+        source for source in sources if source in stale or (source in existing and _time(path_of(source)) > written)
+    ]
 
 
 def _time(path: Path) -> float:
