@@ -116,10 +116,12 @@ def _newer_inputs(catalog: Any, path_of: Callable[[str], Path], name: str, node:
         return []
     sources = [source for source in node.inputs if source in catalog and hasattr(catalog.get(source), "problem")]
     written = _time(path_of(name))
-    existing = {source for source in sources if source not in _DATASTORE and catalog.exists(source)}
-    return [
-        source for source in sources if source in stale or (source in existing and _time(path_of(source)) > written)
-    ]
+    newer = {
+        source
+        for source in sources
+        if source not in _DATASTORE and catalog.exists(source) and _time(path_of(source)) > written
+    }
+    return [source for source in sources if source in stale | newer]
 
 
 def _time(path: Path) -> float:
