@@ -343,7 +343,7 @@ def report(version: str | None, params: dict[str, Any], env: str | None) -> None
     """Write report.html from all outputs that exist, for example of an interrupted or of an older run."""
     from rebase.reporting.freshness import find_outdated
     from rebase.reporting.report import ALL_PIECES, write_report
-    from rebase.reporting.runs import summaries_of
+    from rebase.reporting.runs import is_scores, summaries_of
 
     with _catalog(env, params) as catalog:
         run_catalog = RunCatalog(catalog, dict.fromkeys(ALL_PIECES, "report"), version)
@@ -353,6 +353,11 @@ def report(version: str | None, params: dict[str, Any], env: str | None) -> None
                 pieces[name] = run_catalog.load(name)
             except RebaseError as error:
                 click.echo(f"{name} cannot be read and is left out: {error}", err=True)
+        if "scores" in pieces and not is_scores(pieces["scores"]):
+            click.echo(
+                "The scores have the shape of another version and are left out. Run the evaluate pipeline.", err=True
+            )
+            del pieces["scores"]
         if not run_catalog.is_newest:
             pieces = summaries_of(pieces.get("run_record", {})) | pieces
         # Origins are recorded of the newest outputs alone.

@@ -1,5 +1,6 @@
 """The entries of older runs, by version, through Kedro's public API."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from kedro.io import DatasetError
 
 from rebase.errors import RebaseError
+
+logger = logging.getLogger(__name__)
 
 #: Entries that are made after a run's scores.
 _MADE_LATER = ("run_record", "judge_scores", "comparison_scores")
@@ -92,7 +95,7 @@ class RunCatalog:
 def load_all_versions(catalog: Any, name: str, task: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
     """All versions of a JSON file of each task, or of one ``task``, from a partitioned entry: by task and version.
 
-    Files that cannot be read are left out.
+    Files that cannot be read are left out with a warning.
     """
     try:
         partitions = catalog.load(name)
@@ -105,7 +108,8 @@ def load_all_versions(catalog: Any, name: str, task: str | None = None) -> dict[
             continue
         try:
             content = load()
-        except DatasetError:
+        except DatasetError as error:
+            logger.warning("%s is left out: %s", partition, error)
             continue
         if isinstance(content, dict):
             files.setdefault(file_task, {})[version] = content

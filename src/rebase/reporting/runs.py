@@ -70,8 +70,16 @@ def record_run(
     }
 
 
+def is_scores(content: Mapping[str, Any]) -> bool:
+    """Whether scores have the shape of this version: each system's metrics, with value, low and high."""
+    systems = content.get("systems", {})
+    metrics = systems.values() if isinstance(systems, dict) else [None]
+    cells = [cell for of_system in metrics for cell in (of_system.values() if isinstance(of_system, dict) else [None])]
+    return all(isinstance(cell, dict) and {"value", "low", "high"} <= set(cell) for cell in cells)
+
+
 def find_runs(scores: Mapping[str, Line], records: Mapping[str, Line]) -> list[RunScores]:
-    """The runs of a task, the newest first, from its scores and records by version.
+    """The runs of a task, the newest first, from its scores and records by version; without scores of another shape.
 
     A record belongs to the run of its version. A run that was killed before its record was written gets the first
     later record of equal scores that belongs to no other run, without the parameters, versions and machine: those
@@ -90,6 +98,7 @@ def find_runs(scores: Mapping[str, Line], records: Mapping[str, Line]) -> list[R
     return [
         RunScores(run_version, run_scores, find_record(run_version, run_scores))
         for run_version, run_scores in sorted(scores.items(), reverse=True)
+        if is_scores(run_scores)
     ]
 
 
