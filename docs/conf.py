@@ -22,7 +22,7 @@ suppress_warnings = ["misc.highlighting_failure"]  # README's diagram: GitHub dr
 #: The order of the pages, added to the start page. In the file it would be a block of text for readers on GitHub.
 ORDER = {
     "Start": "README docs/tutorial/index",
-    "How to": "gpu servers vllm cluster hub map see use compare students judge trace provider metric",
+    "How to": "gpu servers vllm cluster hub map see check use compare students judge trace provider metric",
     "How it works": "docs/method docs/teacher docs/scale docs/results",
     "Reference": "conf/README globals parameters catalog pipelines commands tasks",
     "Contributing": "CONTRIBUTING CHANGELOG",

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from rebase.datasets.versions import RunCatalog
 from rebase.datastore.shards import Shards
 from rebase.errors import user_message
+from rebase.hooks import load_origins
 from rebase.records import Adapter
 from rebase.reporting.doctor import examine
 from tests.damage import damage_file, every_damage
@@ -91,7 +91,8 @@ def doctor(project: Path) -> dict[str, str]:
     pipelines.set_requested(None)
     with session_of(project) as session:
         catalog = session.load_context().catalog
-        findings = list(examine(catalog, RunCatalog(catalog, {}).path, pipelines))
+        origins = {name: read() for name, read in load_origins(catalog).items()}
+        findings = list(examine(catalog, origins, pipelines))
     return {finding.name: finding.advice for finding in findings if finding.state == "damaged"}
 
 

@@ -329,7 +329,8 @@ def doctor(params: dict[str, Any], env: str | None) -> None:
     from rebase.reporting.doctor import examine, render
 
     with _catalog(env, params) as catalog:
-        findings = list(examine(catalog, RunCatalog(catalog, {}).path, pipelines))
+        origins = {name: load() for name, load in load_origins(catalog).items()}
+        findings = list(examine(catalog, origins, pipelines))
     click.echo(render(findings))
     if any(finding.state == "damaged" for finding in findings):
         raise click.exceptions.Exit(1)

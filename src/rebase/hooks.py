@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,17 @@ class OriginRecorder:
 def load_origins(catalog: CatalogProtocol) -> dict[str, Callable[[], dict[str, Any]]]:
     """The saved origins, by catalog entry, each with a function that loads it; none before the first run."""
     try:
-        return dict(catalog["origins"].load())
+        return {name: partial(_read_origin, load) for name, load in catalog["origins"].load().items()}
     except DatasetError:
         return {}
+
+
+def _read_origin(load: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return load()
+    except DatasetError as error:
+        logger.warning("%s What it describes counts as current.", user_message(error))
+        return {"content": None, "made_from": {}}
 
 
 def _check_inputs(inputs: AbstractSet[str], catalog: CatalogProtocol) -> None:

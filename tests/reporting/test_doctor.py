@@ -1,6 +1,5 @@
 """``kedro doctor`` on a catalog of a few files."""
 
-import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -62,26 +61,26 @@ PIPELINES = {
 PIPELINES["rebase"] = sum(PIPELINES.values(), Pipeline([]))
 
 
-def findings(catalog: DataCatalog, tmp_path: Path) -> dict[str, tuple[str, str]]:
-    paths = {"examples": "examples.parquet", "training_set": "training_set.parquet"}
-    found = examine(catalog, lambda name: tmp_path / paths.get(name, name), PIPELINES)
-    return {finding.name: (finding.state, finding.advice) for finding in found}
+def findings(catalog: DataCatalog, **origins: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {finding.name: (finding.state, finding.advice) for finding in examine(catalog, origins, PIPELINES)}
 
 
-def test_what_does_not_exist_is_left_out_and_the_rest_is_whole(catalog: DataCatalog, tmp_path: Path) -> None:
+def test_what_does_not_exist_is_left_out_and_the_rest_is_whole(catalog: DataCatalog) -> None:
     names = ("rows", "vectors", "examples", "training_set")
-    assert findings(catalog, tmp_path) == dict.fromkeys(names, ("whole", ""))
+    assert findings(catalog) == dict.fromkeys(names, ("whole", ""))
 
 
-def test_an_older_file_is_stale(catalog: DataCatalog, tmp_path: Path) -> None:
-    os.utime(tmp_path / "training_set.parquet", (0, 0))
-    advice = "older than examples: kedro run --pipelines=train"
-    assert findings(catalog, tmp_path)["training_set"] == ("stale", advice)
+def test_a_file_that_was_made_from_something_else_is_stale(catalog: DataCatalog) -> None:
+    examples, training_set = ({"content": "new", "made_from": made_from} for made_from in ({}, {"examples": "old"}))
+    advice = "what it was made from has changed: kedro run --pipelines=train"
+    states = findings(catalog, examples=examples, training_set=training_set)
+    assert states["training_set"] == ("stale", advice)
+    assert states["examples"] == ("whole", "")
 
 
-def test_a_store_of_other_data_is_stale(catalog: DataCatalog, tmp_path: Path) -> None:
+def test_a_store_of_other_data_is_stale(catalog: DataCatalog) -> None:
     save_rows(catalog, a="1", c="3")
-    state, advice = findings(catalog, tmp_path)["vectors"]
+    state, advice = findings(catalog)["vectors"]
     assert (state, advice) == ("stale", "1 shards changed, 1 no longer exist: kedro run --pipelines=embed")
 
 
@@ -99,9 +98,9 @@ def test_damage_is_found_in_stores_files_training_answers_and_the_response_cache
     (tmp_path / "base" / "model" / ".checksums.json").write_text("")
     with sqlite3.connect(tmp_path / "responses.sqlite") as connection:
         connection.execute("CREATE TABLE responses (text)")
-    assert findings(catalog, tmp_path)["response cache"] == ("whole", "")
+    assert findings(catalog)["response cache"] == ("whole", "")
     (tmp_path / "responses.sqlite").write_bytes(b"no database, but longer than a header of SQLite" * 10)
-    damaged = {name for name, (state, _) in findings(catalog, tmp_path).items() if state == "damaged"}
+    damaged = {name for name, (state, _) in findings(catalog).items() if state == "damaged"}
     others = {"training/f", "answers/01234567", "weights/model", "response cache"}
     assert damaged == {"rows", "vectors", "examples", *others}
 
@@ -111,12 +110,12 @@ def test_the_list_fits_80_columns_and_ends_with_the_counts() -> None:
     lines = render(
         [
             *(Finding(f"entry_{number}", "whole") for number in range(30)),
-            Finding("examples", "stale", "older than retrieved: kedro run --pipelines=transform"),
+            Finding("examples", "stale", "what it was made from has changed: kedro run --pipelines=transform"),
             Finding("cards", "damaged", f"{Path.cwd()}/{path} is damaged: its content is not what was written. " * 2),
         ]
     ).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("whole    entry_0, entry_1")
-    assert "stale    examples: older than retrieved: kedro run --pipelines=transform" in lines
+    assert "stale    examples: what it was made from has changed: kedro run" in lines
     assert any(line.startswith(f"damaged  cards: {path} is damaged: its content is not what") for line in lines)
     assert lines[-1] == "30 whole, 1 stale, 1 damaged"

@@ -2,7 +2,7 @@
 
 import sqlite3
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +10,15 @@ from typing import Any, Literal, get_args
 
 from rebase.errors import user_message
 from rebase.files import damaged_files
+from rebase.reporting.freshness import Origins, find_outdated
 from rebase.student.adapters import describe_damaged_adapter
 from rebase.student.answering import read_answers
 from rebase.student.handle import Student
 
 State = Literal["whole", "stale", "damaged"]
 _WIDTH = 80
-#: The datastore: its parts are compared by fingerprints, not by times.
-_STORES = {"vectors": "embed", "index": "index", "annoy_index": "index"}
-_DATASTORE = {*_STORES, "rows", "cards", "ingest_rejected"}
+#: Stores that are compared with a new plan; that of `rows` would read the sources.
+_STORES = ("vectors", "index", "annoy_index")
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,19 @@ class Finding:
     advice: str = ""
 
 
-def examine(catalog: Any, path_of: Callable[[str], Path], pipelines: Mapping[str, Any]) -> Iterator[Finding]:
+def examine(catalog: Any, origins: Origins, pipelines: Mapping[str, Any]) -> Iterator[Finding]:
     """Examine the files of each entry that a pipeline writes, of the student's folder and of the response cache.
 
     Args:
         catalog: Kedro's catalog.
-        path_of: The newest file or folder of an entry.
-        pipelines: Kedro's pipelines by name. A file is stale if a file that its node reads is newer.
+        origins: What each entry was made from.
+        pipelines: Kedro's pipelines by name.
 
     """
     nodes = [node for pipeline in (pipelines["rebase"], *pipelines.values()) for node in pipeline.nodes]
     node_of = {output: node for node in reversed(nodes) for output in node.outputs}
     names = [name for name in dict.fromkeys(o for node in nodes for o in node.outputs) if name in catalog]
-    stale: set[str] = set()
+    outdated = find_outdated(origins, names)
     for name in names:
         entry = catalog.get(name)
         if not catalog.exists(name) and not getattr(entry, "is_begun", False):
@@ -51,11 +51,9 @@ def examine(catalog: Any, path_of: Callable[[str], Path], pipelines: Mapping[str
         if problem := _problem(entry):
             yield Finding(name, "damaged", problem)
         elif name in _STORES and (reason := _why_outdated(catalog, name, node_of[name])):
-            stale.add(name)
             yield Finding(name, "stale", f"{reason}: {command}")
-        elif name not in _DATASTORE and (newer := _newer_inputs(catalog, path_of, name, node_of[name], stale)):
-            stale.add(name)
-            yield Finding(name, "stale", f"older than {', '.join(newer)}: {command}")
+        elif name in outdated:
+            yield Finding(name, "stale", f"what it was made from has changed: {command}")
         else:
             yield Finding(name, "whole")
     yield from _examine_student(catalog.load("student"))
@@ -108,26 +106,6 @@ def _why_outdated(catalog: Any, name: str, node: Any) -> str:
     different = sum(saved.get(shard) != fingerprint for shard, fingerprint in planned.items())
     removed = len(set(saved) - set(planned))
     return f"{different} shards changed, {removed} no longer exist" if different or removed else ""
-
-
-def _newer_inputs(catalog: Any, path_of: Callable[[str], Path], name: str, node: Any, stale: set[str]) -> list[str]:
-    """What an entry is made from and older than, or what is stale itself."""
-    if not hasattr(catalog.get(name), "problem"):  # partitions
-        return []
-    sources = [source for source in node.inputs if source in catalog and hasattr(catalog.get(source), "problem")]
-    written = _time(path_of(name))
-    newer = {
-        source
-        for source in sources
-        if source not in _DATASTORE and catalog.exists(source) and _time(path_of(source)) > written
-    }
-    return [source for source in sources if source in stale | newer]
-
-
-def _time(path: Path) -> float:
-    """When a file, or the newest file of a folder, was written; 0 for a remote one."""
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path] if path.exists() else []
-    return max((file.stat().st_mtime for file in files), default=0)
 
 
 def _examine_student(student: Student) -> Iterator[Finding]:
