@@ -123,7 +123,7 @@ class RunReporter:
             from rebase.reporting.pilot import show_pilot
 
             console.print(show_pilot(*map(catalog.load, ("task", "pilot", "pilot_summary", "pilot_estimate"))))
-            page = RunCatalog(catalog, {}).path("pilot_page")
+            page = self._outputs.path("pilot_page")
             console.print(f"Next: open {page}; for the full run, the same command without --pipelines=pilot",
                           soft_wrap=True, highlight=False)  # fmt: skip
         if "merged_model" in outputs:
