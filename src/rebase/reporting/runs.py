@@ -149,16 +149,17 @@ def runs_tables(task: str, runs: Sequence[RunScores]) -> Group:
             f"{record.get('counts', {}).get('train', {}).get('kept', '–')}",
             _dollars(record.get("dollars"), record.get("used_dollars")),
         )
-        changes.add_row(run.version[:_SECOND], "\n".join(differences))
+        if differences:
+            changes.add_row(run.version[:_SECOND], "\n".join(differences))
     recorded = sum(bool(run_settings) for run_settings in settings)
     shared = [n for n in names if n not in differing and "." not in n and len(values[n]) == recorded]
-    if shared:
-        changes.caption = "The same in all runs: " + ", ".join(f"{name} {_short(values[name][0])}" for name in shared)
+    same = [f"{name} {_short(values[name][0])}" for name in shared]
     verdicts = make_table("run", "verdict", title="Verdicts")
     verdicts.columns[-1].no_wrap = False
     for run in runs:
         verdicts.add_row(run.version[:_SECOND], escape(run.scores.get("verdict", "–")))
-    return Group(*tables, verdicts, costs, changes)
+    tables += [verdicts, costs, *[changes] * bool(changes.row_count)]
+    return Group(*tables, *["The same in all runs: " + escape(", ".join(same))] * bool(same))
 
 
 def _score(cell: Mapping[str, float]) -> str:
