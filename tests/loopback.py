@@ -27,7 +27,7 @@ def writing(write: Callable[[str, BinaryIO], None]) -> Iterator[str]:
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            path, length = self.rfile.readline().split()[1], 0
+            path, length = (*self.rfile.readline().split(), b"", b"")[1], 0
             while line := self.rfile.readline().strip().lower():
                 length = int(line.split(b":")[1]) if line.startswith(b"content-length:") else length
             request = path + b" " + self.rfile.read(length)
