@@ -138,7 +138,10 @@ def test_a_damaged_line_is_ignored_and_its_answer_generated_again(
     damaged = line.replace("DIGEST", json.loads(first)[0])
     file.write_bytes(f"{damaged}\n{second}".encode(errors="surrogateescape"))
     assert complete_answers(file, ["a", "b"], exclaim) == ["a!", "b!"]
-    assert f"1 damaged lines of {file} are ignored" in caplog.text
+    assert f"1 damaged lines of {file} are removed" in caplog.text
+    caplog.clear()
+    assert complete_answers(file, ["a", "b"], lambda *_: pytest.fail("both are cached")) == ["a!", "b!"]
+    assert not caplog.text
 
 
 def test_any_turned_byte_of_an_answer_is_noticed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from rebase import __version__
 from rebase.errors import RebaseError
+from rebase.files import replacing_file
 from rebase.parameters import EvaluateParameters
 from rebase.records import Adapter, Task
 from rebase.student.formatting import render_prompt
@@ -95,11 +96,13 @@ def complete_answers(
     """Answers to rendered prompts, in order: from the cache ``file``, or generated if it has none.
 
     ``generate`` gets each prompt without an answer once, and a function to call with every batch of answers. Each line
-    of the file has the digest of a prompt, the answer, and a digest of both; truncated and damaged lines are ignored.
+    of the file has the digest of a prompt, the answer, and a digest of both; truncated and damaged lines are removed.
     """
     answers, damaged_count = read_answers(file)
     if damaged_count:
-        logger.warning("%d damaged lines of %s are ignored: their answers are generated again", damaged_count, file)
+        logger.warning("%d damaged lines of %s are removed: their answers are generated again", damaged_count, file)
+        with replacing_file(file) as part:
+            part.write_text(_lines(answers), encoding="utf-8")
     digests = [_digest(prompt.encode("utf-8", "surrogatepass")) for prompt in prompts]
     missing = {digest: prompt for digest, prompt in zip(digests, prompts, strict=True) if digest not in answers}
     if missing:
@@ -112,8 +115,7 @@ def complete_answers(
             def save(positions: Sequence[int], texts: Sequence[str]) -> None:
                 batch = {missing_digests[position]: text for position, text in zip(positions, texts, strict=True)}
                 answers.update(batch)
-                # The newline comes first because the line before may be truncated.
-                lines.write("".join(f"\n{json.dumps([*answer, _check(*answer)])}" for answer in batch.items()))
+                lines.write(_lines(batch))
                 lines.flush()
 
             generate(list(missing.values()), save)
@@ -132,6 +134,11 @@ def read_answers(file: Path) -> tuple[dict[str, str], int]:
         except (ValueError, TypeError):
             damaged += 1
     return answers, damaged
+
+
+def _lines(answers: Mapping[str, str]) -> str:
+    """Lines of the file. The newline comes first because the line before may be truncated."""
+    return "".join(f"\n{json.dumps([*answer, _check(*answer)])}" for answer in answers.items())
 
 
 def _check(digest: str, text: str) -> str:
