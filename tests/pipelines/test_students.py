@@ -119,7 +119,7 @@ def test_a_finished_run_is_not_trained_again(made, students, reading_task, tmp_p
 def test_nothing_is_trained_if_one_student_cannot_be(students, reading_task, tmp_path):
     first = replace(students[0], workdir=tmp_path / "work")
     absent = replace(first, model=str(tmp_path / "absent"))
-    with pytest.raises(RebaseError, match="absent does not exist"):
+    with pytest.raises(RebaseError, match=r"There is no model .*absent"):
         train_students(reading_task, reasoned_examples(4), (first, absent), train_parameters(), "answer")
     assert not (tmp_path / "work").exists()
 

@@ -15,7 +15,7 @@ def test_adapter_of_another_model_is_rejected(student: Student, tmp_path: Path) 
 
 def test_missing_model_says_what_to_set(student: Student, tmp_path: Path) -> None:
     absent = replace(student, model=str(tmp_path / "absent"))
-    with pytest.raises(RebaseError, match="does not exist"):
+    with pytest.raises(RebaseError, match="There is no model"):
         absent.tokenizer()
     with pytest.raises(RebaseError, match=r"(?s)cannot be loaded.*student\.model"):
         replace(student, model="nobody/nothing").tokenizer()
