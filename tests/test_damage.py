@@ -81,7 +81,9 @@ def load(project: Path, name: str) -> Any:
         return (content.folder / "adapter_model.safetensors").read_bytes()
     if isinstance(content, pd.DataFrame):
         return content.to_json(orient="records")  # where NaN equals NaN
-    return {key: value for key, value in content.items() if key != "seconds"} if isinstance(content, dict) else content
+    if isinstance(content, dict):
+        return {key: value for key, value in content.items() if key not in ("seconds", "run")}
+    return content
 
 
 def doctor(project: Path) -> dict[str, str]:
