@@ -18,7 +18,7 @@ from filelock import Timeout
 
 from rebase.errors import RebaseError
 from rebase.teacher.batch_journal import Batch
-from rebase.teacher.cache_file import use_earlier_file
+from rebase.teacher.cache_file import count_damaged, use_earlier_file
 from rebase.teacher.protocol import Message, Request, Response, Sampling
 from rebase.teacher.response_cache import ResponseCache
 from rebase.teacher.settings import TeacherSettings
@@ -262,6 +262,26 @@ def test_damage_of_the_last_page_costs_only_its_rows(path: Path) -> None:
     path.write_bytes(content)
     with closing(ResponseCache(path)) as store:
         assert 480 <= sum(store.get(one.key("echo", "echo-1")) is not None for one in asked) < 500
+
+
+@pytest.mark.parametrize("content", [b'{"echo":"prompt 3"', b"\xff\xfe not UTF-8"])
+def test_a_response_that_is_not_as_written_is_set_aside_and_requested_again(
+    path: Path, provider: Provider, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    asked = list(map(request, prompts(5)))
+    expected = texts_of(generate_all(cached(hosted("openai", provider.address), path), asked))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        assert count_damaged(connection) == 0
+        key = connection.execute("SELECT key FROM responses LIMIT 1").fetchone()
+        connection.execute("UPDATE responses SET text = CAST(? AS TEXT) WHERE key = ?", (content, *key))
+        assert count_damaged(connection) == 1
+    assert texts_of(generate_all(cached(hosted("openai", provider.address), path), asked)) == expected
+    assert f"1 responses of {path} are damaged" in caplog.text
+    assert len(provider.asked()) == 5 + 1
+    with closing(sqlite3.connect(path)) as connection:
+        kept = connection.execute("SELECT CAST(text AS BLOB) FROM damaged_responses").fetchall()
+        assert kept == [(content,)]
+        assert count_damaged(connection) == 0
 
 
 def test_damage_does_not_lose_the_journal_of_batches(path: Path) -> None:

@@ -14,6 +14,7 @@ from rebase.reporting.freshness import Origins, find_outdated
 from rebase.student.adapters import describe_damaged_adapter
 from rebase.student.answering import read_answers
 from rebase.student.handle import Student
+from rebase.teacher.cache_file import count_damaged
 
 State = Literal["whole", "stale", "damaged"]
 _WIDTH = 80
@@ -128,10 +129,13 @@ def _examine_responses(path: Path) -> Iterator[Finding]:
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             result = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+            count = count_damaged(connection) if result == "ok" else 0
     except sqlite3.DatabaseError as error:
-        result = str(error)
-    advice = f"{path}: {result}. The next run renames it and saves the responses that can be read."
-    yield _finding("response cache", "" if result == "ok" else advice)
+        result, count = str(error), 0
+    problem = "" if result == "ok" else f"{result}. The next run renames it and saves the responses that can be read."
+    if count:
+        problem = f"{count} responses are damaged. The next run sets them aside and requests them again."
+    yield _finding("response cache", problem and f"{path}: {problem}")
 
 
 def _finding(name: str, problem: str) -> Finding:

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import xxhash
 from filelock import FileLock
 
 from rebase.errors import RebaseError
@@ -40,7 +41,8 @@ _TABLES = """
         request TEXT NOT NULL,              -- the request as JSON
         seconds REAL NOT NULL DEFAULT 0,
         batch INTEGER NOT NULL DEFAULT 0,
-        address TEXT NOT NULL DEFAULT ''    -- the server, if it is not the provider's own
+        address TEXT NOT NULL DEFAULT '',   -- the server, if it is not the provider's own
+        checksum TEXT NOT NULL DEFAULT ''   -- of what was paid for; empty in rows of earlier versions
     );
     CREATE INDEX IF NOT EXISTS responses_by_model ON responses (provider, model);
     CREATE TABLE IF NOT EXISTS batches (
@@ -71,6 +73,7 @@ _ADDED = (
     ("responses", "seconds REAL NOT NULL DEFAULT 0"),
     ("responses", "batch INTEGER NOT NULL DEFAULT 0"),
     ("responses", "address TEXT NOT NULL DEFAULT ''"),
+    ("responses", "checksum TEXT NOT NULL DEFAULT ''"),
     ("batches", "address TEXT NOT NULL DEFAULT ''"),
 )
 #: The types of the columns that are not text.
@@ -84,7 +87,13 @@ def insertion(table: str, columns: tuple[str, ...]) -> str:
     return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
 
 
-INSERT = insertion("responses", COLUMNS)
+#: As blobs: a damaged text may not be UTF-8.
+_CHECKSUM = "checksum(CAST(text AS BLOB), CAST(finish AS BLOB), CAST(request AS BLOB), input_tokens, output_tokens)"
+_DAMAGED = f"checksum NOT IN ('', {_CHECKSUM})"
+INSERT = (
+    f"INSERT OR IGNORE INTO responses ({', '.join(COLUMNS)}, checksum) "  # noqa: S608
+    f"SELECT *, {_CHECKSUM} FROM (SELECT {', '.join(f'? AS {name}' for name in COLUMNS)})"
+)
 
 
 class CacheFile:
@@ -143,6 +152,20 @@ def is_valid(row: tuple[Any, ...]) -> bool:
     return bool(values["key"] == request.key(values["provider"], values["model"], values["address"]))
 
 
+def checksum(*values: object) -> str:
+    """The checksum of a row: XXH3 of its text, finish, request and token counts."""
+    parts = (value if isinstance(value, bytes) else str(value).encode() for value in values)
+    return xxhash.xxh3_64_hexdigest(b"\0".join(parts))
+
+
+def count_damaged(connection: sqlite3.Connection) -> int:
+    """The number of responses that are not as they were written; 0 in a file of an earlier version."""
+    if "checksum" not in _columns_of(connection, "responses"):
+        return 0
+    connection.create_function("checksum", -1, checksum, deterministic=True)
+    return int(connection.execute(f"SELECT count(*) FROM responses WHERE {_DAMAGED}").fetchone()[0])  # noqa: S608
+
+
 def response_row(response: Response, request: str, *teacher: str) -> tuple[Any, ...]:
     """Return the row of ``responses`` for a response to a request in JSON; ``teacher``: provider, model, address."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -191,10 +214,24 @@ def _connect(path: Path) -> sqlite3.Connection:
         for table, column in _ADDED:
             if column.split()[0] not in _columns_of(connection, table):
                 connection.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
+        if count := count_damaged(connection):
+            _set_aside_damaged(connection)
+            logger.warning(
+                "%d responses of %s are damaged. They are in its table damaged_responses, and are requested again.",
+                count, path,
+            )  # fmt: skip
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _set_aside_damaged(connection: sqlite3.Connection) -> None:
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("CREATE TABLE IF NOT EXISTS damaged_responses AS SELECT * FROM responses WHERE 0")
+        connection.execute(f"INSERT INTO damaged_responses SELECT * FROM responses WHERE {_DAMAGED}")  # noqa: S608
+        connection.execute(f"DELETE FROM responses WHERE {_DAMAGED}")  # noqa: S608
 
 
 def _responses_table(connection: sqlite3.Connection) -> str:
@@ -235,10 +272,10 @@ def _salvage(source: sqlite3.Connection, target: sqlite3.Connection, most_rows: 
     saved = 0
     with target:
         target.execute("BEGIN")
-        for row in _readable(source, "responses", COLUMNS, most_rows):
+        for *values, written in _readable(source, "responses", (*COLUMNS, "checksum"), most_rows):
             with suppress(ValueError, KeyError, TypeError):
-                if is_valid(row):
-                    saved += target.execute(INSERT, row).rowcount
+                if is_valid(tuple(values)) and written in {"", _checksum_of(values)}:
+                    saved += target.execute(INSERT, values).rowcount
         for row in _readable(source, "batches", BATCH_COLUMNS, most_rows):
             with suppress(ValueError, TypeError, sqlite3.IntegrityError):
                 datetime.fromisoformat(row[4])
@@ -249,6 +286,11 @@ def _salvage(source: sqlite3.Connection, target: sqlite3.Connection, most_rows: 
     return saved
 
 
+def _checksum_of(values: list[Any]) -> str:
+    row = dict(zip(COLUMNS, values, strict=True))
+    return checksum(*(row[name] for name in ("text", "finish", "request", "input_tokens", "output_tokens")))
+
+
 def _readable(
     source: sqlite3.Connection, table: str, columns: tuple[str, ...], most_rows: int
 ) -> Iterator[tuple[Any, ...]]:
@@ -257,7 +299,7 @@ def _readable(
     with suppress(sqlite3.DatabaseError):
         table = _responses_table(source) if table == "responses" else table
         present = _columns_of(source, table)
-    defaults = {"seconds": "0", "batch": "0", "address": "''"}
+    defaults = {"seconds": "0", "batch": "0", "address": "''", "checksum": "''"}
     selected = ", ".join(name if name in present else defaults.get(name, name) for name in columns)
     select = f"SELECT rowid, {selected} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT 1"  # noqa: S608
     last = unreadable_count = 0
