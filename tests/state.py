@@ -15,6 +15,8 @@ from tests.test_end_to_end import copy_of_project
 from tests.tiny import make_student
 
 TASK = "news_topic"
+#: The file with the teacher's address, which is part of the keys of cached responses.
+ADDRESS = "address"
 STAGES = ["ingest", "embed", "index", "retrieve", "transform", "cot", "train", "evaluate"]
 
 
@@ -23,13 +25,15 @@ def make_state(folder: Path) -> Path:
     project = copy_of_project(folder)
     make_student(project)
     with serving(answers="schema") as provider:
-        run(project, *STAGES, base_url=provider.address)
+        (project / ADDRESS).write_text(provider.address)
+        run(project, *STAGES)
     return project
 
 
 @contextmanager
-def session_of(project: Path, base_url: str = "http://127.0.0.1:9") -> Iterator[KedroSession]:
-    """A session in the project; without ``base_url`` its teacher cannot be reached."""
+def session_of(project: Path) -> Iterator[KedroSession]:
+    """A session in the project. Its teacher cannot be reached when the state is made, and its responses are cached."""
+    base_url = (project / ADDRESS).read_text()
     teacher = {"provider": "anthropic", "model": "good-model", "base_url": base_url, "timeout": 10}
     params: dict[str, Any] = {
         "task": TASK,
@@ -52,7 +56,7 @@ def session_of(project: Path, base_url: str = "http://127.0.0.1:9") -> Iterator[
         os.chdir(before)
 
 
-def run(project: Path, *names: str, **settings: str) -> None:
+def run(project: Path, *names: str) -> None:
     """Run pipelines in this process."""
-    with session_of(project, **settings) as session:
+    with session_of(project) as session:
         session.run(pipeline_names=list(names))

@@ -52,7 +52,7 @@ CACHES = [
     ("train", f"06_models/{TASK}/training/*/result/log.parquet", "is damaged, so it is trained again"),
     ("train", f"06_models/{TASK}/training/*/result/counts.json", "is damaged, so it is trained again"),
     ("train", f"06_models/{TASK}/training/*/result/adapter/adapter_model.safetensors", "so it is trained again"),
-    ("evaluate", f"06_models/{TASK}/training/answers/*.jsonl", "their answers are generated again"),
+    ("evaluate", f"06_models/{TASK}/training/answers/*.jsonl", "evaluate"),
 ]
 
 

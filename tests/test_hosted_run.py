@@ -13,7 +13,7 @@ from tests.teacher.server import KEY, Provider, serving
 from tests.test_end_to_end import KEDRO, copy_of_project, latest, outputs
 
 pytestmark = pytest.mark.slow
-NODES = "--nodes=transform_rows,reason_examples,compare_usage"
+NODES = "--nodes=map_datasets,transform_rows,reason_examples,compare_usage"
 
 
 @pytest.fixture(scope="module")
