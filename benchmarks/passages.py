@@ -49,7 +49,7 @@ def main() -> None:
         row for row in rows if count_words(cut_at_sentence(row.longest_cell, 110)) >= PARAMETERS.min_passage_words
     ]
     faults = Counter(
-        rejection.detail if (rejection := reject_without_passage(row, PARAMETERS)) else "" for row in before
+        "" if find_passage(row, PARAMETERS) else reject_without_passage(row, PARAMETERS).detail for row in before
     )
     other = sum(
         bool((now := find_passage(row, PARAMETERS)) and row.cells[now.passage_column] != row.longest_cell)

@@ -51,10 +51,8 @@ def find_passage(row: Candidate, parameters: RetrieveParameters) -> Passage | No
     return None
 
 
-def reject_without_passage(row: Candidate, parameters: RetrieveParameters) -> Rejection | None:
-    """Reject a row without a passage; the detail is what is wrong with its longest cell."""
-    if find_passage(row, parameters):
-        return None
+def reject_without_passage(row: Candidate, parameters: RetrieveParameters) -> Rejection:
+    """The rejection of a row in which ``find_passage`` found none; the detail is the fault of its longest cell."""
     return Rejection("no_passage", _read(row.longest_cell, parameters)[1])
 
 

@@ -286,7 +286,7 @@ def _cut_passage(task: Task, row: Candidate, example: Example, retrieve: Retriev
     text = replace(row, cells={task.passage: example.fields[task.passage]})
     if passage := find_passage(text, retrieve):
         return Example(example.fields | {task.passage: passage.passage}, example.answer)
-    return reject_without_passage(text, retrieve) or Rejection("no_passage")
+    return reject_without_passage(text, retrieve)
 
 
 async def _request_audit(
