@@ -87,8 +87,10 @@ def insertion(table: str, columns: tuple[str, ...]) -> str:
     return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
 
 
+#: What a row's checksum covers.
+_PAID = ("text", "finish", "request", "input_tokens", "output_tokens")
 #: As blobs: a damaged text may not be UTF-8.
-_CHECKSUM = "checksum(CAST(text AS BLOB), CAST(finish AS BLOB), CAST(request AS BLOB), input_tokens, output_tokens)"
+_CHECKSUM = f"checksum({', '.join(f'CAST({name} AS BLOB)' for name in _PAID)})"
 _DAMAGED = f"checksum NOT IN ('', {_CHECKSUM})"
 INSERT = (
     f"INSERT OR IGNORE INTO responses ({', '.join(COLUMNS)}, checksum) "  # noqa: S608
@@ -152,10 +154,9 @@ def is_valid(row: tuple[Any, ...]) -> bool:
     return bool(values["key"] == request.key(values["provider"], values["model"], values["address"]))
 
 
-def checksum(*values: object) -> str:
-    """The checksum of a row: XXH3 of its text, finish, request and token counts."""
-    parts = (value if isinstance(value, bytes) else str(value).encode() for value in values)
-    return xxhash.xxh3_64_hexdigest(b"\0".join(parts))
+def checksum(*values: bytes) -> str:
+    """XXH3 of the values of a row."""
+    return xxhash.xxh3_64_hexdigest(b"\0".join(values))
 
 
 def count_damaged(connection: sqlite3.Connection) -> int:
@@ -288,7 +289,7 @@ def _salvage(source: sqlite3.Connection, target: sqlite3.Connection, most_rows: 
 
 def _checksum_of(values: list[Any]) -> str:
     row = dict(zip(COLUMNS, values, strict=True))
-    return checksum(*(row[name] for name in ("text", "finish", "request", "input_tokens", "output_tokens")))
+    return checksum(*(str(row[name]).encode() for name in _PAID))
 
 
 def _readable(
