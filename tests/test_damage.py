@@ -115,6 +115,13 @@ def test_the_state_is_whole(project: Path) -> None:
     assert doctor(project) == {}
 
 
+def message_of_load(project: Path, name: str) -> str:
+    """The message of the error that loading an entry raises."""
+    with pytest.raises(Exception) as error:  # noqa: PT011 - its message is checked
+        load(project, name)
+    return message_of(error.value)
+
+
 @every_damage
 @pytest.mark.parametrize(("name", "pattern", "pipeline"), STORES)
 def test_a_damaged_store_is_named_and_its_pipeline_builds_what_is_damaged(
@@ -122,9 +129,7 @@ def test_a_damaged_store_is_named_and_its_pipeline_builds_what_is_damaged(
 ) -> None:
     before = load(project, name)
     file = break_file(project, pattern, damage)
-    with pytest.raises(Exception) as error:  # noqa: PT011 - its message is checked
-        load(project, name)
-    message = message_of(error.value)
+    message = message_of_load(project, name)
     assert file.name in message
     assert "damaged" in message
     assert "kedro run --pipelines=ingest,embed,index" in message
@@ -141,9 +146,7 @@ def test_a_damaged_file_is_named_with_the_pipeline_that_makes_it_again(
 ) -> None:
     before = load(project, name)
     file = break_file(project, pattern, damage)
-    with pytest.raises(Exception) as error:  # noqa: PT011 - its message is checked
-        load(project, name)
-    message = message_of(error.value)
+    message = message_of_load(project, name)
     assert "damaged" in message
     assert str(file.parent if name == "adapter" else file) in message
     assert f"kedro run --pipelines={pipeline}" in message or "`kedro doctor` says what to run" in message

@@ -86,9 +86,8 @@ class RunReporter:
         for name in _CHECKED_FIRST:
             if name in inputs:
                 catalog.load(name)
-        if (
-            "student" in inputs
-        ):  # Without this check, a model that is missing would be noticed after the teacher's work.
+        if "student" in inputs:
+            # Without this check, a model that is missing would be noticed after the teacher's work.
             student = catalog.load("student")
             locate_model(student.model, student.folder)
         if not run_params["only_missing_outputs"]:
