@@ -11,6 +11,7 @@ from kedro.framework.startup import bootstrap_project
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 
+from rebase.errors import StageError
 from rebase.hooks import OriginRecorder, RunReporter, load_origins
 from rebase.records import Task
 
@@ -85,6 +86,20 @@ def test_each_output_has_its_origin(tmp_path: Path) -> None:
     origins = {name: load() for name, load in load_origins(catalog).items()}
     assert set(origins) == {"retrieved", "summary", "examples"}
     assert origins["examples"]["made_from"] == {"retrieved": origins["retrieved"]["content"]}
+
+
+def test_the_tables_of_a_failed_stage_are_saved() -> None:
+    def fail() -> None:
+        raise StageError("nothing", pd.DataFrame({"row_id": ["r"]}), pd.DataFrame({"state": ["unsuitable"]}))
+
+    outputs = ["mappings", "mapped_examples", "mapped_rejected", "map_summary"]
+    node = Node(fail, None, outputs, name="map_datasets")
+    catalog = DataCatalog({name: MemoryDataset() for name in outputs})
+    with pytest.raises(StageError) as error:
+        node.run()
+    RunReporter().on_node_error(error.value, node, catalog)
+    assert [name for name in outputs if catalog.exists(name)] == ["mappings", "mapped_rejected"]
+    assert list(catalog.load("mappings")["state"]) == ["unsuitable"]
 
 
 def test_kedro_orders_what_tables_of_examples_are_read_and_made() -> None:

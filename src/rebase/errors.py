@@ -17,11 +17,18 @@ class RebaseError(Exception):
 
 
 class StageError(RebaseError):
-    """A stage failed. ``rejected`` is the table of what it has rejected: a hook saves it, because the node cannot."""
+    """A stage failed. ``rejected`` and ``mappings`` are tables that a hook saves, because the node cannot."""
 
-    def __init__(self, message: str, rejected: "pd.DataFrame | None" = None) -> None:
+    def __init__(
+        self, message: str, rejected: "pd.DataFrame | None" = None, mappings: "pd.DataFrame | None" = None
+    ) -> None:
         super().__init__(message)  # An error is pickled between processes as its message and its attributes.
         self.rejected = rejected
+        self.mappings = mappings
+
+    def table(self, output: str) -> "pd.DataFrame | None":
+        """The table to save as this output of the node, such as ``examples_rejected``."""
+        return {"rejected": self.rejected, "mappings": self.mappings}.get(output.rpartition("_")[2])
 
 
 def did_you_mean(name: str, names: Iterable[str], title: str = "Allowed") -> str:

@@ -155,11 +155,13 @@ class RunReporter:
 
     @hook_impl
     def on_node_error(self, error: Exception, node: Node, catalog: CatalogProtocol) -> None:
-        """Save what a failed stage rejected: a node that raises has no outputs."""
-        rejected = error.rejected if isinstance(error, StageError) else None
+        """Save what a failed stage rejected or mapped: a node that raises has no outputs."""
+        if not isinstance(error, StageError):
+            return
         for name in node.outputs:
-            if name.endswith("_rejected") and rejected is not None and len(rejected):
-                catalog.save(name, rejected)
+            table = error.table(name)
+            if table is not None and len(table):
+                catalog.save(name, table)
 
 
 class OriginRecorder:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rebase.datastore.cells import content_hash
 from rebase.datastore.shards import Shards
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, StageError
 from rebase.parameters import ContaminationParameters, RetrieveParameters
 from rebase.pipelines.cot.nodes import reason_examples
 from rebase.pipelines.map.nodes import map_datasets
@@ -161,8 +161,12 @@ def test_swapped_labels_are_seen_by_the_audit(mode):
         return answers_like_people(request)
 
     if mode == "map":
-        with pytest.raises(RebaseError, match=r"boats \(default\): low_agreement 0\.00 \[0\.00, 0\.49\] is not"):
+        with pytest.raises(
+            StageError, match=r"boats \(default\): low_agreement 0\.00 \[0\.00, 0\.49\] is not"
+        ) as error:
             map_({"boats": pairs()}, say, mode=mode)
+        assert list(error.value.table("mappings")["state"]) == ["low_agreement"]
+        assert error.value.table("mapped_examples") is None
         return
     mappings, examples, _, summary, _ = map_({"boats": pairs()}, say, mode=mode)
     assert list(mappings["state"]) == ["low_agreement"]

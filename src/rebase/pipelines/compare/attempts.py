@@ -46,7 +46,7 @@ def _table(*columns: str) -> pd.DataFrame:
 #: What replaces a node's outputs, made from the error's message; by node name.
 REPLACEMENTS: dict[str, Callable[[str], Any]] = {
     "map_datasets": lambda reason: (pd.DataFrame(columns=MAPPING_COLUMNS), *no_examples("map")(reason)),
-    "add_mapped": _no_examples,
+    "add_mapped": lambda reason: (_no_examples(reason),) * 3,
     "synthesize_examples": no_examples("synthesize"),
     "distil_inputs": no_examples("distil"),
     "reason_examples": no_examples("cot"),
@@ -83,9 +83,10 @@ def _tolerant(node: Node, replace: Callable[[str], Any]) -> Node:
         except RebaseError as error:
             logger.warning("compare continues without this training set: %s", error)
             outputs = replace(str(error))
-            if isinstance(error, StageError) and error.rejected is not None:
-                outputs = (outputs[0], error.rejected, *outputs[2:])
-            return outputs
+            if not isinstance(error, StageError):
+                return outputs
+            tables = map(error.table, node.outputs)
+            return tuple(output if table is None else table for table, output in zip(tables, outputs, strict=True))
 
     outputs = node.outputs if len(node.outputs) > 1 else node.outputs[0]
     return Node(attempt, node.inputs, outputs, name=node.short_name, tags=node.tags, namespace=node.namespace)

@@ -20,7 +20,7 @@ import yaml
 
 from rebase.datastore.cells import content_hash
 from rebase.datastore.shards import Shards
-from rebase.errors import RebaseError
+from rebase.errors import RebaseError, StageError
 from rebase.generation.filters.base import Candidate, Rejection
 from rebase.generation.filters.duplicates import Duplicates
 from rebase.generation.filters.passages import find_passage, reject_without_passage
@@ -147,8 +147,8 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
         also counts rows that were not needed and those of rejected mappings.
 
     Raises:
-        RebaseError: A mapping in the task's file names a column that no row has; or the examples are to come from
-            mappings alone and there are none.
+        RebaseError: A mapping in the task's file names a column that no row has.
+        StageError: The examples are to come from mappings alone and there are none.
 
     """
     stage = ExampleStage("map", task, teacher, map_prompt)
@@ -186,11 +186,12 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
     )  # fmt: skip
     _select(stage, configs, retrieved, parameters.max_examples, retrieve.near_duplicate)
     reasons = "" if stage.kept else _explain(task, configs)
+    mappings, examples, rejected, summary = _conclude(stage, configs, reasons)
     if reasons and mode == "map":
-        raise RebaseError(reasons)
+        raise StageError(reasons, rejected, mappings)
     if reasons:
         logger.warning(reasons)
-    return _conclude(stage, configs, reasons)
+    return mappings, examples, rejected, summary
 
 
 def _find_configs(task: Task, retrieved: pd.DataFrame, rows: Shards, parameters: MapParameters) -> list[_Config]:
