@@ -169,6 +169,18 @@ def test_it_tells_how_deep_it_pays_to_go(accepted, words):
     assert accepted != "none" or (costs["rows_needed"], costs["examples"]) == ([20, 20, 20], [0, 0, 0])
 
 
+def test_where_rows_are_mapped_too_it_says_that_it_covers_rewriting_alone():
+    handle = cached(Scripted(asks_for_the_year), price=PRICE)
+    table, _, rewriting = find(handle, max_examples=9)
+    before = estimate(READING, ROWS, handle, max_examples=9)
+    costs = estimate_full_run(table, before, handle, parameters(max_examples=9).model_copy(update={"mode": "both"}))
+    assert "does not send their rows" in advise(costs)[-1]
+    assert "does not send" not in " ".join(advise(rewriting))
+    low, high = rewriting["stages"]["transform"]["requests"]
+    assert 0 < low <= high
+    assert costs["stages"]["transform"]["requests"] == [0, high]
+
+
 def test_fewer_rows_than_wanted_are_one_warning(caplog):
     table, _ = pilot(cached(Scripted(asks_for_the_year)), ROWS.head(5))
     assert list(table["part"]) == ["top", "top", "middle", "middle", "end"]

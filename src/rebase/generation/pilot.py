@@ -19,6 +19,10 @@ UNANSWERED = frozenset({"teacher_failed", "budget_reached"})
 _PER_EXAMPLE = frozenset({"consistency_filter", "cot"})
 #: It pays to go as deep as an example costs at most so many times as much as in the best part.
 _WORTH = 2
+_MAPPED_ROWS = (
+    "transform.mode is both, and the pilot covers rewriting alone: a full run also maps datasets, and does not send their "
+    "rows. kedro run --pipelines=map shows which."
+)
 
 
 def choose_positions(count: int, rows: int) -> list[tuple[str, int]]:
@@ -58,7 +62,8 @@ def estimate_full_run(
     The acceptance of a row is interpolated between the parts. Rows and examples are ``[low, expected, high]``: the
     bounds scale it to the interval of all parts. ``depth`` is the last position at which an example costs at most
     twice as much as in the best part. ``stages`` and ``total`` have the form of ``estimate``, with the measured
-    tokens of transform; the requests of the pilot are part of them.
+    tokens of transform; the requests of the pilot are part of them. In the mode ``both`` their low
+    ends are 0, because transform sends no rows of mapped datasets.
     """
     acceptance, count = measure_acceptance(pilot), estimate["rows"]
     total, parts = acceptance["all"], [acceptance[part] for part in PARTS if part in acceptance]
@@ -71,17 +76,19 @@ def estimate_full_run(
         runs = [(min(count, parameters.patience or count), 0)] * 3
     needed, examples = [rows for rows, _ in runs], sorted(made for _, made in runs)
     best = max(part["value"] for part in parts)
+    fewest = 0 if parameters.mode == "both" else 1
     sent = pilot[pilot["input_tokens"].notna()]
-    requests = [math.ceil(len(sent) / len(pilot) * rows) for rows in (needed[0], needed[2])]
+    requests = [math.ceil(len(sent) / len(pilot) * rows) for rows in (fewest * needed[0], needed[2])]
     stages = {"transform": np.outer([1, *sent[["input_tokens", "output_tokens"]].mean()], requests).round()}
     stages |= {name: read_estimate(costs) for name, costs in estimate["stages"].items() if name != "transform"}
     # The estimate of these stages is for this number of examples.
     planned = min(parameters.max_examples, max(1, estimate["stages"]["transform"]["requests"][1]))
     for stage in _PER_EXAMPLE.intersection(stages):
-        stages[stage] = np.outer(stages[stage][:, 1] / planned, [examples[0], examples[2]]).round()
+        stages[stage] = np.outer(stages[stage][:, 1] / planned, [fewest * examples[0], examples[2]]).round()
     return {
         **{name: estimate[name] for name in ("task", "teacher", "price", "rows")},
         "stage": "pilot estimate",
+        "mode": parameters.mode,
         "tokens": "as measured in the pilot",
         "max_examples": parameters.max_examples,
         "acceptance": acceptance,
@@ -101,11 +108,12 @@ def _run(rates: np.ndarray, wanted: int) -> tuple[int, int]:
 
 
 def advise(estimate: Mapping[str, Any]) -> list[str]:
-    """What the pilot tells about the depth of the ranking, as sentences."""
+    """What the pilot tells about the depth of the ranking, and what it does not cover, as sentences."""
     acceptance, count, wanted = estimate["acceptance"], estimate["rows"], estimate["max_examples"]
     (fewest, rows, most), (few, examples, many) = estimate["rows_needed"], estimate["examples"]
+    mapped = [_MAPPED_ROWS] if estimate["mode"] == "both" else []
     if not acceptance["all"]["accepted"]:
-        return ["Nothing was accepted: a full run would stop early, and no depth of the ranking pays."]
+        return ["Nothing was accepted: a full run would stop early, and no depth of the ranking pays.", *mapped]
     if examples < wanted:
         first = f"All {count} rows give about {examples} examples ({few} to {many}); {wanted} are wanted."
     else:
@@ -125,4 +133,4 @@ def advise(estimate: Mapping[str, Any]) -> list[str]:
     overlap = max(part["low"] for part in parts) < min(part["high"] for part in parts)
     differ = len({part["value"] for part in parts}) > 1
     doubt = ["The intervals of the parts overlap: a larger pilot.rows tells them apart."] if overlap and differ else []
-    return [first, second, *doubt]
+    return [first, second, *doubt, *mapped]
