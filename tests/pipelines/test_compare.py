@@ -1,6 +1,7 @@
 """The compare pipeline over a tiny student; the teacher's outputs are given."""
 
 import json
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from rebase.errors import RebaseError, StageError
 from rebase.parameters import CompareParameters
 from rebase.pipelines.compare import create_pipeline
 from rebase.pipelines.compare.attempts import no_adapter, no_examples, tolerate
-from rebase.pipelines.compare.nodes import learn_curve, score_curves, tabulate
+from rebase.pipelines.compare.nodes import add_mapped, learn_curve, score_curves, tabulate
 from rebase.pipelines.compare.pipeline import TRAINING_SETS
 from rebase.records import Adapter, Task, Untrained
 from rebase.reporting.console import comparison_tables
@@ -51,8 +52,9 @@ def run(task: Task, student: Student, folder: Path, seeds=(), synthesized=6) -> 
         "reasoned_examples": examples,
         "synthesized_examples": unproven.head(synthesized),
         "distilled_examples": examples.head(7),
-        "mapped_examples": examples.head(8),
-        "mapped_rebase_examples": examples.head(9),
+        "mapped_sample": examples.head(8),
+        "mapped_rebase_examples": examples.head(9).assign(origin=["mapped_examples"] * 4 + ["examples"] * 5),
+        "mapped_rebase_price_examples": examples.head(9).assign(origin="mapped_examples"),
         "teacher_generations": teacher_generations(),
         "evaluation_items": evaluation_items(5),
         "params:train": train_parameters(),
@@ -99,17 +101,17 @@ def test_every_system_answers_the_same_items(made):
 
 def test_the_table_has_the_cost_of_each_system(made):
     table = made["comparison"]
-    assert len(table) == 3 * 9  # metrics, with the lenient score, x systems
+    assert len(table) == 3 * 10  # metrics, with the lenient score, x systems
     rows = table.drop_duplicates("system").set_index("system")
     assert rows["examples"].to_dict() == {
         "student": 0, "student_few_shot": 2, "synthesized": 6, "distilled": 7, "rebase": 10, "rebase_cot": 10,
-        "mapped": 8, "mapped_rebase": 9, "teacher": 2,
+        "mapped": 8, "mapped_rebase": 9, "mapped_rebase_price": 9, "teacher": 2,
     }  # fmt: skip
-    assert rows["requests"].to_list() == [0, 0, 12, 24, 12, 24, 12, 24, 12]
-    assert rows["dollars"].to_list() == [0, 0, 0.5, 1.0, 0.5, 1.0, 0.5, 1.0, 0.5]
-    assert rows["seeds"].to_list() == [0, 0, 2, 2, 2, 2, 2, 2, 0]
+    assert rows["requests"].to_list() == [0, 0, 12, 24, 12, 24, 12, 18, 12, 12]
+    assert rows["dollars"].to_list() == [0, 0, 0.5, 1.0, 0.5, 1.0, 0.5, 0.75, 0.5, 0.5]
+    assert rows["seeds"].to_list() == [0, 0, 2, 2, 2, 2, 2, 2, 2, 0]
     assert rows.loc["rebase", "seed_deviation"] >= 0
-    assert len(made["scores"]["differences"]) == 9 * 8 / 2
+    assert len(made["scores"]["differences"]) == 10 * 9 / 2
 
 
 def test_curves_have_every_seed(made):
@@ -150,6 +152,7 @@ def test_without_chain_of_thought_rebase_is_compared_once(student: Student, read
         "rebase",
         "mapped",
         "mapped_rebase",
+        "mapped_rebase_price",
         "teacher",
     ]
     assert set(made["curves"]["training_set"]) == {*TRAINING_SETS} - {"rebase_cot"}
@@ -157,15 +160,27 @@ def test_without_chain_of_thought_rebase_is_compared_once(student: Student, read
 
 def test_a_set_that_is_too_small_is_left_out_with_the_reason(student: Student, reading_task: Task, tmp_path: Path):
     made = run(reading_task, student, tmp_path, synthesized=1)
-    assert list(made["scores"]["systems"]) == [
-        "student", "student_few_shot", "distilled", "rebase", "mapped", "mapped_rebase", "teacher",
-    ]  # fmt: skip
+    systems = ["student", "student_few_shot", *TRAINING_SETS, "teacher"]
+    assert list(made["scores"]["systems"]) == [name for name in systems if name not in ("synthesized", "rebase_cot")]
     assert "fewer than one batch" in made["scores"]["left_out"]["synthesized"]
-    assert set(made["curves"]["training_set"]) == {"distilled", "rebase", "mapped", "mapped_rebase"}
+    assert set(made["curves"]["training_set"]) == {*TRAINING_SETS} - {"rebase_cot", "synthesized"}
     assert AdapterDataset(str(tmp_path / "synthesized")).load() == Untrained(made["scores"]["left_out"]["synthesized"])
     console = Console(width=200, file=StringIO())
     console.print(comparison_tables("tiny", made["comparison"], made["scores"]))
     assert "Left out: synthesized. train: there are 1 training examples" in console.file.getvalue()
+
+
+def test_a_failed_map_leaves_its_mappings():
+    def fail(task):
+        raise StageError("none could be mapped", mappings=pd.DataFrame({"state": ["unsuitable"]}))
+
+    outputs = ["mappings", "mapped_examples", "mapped_rejected", "map_summary"]
+    node = Node(fail, "task", outputs, name="map_datasets")
+    made = SequentialRunner().run(tolerate(Pipeline([node])), DataCatalog({"task": MemoryDataset(1)}))
+    assert list(made["mappings"].load()["state"]) == ["unsuitable"]
+    assert made["mapped_examples"].load().empty
+    assert made["mapped_rejected"].load().empty
+    assert made["map_summary"].load()["left_out"] == "none could be mapped"
 
 
 def test_curves_need_a_training_set(student: Student, reading_task: Task):
@@ -196,6 +211,54 @@ def test_a_failed_stage_leaves_its_set_out():
     assert list(outputs["labels_rejected"].load()["row_id"]) == ["r1"]
 
 
+def mapped_sets(mapped, rewritten, of_map=10, of_transform=100, mapped_from=0, seed=1):
+    """The three sets with mapped examples; mapped queries count from ``mapped_from``, the others from 0."""
+    tables = [
+        pd.DataFrame({"example_id": map(str, numbers), "query": [f"question {n}" for n in numbers]})
+        for numbers in (range(mapped_from, mapped_from + mapped), range(rewritten))
+    ]
+    usage = [{"usage": {"used": used}} for used in (of_map, of_transform)]
+    return add_mapped(*tables, *usage, train_parameters(seed=seed))
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes", "bought"),
+    [
+        ((300, 40), (40, (20, 20), 300), 36),
+        ((12, 40), (12, (12, 12), 12), 36),
+        ((300, 40, 100, 100), (40, (20, 20), 300), 0),
+        ((300, 40, 130, 100), (40, (20, 20), 300), 0),
+        ((300, 40, 0, 0), (40, (20, 20), 300), 0),
+        ((300, 1), (1, (1, 0), 300), 0),
+    ],
+)
+def test_mapped_sets_have_the_size_or_the_price_of_the_rewritten_one(counts, sizes, bought):
+    sample, mixed, priced = mapped_sets(*counts, mapped_from=1000)
+    count = Counter(mixed["origin"])
+    assert (len(sample), (count["mapped_examples"], count["examples"])) == sizes[:2]
+    assert Counter(priced["origin"]) == +Counter(mapped_examples=sizes[2], examples=bought)
+    rewritten = priced[priced["origin"] == "examples"]["query"]
+    assert list(rewritten) == [f"question {n}" for n in range(bought)], "the first ones"
+    assert list(sample["query"]) == list(mapped_sets(*counts, mapped_from=1000)[0]["query"])
+
+
+def test_a_query_that_was_mapped_and_rewritten_counts_once():
+    sample, mixed, priced = mapped_sets(30, 40, mapped_from=20)
+    assert Counter(mixed["origin"]) == {"mapped_examples": 20, "examples": 20}
+    assert Counter(priced["origin"]) == {"mapped_examples": 30, "examples": 20}
+    assert all(table["query"].is_unique for table in (sample, mixed, priced))
+    assert list(mapped_sets(30, 40, seed=2)[0]["query"]) != list(sample["query"])
+
+
+def test_without_mapped_examples_each_set_has_the_reason():
+    examples = pd.DataFrame({"query": ["a"]})
+    nothing = examples.head(0)
+    usage = {"usage": {"used": 1}}
+    nothing.attrs = {"left_out": "transform.mode is rewrite"}
+    sets = add_mapped(nothing, examples, usage, usage, train_parameters())
+    assert [table.attrs["left_out"] for table in sets] == ["transform.mode is rewrite"] * 3
+
+
 def test_an_unknown_price_is_null(reading_task: Task):
     cell = {"value": 1.0, "low": 0.0, "high": 2.0}
     scores = {"n": 3, "systems": {"rebase": {"f1": cell}}}
@@ -204,7 +267,7 @@ def test_an_unknown_price_is_null(reading_task: Task):
         "transform_summary": {"usage": {"used": 3, "used_dollars": None}},
         "rebase_train_summary": {"kept": 3, "seconds": 60},
     }
-    (row,) = tabulate(scores, reading_task, curves, **summaries).to_dict("records")
+    (row,) = tabulate(scores, reading_task, curves, *[pd.DataFrame()] * 3, **summaries).to_dict("records")
     assert row["dollars"] is None
     assert row["minutes"] == 1
     assert json.dumps(row)

@@ -21,16 +21,8 @@ def mix(
 
     Returns the mixture, and the counts of examples outside it, by reason. Raises RebaseError if an origin has too few.
     """
-    rejected: Counter[str] = Counter()
-    queries: set[str] = set()
-    distinct: dict[str, pd.DataFrame] = {}
-    for origin in weights:
-        examples = tables[origin]
-        normalized = examples["query"].map(normalize)
-        is_new = ~(normalized.isin(queries) | normalized.duplicated())
-        queries |= set(normalized)
-        rejected["duplicate"] += int((~is_new).sum())
-        distinct[origin] = examples[is_new]
+    distinct = distinct_queries({origin: tables[origin] for origin in weights})
+    rejected = Counter(duplicate=sum(len(tables[origin]) - len(examples) for origin, examples in distinct.items()))
     counts = share_out({origin: len(examples) for origin, examples in distinct.items()}, weights, size)
     parts = []
     for origin, examples in distinct.items():
@@ -41,6 +33,17 @@ def mix(
     columns = list(dict.fromkeys(name for part in parts for name in part))
     lines = [line for part in parts for line in part.to_dict("records")]
     return pd.DataFrame(lines, columns=columns), +rejected
+
+
+def distinct_queries(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The tables, by origin, without the examples whose query an earlier one has."""
+    queries: set[str] = set()
+    distinct = {}
+    for origin, examples in tables.items():
+        normalized = examples["query"].map(normalize)
+        distinct[origin] = examples[~(normalized.isin(queries) | normalized.duplicated())]
+        queries |= set(normalized)
+    return distinct
 
 
 def share_out(available: Mapping[str, int], weights: Mapping[Any, float], size: int | None) -> dict[str, int]:

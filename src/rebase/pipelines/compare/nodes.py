@@ -1,6 +1,7 @@
 """Compare: train and evaluate every baseline and ReBase in the same way, in one table (docs/method.md section 9)."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.generation.mixing import mix
+from rebase.generation.mixing import distinct_queries, mix
 from rebase.parameters import CompareParameters, EvaluateParameters, TrainParameters
 from rebase.records import Adapter, Task, Untrained, summarize_stage
 from rebase.student.answering import FEW_SHOT, STUDENT, answer_items
@@ -29,17 +30,41 @@ _REQUESTING_STAGES = {
     "rebase_cot": ("transform", "cot"),
     "mapped": ("map",),
     "mapped_rebase": ("map", "transform"),
+    "mapped_rebase_price": ("map", "transform"),
     "teacher": ("teacher",),
 }
 
 
-def add_mapped(mapped_examples: pd.DataFrame, examples: pd.DataFrame, train: TrainParameters) -> pd.DataFrame:
-    """Half mapped examples and half of the others, as many in all as ``examples`` has, where there are enough."""
+def add_mapped(
+    mapped_examples: pd.DataFrame,
+    examples: pd.DataFrame,
+    map_summary: dict[str, Any],
+    transform_summary: dict[str, Any],
+    train: TrainParameters,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Draw the training sets with mapped examples: two at the size, one at the price of ``examples``.
+
+    At equal size, where there are enough: mapped examples alone, and half mapped, half rewritten. At equal price: all
+    mapped examples, and the first of the rewritten ones that the requests that map saved have bought.
+    """
     if mapped_examples.empty:
-        return mapped_examples
-    tables = {"mapped_examples": mapped_examples, "examples": examples}
-    size = min(len(examples), 2 * min(map(len, tables.values())))
-    return mix(tables, dict.fromkeys(tables, 1), size, train.seed)[0]
+        return (mapped_examples,) * 3
+
+    def draw(tables: Mapping[str, pd.DataFrame], weights: Mapping[str, float], size: int | None) -> pd.DataFrame:
+        return mix(tables, weights, size, train.seed)[0]
+
+    requests, of_map = (summary["usage"]["used"] for summary in (transform_summary, map_summary))
+    bought = examples.head(max(0, requests - of_map) * len(examples) // max(1, requests))
+    size = min(len(mapped_examples), len(examples))
+    tables = distinct_queries({"mapped_examples": mapped_examples, "examples": examples})
+    mixed = min(len(examples), 2 * min(map(len, tables.values())))
+    affordable = distinct_queries({"mapped_examples": mapped_examples, "examples": bought})
+    counts = {name: len(table) for name, table in affordable.items() if len(table)}
+    return (
+        draw(tables, {"mapped_examples": 1}, size),
+        draw(tables, dict.fromkeys(tables, 1), mixed),
+        draw(affordable, counts, None),
+    )
 
 
 def learn_curve(
@@ -143,23 +168,44 @@ def score_curves(
     return pd.DataFrame(rows).sort_values(order, kind="stable", ignore_index=True)
 
 
-def tabulate(scores: dict[str, Any], task: Task, curves: pd.DataFrame, **summaries: dict[str, Any]) -> pd.DataFrame:
+def tabulate(
+    scores: dict[str, Any],
+    task: Task,
+    curves: pd.DataFrame,
+    examples: pd.DataFrame,
+    mapped_rebase_examples: pd.DataFrame,
+    mapped_rebase_price_examples: pd.DataFrame,
+    **summaries: dict[str, Any],
+) -> pd.DataFrame:
     """One row per system and metric, with the cost of the system and the variance of its score over seeds.
 
     Columns: ``system``, ``metric``, ``value``, ``low``, ``high`` (percent), ``items``; ``examples`` trained on or
     shown, ``requests`` and ``dollars`` of the teacher (cached responses count with their original price), ``minutes``
     of training; ``seeds``, ``seed_mean`` and ``seed_deviation`` (of a sample) over all runs on the full training set.
-    ``summaries`` are ``STAGE_summary`` of the stages that use the teacher, and ``SYSTEM_train_summary``.
+    A mixture has its share of the requests for the rewritten ``examples``. ``summaries`` are ``STAGE_summary`` of the
+    stages that use the teacher, and ``SYSTEM_train_summary``.
     """
+    mixtures = {"mapped_rebase": mapped_rebase_examples, "mapped_rebase_price": mapped_rebase_price_examples}
+
+    def sum_usage(system: str, column: str) -> float | None:
+        total = 0.0
+        for stage in _REQUESTING_STAGES.get(system, ()):
+            used = summaries[f"{stage}_summary"]["usage"][column]
+            if used is None:
+                return None
+            is_part = stage == "transform" and system in mixtures
+            total += used * ((mixtures[system]["origin"] == "examples").sum() / len(examples) if is_part else 1)
+        return total
+
     rows = []
     for system, metrics in scores["systems"].items():
         trained = summaries.get(f"{system}_train_summary")
-        usage = [summaries[f"{stage}_summary"]["usage"] for stage in _REQUESTING_STAGES.get(system, ())]
+        requests = sum_usage(system, "used")
         cost = {
             "items": scores["n"],
             "examples": trained["kept"] if trained else 0 if system == STUDENT else len(task.examples),
-            "requests": _sum_if_known([used["used"] for used in usage]),
-            "dollars": _sum_if_known([used["used_dollars"] for used in usage]),
+            "requests": None if requests is None else round(requests),
+            "dollars": sum_usage(system, "used_dollars"),
             "minutes": round(trained["seconds"] / 60, 2) if trained else 0.0,
         }
         rows += [{"system": system, "metric": metric, **cell, **cost} for metric, cell in metrics.items()]
@@ -167,7 +213,3 @@ def tabulate(scores: dict[str, Any], task: Task, curves: pd.DataFrame, **summari
     seeds = full.groupby(["training_set", "metric"])["value"].agg(seeds="size", seed_mean="mean", seed_deviation="std")
     table = pd.DataFrame(rows).join(seeds, on=["system", "metric"])
     return table.assign(seeds=table["seeds"].fillna(0).astype(int))
-
-
-def _sum_if_known(values: list[Any]) -> Any:
-    return None if None in values else sum(values)

@@ -22,16 +22,18 @@ TRAINING_SETS = {
     "distilled": "distilled_examples",
     "rebase": "examples",
     "rebase_cot": "reasoned_examples",
-    "mapped": "mapped_examples",
+    "mapped": "mapped_sample",
     "mapped_rebase": "mapped_rebase_examples",
+    "mapped_rebase_price": "mapped_rebase_price_examples",
 }
+_MAPPED_SETS = ("mapped_sample", "mapped_rebase_examples", "mapped_rebase_price_examples")
 
 
 def create_pipeline() -> Pipeline:
     """From ``sources`` and ``task`` to ``comparison``, ``comparison_scores`` and ``curves``."""
     distilled = Pipeline(distil.create_pipeline(), inputs={"unlabeled_inputs": "examples"})
-    tables = ["mapped_examples", "examples", "params:train"]
-    mixed = Pipeline([Node(add_mapped, tables, "mapped_rebase_examples", name="add_mapped")])
+    tables = ["mapped_examples", "examples", "map_summary", "transform_summary", "params:train"]
+    mixed = Pipeline([Node(add_mapped, tables, [*_MAPPED_SETS], name="add_mapped")])
     return sum(
         (_train(name, examples) for name, examples in TRAINING_SETS.items()),
         estimate.create_pipeline()
@@ -99,7 +101,8 @@ def _compare() -> Pipeline:
             ),
             Node(
                 tabulate,
-                {"scores": "comparison_scores"} | {name: name for name in ["task", "curves", *stages, *summaries]},
+                {"scores": "comparison_scores"}
+                | {name: name for name in ["task", "curves", "examples", *_MAPPED_SETS[1:], *stages, *summaries]},
                 "comparison",
                 name="tabulate",
             ),
