@@ -20,8 +20,8 @@ _PER_EXAMPLE = frozenset({"consistency_filter", "cot"})
 #: It pays to go as deep as an example costs at most so many times as much as in the best part.
 _WORTH = 2
 _MAPPED_ROWS = (
-    "transform.mode is both, and the pilot covers rewriting alone: a full run also maps datasets, and does not send their "
-    "rows. kedro run --pipelines=map shows which."
+    "transform.mode is both, and the pilot covers rewriting alone: a full run also maps datasets, and does not send "
+    "their rows. kedro run --pipelines=map shows which."
 )
 
 
