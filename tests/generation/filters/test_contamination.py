@@ -6,6 +6,7 @@ from benchmarks.filters import LeakIndex, find_leaks
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rebase.generation.filters import contamination
 from rebase.generation.filters.contamination import ContaminationFilter, protected_texts
 
 SAFE = [f"safe{number}" for number in range(40)]
@@ -84,15 +85,23 @@ def test_code_is_measured_in_names_and_numbers():
     assert reason(row_filter, "f.close()") is None
 
 
-def test_cells_of_any_length_are_searched():
+def test_cells_of_any_length_are_searched(monkeypatch):
     """At every place with regard to where a long cell is cut: at a space, or else twice as far."""
     row_filter = ContaminationFilter([[" ".join(PLANTED[:13])], [LONG]], 13)
-    spaced, unspaced = "safe " * 30_000, "無" * 150_000
-    for place in range(2**16 - 130, 2**16 + 10, 7):
-        assert reason(row_filter, f"{spaced[:place]} {' '.join(PLANTED[:13])} {spaced}") == "ngram"
-    for place in range(2**17 - 30, 2**17 + 2):
-        assert reason(row_filter, f"{unspaced[:place]}{LONG}{unspaced}") == "ngram"
-    assert reason(row_filter, spaced, unspaced, "x" * 1_000_000) is None
+
+    def check(size, spaced_places, unspaced_places):
+        """Plant a text at places in cells of several pieces of ``size`` characters."""
+        spaced, unspaced = "safe " * (size // 2), "無" * (5 * size // 2)
+        for place in spaced_places:
+            assert reason(row_filter, f"{spaced[:place]} {' '.join(PLANTED[:13])} {spaced}") == "ngram"
+        for place in unspaced_places:
+            assert reason(row_filter, f"{unspaced[:place]}{LONG}{unspaced}") == "ngram"
+        assert reason(row_filter, spaced, unspaced, "x" * 15 * size) is None
+
+    size = contamination._PIECE_CHARACTERS
+    check(size, [size - 60, size - 5], [2 * size - 15])
+    monkeypatch.setattr(contamination, "_PIECE_CHARACTERS", 2**10)
+    check(2**10, range(2**10 - 130, 2**10 + 10), range(2**11 - 30, 2**11 + 2))
 
 
 ENGLISH = ["the", "cat", "sat", "on", "mat", "Straße", "naïve", "co-op", "don't", "yes", "3.5", "ΐσος", "हिन्दी"]
