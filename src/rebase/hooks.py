@@ -86,10 +86,6 @@ class RunReporter:
         for name in _CHECKED_FIRST:
             if name in inputs:
                 catalog.load(name)
-        if "student" in inputs:
-            # Without this check, a model that is missing would be noticed after the teacher's work.
-            student = catalog.load("student")
-            locate_model(student.model, student.folder)
         if not run_params["only_missing_outputs"]:
             _check_inputs(inputs, catalog)
         if "evaluation_rows" in inputs:
@@ -98,6 +94,11 @@ class RunReporter:
             catalog.load("teacher").check()
         if "judge" in inputs:
             catalog.load("judge").check()
+        if "student" in inputs:
+            # Without this check, a model that is missing would be noticed after the teacher's work. It is the last one,
+            # because it converts the weights of a packaged model.
+            student = catalog.load("student")
+            locate_model(student.model, student.folder)
 
     @hook_impl
     def after_node_run(self, outputs: dict[str, Any]) -> None:
