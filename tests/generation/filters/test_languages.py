@@ -1,6 +1,6 @@
 import pytest
 
-from rebase.generation.filters.languages import detect_language, reject_language, task_language
+from rebase.generation.filters.languages import LanguageFilter, detect_language, task_language
 
 ENGLISH = "The ferry to the island leaves at nine and returns before the harbor closes."
 GERMAN = "Die Fähre zur Insel fährt um neun Uhr ab und kehrt zurück, bevor der Hafen schließt."
@@ -27,18 +27,31 @@ def test_what_is_no_prose_has_none(text):
     assert detect_language(text) is None
 
 
-def test_a_text_in_another_language_is_rejected_and_its_language_named():
-    rejection = reject_language(SLOVENE, "en")
+def test_a_text_in_another_language_is_rejected_and_its_language_named(reading_task):
+    rejection = LanguageFilter(reading_task).reject("nli", SLOVENE)
     assert (rejection.reason, rejection.detail) == ("language", "sl")
 
 
 @pytest.mark.parametrize("text", [ENGLISH, "17 + 4", ""])
-def test_other_texts_pass(text):
-    assert reject_language(text, "en") is None
+def test_other_texts_pass(text, reading_task):
+    assert LanguageFilter(reading_task).reject("nli", text) is None
+
+
+def test_an_unclear_text_has_the_language_of_most_rows_of_its_dataset(reading_task):
+    languages = LanguageFilter(reading_task)
+    assert languages.reject("nli", "Ja.") is None
+    for text in (SLOVENE, ENGLISH, SLOVENE.upper()):
+        languages.reject("nli", text)
+    assert languages.reject("nli", "Ja.").detail == "sl"
+    assert languages.reject("another", "Ja.") is None
+    assert languages.reject("nli", ENGLISH) is None
+
+
+def test_a_text_in_capitals_has_the_language_of_its_words():
+    assert detect_language(SLOVENE.upper()) == "sl"
 
 
 def test_a_task_has_the_language_of_its_examples_unless_its_file_names_one(reading_task):
     assert task_language(reading_task) == "en"
     assert task_language(reading_task.model_copy(update={"language": "sl"})) == "sl"
     assert task_language(reading_task.model_copy(update={"language": "any"})) is None
-    assert reject_language(GERMAN, None) is None

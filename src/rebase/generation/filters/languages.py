@@ -1,6 +1,7 @@
 """Reject rows in another language than the task's."""
 
 import re
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -23,7 +24,8 @@ def detect_language(text: str) -> str | None:
     words = [token for token in tokens(start) if not (len(token) == 1 and token.isascii()) and not _DIGIT.search(token)]
     if weight(words) < _ENOUGH_WORDS:
         return None
-    language, probability = _identifier().classify(start)
+    # The identifier has learned from few texts in capitals.
+    language, probability = _identifier().classify(start.lower() if start.isupper() else start)
     return str(language) if probability >= _CERTAIN and language != _NO_LANGUAGE else None
 
 
@@ -34,12 +36,26 @@ def task_language(task: Task) -> str | None:
     return detect_language("\n".join(text for example in task.examples for text in example.values()))
 
 
-def reject_language(text: str, language: str | None) -> Rejection | None:
-    """Reject a row whose passage or longest cell is certainly in another language."""
-    if language is None:
-        return None
-    detected = detect_language(text)
-    return Rejection("language", detected) if detected and detected != language else None
+class LanguageFilter:
+    """Reject rows in another language than the task's.
+
+    A text that is too short or too unclear to tell has the language of most earlier rows of its dataset.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.language = task_language(task)
+        self._found: dict[str, Counter[str]] = {}
+
+    def reject(self, dataset: str, text: str) -> Rejection | None:
+        """Reject a row of the dataset by its passage or longest cell."""
+        if self.language is None:
+            return None
+        found = self._found.setdefault(dataset, Counter())
+        if detected := detect_language(text):
+            found[detected] += 1
+        else:
+            [(detected, _)] = found.most_common(1) or [(self.language, 0)]
+        return Rejection("language", detected) if detected != self.language else None
 
 
 @cache

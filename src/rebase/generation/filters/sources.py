@@ -7,7 +7,7 @@ import pandas as pd
 from rebase.generation.filters.base import Candidate, Rejection
 from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.generation.filters.exclusion import reject_excluded
-from rebase.generation.filters.languages import reject_language, task_language
+from rebase.generation.filters.languages import LanguageFilter
 from rebase.generation.filters.licenses import reject_license
 from rebase.parameters import LicensePolicy
 from rebase.records import Task
@@ -18,13 +18,13 @@ def source_filter(
 ) -> Callable[[Candidate, str], Rejection | None]:
     """Reject excluded datasets, licenses, other languages (by a text of the row) and contaminated rows."""
     contaminated = ContaminationFilter.of(task, evaluation_items, ngram)
-    language = task_language(task)
+    languages = LanguageFilter(task)
 
     def reject(row: Candidate, text: str) -> Rejection | None:
         return (
             reject_excluded(row, task)
             or reject_license(row, licenses)
-            or reject_language(text, language)
+            or languages.reject(row.dataset, text)
             or contaminated.reject(row.cells)
         )
 
