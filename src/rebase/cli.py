@@ -5,7 +5,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
@@ -124,21 +124,18 @@ def _load_catalog(env: str | None, parameters: dict[str, Any]) -> Any:
         return session.load_context().catalog  # type: ignore[attr-defined]
 
 
-@contextmanager
-def _catalog(env: str | None, parameters: dict[str, Any] | None = None, **options: str | None) -> Iterator[Any]:
+def _catalog(env: str | None, parameters: dict[str, Any] | None = None, **options: str | None) -> Any:
     """The catalog of an environment.
 
     ``options`` are parameters that have a command-line option of their own; None if it was not used.
     """
     chosen = {name: value for name, value in options.items() if value is not None}
-    yield _load_catalog(env, (parameters or {}) | chosen)
+    return _load_catalog(env, (parameters or {}) | chosen)
 
 
-@contextmanager
-def _cache(env: str | None) -> Iterator[ResponseCache]:
-    """The response cache of the catalog's teacher."""
-    with _catalog(env) as catalog, closing(ResponseCache(catalog["teacher"].filepath)) as cache:
-        yield cache
+def _cache(env: str | None) -> closing[ResponseCache]:
+    """The response cache of the catalog's teacher, which the ``with`` statement closes."""
+    return closing(ResponseCache(_catalog(env)["teacher"].filepath))
 
 
 @cli.command()
@@ -148,22 +145,22 @@ def _cache(env: str | None) -> Iterator[ResponseCache]:
 @_env
 def near(text: str, count: int, datastore: str | None, env: str | None) -> None:
     """Show the texts of the datastore that are most similar to TEXT (by the approximate Annoy index)."""
-    with _catalog(env, datastore=datastore) as catalog:
-        names = ("index", "annoy_index", "vectors", "rows", "cards")
-        index, annoy_index, vectors, rows, cards = map(catalog.load, names)
-        with catalog.load("encoder").open() as encoder:
-            query = encoder.encode([text]).vectors
-        neighbors = find_near(index, annoy_index, query, count)
-        descriptions = cards.set_index("dataset")["description"]
-        for line in neighbors.itertuples():
-            row, column = cells_at(vectors[line.dataset], line.position)[-1]
-            if row == DESCRIPTION:
-                title, value = f"{line.dataset} (its description)", descriptions[line.dataset]
-            else:
-                source = rows[line.dataset].slice(row, 1).to_pylist()[0]
-                title, value = f"{source['row_id']} · {column}", json.loads(source["row"])[column]
-            click.echo(f"{line.similarity:.3f}  {click.style(title, bold=True)}")
-            click.echo(textwrap.indent(textwrap.fill(visible(textwrap.shorten(value, 240)), 100), " " * 7))
+    catalog = _catalog(env, datastore=datastore)
+    names = ("index", "annoy_index", "vectors", "rows", "cards")
+    index, annoy_index, vectors, rows, cards = map(catalog.load, names)
+    with catalog.load("encoder").open() as encoder:
+        query = encoder.encode([text]).vectors
+    neighbors = find_near(index, annoy_index, query, count)
+    descriptions = cards.set_index("dataset")["description"]
+    for line in neighbors.itertuples():
+        row, column = cells_at(vectors[line.dataset], line.position)[-1]
+        if row == DESCRIPTION:
+            title, value = f"{line.dataset} (its description)", descriptions[line.dataset]
+        else:
+            source = rows[line.dataset].slice(row, 1).to_pylist()[0]
+            title, value = f"{source['row_id']} · {column}", json.loads(source["row"])[column]
+        click.echo(f"{line.similarity:.3f}  {click.style(title, bold=True)}")
+        click.echo(textwrap.indent(textwrap.fill(visible(textwrap.shorten(value, 240)), 100), " " * 7))
     counts = neighbors["dataset"].value_counts()
     click.echo("In " + ", ".join(f"{dataset} ({number})" for dataset, number in counts.items()))
 
@@ -188,30 +185,30 @@ def new_task(name: str, file: Path | None, overwrite: bool, datastore: str | Non
 
     if not re.fullmatch(TASK_NAME, name):
         raise click.ClickException(f"{name!r} cannot be the name of a task: use lowercase letters, digits and _.")
-    with _catalog(env, task=name, datastore=datastore) as catalog:
-        path = catalog["task"].filepath
-        items_path = path.parents[1] / "evaluation" / f"{name}.jsonl"
-        find_free(path, overwrite)
-        description = read_description(file) if file else type_description()
-        content, items = propose_task(description, name, items_path.as_posix(), str(file or name))
-        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        for target, text in ((items_path, lines), (path, task_text(content))):
-            if text:
-                find_free(target, overwrite)
-                with replacing_file(target) as part:
-                    part.write_text(text, encoding="utf-8")
-                click.echo(f"Written: {target}")
-        click.echo("Read the task file and correct what it proposes.\n")
-        has_items = "evaluation" in description or items_path.exists()
-        _show_retrieved(catalog, has_items)
-        if not has_items:
-            line = json.dumps(dict.fromkeys(content["examples"][0], "…"), ensure_ascii=False)
-            click.echo(f"\nA run needs evaluation items: write {items_path}, with lines such as\n{line}")
-        options = [
-            *([f"--env={env}"] if env else []),
-            f"--params=task={name}" + (f",datastore={datastore}" * bool(datastore)),
-        ]
-        click.echo(f"\nNext: kedro run --pipelines=pilot {' '.join(options)}")
+    catalog = _catalog(env, task=name, datastore=datastore)
+    path = catalog["task"].filepath
+    items_path = path.parents[1] / "evaluation" / f"{name}.jsonl"
+    find_free(path, overwrite)
+    description = read_description(file) if file else type_description()
+    content, items = propose_task(description, name, items_path.as_posix(), str(file or name))
+    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    for target, text in ((items_path, lines), (path, task_text(content))):
+        if text:
+            find_free(target, overwrite)
+            with replacing_file(target) as part:
+                part.write_text(text, encoding="utf-8")
+            click.echo(f"Written: {target}")
+    click.echo("Read the task file and correct what it proposes.\n")
+    has_items = "evaluation" in description or items_path.exists()
+    _show_retrieved(catalog, has_items)
+    if not has_items:
+        line = json.dumps(dict.fromkeys(content["examples"][0], "…"), ensure_ascii=False)
+        click.echo(f"\nA run needs evaluation items: write {items_path}, with lines such as\n{line}")
+    options = [
+        *([f"--env={env}"] if env else []),
+        f"--params=task={name}" + (f",datastore={datastore}" * bool(datastore)),
+    ]
+    click.echo(f"\nNext: kedro run --pipelines=pilot {' '.join(options)}")
 
 
 def _show_retrieved(catalog: Any, has_items: bool) -> None:
@@ -328,9 +325,9 @@ def doctor(params: dict[str, Any], env: str | None) -> None:
     """Examine the files of the datastore and of the task: which are whole, stale or damaged, and what to run."""
     from rebase.reporting.doctor import examine, render
 
-    with _catalog(env, params) as catalog:
-        origins = {name: load() for name, load in load_origins(catalog).items()}
-        findings = list(examine(catalog, origins, pipelines))
+    catalog = _catalog(env, params)
+    origins = {name: load() for name, load in load_origins(catalog).items()}
+    findings = list(examine(catalog, origins, pipelines))
     click.echo(render(findings))
     if any(finding.state == "damaged" for finding in findings):
         raise click.exceptions.Exit(1)
@@ -346,31 +343,31 @@ def report(version: str | None, params: dict[str, Any], env: str | None) -> None
     from rebase.reporting.report import ALL_PIECES, write_report
     from rebase.reporting.runs import is_scores, summaries_of
 
-    with _catalog(env, params) as catalog:
-        run_catalog = RunCatalog(catalog, dict.fromkeys(ALL_PIECES, "report"), version)
-        pieces = {}
-        for name in filter(run_catalog.exists, ALL_PIECES):
-            try:
-                pieces[name] = run_catalog.load(name)
-            except RebaseError as error:
-                click.echo(f"{name} cannot be read and is left out: {error}", err=True)
-        if "scores" in pieces and not is_scores(pieces["scores"]):
-            click.echo(
-                "The scores have the shape of another version and are left out. Run the evaluate pipeline.", err=True
-            )
-            del pieces["scores"]
-        if not run_catalog.is_newest:
-            pieces = summaries_of(pieces.get("run_record", {})) | pieces
-        # Origins are recorded of the newest outputs alone.
-        origins = {name: load() for name, load in load_origins(catalog).items()} if run_catalog.is_newest else {}
-        page = write_report(catalog.load("task"), find_outdated(origins, pieces), **pieces)
-        file = run_catalog.path("report")
-        if run_catalog.is_newest:
-            catalog.save("report", page)
-        else:
-            file = file.with_stem(f"report-{run_catalog.version}")
-            file.write_text(page, encoding="utf-8")
-        click.echo(f"Made from {len(pieces)} of {len(ALL_PIECES)} pieces: {file}")
+    catalog = _catalog(env, params)
+    run_catalog = RunCatalog(catalog, dict.fromkeys(ALL_PIECES, "report"), version)
+    pieces = {}
+    for name in filter(run_catalog.exists, ALL_PIECES):
+        try:
+            pieces[name] = run_catalog.load(name)
+        except RebaseError as error:
+            click.echo(f"{name} cannot be read and is left out: {error}", err=True)
+    if "scores" in pieces and not is_scores(pieces["scores"]):
+        click.echo(
+            "The scores have the shape of another version and are left out. Run the evaluate pipeline.", err=True
+        )
+        del pieces["scores"]
+    if not run_catalog.is_newest:
+        pieces = summaries_of(pieces.get("run_record", {})) | pieces
+    # Origins are recorded of the newest outputs alone.
+    origins = {name: load() for name, load in load_origins(catalog).items()} if run_catalog.is_newest else {}
+    page = write_report(catalog.load("task"), find_outdated(origins, pieces), **pieces)
+    file = run_catalog.path("report")
+    if run_catalog.is_newest:
+        catalog.save("report", page)
+    else:
+        file = file.with_stem(f"report-{run_catalog.version}")
+        file.write_text(page, encoding="utf-8")
+    click.echo(f"Made from {len(pieces)} of {len(ALL_PIECES)} pieces: {file}")
 
 
 @cli.command()
@@ -381,8 +378,8 @@ def runs(task: str | None, version: str | None, env: str | None) -> None:
     """Compare the runs of TASK, or of every task: settings, scores and costs, the newest run first."""
     from rebase.reporting.runs import find_runs, runs_tables
 
-    with _catalog(env) as catalog:
-        scores, records = (load_all_versions(catalog, name, task) for name in ("all_scores", "all_run_records"))
+    catalog = _catalog(env)
+    scores, records = (load_all_versions(catalog, name, task) for name in ("all_scores", "all_run_records"))
     count = 0
     for name in sorted(scores):
         task_runs = find_runs(scores[name], records.get(name, {}))
@@ -411,9 +408,9 @@ def trace(
     from rebase.reporting.trace import trace as trace_identifier
     from rebase.reporting.trace_view import render_trace
 
-    with _catalog(env, task=task) as catalog:
-        run_catalog = RunCatalog(catalog, CREATED_BY, version)
-        result = trace_identifier(identifier, RunTables(run_catalog.load, env, task), system)
+    catalog = _catalog(env, task=task)
+    run_catalog = RunCatalog(catalog, CREATED_BY, version)
+    result = trace_identifier(identifier, RunTables(run_catalog.load, env, task), system)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
@@ -435,15 +432,15 @@ def ask(
 
     if bool(inputs) != bool(to) or (inputs and context.args):
         raise click.UsageError("Give --inputs together with --to, and no fields.")
-    with _catalog(env, task=task) as catalog:
-        fields = parse_fields(context.args)
-        expert = load_expert(catalog)
-        if inputs and to:
-            answer_file(expert, inputs, to, beside)
-        elif fields or not sys.stdin.isatty():
-            show_answer(expert, fields, beside)
-        else:
-            answer_typed(expert, beside)
+    catalog = _catalog(env, task=task)
+    fields = parse_fields(context.args)
+    expert = load_expert(catalog)
+    if inputs and to:
+        answer_file(expert, inputs, to, beside)
+    elif fields or not sys.stdin.isatty():
+        show_answer(expert, fields, beside)
+    else:
+        answer_typed(expert, beside)
 
 
 @cli.command()
@@ -472,20 +469,20 @@ def push(
     from rebase.reporting.publishing import describe_parcels, packed, published_examples, put, scores_of, upload
     from rebase.reporting.run_tables import CREATED_BY
 
-    with _catalog(env, task=task) as catalog:
-        load = RunCatalog(catalog, CREATED_BY).load
-        adapter = load("adapter") if only != "dataset" else None
-        examples = published_examples(load("reasoned_examples"), load("training_set")) if only != "adapter" else None
-        existing = [load(name) if catalog.exists(name) else None for name in ("scores", "evaluate_summary")]
-        scores = adapter and scores_of(adapter, *existing)
-        with packed(repo, load("task"), examples, adapter, scores, license_checked) as (parcels, conditions):
-            click.echo(describe_parcels(parcels, repo, folder, public=public))
-            for condition in conditions:
-                click.echo(f"Condition of {condition}")
-            if adapter and not scores:
-                click.echo("The card has no scores: this adapter was not evaluated. kedro run --pipelines=evaluate")
-            if not no_dry_run:
-                click.echo("Nothing was written: this was a dry run. Add --no-dry-run to write.")
-                return
-            for parcel in parcels:
-                click.echo(put(parcel, folder) if folder else upload(parcel, repo, public=public))
+    catalog = _catalog(env, task=task)
+    load = RunCatalog(catalog, CREATED_BY).load
+    adapter = load("adapter") if only != "dataset" else None
+    examples = published_examples(load("reasoned_examples"), load("training_set")) if only != "adapter" else None
+    existing = [load(name) if catalog.exists(name) else None for name in ("scores", "evaluate_summary")]
+    scores = adapter and scores_of(adapter, *existing)
+    with packed(repo, load("task"), examples, adapter, scores, license_checked) as (parcels, conditions):
+        click.echo(describe_parcels(parcels, repo, folder, public=public))
+        for condition in conditions:
+            click.echo(f"Condition of {condition}")
+        if adapter and not scores:
+            click.echo("The card has no scores: this adapter was not evaluated. kedro run --pipelines=evaluate")
+        if not no_dry_run:
+            click.echo("Nothing was written: this was a dry run. Add --no-dry-run to write.")
+            return
+        for parcel in parcels:
+            click.echo(put(parcel, folder) if folder else upload(parcel, repo, public=public))
