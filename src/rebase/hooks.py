@@ -20,8 +20,8 @@ from kedro.io import CatalogProtocol, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
+from rebase.datasets.checked import OptionalTableDataset
 from rebase.datasets.inputs import ReadOnly
-from rebase.datasets.optional_table import OptionalTableDataset
 from rebase.datasets.versions import RunCatalog
 from rebase.errors import RebaseError, StageError, did_you_mean, user_message
 from rebase.files import DOWNLOADS, remove_temporaries

@@ -6,7 +6,7 @@ from kedro.io import DatasetError
 from kedro.io.core import Version
 
 from rebase.datasets.adapter import AdapterDataset
-from rebase.datasets.student import StudentDataset
+from rebase.datasets.models import StudentDataset
 from rebase.records import Adapter
 
 

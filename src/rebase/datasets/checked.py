@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pandas as pd
 import xxhash
 from kedro.io import DatasetError
 from kedro_datasets.json import JSONDataset
@@ -97,6 +98,17 @@ class CheckedJSON(Checked, JSONDataset):
 
 class CheckedParquet(Checked, ParquetDataset):
     """A table as Parquet."""
+
+
+class OptionalTableDataset(CheckedParquet):
+    """Load a Parquet table, or an empty frame without columns where no run has written it yet.
+
+    A version that is named (``--load-versions``) must exist.
+    """
+
+    def load(self) -> pd.DataFrame:
+        is_named = self._version is not None and self._version.load is not None
+        return super().load() if is_named or self.exists() else pd.DataFrame()
 
 
 class CheckedPlot(Checked, PlotDataset):

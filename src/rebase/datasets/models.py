@@ -1,4 +1,4 @@
-"""Catalog entries of one student and of several: cheap handles."""
+"""Catalog entries of the encoder, of one student and of several: cheap handles, which read weights when opened."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +7,7 @@ from kedro.io import AbstractDataset
 from pydantic import Field
 
 from rebase.datasets.inputs import Handle
+from rebase.datastore.encoder import Encoder
 from rebase.errors import RebaseError
 from rebase.records import Strict, validated
 from rebase.student.handle import Student
@@ -17,8 +18,30 @@ class _Entry(Strict):
     revision: str | None = None
 
 
+class EncoderDataset(Handle, AbstractDataset[Any, Encoder]):
+    """Loads an ``Encoder`` handle."""
+
+    def __init__(
+        self,
+        model: str,
+        folder: str,
+        revision: str | None = None,
+        dtype: str = "auto",
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self._settings: dict[str, Any] = {"model": model, "revision": revision, "dtype": dtype}
+        self._folder = Path(folder)
+        self.metadata = metadata
+
+    def load(self) -> Encoder:
+        return Encoder(folder=self._folder, **self._settings)
+
+    def _describe(self) -> dict[str, Any]:
+        return self._settings
+
+
 class StudentDataset(Handle, AbstractDataset[Any, Student]):
-    """Loads a ``Student`` handle; weights are read when it is opened.
+    """Loads a ``Student`` handle.
 
     ``folder`` has the converted weights of packaged models, ``workdir`` the checkpoints of training.
     """
