@@ -99,15 +99,12 @@ def damaged_files(folder: Path) -> list[Path]:
     file = folder / CHECKSUMS
     try:
         written: dict[str, str] = json.loads(file.read_bytes())
-        return [folder / name for name, digest in written.items() if _checksum_or_none(folder / name) != digest]
+        files = ((folder / name, digest) for name, digest in written.items())
+        return [file for file, digest in files if not file.is_file() or checksum(file) != digest]
     except FileNotFoundError:
         return []
     except (ValueError, AttributeError):
         return [file]
-
-
-def _checksum_or_none(path: Path) -> str | None:
-    return checksum(path) if path.is_file() else None
 
 
 @cache

@@ -38,6 +38,7 @@ from rebase.reporting.console import (
     make_console,
     stage_line,
 )
+from rebase.reporting.doctor import smallest_writer
 from rebase.reporting.freshness import describe_origin
 from rebase.reporting.runs import record_run
 from rebase.tasks.evaluation_items import make_evaluation_items
@@ -203,12 +204,7 @@ def _check_inputs(inputs: AbstractSet[str], catalog: CatalogProtocol) -> None:
     if not missing:
         return
     pipelines.set_requested(None)  # Kedro has loaded only the pipelines of the run.
-    by_size = sorted(pipelines, key=lambda name: len(pipelines[name].nodes))
-    writers = {
-        name: writer
-        for name in sorted(missing)
-        if (writer := next((writer for writer in by_size if name in pipelines[writer].all_outputs()), None))
-    }
+    writers = {name: writer for name in sorted(missing) if (writer := smallest_writer(pipelines, name))}
     if writers:
         names = [*list(writers)[:4], *["…"] * (len(writers) > 4)]
         raise RebaseError(

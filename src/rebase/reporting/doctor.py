@@ -48,7 +48,7 @@ def examine(catalog: Any, origins: Origins, pipelines: Mapping[str, Any]) -> Ite
         entry = catalog.get(name)
         if not catalog.exists(name) and not getattr(entry, "is_begun", False):
             continue
-        command = f"kedro run --pipelines={_smallest(pipelines, name)}"
+        command = f"kedro run --pipelines={smallest_writer(pipelines, name)}"
         if problem := _problem(entry):
             yield Finding(name, "damaged", problem)
         elif name in _STORES and (reason := _why_outdated(catalog, name, node_of[name])):
@@ -75,9 +75,10 @@ def _paragraph(title: str, text: str) -> str:
     return textwrap.indent("\n".join(wrapped), " " * 9).replace(" " * 9, f"{title:<9}", 1)
 
 
-def _smallest(pipelines: Mapping[str, Any], name: str) -> str:
-    """The shortest pipeline that writes an entry."""
-    return min((len(pipeline.nodes), key) for key, pipeline in pipelines.items() if name in pipeline.all_outputs())[1]
+def smallest_writer(pipelines: Mapping[str, Any], name: str) -> str:
+    """The shortest pipeline that writes an entry; empty if none does."""
+    writers = [(len(pipeline.nodes), key) for key, pipeline in pipelines.items() if name in pipeline.all_outputs()]
+    return min(writers, default=(0, ""))[1]
 
 
 def _problem(entry: Any) -> str:

@@ -76,7 +76,8 @@ def declared_features(front: dict[str, Any], config: str) -> dict[str, Any]:
     infos = [info for info in _as_list(front.get("dataset_info")) if isinstance(info, dict)]
     if len(infos) > 1 or front.get("configs"):  # Otherwise the only one is meant, whatever its name is.
         infos = [info for info in infos if info.get("config_name", config) == config]
-    columns = [column for info in [*infos, declared_configs(front).get(config, {})] for column in _columns(info)]
+    infos.append(declared_configs(front).get(config, {}))
+    columns = [column for info in infos for column in _as_list(info.get("features") or [])]
     features: dict[str, Any] = {}
     for column in columns:
         with suppress(Exception):  # A type that the library does not know: the values are read as they are.
@@ -110,10 +111,6 @@ def _check_size(front: Any) -> None:
 
 def _inner(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def _columns(declared: dict[str, Any]) -> list[Any]:
-    return _as_list(declared.get("features") or [])
 
 
 def _as_list(value: Any) -> list[Any]:
