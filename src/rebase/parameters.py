@@ -90,7 +90,7 @@ class MapParameters(Strict):
 
     A request shows ``shown_rows`` rows of at most ``max_row_tokens``. The teacher answers ``audit`` mapped queries (0:
     no audit). The lower end of the interval of its agreement must be above ``min_agreement`` and above the share of the
-    most frequent answer.
+    most frequent answer. If a mapping has no answer, the teacher labels what is missing to ``max_examples``.
     """
 
     min_rows: Count

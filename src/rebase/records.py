@@ -30,6 +30,8 @@ TASK_NAME = r"^[a-z0-9][a-z0-9_]*$"
 # Columns of the tables, by catalog entry. A column that holds a list or a mapping holds it as JSON text.
 #: The value of a task's ``language`` that takes rows of every language.
 ANY_LANGUAGE = "any"
+#: The ``teacher`` of examples with the labels that people gave.
+PEOPLE = "people"
 #: ``rows``: the ingested rows; ``row`` is the row itself.
 ROW_COLUMNS = ["row_id", "dataset", "config", "split", "revision", "row_index", "license", "row", "content_hash"]
 #: ``ingest_rejected``: ``rows`` counts them.
@@ -146,14 +148,14 @@ class DatasetMapping(Strict):
 
     ``fields`` and ``answer`` are templates: a column, or a text with columns in braces. ``column|2`` is the second item
     of a list, ``column|options`` the list as lettered options. ``values`` maps the answer's values to labels, or in
-    tasks without labels to templates ("A" to ``option_a``). Without ``config`` the mapping is for all configs.
-    ``audit`` has a mapping that a person wrote audited, too.
+    tasks without labels to templates ("A" to ``option_a``). Without ``answer`` the teacher answers the mapped queries.
+    Without ``config`` the mapping is for all configs. ``audit`` has a mapping that a person wrote audited, too.
     """
 
     dataset: str
     config: str | None = None
     fields: dict[str, str]
-    answer: str
+    answer: str | None = None
     values: Annotated[dict[str, str], BeforeValidator(_as_cells)] = {}
     audit: bool = False
 
@@ -213,6 +215,8 @@ class Task(Strict):
             return f"`fields` must have exactly {sorted(self.query_fields)}"
         if len(set(templates)) < len(templates):
             return "two fields have the same column"
+        if mapping.answer is None:
+            return "`values` and `audit` need an `answer`" if mapping.values or mapping.audit else None
         in_fields = {column for template in templates for column in template_columns(template)}
         if shared := in_fields.intersection(template_columns(mapping.answer)):
             return f"the answer's column {min(shared)!r} is also in a field, where it tells the answer"

@@ -7,8 +7,9 @@ from rebase.pipelines.cot.nodes import reason_examples
 from rebase.pipelines.estimate.nodes import estimate_comparison, estimate_cost
 from rebase.pipelines.evaluate.nodes import predict_teacher
 from rebase.pipelines.report.nodes import compare_usage
+from rebase.records import DatasetMapping
 from rebase.teacher.anthropic import AnthropicTeacher
-from rebase.teacher.budget import Budget, Price, PriceTable
+from rebase.teacher.budget import Budget, Price, PriceTable, Usage
 from rebase.teacher.cached import CachedTeacher
 from rebase.teacher.settings import BudgetSettings
 from tests.generation.test_mapping import PARAMETERS as MAPPING
@@ -39,6 +40,10 @@ COT = CotParameters.model_validate(
         "sampling": {"temperature": 0.7, "max_tokens": 200},
     }
 )
+LABELS = DistilParameters.model_validate(
+    {"style": "direct", "samples": 1, "rounds": 3, "max_inputs": None, "sampling": SAMPLING}
+)
+USAGE = Usage().summary()
 PRICE = Price(input=1.0, output=5.0)
 
 
@@ -50,7 +55,7 @@ def hosted(tmp_path, price=PRICE):
 
 def estimate(task, rows, teacher, **changes):
     prompts = (PROMPT, COT_PROMPT, shipped_prompt("map"), LABEL_PROMPT)
-    return estimate_cost(task, rows, teacher, *prompts, parameters(**changes), COT, MAPPING)
+    return estimate_cost(task, rows, teacher, *prompts, parameters(**changes), COT, MAPPING, LABELS)
 
 
 def test_it_counts_what_transform_then_asks_and_sends_nothing():
@@ -143,3 +148,22 @@ def test_tokens_are_those_that_the_provider_counted_before():
 
 def test_it_is_plain_json():
     assert json.dumps(estimate(READING, retrieved(passages=PASSAGES), cached(Scripted(str))))
+
+
+def test_labels_of_mapped_inputs_are_counted_at_most_one_for_each_example():
+    rows = retrieved(passages=PASSAGES)
+    teacher = cached(Scripted(asks_for_the_year), price=PRICE)
+    stages = estimate(READING, rows, teacher, mode="map")["stages"]
+    assert stages["labels"]["requests"] == [0, MAPPING.max_examples]
+    assert "cot" not in stages
+    sums = {stage: costs["requests"] for stage, costs in estimate(SUMS, rows, teacher, mode="map")["stages"].items()}
+    assert sums["cot"] == [0, COT.samples * MAPPING.max_examples]
+    usage = compare_usage(estimate(READING, rows, teacher, mode="both"), *[{"in": 1, "usage": USAGE}] * 3)
+    assert usage.set_index("stage").loc["map", "estimated_requests_high"] == sum(
+        stages[name]["requests"][1] for name in ("map", "labels")
+    )
+    few = rows.head(MAPPING.min_rows - 1)
+    assert "labels" not in estimate(READING, few, teacher, mode="map")["stages"]
+    written = {"dataset": "d", "fields": {"context": "a", "question": "b"}}
+    task = READING.model_copy(update={"mappings": (DatasetMapping.model_validate(written),)})
+    assert estimate(task, few, teacher, mode="map")["stages"]["labels"]["requests"][1] == MAPPING.max_examples

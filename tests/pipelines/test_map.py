@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import cycle
 
 import pandas as pd
 import pyarrow as pa
@@ -15,16 +16,20 @@ from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError, StageError
 from rebase.parameters import ContaminationParameters, RetrieveParameters
 from rebase.pipelines.cot.nodes import reason_examples
+from rebase.pipelines.distil.nodes import distil_inputs
 from rebase.pipelines.map.nodes import map_datasets
 from rebase.pipelines.transform.nodes import transform_rows
 from rebase.records import EXAMPLE_COLUMNS, MAPPING_COLUMNS, REJECTED_COLUMNS, RETRIEVED_COLUMNS, DatasetMapping, Task
 from rebase.teacher.budget import Price
 from tests.generation.test_mapping import NAMES, PARAMETERS
 from tests.pipelines.test_estimate import COT, COT_PROMPT
+from tests.pipelines.test_estimate import LABELS as LABELING
 from tests.pipelines.test_transform import PROMPT as TRANSFORM_PROMPT
 from tests.pipelines.test_transform import parameters as transform_parameters
 from tests.scripted import Scripted, cached
 from tests.shipped import shipped_prompt, shipped_task
+from tests.teacher.server import Answer, serving
+from tests.teacher.teachers import hosted
 
 NLI = shipped_task("mnli")
 READING = shipped_task("squad")
@@ -40,6 +45,7 @@ MAPPING = {
     "fields": {"premise": "sentence1", "hypothesis": "sentence2"},
     "answer": {"column": "gold", "values": NAMES},
 }
+UNLABELED = MAPPING | {"answer": None}
 
 
 def pairs(count=60, **changes):
@@ -81,18 +87,18 @@ def answers_like_people(request):
     query = request.messages[-1].content
     if "<data>" in query:
         return json.dumps({"row": "A pair of sentences.", "mapping": MAPPING})
-    label = LABELS[int(query.partition("Case ")[2][0])]
-    return json.dumps({"rationale": "It is so.", "answer": label})
+    response = {"rationale": "It is so.", "answer": LABELS[int(query.partition("Case ")[2][0])]}
+    return json.dumps({name: response[name] for name in request.schema["properties"]})
 
 
-def map_(datasets, say=answers_like_people, task=NLI, mode="map", evaluation=NO_EVALUATION, retrieve=RETRIEVE,
-         license="mit", **changes):  # fmt: skip
+def map_(datasets, say=answers_like_people, task=NLI, mode="map", *, evaluation=NO_EVALUATION, retrieve=RETRIEVE,
+         license="mit", distil=LABELING, **changes):  # fmt: skip
     rows = datasets if isinstance(datasets, Shards) else store(datasets, license)
     cards = pd.DataFrame({"dataset": list(rows), "description": "Sentences."})
     teacher = cached(Scripted(say), price=Price(input=1, output=1))
     tables = map_datasets(
         task, retrieved_of(rows), rows, cards, evaluation, teacher, shipped_prompt("map"), shipped_prompt("distil"),
-        mode, PARAMETERS.model_copy(update=changes), retrieve, CONTAMINATION,
+        mode, PARAMETERS.model_copy(update=changes), distil, retrieve, CONTAMINATION,
     )  # fmt: skip
     mappings, examples, rejected, summary = tables
     assert list(mappings) == MAPPING_COLUMNS
@@ -201,8 +207,11 @@ def respond(mapping):
 @pytest.mark.parametrize(
     ("rows", "response", "state"),
     [
-        (pairs(gold="0"), MAPPING, "no_label_column"),
-        ([{"text": f"{n} {n}"} for n in range(40)], MAPPING, "no_label_column"),
+        (pairs(gold="0"), MAPPING, "one_label"),
+        ([{"text": f"{n} {n}"} for n in range(40)], None, "unsuitable"),
+        ([{"text": f"{n} {n}"} for n in range(40)], UNLABELED, "unknown_column"),
+        (pairs(), MAPPING | {"answer": {"column": None, "values": NAMES}}, "invalid_mapping"),
+        (pairs(sentence1=""), UNLABELED, "no_examples"),
         (pairs(), None, "unsuitable"),
         (pairs(), MAPPING | {"fields": {"premise": "sentence1", "hypothesis": "sentence1"}}, "invalid_mapping"),
         (pairs(), MAPPING | {"fields": {"premise": "gold", "hypothesis": "sentence2"}}, "invalid_mapping"),
@@ -328,16 +337,225 @@ def test_the_budget_ends_requests():
     teacher = cached(Scripted(answers_like_people, 1), price=Price(input=1, output=1), max_requests=1)
     mappings, *_ = map_datasets(
         NLI, retrieved_of(rows), rows, cards, NO_EVALUATION, teacher, shipped_prompt("map"), shipped_prompt("distil"),
-        "both", PARAMETERS, RETRIEVE, CONTAMINATION,
+        "both", PARAMETERS, LABELING, RETRIEVE, CONTAMINATION,
     )  # fmt: skip
     assert set(mappings["state"]) == {"budget_reached"}
+    rows = store({"boats": unlabeled()})
+    teacher = cached(Scripted(maps_by_columns, 1), price=Price(input=1, output=1), max_requests=4)
+    mappings, examples, rejected, summary = map_datasets(
+        NLI, retrieved_of(rows), rows, cards.head(1), NO_EVALUATION, teacher, shipped_prompt("map"),
+        shipped_prompt("distil"), "map", PARAMETERS, LABELING, RETRIEVE, CONTAMINATION,
+    )  # fmt: skip
+    assert (len(examples), mappings["requests"][0], summary["usage"]["used"]) == (3, 4, 4)
+    assert summary["rejected"]["budget_reached"] == len(rejected) == PARAMETERS.max_examples - 3
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(["sentence1", "sentence2", "gold", "x"]), st.text(max_size=8)),
-                min_size=5, max_size=12))  # fmt: skip
-def test_any_rows_are_counted(rows):
-    map_({"odd": rows}, mode="both", audit=0)
+                min_size=5, max_size=12), st.sampled_from([MAPPING, UNLABELED]),
+       st.lists(st.sampled_from([*LABELS, "maybe", "", None]), min_size=1))  # fmt: skip
+def test_any_rows_are_counted(rows, mapping, answers):
+    given_answers = cycle(answers)
+
+    def say(request):
+        if "<data>" in request.messages[-1].content:
+            return json.dumps({"row": "Rows.", "mapping": mapping})
+        answer = next(given_answers)
+        return json.dumps({"answer": answer}) if answer is not None else OSError("no route")
+
+    *_, summary, teacher = map_({"odd": rows}, say, mode="both", audit=0)
+    assert summary["kept"] <= PARAMETERS.max_examples
+    assert len(teacher.requests) <= 1 + PARAMETERS.max_examples
+
+
+def unlabeled(count=60, boat="boat"):
+    """The rows without their labels."""
+    return [{name: text.replace("boat", boat) for name, text in row.items() if name != "gold"} for row in pairs(count)]
+
+
+def maps_by_columns(request):
+    """A teacher that maps datasets with and without labels, and answers NLI queries right."""
+    if "<data>" not in (query := request.messages[-1].content) or '"gold"' in query:
+        return answers_like_people(request)
+    return json.dumps({"row": "Two sentences.", "mapping": UNLABELED})
+
+
+def test_where_no_column_has_the_answer_the_teacher_labels_the_mapped_inputs():
+    mappings, examples, _, summary, teacher = map_({"boats": unlabeled()}, maps_by_columns, max_examples=9)
+    assert len(examples) == 9
+    assert all(LABELS[int(query.partition("Case ")[2][0])] == answer
+               for query, answer in zip(examples["query"], examples["answer"], strict=True))  # fmt: skip
+    assert set(examples["teacher"]) == {"scripted/test"}
+    assert examples["response_key"].is_unique
+    assert examples["dollars"].sum() == pytest.approx(9 * 10 / 1e6)
+    assert set(examples["mapping_id"]) == set(mappings["mapping_id"])
+    (line,) = mappings.to_dict("records")
+    assert (line["state"], line["rows"], line["used"]) == ("labeled_by_teacher", 60, 9)
+    assert pd.isna([line["agreement"], line["low"], line["audited"]]).all()
+    assert (line["requests"], summary["usage"]["used"], len(teacher.requests)) == (10, 10, 10)
+    assert line["dollars"] == pytest.approx(summary["usage"]["used_dollars"])
+    assert (summary["mappings"], summary["labels"]["missing"]) == ({"labeled_by_teacher": 1}, [])
+    distilled, *_ = distil_inputs(
+        NLI, pd.DataFrame(), examples, NO_EVALUATION, cached(again := Scripted(maps_by_columns)),
+        shipped_prompt("distil"), LABELING, CONTAMINATION,
+    )  # fmt: skip
+    assert again.requests == teacher.requests[1:], "the requests of distil"
+    assert list(distilled["prompt_hash"]) == list(examples["prompt_hash"])
+
+
+def test_labels_that_people_gave_come_first():
+    datasets = {"arks": unlabeled(boat="ark on a journey far away, called"), "boats": pairs(12)}
+    _, people, *_ = map_({"boats": pairs(12)}, max_examples=30)
+    mappings, examples, _, summary, teacher = map_(datasets, maps_by_columns, max_examples=len(people) + 3)
+    assert Counter(examples["teacher"]) == {"people": len(people), "scripted/test": 3}
+    assert list(mappings["state"]) == ["labeled_by_teacher", "used"]
+    assert summary["usage"]["used"] == len(teacher.requests) == 2 + PARAMETERS.audit + 3
+    mappings, examples, _, summary, teacher = map_(datasets, maps_by_columns, max_examples=9)
+    assert set(examples["teacher"]) == {"people"}
+    assert list(mappings["state"]) == ["not_needed", "used"]
+    assert len(teacher.requests) == 2 + PARAMETERS.audit
+
+
+def test_an_input_with_the_query_of_a_labeled_example_is_not_labeled_again():
+    _, examples, rejected, _, teacher = map_(
+        {"boats": pairs(30), "copies": unlabeled(30)}, maps_by_columns, max_examples=99
+    )
+    assert set(examples["teacher"]) == {"people"}
+    assert set(rejected.loc[rejected["dataset"] == "copies", "reason"]) == {"duplicate"}
+    assert len(teacher.requests) == 2 + PARAMETERS.audit
+
+
+def test_bad_labels_are_rejected_with_their_reason_and_counted():
+    bad = {0: '{"answer": "maybe"}', 1: OSError("no route"), 2: ('{"answer', "length")}
+
+    def say(request):
+        query = request.messages[-1].content
+        number = int(query.partition("vessel ")[2].split()[0]) // 7919 if "vessel" in query else 9
+        return bad.get(number % 12) or maps_by_columns(request)
+
+    mappings, examples, rejected, _, teacher = map_({"boats": unlabeled()}, say, max_examples=24)
+    assert set(rejected["reason"]) == {"unknown_label", "teacher_failed", "response_cut_off"}
+    assert len(teacher.requests) == 1 + 24, "no more requests than examples"
+    assert len(examples) + len(rejected) == 24
+    assert mappings["requests"][0] == 1 + 24 - (rejected["reason"] == "teacher_failed").sum()
+    assert set(rejected.loc[rejected["reason"] == "unknown_label", "text"]) == {'{"answer": "maybe"}'}
+
+
+def test_where_no_label_can_be_used_the_mapping_is_rejected():
+    def say(request):
+        return maps_by_columns(request) if "<data>" in request.messages[-1].content else '{"answer": "maybe"}'
+
+    mappings, examples, rejected, summary, _ = map_({"boats": unlabeled()}, say, mode="both", max_examples=5)
+    assert (mappings["state"][0], mappings["detail"][0]) == ("no_examples", "unknown_label 5")
+    assert examples.empty
+    assert rejected.empty
+    assert summary["rejected"] == {"mapping_rejected": 60}
+    with pytest.raises(StageError, match=r"boats \(default\): no_examples unknown_label 5"):
+        map_({"boats": unlabeled()}, say, max_examples=5)
+
+
+def test_a_mapping_without_an_answer_in_the_task_file_is_labeled_too():
+    mappings, *_ = map_({"boats": unlabeled()}, maps_by_columns, max_examples=9)
+    (written,) = yaml.safe_load(mappings["mapping"][0])
+    assert set(written) == {"dataset", "config", "fields"}
+    for answer in ({}, {"answer": None}):
+        task = Task.parse(NLI.model_dump() | {"mappings": [written | answer]}, "mnli.yml")
+        again, examples, _, _, teacher = map_({"boats": unlabeled()}, maps_by_columns, task=task, max_examples=9)
+        assert list(again["written_by"]) == ["a person"]
+        assert len(teacher.requests) == len(examples) == 9
+        assert examples["response_key"].notna().all()
+
+
+def test_inputs_are_filtered_before_a_label_is_requested():
+    rows = unlabeled()
+    rows[0]["sentence1"] = "Die Biber bauen einen Damm aus Holz und Schlamm, damit der Eingang ihrer Burg nass bleibt."
+    rows[1]["sentence1"] = ""
+    rows[2] = {"sentence1": NLI.examples[0]["premise"], "sentence2": "Case 2 of vessel 15838 is open."}
+    item = json.loads(json.dumps({"premise": rows[3]["sentence1"], "hypothesis": rows[3]["sentence2"]}))
+    evaluation = pd.DataFrame(
+        [{"item_id": "1", "fields": json.dumps(item), "query": NLI.render_query(item), "references": '["neutral"]'}]
+    )
+    _, examples, rejected, _, teacher = map_({"boats": rows}, maps_by_columns, evaluation=evaluation, max_examples=99)
+    reasons = rejected.set_index("row_id")["reason"]
+    assert [reasons[f"boats/default/train/{n}"] for n in range(4)] == [
+        "language", "empty", "contamination_exact", "contamination_exact"
+    ]  # fmt: skip
+    assert len(teacher.requests) == 1 + len(examples)
+
+
+def test_the_teacher_answers_questions_about_mapped_passages():
+    """Fields of a reading task: the passage is cut, and the label must be in it."""
+    rows = [
+        {"text": " ".join(f"Sentence {k} of row {n} names the wheel {k}." for k in range(9)),
+         "query": f"Which wheel does sentence {n % 3} name, in row {n}?"}
+        for n in range(12)
+    ]  # fmt: skip
+
+    def say(request):
+        query = request.messages[-1].content
+        if "<data>" in query:
+            fields = {"context": "text", "question": "query"}
+            return json.dumps({"row": "A question.", "mapping": {"fields": fields, "answer": None}})
+        number = query.partition("does sentence ")[2][0]
+        return json.dumps({"answer": "the axle" if number == "2" else f"wheel {number}"})
+
+    retrieve = RETRIEVE.model_copy(update={"near_duplicate": 1.0})
+    _, examples, rejected, _, _ = map_({"mills": rows}, say, READING, retrieve=retrieve, max_examples=12)
+    assert Counter(examples["answer"]) == {"wheel 0": 4, "wheel 1": 4}
+    assert Counter(rejected["reason"]) == {"answer_not_in_passage": 4}
+    assert all(len(json.loads(fields)["context"].split()) <= 40 for fields in examples["fields"])
+
+
+def test_samples_and_rationales_of_distil_are_used_for_labels():
+    distil = LABELING.model_copy(update={"style": "cot", "samples": 3})
+    mappings, examples, _, summary, teacher = map_(
+        {"boats": unlabeled()}, maps_by_columns, distil=distil, max_examples=4
+    )
+    assert len(examples) == 4
+    assert all("rationale" in request.schema["properties"] for request in teacher.requests[1:])
+    assert mappings["requests"][0] == summary["usage"]["used"] == 1 + 3 * 4
+    dense = LABELING.model_copy(update={"style": "chain_of_density"})
+    with pytest.raises(RebaseError, match="chain_of_density is for texts"):
+        map_({"boats": unlabeled()}, maps_by_columns, distil=dense)
+
+
+def test_labels_of_an_api_are_bought_once(tmp_path):
+    def answer(prompt):
+        mapping = {"row": "Two sentences.", "mapping": UNLABELED}
+        return Answer(json.dumps(mapping if "<data>" in prompt else {"answer": "neutral"}))
+
+    def run(provider):
+        teacher = cached(hosted("openai", provider.address), tmp_path / "responses.sqlite", Price(input=1, output=5))
+        rows = store({"boats": unlabeled()})
+        cards = pd.DataFrame({"dataset": ["boats"], "description": ""})
+        return map_datasets(
+            NLI, retrieved_of(rows), rows, cards, NO_EVALUATION, teacher, shipped_prompt("map"),
+            shipped_prompt("distil"), "map", PARAMETERS, LABELING, RETRIEVE, CONTAMINATION,
+        )  # fmt: skip
+
+    with serving(default=answer) as provider:
+        mappings, examples, _, summary = run(provider)
+        assert len(examples) == PARAMETERS.max_examples == len(provider.billed()) - 1
+        assert mappings["dollars"].sum() == pytest.approx(summary["usage"]["dollars"])
+        *_, again = run(provider)
+        assert (again["usage"]["responses"], again["usage"]["used"]) == (0, summary["usage"]["used"])
+        assert len(provider.billed()) == 1 + PARAMETERS.max_examples
+
+
+def test_only_labels_of_the_teacher_need_a_rationale():
+    datasets = {"arks": unlabeled(boat="ark on a journey far away, called"), "boats": pairs(12)}
+    _, examples, *_ = map_(datasets, maps_by_columns, max_examples=15)
+    count = (examples["teacher"] != "people").sum()
+    assert 0 < count < 15
+
+    def reason(request):
+        number = int(request.messages[-1].content.partition("Case ")[2][0])
+        return json.dumps({"rationale": "It is so.", "answer": LABELS[number]})
+
+    teacher = cached(Scripted(reason))
+    reasoned, _, summary = reason_examples(NLI, examples, pd.DataFrame(columns=["row_id"]), teacher, COT_PROMPT, COT)
+    assert reasoned["rationale"].notna().sum() == count
+    assert summary["usage"]["used"] == count * COT.samples
 
 
 def test_transform_adds_what_was_mapped_and_sends_the_other_rows():

@@ -33,10 +33,11 @@ PASSAGES = [
 ]
 
 
-def parameters(max_examples=100, guided=False, max_tokens=200, consistency_filter=False, patience=20):
+def parameters(max_examples=100, guided=False, max_tokens=200, consistency_filter=False, patience=20, mode="rewrite"):
     sampling = {"temperature": 0.7, "max_tokens": max_tokens}
     return TransformParameters.model_validate(
         {
+            "mode": mode,
             "max_examples": max_examples,
             "max_row_tokens": 100,
             "guided": guided,

@@ -170,7 +170,7 @@ class ExampleStage:
             "teacher": f"{self.teacher.provider}/{self.teacher.model}",
             "prompt_hash": prompt_hash(self.prompt, self.task),
         }
-        examples = pd.DataFrame([line | shared for line in self.kept], columns=columns)
+        examples = pd.DataFrame([shared | line for line in self.kept], columns=columns)
         if self.task.answer.labels and self.kept:
             details["labels"] = balance = label_balance(self.task.answer.labels, examples["answer"])
             if balance["missing"]:

@@ -95,11 +95,6 @@ def _describe(cells: list[str]) -> Column:
     return Column(words, {}, max(sizes) if several >= _LIST_SHARE * len(cells) else 0)
 
 
-def has_answers(task: Task, columns: Mapping[str, Column]) -> bool:
-    """Whether a column could have the answers: in label tasks one with a few values."""
-    return not task.answer.labels or any(len(column.values) > 1 for column in columns.values())
-
-
 def map_request(
     task: Task,
     description: str,
@@ -128,7 +123,10 @@ def map_request(
 
 
 def mapping_schema(task: Task, columns: Mapping[str, Column]) -> dict[str, Any]:
-    """The JSON schema of a mapping, or null: its enums are the columns, their values and the task's labels."""
+    """The JSON schema of a mapping, or null: its enums are the columns, their values and the task's labels.
+
+    The answer may be null: then the teacher answers the mapped queries.
+    """
     lists = {name: column.items for name, column in columns.items() if column.items}
     first_items = [f"{name}|1" for name in lists]
     field = {"anyOf": [_enum(*columns, *(f"{name}|options" for name in lists)), object_schema({"template": _TEXT})]}
@@ -144,11 +142,11 @@ def mapping_schema(task: Task, columns: Mapping[str, Column]) -> dict[str, Any]:
             if _are_pointers(column.values)
         ]
     fields = object_schema(dict.fromkeys(task.query_fields, field))
-    mapping = object_schema({"fields": fields, "answer": answers[0] if len(answers) == 1 else {"anyOf": answers}})
-    return object_schema({"row": _TEXT, "mapping": {"anyOf": [mapping, {"type": "null"}]}})
+    mapping = object_schema({"fields": fields, "answer": {"anyOf": [*answers, _NULL]} if answers else _NULL})
+    return object_schema({"row": _TEXT, "mapping": {"anyOf": [mapping, _NULL]}})
 
 
-_TEXT = {"type": "string"}
+_TEXT, _NULL = {"type": "string"}, {"type": "null"}
 
 
 def _enum(*values: str) -> dict[str, Any]:
@@ -179,11 +177,12 @@ def read_mapping(dataset: str, config: str, text: str) -> tuple[str, DatasetMapp
         fields = {
             name: field["template"] if isinstance(field, dict) else field for name, field in mapping["fields"].items()
         }
-        values = {value: choice for value, choice in mapping["answer"].get("values", {}).items() if choice != NO_LABEL}
-        answer = mapping["answer"]["column"]
+        answer: dict[str, Any] = {"column": None} if mapping["answer"] is None else mapping["answer"]
+        values = {value: choice for value, choice in answer.get("values", {}).items() if choice != NO_LABEL}
+        column = answer["column"]
     except (AttributeError, KeyError, TypeError):
         raise ValueError("the mapping has not the form of the schema") from None
-    return row, DatasetMapping(dataset=dataset, config=config, fields=fields, answer=answer, values=values)
+    return row, DatasetMapping(dataset=dataset, config=config, fields=fields, answer=column, values=values)
 
 
 def mapping_id(mapping: DatasetMapping) -> str:
@@ -194,13 +193,14 @@ def mapping_id(mapping: DatasetMapping) -> str:
 def unknown_columns(mapping: DatasetMapping, columns: Iterable[str], task: Task) -> list[str]:
     """The columns in the mapping's templates that no row has."""
     names = set(columns)
-    templates = [*mapping.fields.values(), mapping.answer, *(() if task.answer.labels else mapping.values.values())]
+    templates = [*mapping.fields.values(), *(() if task.answer.labels else mapping.values.values())]
+    templates += [mapping.answer] * (mapping.answer is not None)
     references = dict.fromkeys(column for template in templates for column in template_columns(template))
     return [name for name in references if name not in names and _split(name)[0] not in names]
 
 
 def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Example | Rejection:
-    """The example in a row, not yet verified; or why there is none.
+    """The example in a row, not yet verified; or why there is none. Its answer is empty if the mapping has none.
 
     A number is read from the answer's text (``#### 72``), a label is spelled as the task spells it.
     """
@@ -210,6 +210,8 @@ def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Ex
 
     try:
         fields = {name: fill_template(mapping.fields[name], value) for name in task.query_fields}
+        if mapping.answer is None:
+            return Example(fields, "")
         answer = fill_template(mapping.answer, value)
         if mapping.values:
             choice = mapping.values.get(answer)

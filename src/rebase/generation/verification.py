@@ -72,15 +72,11 @@ def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
 
 def reject_example(task: Task, fields: Mapping[str, str], answer: str, protected: ProtectedTexts) -> str | None:
     """Why the example is rejected; None if it is kept. ``answer`` is tidied."""
-    if not answer.strip() or not all(fields[name].strip() for name in task.query_fields):
+    if not answer.strip():
         return "empty"
+    if reason := reject_input(task, fields, protected, answer):
+        return reason
     query = comparable(task.render_query(fields))
-    if query in protected.evaluation:
-        return "equals_evaluation_item"
-    if query in protected.shown or any(comparable(fields[name]) in protected.shown for name in task.written_fields):
-        return "copies_prompt_example"
-    if _overlaps(task, fields, answer, protected):
-        return "overlaps_evaluation"
     match task.answer.type:
         case "span":
             return _reject_span(task, fields, answer)
@@ -93,6 +89,18 @@ def reject_example(task: Task, fields: Mapping[str, str], answer: str, protected
         case "text" if comparable(answer) == query:
             return "repeats_query"
     return None
+
+
+def reject_input(task: Task, fields: Mapping[str, str], protected: ProtectedTexts, answer: str = "") -> str | None:
+    """Why a query with these fields is rejected, whatever its answer is: None if it is kept."""
+    if not all(fields[name].strip() for name in task.query_fields):
+        return "empty"
+    query = comparable(task.render_query(fields))
+    if query in protected.evaluation:
+        return "equals_evaluation_item"
+    if query in protected.shown or any(comparable(fields[name]) in protected.shown for name in task.written_fields):
+        return "copies_prompt_example"
+    return "overlaps_evaluation" if _overlaps(task, fields, answer, protected) else None
 
 
 def names_label(label: str, texts: Iterable[str]) -> bool:

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from rebase.datastore.sampling import systematic_positions
 from rebase.generation.verification import one_sided
-from rebase.records import Task
+from rebase.records import PEOPLE, Task
 from rebase.reporting import diagnostics, plots
 from rebase.reporting.console import STAGES
 from rebase.reporting.reasons import REASONS
@@ -310,7 +310,9 @@ def limits(given: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"The license of {unknown:,} retrieved rows is unknown: check their datasets before you publish."
         )
-    mapped = 0 if examples is None or "mapping_id" not in examples else int(examples["mapping_id"].notna().sum())
+    mapped = 0
+    if examples is not None and "mapping_id" in examples:
+        mapped = int((examples["mapping_id"].notna() & (examples["teacher"] == PEOPLE)).sum())
     if mapped:
         sentences.append(f"{mapped} training examples have the labels of their datasets: read the mappings.")
     if examples is None or mapped < len(examples):

@@ -153,6 +153,16 @@ class Usage:
         self.seconds.append(outcome.seconds)
         self.ended = time.monotonic()
 
+    def __add__(self, later: "Usage") -> "Usage":
+        """Return the usage of two parts of a stage."""
+        sums = (*_COUNTS, "dollars", "used_dollars", "seconds")
+        return Usage(
+            **{name: getattr(self, name) + getattr(later, name) for name in sums},
+            has_price=self.has_price and later.has_price,
+            began=self.began,
+            ended=max(self.ended, later.ended),
+        )
+
     def summary(self) -> dict[str, Any]:
         """Return a line of ``teacher_usage``: counts, latencies (p50 and p95, in seconds), responses per minute."""
         latencies = sorted(self.seconds)

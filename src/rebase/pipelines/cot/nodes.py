@@ -17,7 +17,7 @@ from rebase.generation.prompts.templates import SolvePrompt
 from rebase.generation.self_consistency import AnswerSample, sample_answers, vote
 from rebase.generation.verification import same_answer
 from rebase.parameters import CotParameters
-from rebase.records import REJECTED_COLUMNS, Task, summarize_stage
+from rebase.records import PEOPLE, REJECTED_COLUMNS, Task, summarize_stage
 from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
 
@@ -32,7 +32,7 @@ def reason_examples(
     cot_prompt: SolvePrompt,
     parameters: CotParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Add to each example the rationale that leads to its answer; pass mapped examples on, whose answers are people's.
+    """Add to each example the rationale that leads to its answer; pass mapped ones on whose answers are people's.
 
     For a task without ``cot`` pass all examples on.
 
@@ -45,7 +45,9 @@ def reason_examples(
     """
     started = time.monotonic()
     require_examples("cot", examples)
-    is_mapped = examples.get("mapping_id", pd.Series(None, examples.index)).notna() | (not task.cot)
+    is_mapped = pd.Series(not task.cot, examples.index)
+    if "mapping_id" in examples:
+        is_mapped |= examples["mapping_id"].notna() & (examples["teacher"] == PEOPLE)
     if is_mapped.all():
         passed = examples.assign(rationale=None, agreement=None).astype({"rationale": "str", "agreement": "float64"})
         summary = summarize_stage("cot", kept=len(passed), rejected={}, seconds=0, relabeled=0, usage=Usage().summary())

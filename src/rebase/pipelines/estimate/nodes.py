@@ -1,7 +1,6 @@
 """Estimate: render every request of the stages that use the teacher, count, and send nothing."""
 
 import json
-from collections.abc import Mapping
 from itertools import cycle, islice
 from typing import Any
 
@@ -43,13 +42,15 @@ def estimate_cost(  # noqa: PLR0913, PLR0917 - one argument for each input
     transform: TransformParameters,
     cot: CotParameters,
     mapping: MapParameters,
+    distil: DistilParameters,
 ) -> dict[str, Any]:
     """Estimate requests, tokens and dollars by stage and in total, each as ``[low, high]``.
 
     Low: every response passes and is as short as the shortest of the task's examples. High: all rows are requested and
-    responses are as long as the longest. Mappings are counted with an audit of each, described by the retrieved rows;
-    how many rows they leave to transform is not known. Cached responses are counted as well. Thinking tokens are not,
-    because they cannot be predicted.
+    responses are as long as the longest. Mappings are counted with an audit of each, described by the retrieved rows,
+    and at most with a label for each example (``labels``), for mappings without an answer; how many rows they leave to
+    transform is not known. Cached responses are counted as well. Thinking tokens are not, because they cannot be
+    predicted.
     """
     rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
     transformer = RowTransformer(task, rows, transform_prompt, transform)
@@ -60,15 +61,18 @@ def estimate_cost(  # noqa: PLR0913, PLR0917 - one argument for each input
     if transform.mode != "rewrite":
         requests_of_map, count = _map_requests(task, retrieved, map_prompt, distil_prompt, mapping)
         plan["map"] = (requests_of_map, count, (*task.query_fields, "answer"))
+        if count or any(written.answer is None for written in task.mappings):
+            plan["labels"] = _plan_labels(task, mapping.max_examples, distil_prompt, distil)
     # The task's examples stand for those that will be generated.
     examples = list(islice(cycle(task.examples), min(transform.max_examples, len(requests))))
     if transform.consistency_filter:
         checks = [answer_request(task, example, transform_prompt.check, transform.sampling) for example in examples]
         plan["consistency_filter"] = (checks, 0, ("answer",))
     if task.cot:
+        labeled = islice(cycle(task.examples), mapping.max_examples if "labels" in plan else 0)
         rationales = [
             cot_request(task, {name: example[name] for name in task.query_fields}, row, cot_prompt, cot, sample)
-            for example, row in zip(examples, rows, strict=False)
+            for example, row in [*zip(examples, rows, strict=False), *((example, None) for example in labeled)]
             for sample in range(cot.samples)
         ]
         plan["cot"] = (rationales, 0, ("rationale", "answer"))
@@ -101,12 +105,11 @@ def estimate_comparison(
     """
     stages = {name: read_estimate(summary) for name, summary in estimate["stages"].items()}
     stages["synthesize"] = stages["transform"] + stages.get("consistency_filter", 0)
-    examples = islice(cycle(task.examples), min(transform.max_examples, estimate["rows"]))
-    labels = [request for example in examples for request in _label_requests(task, example, distil_prompt, distil)]
+    labels = _plan_labels(task, min(transform.max_examples, estimate["rows"]), distil_prompt, distil)
     items, _ = select_items(task, evaluation_items, evaluate.limit)
     answers = evaluation_requests(task, map(json.loads, items["fields"]), distil_prompt)
     plan: _Plan = {
-        "distil": (labels, 0, ("rationale", "answer") if distil.style == "cot" else ("answer",)),
+        "distil": labels,
         "teacher": (answers, len(answers), ("rationale", "answer") if task.cot else ("answer",)),
     }
     return estimate | {"stage": "comparison estimate"} | _summarize(task, teacher, plan, stages)
@@ -142,13 +145,16 @@ def _map_requests(
     return [*configs, *evaluation_requests(task, examples, distil_prompt)], len(configs)
 
 
-def _label_requests(
-    task: Task, example: Mapping[str, str], prompt: DistilPrompt, parameters: DistilParameters
-) -> list[Request]:
-    """The requests of ``distil`` for one input, in any style; the task's example stands for the input."""
-    requests = label_requests(task, example, prompt, parameters)
-    if parameters.style == "chain_of_density":
-        for number in range(2, parameters.rounds + 1):
-            draft = ("", example["answer"])
-            requests.append(densify_request(task, requests[-1], draft, number, parameters.rounds, prompt.densify))
-    return requests
+def _plan_labels(
+    task: Task, count: int, prompt: DistilPrompt, parameters: DistilParameters
+) -> tuple[list[Request], int, tuple[str, ...]]:
+    """The labels of at most so many inputs, in any style of ``distil``; the task's examples stand for the inputs."""
+    requests = []
+    for example in islice(cycle(task.examples), count):
+        requests += label_requests(task, example, prompt, parameters)
+        if parameters.style == "chain_of_density":
+            for number in range(2, parameters.rounds + 1):
+                draft = ("", example["answer"])
+                request = densify_request(task, requests[-1], draft, number, parameters.rounds, prompt.densify)
+                requests.append(request)
+    return requests, 0, ("rationale", "answer") if parameters.style == "cot" else ("answer",)

@@ -9,7 +9,7 @@ from rebase.pipelines.estimate.nodes import estimate_cost
 def create_pipeline() -> Pipeline:
     """Run ingest, embed, index and retrieve, because the requests depend on the rows, and make ``estimate``."""
     inputs = ["task", "retrieved", "teacher", "transform_prompt", "cot_prompt", "map_prompt", "distil_prompt"]
-    inputs += ["params:transform", "params:cot", "params:map"]
+    inputs += ["params:transform", "params:cot", "params:map", "params:distil"]
     estimate = Pipeline(
         [Node(estimate_cost, inputs, "estimate", name="estimate_cost")],
         namespace="teacher_side",

@@ -3,122 +3,45 @@
 See docs/method.md section 4b.
 """
 
-import asyncio
-import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
-import yaml
 
 from rebase.datastore.cells import content_hash
 from rebase.datastore.shards import Shards
-from rebase.errors import RebaseError, StageError
+from rebase.errors import StageError
 from rebase.generation.filters.base import Candidate, Rejection
 from rebase.generation.filters.duplicates import Duplicates
-from rebase.generation.filters.passages import find_passage, reject_without_passage
-from rebase.generation.filters.sources import source_filter
-from rebase.generation.generate import (
-    ExampleStage,
-    GenerationResult,
-    generate_all,
-    read_response,
-    rejected_line,
-    verify,
+from rebase.generation.generate import ExampleStage, GenerationResult, generate_all, rejected_line, verify
+from rebase.generation.labeling import check_style, request_label, with_costs
+from rebase.generation.mapped_configs import (
+    MappedConfig,
+    apply_mapping,
+    explain_nothing_mapped,
+    find_configs,
+    label_of,
+    request_audit,
+    request_mapping,
+    row_check,
+    tabulate,
 )
-from rebase.generation.mapping import (
-    Audit,
-    audit,
-    configs_to_map,
-    describe_columns,
-    has_answers,
-    interleave,
-    map_request,
-    map_row,
-    mapping_id,
-    read_mapping,
-    unknown_columns,
-)
-from rebase.generation.prompts.parsing import Example, read_check, read_rationale
-from rebase.generation.prompts.requests import evaluation_requests
-from rebase.generation.prompts.templates import DistilPrompt, MapPrompt
+from rebase.generation.mapping import interleave
+from rebase.generation.prompts.parsing import Example
+from rebase.generation.prompts.templates import DistilPrompt, MapPrompt, prompt_hash
 from rebase.generation.verification import ProtectedTexts
-from rebase.parameters import ContaminationParameters, MapParameters, RetrieveParameters
-from rebase.records import (
-    MAPPING_COLUMNS,
-    PROVENANCE_COLUMNS,
-    DatasetMapping,
-    Task,
-)
+from rebase.parameters import ContaminationParameters, DistilParameters, MapParameters, RetrieveParameters
+from rebase.records import PEOPLE, PROVENANCE_COLUMNS, Task
+from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
-from rebase.teacher.protocol import Failure, Response
-from rebase.text import normalize
 
 logger = logging.getLogger(__name__)
 
-#: Rows that are read as Python objects at once, and rows by which the columns of a config are described.
-_ROWS_AT_ONCE = 1000
-#: Datasets that an error names.
-_NAMED = 10
-
 Line = dict[str, Any]
 _Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, Line]
-
-
-@dataclass
-class _Config:
-    """A config of a dataset, its mapping, and what became of its rows.
-
-    ``written`` is the mapping of a person. ``rejection`` says why no mapping is used; ``row`` is what a row is, in the
-    teacher's words. ``size`` and ``license`` are known once the rows are read.
-    """
-
-    dataset: str
-    config: str
-    rows: Shards
-    written: DatasetMapping | None = None
-    mapping: DatasetMapping | None = None
-    row: str = ""
-    rejection: Rejection | None = None
-    size: int = 0
-    license: str | None = None
-    responses: list[Response | Failure] = field(default_factory=list)
-    mapped: list[tuple[Line, Example]] = field(default_factory=list)
-    rejected: list[Line] = field(default_factory=list)
-    not_needed: int = 0
-    used: int = 0
-    audit: Audit | None = None
-
-    @property
-    def id(self) -> str | None:
-        """The fingerprint of the mapping."""
-        return mapping_id(self.mapping) if self.mapping else None
-
-    @property
-    def state(self) -> str:
-        """``used``, or the reason of the rejection."""
-        return self.rejection.reason if self.rejection else "used"
-
-    @property
-    def response_key(self) -> str | None:
-        """The key of the response that has the mapping; None if a person wrote it."""
-        return self.responses[0].key if self.responses and self.written is None else None
-
-    def lines(self, seed: int) -> Iterator[Line]:
-        """The rows in random order, a part at a time."""
-        table = self.rows[self.dataset]
-        table = table.filter(pc.equal(table["config"], self.config))
-        self.size, self.license = len(table), table["license"][0].as_py() if len(table) else None
-        order = np.random.default_rng(seed).permutation(self.size)
-        for start in range(0, self.size, _ROWS_AT_ONCE):
-            yield from table.take(order[start : start + _ROWS_AT_ONCE]).to_pylist()
+#: A mapped row: its config, the row as a line of the examples, and the example.
+_Mapped = tuple[MappedConfig, Line, Example]
 
 
 def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
@@ -132,6 +55,7 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
     distil_prompt: DistilPrompt,
     mode: str,
     parameters: MapParameters,
+    distil: DistilParameters,
     retrieve: RetrieveParameters,
     contamination: ContaminationParameters,
 ) -> _Tables:
@@ -140,7 +64,8 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
     Mappings in the task's file need no request, and no audit unless they ask for one. A mapping is used if the teacher,
     who answers some of the mapped queries without the answers, clearly agrees with them. All rows of the config are
     mapped, in random order, and pass the filters of ``retrieve`` and the checks of ``transform``. Labels and datasets
-    take turns until there are ``max_examples``. If ``mode`` is ``rewrite``, nothing is mapped.
+    take turns until there are ``max_examples``. If a mapping has no answer, the teacher labels as many of its queries
+    as are still missing, as ``distil`` does. If ``mode`` is ``rewrite``, nothing is mapped.
 
     Returns:
         ``mappings``, one line for each config; the examples; the rejected rows of used mappings; the summary, which
@@ -154,29 +79,23 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
     stage = ExampleStage("map", task, teacher, map_prompt)
     if mode == "rewrite":
         return _conclude(stage, [], "transform.mode is rewrite: set it to map or both")
-    configs = _find_configs(task, retrieved, rows, parameters)
-    reject = source_filter(task, evaluation_items, retrieve.licenses, contamination.ngram)
+    configs = find_configs(task, retrieved, rows, parameters)
     protected = ProtectedTexts(task, evaluation_items["query"], contamination.ngram)
+    check = row_check(task, evaluation_items, protected, retrieve)
     descriptions = dict(zip(cards["dataset"], cards["description"], strict=True))
 
-    def check(line: Line, example: Example) -> Example | Rejection:
-        cells = json.loads(line["row"])
-        row = Candidate(line["row_id"], line["dataset"], line["license"], cells, line["content_hash"])
-        if rejection := reject(row, max(example.fields.values(), key=len)):
-            return rejection
-        return verify(task, _cut_passage(task, row, example, retrieve), protected)
-
-    async def generate(session: CachedSession, config: _Config) -> _Config:
+    async def generate(session: CachedSession, config: MappedConfig) -> MappedConfig:
         if config.rejection:
             return config
         config.mapping = config.written
         if config.written is None:
             description = descriptions.get(config.dataset, "")
-            await _request_mapping(session, task, config, description, map_prompt, parameters)
+            await request_mapping(session, task, config, description, map_prompt, parameters)
         if config.mapping and not config.rejection:
-            _apply(task, config, config.mapping, check, parameters)
-            if parameters.audit and not config.rejection and (config.written is None or config.written.audit):
-                await _request_audit(session, task, config, distil_prompt, parameters)
+            apply_mapping(task, config, config.mapping, check, parameters)
+        is_audited = config.written is None or config.written.audit
+        if parameters.audit and is_audited and config.is_usable and config.has_answers:
+            await request_audit(session, task, config, distil_prompt, parameters)
         return config
 
     concurrency = max(1, teacher.concurrency // max(1, parameters.audit))
@@ -184,8 +103,10 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
         teacher, configs, generate, lambda config: config.rejection is None, stage="map",
         concurrency=lambda *_: concurrency,
     )  # fmt: skip
-    _select(stage, configs, retrieved, parameters.max_examples, retrieve.near_duplicate)
-    reasons = "" if stage.kept else _explain(task, configs)
+    inputs = _select(stage, configs, retrieved, parameters.max_examples, retrieve.near_duplicate)
+    if inputs:
+        stage.usage += _label_inputs(stage, inputs, distil_prompt, distil, protected, parameters.max_examples)
+    reasons = "" if stage.kept else explain_nothing_mapped(task, configs)
     mappings, examples, rejected, summary = _conclude(stage, configs, reasons)
     if reasons and mode == "map":
         raise StageError(reasons, rejected, mappings)
@@ -194,219 +115,88 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
     return mappings, examples, rejected, summary
 
 
-def _find_configs(task: Task, retrieved: pd.DataFrame, rows: Shards, parameters: MapParameters) -> list[_Config]:
-    """The configs with a mapping in the task's file, then those with enough retrieved rows."""
-    configs = []
-    for mapping in task.mappings:
-        if mapping.dataset not in rows:
-            rejection = Rejection("not_in_datastore", "correct `dataset`, or add it to the sources")
-            configs.append(_Config(mapping.dataset, mapping.config or "", rows, mapping, rejection=rejection))
-            continue
-        names = [mapping.config] if mapping.config else pc.unique(rows[mapping.dataset]["config"]).to_pylist()
-        for name in names:
-            configs.append(_Config(mapping.dataset, name, rows, mapping))
-            columns = {column for line in configs[-1].lines(0) for column in json.loads(line["row"])}
-            if unknown := unknown_columns(mapping, columns, task):
-                there = f"there are {', '.join(sorted(columns))}" if columns else "it has no rows"
-                raise RebaseError(
-                    f"map: the mapping of {mapping.dataset} in the file of task {task.name!r} names the column "
-                    f"{', '.join(map(repr, unknown))}, which no row of the config {name!r} has: {there}. Correct it."
-                )
-    return configs + [_Config(*pair, rows) for pair in configs_to_map(task, retrieved, parameters.min_rows)]
-
-
-async def _request_mapping(
-    session: CachedSession,
-    task: Task,
-    config: _Config,
-    description: str,
-    prompt: MapPrompt,
-    parameters: MapParameters,
-) -> None:
-    """Set the config's mapping, or the reason why there is none."""
-    sample = [json.loads(line["row"]) for line in islice(config.lines(parameters.seed), _ROWS_AT_ONCE)]
-    columns = describe_columns(sample)
-    if not has_answers(task, columns):
-        config.rejection = Rejection("no_label_column")
-        return
-    request = map_request(task, description, columns, sample[: parameters.shown_rows], prompt, parameters)
-    config.responses.append(await session.generate(request))
-    outcome = read_response(config.responses[-1], lambda text: read_mapping(config.dataset, config.config, text))
-    if isinstance(outcome, Rejection):
-        config.rejection = outcome
-        return
-    config.row, config.mapping = outcome
-    if config.mapping is None:
-        config.rejection = Rejection("unsuitable")
-    elif problem := task.mapping_problem(config.mapping):
-        config.rejection = Rejection("invalid_mapping", problem)
-    elif unknown := unknown_columns(config.mapping, set().union(*sample), task):
-        config.rejection = Rejection("unknown_column", ", ".join(unknown))
-
-
-def _apply(
-    task: Task,
-    config: _Config,
-    mapping: DatasetMapping,
-    check: Callable[[Line, Example], Example | Rejection],
-    parameters: MapParameters,
-) -> None:
-    """Map the rows of the config until there are enough examples of each label; reject the mapping if there are none.
-
-    Each label gets ``max_examples``, so that labels can be balanced whatever other datasets have.
-    """
-    counts: Counter[str] = Counter()
-    queries: set[str] = set()
-    for line in config.lines(parameters.seed):
-        outcome = map_row(task, mapping, json.loads(line["row"]))
-        if isinstance(outcome, Example):
-            group = _label(task, outcome)
-            if counts[group] >= parameters.max_examples:
-                config.not_needed += 1
-                continue
-            outcome = check(line, outcome)
-        if isinstance(outcome, Example):
-            query = normalize(task.render_query(outcome.fields))
-            if query not in queries:
-                queries.add(query)
-                counts[group] += 1
-                config.mapped.append((line, outcome))
-                continue
-            outcome = Rejection("duplicate")
-        config.rejected.append(rejected_line(line, outcome))
-    if not config.mapped:
-        config.rejection = Rejection("no_examples", _in_words(Counter(line["reason"] for line in config.rejected)))
-    elif task.answer.labels and len(counts) == 1:
-        config.rejection = Rejection("one_label", next(iter(counts)))
-
-
-def _cut_passage(task: Task, row: Candidate, example: Example, retrieve: RetrieveParameters) -> Example | Rejection:
-    """The example with its passage cleaned and cut as in ``retrieve``; the answer may be in the part that is cut."""
-    if not task.passage:
-        return example
-    text = replace(row, cells={task.passage: example.fields[task.passage]})
-    if passage := find_passage(text, retrieve):
-        return Example(example.fields | {task.passage: passage.passage}, example.answer)
-    return reject_without_passage(text, retrieve)
-
-
-async def _request_audit(
-    session: CachedSession, task: Task, config: _Config, prompt: DistilPrompt, parameters: MapParameters
-) -> None:
-    """Compare the teacher's answers to a sample of the queries with the mapped ones; labels take turns."""
-    mapped = interleave((example for _, example in config.mapped), lambda example: _label(task, example))
-    sample = mapped[: parameters.audit]
-    requests = evaluation_requests(task, [example.fields for example in sample], prompt)
-    responses = await asyncio.gather(*map(session.generate, requests))
-    config.responses += responses
-    answered = []
-    for example, response in zip(sample, responses, strict=True):
-        read = partial(_read_answer, task, example.fields)
-        if isinstance(answer := read_response(response, read), Rejection):
-            config.rejection = answer
-        else:
-            answered.append((example, answer))
-    if not answered:
-        return
-    config.rejection = None
-    config.audit = result = audit(task, *map(list, zip(*answered, strict=True)))
-    if not result.passes(parameters.min_agreement):
-        limit = max(parameters.min_agreement, result.baseline)
-        detail = f"{result.agreement:.2f} [{result.low:.2f}, {result.high:.2f}] is not clearly above {limit:.2f}"
-        config.rejection = Rejection("low_agreement", detail)
-
-
-def _read_answer(task: Task, fields: Mapping[str, str], text: str) -> str:
-    return read_rationale(text)[1] if task.cot else read_check(task, fields, text)
-
-
 def _select(
-    stage: ExampleStage, configs: list[_Config], retrieved: pd.DataFrame, max_examples: int, near_duplicate: float
-) -> None:
-    """Add the examples to the stage, labels and configs in turn, and the rejected rows of used mappings."""
+    stage: ExampleStage,
+    configs: list[MappedConfig],
+    retrieved: pd.DataFrame,
+    max_examples: int,
+    near_duplicate: float,
+) -> list[_Mapped]:
+    """Add the labeled examples to the stage, labels and configs in turn; return the inputs to be labeled, if needed."""
     duplicates = Duplicates(near_duplicate)
     scores = retrieved.set_index("row_id")[[name for name in PROVENANCE_COLUMNS if name.startswith(("rank", "score"))]]
     ranks = scores.to_dict("index")
-    used = [config for config in configs if config.mapping and config.rejection is None]
-    stage.rejected += [line for config in used for line in config.rejected]
-    mapped = [(config, line, example) for config in used for line, example in config.mapped]
-    for config, line, example in interleave(mapped, lambda item: _label(stage.task, item[2]), lambda item: id(item[0])):
-        cells = example.fields | {"answer": example.answer}
-        candidate = Candidate(line["row_id"], line["dataset"], line["license"], cells, content_hash(cells))
-        if len(stage.kept) == max_examples:
+    mapped = [(config, line, example) for config in configs if config.is_usable for line, example in config.mapped]
+    labeled = [item for item in mapped if item[0].has_answers]
+    in_turn = interleave(labeled, lambda item: label_of(stage.task, item[2]), lambda item: id(item[0]))
+    in_turn += interleave([item for item in mapped if not item[0].has_answers], lambda item: id(item[0]))
+    inputs: list[_Mapped] = []
+    for config, line, example in in_turn:
+        candidate = Candidate(
+            line["row_id"], line["dataset"], line["license"], example.fields, content_hash(example.fields)
+        )
+        if max_examples in (len(stage.kept), len(inputs)):
             config.not_needed += 1
         elif rejection := duplicates.reject(candidate):
-            stage.rejected.append(rejected_line(line, rejection))
+            config.rejected.append(rejected_line(line, rejection))
         else:
             duplicates.keep(candidate)
-            config.used += 1
             item = line | ranks.get(line["row_id"], {}) | {"mapping_id": config.id}
-            key = {"response_key": config.response_key}
-            stage.kept.append(stage.line(GenerationResult(item, None, example, key), example))
+            if config.has_answers:
+                of_people = {"response_key": config.response_key, "teacher": PEOPLE}
+                stage.kept.append(stage.line(GenerationResult(item, None, example, of_people), example))
+                config.used += 1
+            else:
+                inputs.append((config, item, example))
+    return inputs
 
 
-def _label(task: Task, example: Example) -> str:
-    return example.answer if task.answer.labels else ""
+def _label_inputs(
+    stage: ExampleStage,
+    inputs: list[_Mapped],
+    prompt: DistilPrompt,
+    parameters: DistilParameters,
+    protected: ProtectedTexts,
+    max_examples: int,
+) -> Usage:
+    """Have the teacher label the inputs until there are enough examples; return what it used."""
+    check_style(stage.task, parameters)
+    wanted = max_examples - len(stage.kept)
+    limit = max(1, stage.teacher.concurrency // parameters.samples)
+    prompt_used = {"prompt_hash": prompt_hash(prompt, stage.task)}
+
+    async def generate(session: CachedSession, item: _Mapped) -> GenerationResult:
+        config, line, example = item
+        outcome, responses, _ = await request_label(session, stage.task, example.fields, prompt, parameters)
+        config.responses += responses
+        return GenerationResult(line, with_costs(responses), verify(stage.task, outcome, protected), prompt_used)
+
+    results, usage = generate_all(
+        stage.teacher, inputs, generate, lambda result: isinstance(result.outcome, Example), stage="map: labels",
+        stop_at=wanted, concurrency=lambda kept, *_: min(limit, wanted - kept),
+    )  # fmt: skip
+    for (config, line, _), result in zip(inputs, results, strict=False):
+        if isinstance(result.outcome, Rejection):
+            config.rejected.append(rejected_line(line, result.outcome, result.response))
+        else:
+            stage.kept.append(stage.line(result, result.outcome))
+            config.used += 1
+    for config, _, _ in inputs[len(results) :]:
+        config.not_needed += 1
+    for config in {id(config): config for config, _, _ in inputs[: len(results)]}.values():
+        if not config.used:
+            config.reject_all()
+    return usage
 
 
-def _tabulate(configs: Iterable[_Config]) -> pd.DataFrame:
-    """The table ``mappings``; a mapping is the text that a person can paste under ``mappings`` of the task's file."""
-    lines = []
-    for config in configs:
-        received = [response for response in config.responses if isinstance(response, Response)]
-        dollars = [response.dollars for response in received if response.dollars is not None]
-        mapping = config.mapping and [config.mapping.model_dump(exclude_defaults=True)]
-        lines.append(
-            {
-                "mapping_id": config.id,
-                "dataset": config.dataset,
-                "config": config.config,
-                "state": config.state,
-                "detail": config.rejection.detail if config.rejection else config.row,
-                "mapping": mapping and yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=1000),
-                "rows": config.size,
-                "passed": len(config.mapped),
-                "used": config.used,
-                **(vars(config.audit) if config.audit else {}),
-                "license": config.license,
-                "written_by": "a person" if config.written else "the teacher",
-                "response_key": config.response_key,
-                "requests": len(received),
-                "input_tokens": sum(response.input_tokens for response in received),
-                "output_tokens": sum(response.output_tokens for response in received),
-                "dollars": sum(dollars) if len(dollars) == len(received) else None,
-            }
-        )
-    return pd.DataFrame(lines, columns=MAPPING_COLUMNS)
-
-
-def _conclude(stage: ExampleStage, configs: list[_Config], left_out: str) -> _Tables:
+def _conclude(stage: ExampleStage, configs: list[MappedConfig], left_out: str) -> _Tables:
     """The tables and the summary; ``left_out`` says why there are no examples."""
+    stage.rejected = [line for config in configs if config.is_usable for line in config.rejected]
     not_listed = Counter(
         not_needed=sum(config.not_needed for config in configs if not config.rejection),
         mapping_rejected=sum(config.size for config in configs if config.rejection),
     )
     states = Counter(config.state for config in configs)
     examples, rejected, summary = stage.conclude(None, not_listed=not_listed, mappings=dict(states.most_common()))
-    examples = examples.assign(teacher="people")
     examples.attrs = {"left_out": left_out} if left_out else {}
-    return _tabulate(configs), examples, rejected, summary
-
-
-def _explain(task: Task, configs: list[_Config]) -> str:
-    """Why no row became an example."""
-    reasons = [
-        f"  {config.dataset} ({config.config}): {config.state} {config.rejection.detail}".rstrip()
-        for config in configs
-        if config.rejection
-    ]
-    shown = "\n".join(reasons[:_NAMED]) or "  no config has `map.min_rows` retrieved rows"
-    return (
-        f"map: none of {len(configs)} retrieved datasets could be mapped to task {task.name!r}, the first ones "
-        f"because:\n{shown}\nSet `transform.mode` to `both` or `rewrite`, retrieve more rows, or write a mapping "
-        "under `mappings` in the task's file."
-    )
-
-
-def _in_words(counts: Counter[str]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in counts.most_common(3))
+    return tabulate(configs), examples, rejected, summary

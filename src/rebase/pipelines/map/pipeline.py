@@ -9,7 +9,7 @@ from rebase.pipelines.map.nodes import map_datasets
 def create_pipeline() -> Pipeline:
     """``retrieved`` and ``rows`` to ``mappings`` and ``mapped_examples``; nothing in the mode ``rewrite``."""
     inputs = ["task", "retrieved", "rows", "cards", "evaluation_items", "teacher", "map_prompt", "distil_prompt"]
-    inputs += ["params:transform.mode", "params:map", "params:retrieve", "params:contamination"]
+    inputs += ["params:transform.mode", "params:map", "params:distil", "params:retrieve", "params:contamination"]
     outputs = ["mappings", "mapped_examples", "mapped_rejected", "map_summary"]
     return prepare.create_pipeline() + Pipeline(
         [Node(map_datasets, inputs, outputs, name="map_datasets")],

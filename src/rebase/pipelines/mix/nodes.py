@@ -11,7 +11,7 @@ from rebase.errors import RebaseError
 from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.generation.mixing import mix
 from rebase.parameters import ContaminationParameters, MixParameters
-from rebase.records import EXAMPLE_COLUMNS, Task, summarize_stage
+from rebase.records import EXAMPLE_COLUMNS, PEOPLE, Task, summarize_stage
 
 #: How to make each origin that has no examples.
 _REMEDIES = {
@@ -77,7 +77,7 @@ def as_examples(items: pd.DataFrame) -> pd.DataFrame:
         example_id=items["item_id"],
         row_id=items["item_id"],
         answer=[json.loads(references)[0] for references in items["references"]],
-        teacher="people",
+        teacher=PEOPLE,
         cut="[]",
     )
     return examples.reindex(columns=EXAMPLE_COLUMNS)

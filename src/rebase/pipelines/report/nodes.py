@@ -71,7 +71,7 @@ def compare_usage(
     lines = [
         {"stage": stage, **summary["usage"], **_add_estimates([stages[part] for part in parts if part in stages])}
         for stage, summary, parts in (
-            *[("map", map_summary, ("map",))] * bool(map_summary["in"]),
+            *[("map", map_summary, ("map", "labels"))] * bool(map_summary["in"]),
             ("transform", transform_summary, ("transform", "consistency_filter")),
             ("cot", cot_summary, ("cot",)),
         )

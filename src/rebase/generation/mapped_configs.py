@@ -1,0 +1,315 @@
+"""The configs that ``map`` works on: how each is mapped and audited, and what became of its rows."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+import yaml
+
+from rebase.datastore.shards import Shards
+from rebase.errors import RebaseError
+from rebase.generation.filters.base import Candidate, Rejection
+from rebase.generation.filters.passages import find_passage, reject_without_passage
+from rebase.generation.filters.sources import source_filter
+from rebase.generation.generate import read_response, rejected_line, verify
+from rebase.generation.mapping import (
+    Audit,
+    audit,
+    configs_to_map,
+    describe_columns,
+    interleave,
+    map_request,
+    map_row,
+    mapping_id,
+    read_mapping,
+    unknown_columns,
+)
+from rebase.generation.prompts.parsing import Example, read_check, read_rationale
+from rebase.generation.prompts.requests import evaluation_requests
+from rebase.generation.prompts.templates import DistilPrompt, MapPrompt
+from rebase.generation.verification import ProtectedTexts, reject_input
+from rebase.parameters import MapParameters, RetrieveParameters
+from rebase.records import MAPPING_COLUMNS, DatasetMapping, Task
+from rebase.teacher.cached import CachedSession
+from rebase.teacher.protocol import Failure, Response
+from rebase.text import normalize
+
+#: Rows that are read as Python objects at once, and rows by which the columns of a config are described.
+_ROWS_AT_ONCE = 1000
+#: Datasets that an error names.
+_NAMED = 10
+
+Line = dict[str, Any]
+Check = Callable[[Line, Example, bool], Example | Rejection]
+
+
+@dataclass
+class MappedConfig:
+    """A config of a dataset, its mapping, and what became of its rows.
+
+    ``written`` is the mapping of a person. ``rejection`` says why no mapping is used; ``row`` is what a row is, in the
+    teacher's words. ``size`` and ``license`` are known once the rows are read.
+    """
+
+    dataset: str
+    config: str
+    rows: Shards
+    written: DatasetMapping | None = None
+    mapping: DatasetMapping | None = None
+    row: str = ""
+    rejection: Rejection | None = None
+    size: int = 0
+    license: str | None = None
+    responses: list[Response | Failure] = field(default_factory=list)
+    mapped: list[tuple[Line, Example]] = field(default_factory=list)
+    rejected: list[Line] = field(default_factory=list)
+    not_needed: int = 0
+    used: int = 0
+    audit: Audit | None = None
+
+    @property
+    def id(self) -> str | None:
+        """The fingerprint of the mapping."""
+        return mapping_id(self.mapping) if self.mapping else None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether its mapped rows are, or can be, examples."""
+        return self.mapping is not None and self.rejection is None
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the mapping names the column of the answer; without one the teacher labels the mapped queries."""
+        return self.mapping is not None and self.mapping.answer is not None
+
+    @property
+    def state(self) -> str:
+        """The reason of the rejection, or how its rows are used."""
+        if self.rejection:
+            return self.rejection.reason
+        if self.has_answers:
+            return "used"
+        return "labeled_by_teacher" if self.used else "not_needed"
+
+    def reject_all(self) -> None:
+        """Reject the mapping, because none of its rows became an example."""
+        counts = Counter(line["reason"] for line in self.rejected).most_common(3)
+        self.rejection = Rejection("no_examples", ", ".join(f"{reason} {count}" for reason, count in counts))
+
+    @property
+    def response_key(self) -> str | None:
+        """The key of the response that has the mapping; None if a person wrote it."""
+        return self.responses[0].key if self.responses and self.written is None else None
+
+    def lines(self, seed: int) -> Iterator[Line]:
+        """The rows in random order, a part at a time."""
+        table = self.rows[self.dataset]
+        table = table.filter(pc.equal(table["config"], self.config))
+        self.size, self.license = len(table), table["license"][0].as_py() if len(table) else None
+        order = np.random.default_rng(seed).permutation(self.size)
+        for start in range(0, self.size, _ROWS_AT_ONCE):
+            yield from table.take(order[start : start + _ROWS_AT_ONCE]).to_pylist()
+
+
+def find_configs(task: Task, retrieved: pd.DataFrame, rows: Shards, parameters: MapParameters) -> list[MappedConfig]:
+    """The configs with a mapping in the task's file, then those with enough retrieved rows.
+
+    Raises RebaseError if a mapping in the task's file names a column that no row has.
+    """
+    configs = []
+    for mapping in task.mappings:
+        if mapping.dataset not in rows:
+            rejection = Rejection("not_in_datastore", "correct `dataset`, or add it to the sources")
+            configs.append(MappedConfig(mapping.dataset, mapping.config or "", rows, mapping, rejection=rejection))
+            continue
+        names = [mapping.config] if mapping.config else pc.unique(rows[mapping.dataset]["config"]).to_pylist()
+        for name in names:
+            configs.append(MappedConfig(mapping.dataset, name, rows, mapping))
+            columns = {column for line in configs[-1].lines(0) for column in json.loads(line["row"])}
+            if unknown := unknown_columns(mapping, columns, task):
+                there = f"there are {', '.join(sorted(columns))}" if columns else "it has no rows"
+                raise RebaseError(
+                    f"map: the mapping of {mapping.dataset} in the file of task {task.name!r} names the column "
+                    f"{', '.join(map(repr, unknown))}, which no row of the config {name!r} has: {there}. Correct it."
+                )
+    return configs + [MappedConfig(*pair, rows) for pair in configs_to_map(task, retrieved, parameters.min_rows)]
+
+
+async def request_mapping(
+    session: CachedSession,
+    task: Task,
+    config: MappedConfig,
+    description: str,
+    prompt: MapPrompt,
+    parameters: MapParameters,
+) -> None:
+    """Set the config's mapping, or the reason why there is none."""
+    sample = [json.loads(line["row"]) for line in islice(config.lines(parameters.seed), _ROWS_AT_ONCE)]
+    columns = describe_columns(sample)
+    request = map_request(task, description, columns, sample[: parameters.shown_rows], prompt, parameters)
+    config.responses.append(await session.generate(request))
+    outcome = read_response(config.responses[-1], lambda text: read_mapping(config.dataset, config.config, text))
+    if isinstance(outcome, Rejection):
+        config.rejection = outcome
+        return
+    config.row, config.mapping = outcome
+    if config.mapping is None:
+        config.rejection = Rejection("unsuitable")
+    elif problem := task.mapping_problem(config.mapping):
+        config.rejection = Rejection("invalid_mapping", problem)
+    elif unknown := unknown_columns(config.mapping, set().union(*sample), task):
+        config.rejection = Rejection("unknown_column", ", ".join(unknown))
+
+
+def row_check(
+    task: Task, evaluation_items: pd.DataFrame, protected: ProtectedTexts, retrieve: RetrieveParameters
+) -> Check:
+    """The filters of ``retrieve`` and the checks of every example, for a row and its example.
+
+    The third argument is False for an input, whose answer is not known yet.
+    """
+    reject = source_filter(task, evaluation_items, retrieve.licenses, protected.ngram)
+
+    def check(line: Line, example: Example, has_answer: bool) -> Example | Rejection:
+        cells = json.loads(line["row"])
+        row = Candidate(line["row_id"], line["dataset"], line["license"], cells, line["content_hash"])
+        if rejection := reject(row, max(example.fields.values(), key=len)):
+            return rejection
+        outcome = _cut_passage(task, row, example, retrieve)
+        if isinstance(outcome, Rejection) or has_answer:
+            return verify(task, outcome, protected)
+        reason = reject_input(task, outcome.fields, protected)
+        return Rejection(reason) if reason else outcome
+
+    return check
+
+
+def _cut_passage(task: Task, row: Candidate, example: Example, retrieve: RetrieveParameters) -> Example | Rejection:
+    """The example with its passage cleaned and cut as in ``retrieve``; the answer may be in the part that is cut."""
+    if not task.passage:
+        return example
+    text = replace(row, cells={task.passage: example.fields[task.passage]})
+    if passage := find_passage(text, retrieve):
+        return Example(example.fields | {task.passage: passage.passage}, example.answer)
+    return reject_without_passage(text, retrieve)
+
+
+def apply_mapping(
+    task: Task, config: MappedConfig, mapping: DatasetMapping, check: Check, parameters: MapParameters
+) -> None:
+    """Map the rows of the config until there are enough examples of each label; reject the mapping if there are none.
+
+    Each label gets ``max_examples``, so that labels can be balanced whatever other datasets have.
+    """
+    counts: Counter[str] = Counter()
+    queries: set[str] = set()
+    for line in config.lines(parameters.seed):
+        outcome = map_row(task, mapping, json.loads(line["row"]))
+        if isinstance(outcome, Example):
+            group = label_of(task, outcome)
+            if counts[group] >= parameters.max_examples:
+                config.not_needed += 1
+                continue
+            outcome = check(line, outcome, config.has_answers)
+        if isinstance(outcome, Example):
+            query = normalize(task.render_query(outcome.fields))
+            if query not in queries:
+                queries.add(query)
+                counts[group] += 1
+                config.mapped.append((line, outcome))
+                continue
+            outcome = Rejection("duplicate")
+        config.rejected.append(rejected_line(line, outcome))
+    if not config.mapped:
+        config.reject_all()
+    elif config.has_answers and task.answer.labels and len(counts) == 1:
+        config.rejection = Rejection("one_label", next(iter(counts)))
+
+
+async def request_audit(
+    session: CachedSession, task: Task, config: MappedConfig, prompt: DistilPrompt, parameters: MapParameters
+) -> None:
+    """Compare the teacher's answers to a sample of the queries with the mapped ones; labels take turns."""
+    mapped = interleave((example for _, example in config.mapped), lambda example: label_of(task, example))
+    sample = mapped[: parameters.audit]
+    requests = evaluation_requests(task, [example.fields for example in sample], prompt)
+    responses = await asyncio.gather(*map(session.generate, requests))
+    config.responses += responses
+    answered = []
+    for example, response in zip(sample, responses, strict=True):
+        read = partial(_read_answer, task, example.fields)
+        if isinstance(answer := read_response(response, read), Rejection):
+            config.rejection = answer
+        else:
+            answered.append((example, answer))
+    if not answered:
+        return
+    config.rejection = None
+    config.audit = result = audit(task, *map(list, zip(*answered, strict=True)))
+    if not result.passes(parameters.min_agreement):
+        limit = max(parameters.min_agreement, result.baseline)
+        detail = f"{result.agreement:.2f} [{result.low:.2f}, {result.high:.2f}] is not clearly above {limit:.2f}"
+        config.rejection = Rejection("low_agreement", detail)
+
+
+def _read_answer(task: Task, fields: Mapping[str, str], text: str) -> str:
+    return read_rationale(text)[1] if task.cot else read_check(task, fields, text)
+
+
+def label_of(task: Task, example: Example) -> str:
+    """The label, by which examples take turns; empty in tasks without labels."""
+    return example.answer if task.answer.labels else ""
+
+
+def tabulate(configs: Iterable[MappedConfig]) -> pd.DataFrame:
+    """The table ``mappings``; a mapping is the text that a person can paste under ``mappings`` of the task's file."""
+    lines = []
+    for config in configs:
+        received = [response for response in config.responses if isinstance(response, Response)]
+        dollars = [response.dollars for response in received if response.dollars is not None]
+        mapping = config.mapping and [config.mapping.model_dump(exclude_defaults=True)]
+        lines.append(
+            {
+                "mapping_id": config.id,
+                "dataset": config.dataset,
+                "config": config.config,
+                "state": config.state,
+                "detail": config.rejection.detail if config.rejection else config.row,
+                "mapping": mapping and yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=1000),
+                "rows": config.size,
+                "passed": len(config.mapped),
+                "used": config.used,
+                **(vars(config.audit) if config.audit else {}),
+                "license": config.license,
+                "written_by": "a person" if config.written else "the teacher",
+                "response_key": config.response_key,
+                "requests": len(received),
+                "input_tokens": sum(response.input_tokens for response in received),
+                "output_tokens": sum(response.output_tokens for response in received),
+                "dollars": sum(dollars) if len(dollars) == len(received) else None,
+            }
+        )
+    return pd.DataFrame(lines, columns=MAPPING_COLUMNS)
+
+
+def explain_nothing_mapped(task: Task, configs: list[MappedConfig]) -> str:
+    """Why no row became an example."""
+    reasons = [
+        f"  {config.dataset} ({config.config}): {config.state} {config.rejection.detail}".rstrip()
+        for config in configs
+        if config.rejection
+    ]
+    shown = "\n".join(reasons[:_NAMED]) or "  no config has `map.min_rows` retrieved rows"
+    return (
+        f"map: none of {len(configs)} retrieved datasets could be mapped to task {task.name!r}, the first ones "
+        f"because:\n{shown}\nSet `transform.mode` to `both` or `rewrite`, retrieve more rows, or write a mapping "
+        "under `mappings` in the task's file."
+    )
