@@ -90,7 +90,7 @@ def test_every_entry_and_every_parameter_is_used():
         # A name in braces is a pattern.
         assert name in OF_COMMANDS or any(parse(name, other) for other in named), name
     groups = {name.partition(".")[0] for name in used if name.startswith("params:")}
-    assert groups == {f"params:{name}" for name in STAGES | {"contamination"}}
+    assert groups == {f"params:{name}" for name in STAGES | {"contamination", "distil"}}
 
 
 def test_nothing_but_parameters_is_left_in_memory():
