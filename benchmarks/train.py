@@ -31,7 +31,7 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from rebase.parameters import TrainParameters
+from rebase.parameters import ChosenTraining
 from rebase.student.formatting import IGNORED, tokenize_example
 from rebase.student.handle import Student, quiet_libraries
 from rebase.student.preflight import Shape, matrix_rate, measure_shape, shape_of
@@ -59,8 +59,7 @@ def main() -> None:
     if options.gpu and not options.tiny and not torch.cuda.is_available():
         parser.error("--gpu needs a GPU; --gpu --tiny tries the code out without one")
     parameters = settings(options)
-    size = parameters.batch_size * parameters.gradient_accumulation
-    examples = read_examples(options, parameters, size * (WARM_UP + options.steps) + VALIDATION)
+    examples = read_examples(options, parameters, parameters.step_size * (WARM_UP + options.steps) + VALIDATION)
     tokenized, validation = TokenizedExamples(examples[VALIDATION:], [], 0), examples[:VALIDATION]
 
     best: dict[str, dict[str, float]] = {}
@@ -92,15 +91,16 @@ def main() -> None:
     print(json.dumps(summary))
 
 
-def settings(options: argparse.Namespace) -> TrainParameters:
-    """Return the train parameters of the measured configuration."""
+def settings(options: argparse.Namespace) -> ChosenTraining:
+    """Return the train parameters of the measured configuration, for one epoch of few examples."""
     environment = "gpu" if options.gpu else "base"
     text = (ROOT / f"conf/{environment}/parameters_train.yml").read_text()
     values = yaml.safe_load(text)["train"] | {"seed": options.seed, "checkpoint_steps": 10**6}
-    return TrainParameters.model_validate(values)
+    few = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 4, "lora": {"rank": 16, "alpha": 32, "dropout": 0.0}}
+    return ChosenTraining.model_validate(values | ({} if options.gpu else few))
 
 
-def read_examples(options: argparse.Namespace, parameters: TrainParameters, count: int) -> list[TokenizedExample]:
+def read_examples(options: argparse.Namespace, parameters: ChosenTraining, count: int) -> list[TokenizedExample]:
     """Return ``count`` examples within the length limit, drawn with the seed."""
     tokenizer = STUDENT.tokenizer()
     frame = pd.read_parquet(options.examples)
@@ -125,7 +125,7 @@ def train(
     name: str,
     tokenized: TokenizedExamples,
     validation: list[TokenizedExample],
-    parameters: TrainParameters,
+    parameters: ChosenTraining,
     options: argparse.Namespace,
 ) -> dict[str, float]:
     """Train on all examples; return tokens per second, the final loss and the peak GPU memory."""
@@ -170,7 +170,7 @@ def timed(trainer: Any) -> float:
 
 
 def plain_trainer(
-    model: Any, tokenizer: Any, tokenized: TokenizedExamples, parameters: TrainParameters, run: Path, defaults: bool
+    model: Any, tokenizer: Any, tokenized: TokenizedExamples, parameters: ChosenTraining, run: Path, defaults: bool
 ) -> Any:
     """Return TRL's trainer as documented, with the same settings; on a GPU with the published batch of 2 x 4."""
     from datasets import Dataset

@@ -15,6 +15,7 @@ BatchSize = Annotated[int, Field(ge=1, le=10_000)]
 #: Annoy's random generator takes 32 bits with a sign.
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Epochs = Annotated[float, Field(gt=0, le=1000)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -182,11 +183,15 @@ class CotParameters(Strict):
     sampling: SamplingParameters
 
 
+Rank = Annotated[int, Field(ge=1, le=1024)]
+Scale = Annotated[int, Field(ge=1, le=8192)]
+
+
 class LoraParameters(Strict):
     """The adapter: rank, scale and dropout of LoRA on every linear projection."""
 
-    rank: int = Field(ge=1, le=1024)
-    alpha: int = Field(ge=1, le=8192)
+    rank: Rank | Literal["auto"]
+    alpha: Scale | Literal["auto"]
     dropout: float = Field(ge=0, lt=1)
 
 
@@ -220,30 +225,56 @@ class TrainParameters(Strict):
     """QLoRA settings (docs/method.md section 7). ``target`` is what the student learns to write.
 
     A step uses ``batch_size * gradient_accumulation`` examples, ``batch_size`` at once. ``packing`` places the
-    examples of a batch end to end, without padding. ``learning_rate: auto`` follows from the student's size and is
-    halved once if the validation loss speaks against it. ``validation_share`` of the examples measures the validation
+    examples of a batch end to end, without padding. ``validation_share`` of the examples measures the validation
     loss before training and after each epoch; ``auto`` is a tenth if there are 200 examples. ``keep`` selects the last
     adapter, or the one with the best validation loss (the last one without validation).
+
+    What else is ``auto`` follows from the student and the examples (``rebase.student.hyperparameters``). The learning
+    rate follows from the student's size and is halved once if the validation loss speaks against it. Fewer examples and
+    lower rates get more epochs, up to 4. A step has 4 examples, or 8 of 1,000 and more, times
+    ``gradient_accumulation``; if they do not fit in memory together, a batch is smaller and there are more of them. The
+    rank is 16, or more for completions of many tokens, and alpha is twice the rank.
     """
 
     target: Literal["answer", "rationale_then_answer"]
     four_bit: bool
     lora: LoraParameters
     max_length: int = Field(ge=8, le=1_000_000)
-    batch_size: BatchSize
+    batch_size: BatchSize | Literal["auto"]
     gradient_accumulation: BatchSize
     learning_rate: Share | Literal["auto"]
     scheduler: Literal["linear", "cosine", "constant"]
     warmup_steps: int = Field(ge=0, le=1_000_000)
     weight_decay: float = Field(ge=0, le=1)
     optimizer: Optimizer
-    epochs: float = Field(gt=0, le=1000)
+    epochs: Epochs | Literal["auto"]
     checkpoint_steps: Count
     packing: bool
     validation_share: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = 0.0
     keep: Literal["last", "best"] = "last"
     exclude: ExcludeParameters = ExcludeParameters()
     seed: Seed
+
+
+class ChosenLora(LoraParameters):
+    """An adapter's settings without ``auto``."""
+
+    rank: Rank
+    alpha: Scale
+
+
+class ChosenTraining(TrainParameters):
+    """What is trained with: no ``auto``, except in ``validation_share``."""
+
+    lora: ChosenLora
+    batch_size: BatchSize
+    learning_rate: Share
+    epochs: Epochs
+
+    @property
+    def step_size(self) -> int:
+        """How many examples a step uses."""
+        return self.batch_size * self.gradient_accumulation
 
 
 class EvaluateParameters(Strict):

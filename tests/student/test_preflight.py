@@ -5,20 +5,35 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
-from rebase.parameters import TrainParameters
+from rebase.parameters import LoraParameters, TrainParameters
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import Student
-from rebase.student.preflight import Shape, describe, inspect, inspect_training, measure_shape
+from rebase.student.preflight import (
+    Shape,
+    choose_settings,
+    describe,
+    inspect,
+    inspect_training,
+    measure_shape,
+    training_memory,
+)
 from rebase.student.tokenization import TokenizedExample, TokenizedExamples, tokenize
 from tests.tiny import train_parameters, training_set
 
-SHAPE = Shape(total=1500, linear=1000, head=500, widths=100, vocabulary=50, weights=6000, activation=4)
+SHAPE = Shape(
+    total=1500, linear=1000, head=500, widths=100, vocabulary=50, weights=6000, token=400, process=10, loading=6010
+)
+FREE = 2**40
+AUTO = {"learning_rate": "auto", "epochs": "auto", "batch_size": "auto", "gradient_accumulation": 1}
+AUTO_LORA = LoraParameters(rank="auto", alpha="auto", dropout=0.0)
 
 
 def inspect_set(student: Student, data: pd.DataFrame, parameters: TrainParameters) -> dict:
-    return inspect(tokenize(student, data, parameters), student.tokenizer(), parameters, SHAPE, rate=1e3)
+    return inspect(tokenize(student, data, parameters), student.tokenizer(), parameters, SHAPE, rate=1e3, free=FREE)
 
 
 def test_record(student: Student) -> None:
@@ -57,17 +72,17 @@ def test_all_targets_are_cut(student: Student) -> None:
 def test_no_token_has_loss(student: Student) -> None:
     empty = TokenizedExamples([TokenizedExample([1, 2], [IGNORED, IGNORED])] * 4, [], 0)
     with pytest.raises(RebaseError, match="4 of 4 examples have no token with loss"):
-        inspect(empty, student.tokenizer(), train_parameters(), SHAPE, 1.0)
+        inspect(empty, student.tokenizer(), train_parameters(), SHAPE, 1.0, FREE)
 
 
 def test_end_of_turn_missing(student: Student) -> None:
     endless = TokenizedExamples([TokenizedExample([1, 5], [IGNORED, 5])] * 4, [], 0)
     with pytest.raises(RebaseError, match=r"4 of 4 targets do not end with .*im_end"):
-        inspect(endless, student.tokenizer(), train_parameters(), SHAPE, 1.0)
+        inspect(endless, student.tokenizer(), train_parameters(), SHAPE, 1.0, FREE)
     tokenizer = student.tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(RebaseError, match="no end-of-text token"):
-        inspect(endless, tokenizer, train_parameters(), SHAPE, 1.0)
+        inspect(endless, tokenizer, train_parameters(), SHAPE, 1.0, FREE)
 
 
 def test_shape_is_that_of_the_weights(student: Student) -> None:
@@ -81,6 +96,53 @@ def test_shape_is_that_of_the_weights(student: Student) -> None:
         assert shape.head == model.lm_head.weight.numel()
 
 
+def examples_of(lengths: list[int], targets: int = 4) -> TokenizedExamples:
+    ids = [[5] * length for length in lengths]
+    return TokenizedExamples(
+        [TokenizedExample(row, [IGNORED] * (len(row) - targets) + row[-targets:]) for row in ids], [], 0
+    )
+
+
+def test_what_is_auto_is_chosen_and_what_is_a_number_stays() -> None:
+    examples = examples_of([20] * 120)
+    chosen = choose_settings(train_parameters(**AUTO, lora=AUTO_LORA), examples, SHAPE, FREE)
+    assert (chosen.learning_rate, chosen.epochs, chosen.batch_size, chosen.gradient_accumulation) == (1e-3, 1, 4, 1)
+    assert chosen.lora.model_dump() == {"rank": 16, "alpha": 32, "dropout": 0.0}
+    numbers = {"learning_rate": 0.02, "epochs": 0.5, "batch_size": 3, "gradient_accumulation": 2}
+    given_numbers = train_parameters(**numbers, lora=LoraParameters(rank=3, alpha=5, dropout=0.1))
+    assert choose_settings(given_numbers, examples, SHAPE, free=0).model_dump() == given_numbers.model_dump()
+    mixed = train_parameters(**AUTO | {"epochs": 3}, lora=LoraParameters(rank=8, alpha="auto", dropout=0.0))
+    chosen = choose_settings(mixed, examples, SHAPE, FREE)
+    assert (chosen.epochs, chosen.lora.rank, chosen.lora.alpha, chosen.batch_size) == (3, 8, 16, 4)
+
+
+@given(
+    st.lists(st.integers(5, 200), min_size=8, max_size=40),
+    st.integers(0, 500_000),
+    st.integers(1, 2),
+)
+def test_memory_limits_a_batch_and_never_a_step(lengths: list[int], free: int, accumulation: int) -> None:
+    settings = train_parameters(**AUTO | {"gradient_accumulation": accumulation}, lora=AUTO_LORA)
+    examples = examples_of(lengths)
+    chosen = choose_settings(settings, examples, SHAPE, free)
+    assert chosen.step_size == 4 * accumulation
+    assert chosen.batch_size == 1 or training_memory(chosen, examples, SHAPE) <= free
+    more = choose_settings(settings, examples, SHAPE, 2 * free)
+    assert more.batch_size >= chosen.batch_size
+
+
+@pytest.mark.parametrize(
+    ("free", "reason"),
+    [(FREE, "GiB free memory, so a batch has 4"), (200_000, "so a batch has 2 and not 4, which need 0.0 GiB")],
+)
+def test_the_log_says_why_a_batch_is_what_it_is(student: Student, free: int, reason: str) -> None:
+    tokenized = tokenize(student, training_set(9), train_parameters())
+    parameters = train_parameters(**AUTO, lora=AUTO_LORA)
+    record = inspect(tokenized, student.tokenizer(), parameters, SHAPE, 1e3, free)
+    assert describe(record).splitlines()[0].endswith(reason)
+    assert "epochs 4, 9 steps of 4, learning rate 0.001, LoRA rank 16" in describe(record)
+
+
 def test_record_is_logged_in_a_line_and_its_details_where_they_are_wanted(
     student: Student, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -90,5 +152,6 @@ def test_record_is_logged_in_a_line_and_its_details_where_they_are_wanted(
     levels = [(line.levelname, line.getMessage()) for line in caplog.records if line.name.startswith("rebase")]
     assert levels == [("INFO", text.partition("\n")[0]), ("DEBUG", text.partition("\n")[2])]
     assert len(text.splitlines()) < 16
-    assert "9 of 9 examples, 3 steps" in text
+    assert "9 of 9 examples, epochs 1, 3 steps of 4, learning rate 0.01, LoRA rank 2" in text
+    assert text.splitlines()[0].endswith("a batch has 2, as train.batch_size says")
     assert "⟦yes 0<|im_end|>⟧" in text

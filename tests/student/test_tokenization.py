@@ -21,11 +21,11 @@ def test_validation_and_training_share_no_prompt(student: Student) -> None:
     assert len(tokenized.train) + sum(tokenized.rejected.values()) == 20
 
 
-@given(lengths=lengths_of, epochs=st.integers(1, 3), batch=st.integers(1, 8), seed=st.integers(0, 9))
-def test_order_has_every_example_once_an_epoch(lengths: list[int], epochs: int, batch: int, seed: int) -> None:
-    order = order_examples(lengths, epochs, batch, seed)
+@given(lengths=lengths_of, epochs=st.integers(1, 3), step=st.integers(1, 8), seed=st.integers(0, 9))
+def test_order_has_every_example_once_an_epoch(lengths: list[int], epochs: int, step: int, seed: int) -> None:
+    order = order_examples(lengths, epochs, step, seed)
     assert sorted(order) == sorted(list(range(len(lengths))) * epochs)
-    assert order == order_examples(lengths, epochs, batch, seed)
+    assert order == order_examples(lengths, epochs, step, seed)
 
 
 @given(lengths=lengths_of, seed=st.integers(0, 9))
@@ -34,7 +34,7 @@ def test_part_of_an_epoch_has_no_example_twice(lengths: list[int], seed: int) ->
     assert len(order) == max(1, round(len(lengths) / 2)) == len(set(order))
 
 
-def test_batches_have_similar_lengths() -> None:
+def test_steps_have_similar_lengths() -> None:
     lengths = np.random.default_rng(0).integers(10, 500, 64).tolist()
     order = order_examples(lengths, 1, 8, 0)
     padded = sum(8 * max(lengths[n] for n in order[start : start + 8]) for start in range(0, 64, 8))

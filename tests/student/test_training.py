@@ -57,7 +57,7 @@ def test_adapter_log_counts_and_rerun(fresh: Student, monkeypatch: pytest.Monkey
 
 
 def test_less_than_a_batch(fresh: Student) -> None:
-    with pytest.raises(RebaseError, match=r"3 training examples, fewer than one batch of 4.*batch_size 2"):
+    with pytest.raises(RebaseError, match=r"3 training examples, fewer than one step of 4.*batch_size 2"):
         train_adapter(fresh, training_set(3), train_parameters())
 
 

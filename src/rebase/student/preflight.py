@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.parameters import TrainParameters
+from rebase.parameters import ChosenLora, ChosenTraining, TrainParameters
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import Student
-from rebase.student.learning_rate import choose_learning_rate
+from rebase.student.hyperparameters import (
+    ALPHA_OF_RANK,
+    choose_epochs,
+    choose_learning_rate,
+    choose_rank,
+    choose_step,
+)
 from rebase.student.tokenization import TokenizedExample, TokenizedExamples, chunks, order_examples, tokenize
 from rebase.weights import resolve_dtype
 
@@ -25,6 +32,14 @@ logger = logging.getLogger(__name__)
 _MATRIX_SHARE = 0.5
 # Bytes of a trained number: weight, gradient and AdamW's two moments, in float32.
 _TRAINED_BYTES = 16
+# On a CPU: bytes of Python and its libraries, and what a token keeps for the backward pass, relative to inputs and
+# outputs of the linear layers, by the bytes of a number. 16-bit numbers are also kept as float32, for the adapter. On a
+# GPU: 0.99 on Llama's architecture. Measured with benchmarks/memory.py and benchmarks/train.py.
+_PROCESS_BYTES, _KEPT_ON_CPU = 850 * 2**20, {2: 2.4, 4: 1.5}
+# A batch of `auto` leaves room for an error of the estimate.
+_SAFETY = 1.25
+#: What is chosen, in records and summaries.
+CHOSEN = {"learning_rate", "epochs", "batch_size", "gradient_accumulation", "lora"}
 _LOGGED_CHARACTERS = 240  # of the end of an example
 
 
@@ -33,9 +48,9 @@ class Shape:
     """The sizes that determine a student's cost.
 
     ``total`` counts all weights, ``linear`` those of the layers with LoRA, ``head`` those of the output matrix.
-    ``widths`` sums inputs and outputs of the linear layers: about the numbers that a token needs for the backward pass
-    (measured on Llama's architecture: 0.99 of it). ``weights`` and ``activation`` are bytes, of the frozen weights and
-    of one number of an activation.
+    ``widths`` sums inputs and outputs of the linear layers. The others are bytes: ``weights`` of the frozen weights,
+    ``token`` of what a token keeps for the backward pass, ``process`` of the libraries, and ``loading`` at the peak of
+    loading.
     """
 
     total: int
@@ -44,28 +59,97 @@ class Shape:
     widths: int
     vocabulary: int
     weights: int
-    activation: int
+    token: int
+    process: int
+    loading: int
 
     def memory(self, rank: int, tokens: int, targets: int) -> int:
-        """Bytes at the peak: weights, adapter with optimizer, and what one pass of these tokens needs."""
-        passing = tokens * self.widths * self.activation + 3 * 4 * targets * self.vocabulary
-        return self.weights + _TRAINED_BYTES * rank * self.widths + passing
+        """Bytes at the peak of training: weights, adapter with optimizer, and what one pass of these tokens needs."""
+        passing = tokens * self.token + 3 * 4 * targets * self.vocabulary
+        return self.process + self.weights + _TRAINED_BYTES * rank * self.widths + passing
 
     def operations(self, tokens: int, targets: int) -> int:
         """Floating-point operations of forward and backward pass; frozen weights need no gradient."""
         return 4 * (self.linear * tokens + self.head * targets)
 
 
-def first_learning_rate(parameters: TrainParameters, shape: Shape) -> float:
-    """The learning rate of the settings, or by the student's size if it is ``auto``."""
-    return choose_learning_rate(shape.total) if parameters.learning_rate == "auto" else parameters.learning_rate
+def choose_settings(
+    parameters: TrainParameters, tokenized: TokenizedExamples, shape: Shape, free: int
+) -> ChosenTraining:
+    """The settings with a value for each ``auto``. ``free`` bytes of memory limit a batch of ``auto``, never a step.
+
+    Raises RebaseError if there are fewer examples than a step has.
+    """
+    count, rate, epochs, lora = len(tokenized.train), parameters.learning_rate, parameters.epochs, parameters.lora
+    batch = choose_step(count) if parameters.batch_size == "auto" else parameters.batch_size
+    step = batch * parameters.gradient_accumulation
+    if count < step:
+        rejected = f" (not counting {tokenized.rejected})" if tokenized.rejected else ""
+        raise RebaseError(
+            f"train: there are {count} training examples{rejected}, fewer than one step of {step} (train.batch_size "
+            f"{batch} x train.gradient_accumulation {parameters.gradient_accumulation}). See examples_rejected and "
+            "retrieval_rejected for the reasons; raise retrieve.top_n, transform.max_examples or train.max_length, or "
+            "lower train.batch_size."
+        )
+    if rate == "auto":
+        rate = choose_learning_rate(shape.total)
+    if epochs == "auto":
+        epochs = choose_epochs(math.ceil(count / step), rate)
+    rank = lora.rank
+    if rank == "auto":
+        rank = choose_rank(shape.widths, sum(example.target_count for example in tokenized.train))
+    alpha = ALPHA_OF_RANK * rank if lora.alpha == "auto" else lora.alpha
+    values = dict(parameters) | {"learning_rate": rate, "epochs": epochs, "batch_size": batch}
+    values["lora"] = ChosenLora.model_construct(rank=rank, alpha=alpha, dropout=lora.dropout)
+    chosen = ChosenTraining.model_construct(**values)
+    if parameters.batch_size == "auto":
+        while chosen.batch_size > 1 and _SAFETY * training_memory(chosen, tokenized, shape) > free:
+            halved = {"batch_size": chosen.batch_size // 2, "gradient_accumulation": 2 * chosen.gradient_accumulation}
+            chosen = chosen.model_copy(update=halved)
+    return chosen
+
+
+def plan_batches(parameters: ChosenTraining, examples: Sequence[TokenizedExample]) -> list[list[TokenizedExample]]:
+    """All batches of the training, in order."""
+    order = order_examples(list(map(len, examples)), parameters.epochs, parameters.step_size, parameters.seed)
+    batches = [batch for step in chunks(order, parameters.step_size) for batch in chunks(step, parameters.batch_size)]
+    return [[examples[index] for index in batch] for batch in batches]
+
+
+def padded_size(batch: Sequence[TokenizedExample]) -> int:
+    """How many tokens a batch has when all its examples are as long as its longest one."""
+    return len(batch) * max(map(len, batch))
+
+
+def training_memory(parameters: ChosenTraining, tokenized: TokenizedExamples, shape: Shape) -> int:
+    """Bytes at the peak of training, in the largest batch."""
+    batch = max(plan_batches(parameters, tokenized.train), key=padded_size)
+    return shape.memory(parameters.lora.rank, padded_size(batch), sum(example.target_count for example in batch))
+
+
+def estimate_memory(parameters: ChosenTraining, tokenized: TokenizedExamples, shape: Shape) -> int:
+    """Bytes at the peak of loading and training."""
+    return max(shape.loading, training_memory(parameters, tokenized, shape))
+
+
+def explain_batch(
+    parameters: TrainParameters, chosen: ChosenTraining, tokenized: TokenizedExamples, shape: Shape
+) -> str:
+    """How many examples a batch has and why: the end of a sentence about the memory."""
+    batch, most = chosen.batch_size, chosen.step_size // parameters.gradient_accumulation
+    if parameters.batch_size != "auto":
+        return f"a batch has {batch}, as train.batch_size says"
+    if batch == most:
+        return f"so a batch has {batch}"
+    needed = training_memory(chosen.model_copy(update={"batch_size": most}), tokenized, shape)
+    return f"so a batch has {batch} and not {most}, which need {needed / 2**30:.1f} GiB"
 
 
 def check_examples(
     tokenized: TokenizedExamples, tokenizer: "PreTrainedTokenizerBase", parameters: TrainParameters
 ) -> None:
-    """Raise RebaseError if nothing can be learned: all cut, no loss, no end of turn, or less than a batch."""
-    count, needed = len(tokenized.train), parameters.batch_size * parameters.gradient_accumulation
+    """Raise RebaseError if nothing can be learned: all cut, no loss, or no end of turn."""
+    count = len(tokenized.train)
     if not count and tokenized.truncated:
         raise RebaseError(
             f"train: all {tokenized.truncated} targets would be cut: every example is longer than train.max_length = "
@@ -86,14 +170,6 @@ def check_examples(
             f"train: {endless_count} of {count} targets do not end with {tokenizer.eos_token!r}, so the student would "
             "not learn to stop. Look at training_set and at the student's chat template."
         )
-    if count < needed:
-        rejected = f" (not counting {tokenized.rejected})" if tokenized.rejected else ""
-        raise RebaseError(
-            f"train: there are {count} training examples{rejected}, fewer than one batch of {needed} "
-            f"(train.batch_size {parameters.batch_size} x train.gradient_accumulation "
-            f"{parameters.gradient_accumulation}). See examples_rejected and retrieval_rejected for the reasons; raise "
-            "retrieve.top_n, transform.max_examples or train.max_length, or lower train.batch_size."
-        )
 
 
 def inspect_training(training_set: pd.DataFrame, student: Student, parameters: TrainParameters) -> dict[str, Any]:
@@ -101,12 +177,17 @@ def inspect_training(training_set: pd.DataFrame, student: Student, parameters: T
 
     Returns the ``preflight`` record. Raises RebaseError if nothing can be learned from the examples.
     """
-    tokenized = tokenize(student, training_set, parameters)
-    shape = measure_shape(student, parameters)
-    record = inspect(tokenized, student.tokenizer(), parameters, shape, matrix_rate(resolve_dtype(student.dtype)))
+    tokenized, tokenizer = tokenize(student, training_set, parameters), student.tokenizer()
+    rate = matrix_rate(resolve_dtype(student.dtype))
+    record = inspect(tokenized, tokenizer, parameters, measure_shape(student, parameters), rate, free_memory())
     summary, _, details = describe(record).partition("\n")
     logger.info("%s", summary)
     logger.debug("%s", details)
+    if record["memory"]["bytes"] > record["memory"]["free"]:
+        logger.warning(
+            "train: this needs more memory than is free. Close other programs, lower train.batch_size or "
+            "train.max_length, or choose a smaller student.model."
+        )
     return record
 
 
@@ -116,39 +197,40 @@ def inspect(
     parameters: TrainParameters,
     shape: Shape,
     rate: float,
+    free: int,
 ) -> dict[str, Any]:
     """A record of the planned training, fit for JSON; ``rate`` is in floating-point operations per second.
 
-    Raises RebaseError if nothing can be learned.
+    ``free`` is the memory in bytes. Raises RebaseError if nothing can be learned.
     """
     check_examples(tokenized, tokenizer, parameters)
+    chosen = choose_settings(parameters, tokenized, shape, free)
     examples = tokenized.train
     lengths = list(map(len, examples))
-    order = order_examples(lengths, parameters.epochs, parameters.batch_size, parameters.seed)
-    batches = [[examples[index] for index in batch] for batch in chunks(order, parameters.batch_size)]
-    padded_sizes = [len(batch) * max(map(len, batch)) for batch in batches]
-    largest = max(range(len(batches)), key=padded_sizes.__getitem__)
-    tokens = sum(lengths[index] for index in order)
-    targets = sum(examples[index].target_count for index in order)
-    batch_targets = sum(example.target_count for example in batches[largest])
+    batches = plan_batches(chosen, examples)
+    tokens = sum(len(example) for batch in batches for example in batch)
+    targets = sum(example.target_count for batch in batches for example in batch)
+    padded = sum(map(padded_size, batches))
     return {
         "in": len(examples) + sum(tokenized.rejected.values()),
         "kept": len(examples),
         "rejected": tokenized.rejected,
-        "learning_rate": first_learning_rate(parameters, shape),
-        "steps": math.ceil(len(order) / (parameters.batch_size * parameters.gradient_accumulation)),
-        "epochs": parameters.epochs,
+        **chosen.model_dump(mode="json", include=CHOSEN),
+        "steps": math.ceil(sum(map(len, batches)) / chosen.step_size),
         "tokens": tokens,
         "tokens_with_loss": targets,
-        "padding_share": 0.0 if parameters.packing else round(1 - tokens / sum(padded_sizes), 4),
+        "padding_share": 0.0 if parameters.packing else round(1 - tokens / padded, 4),
         "lengths": _histogram(lengths),
         "longest": max(lengths),
         "max_length": parameters.max_length,
         "end_of_turn": {"token": str(tokenizer.eos_token), "id": tokenizer.eos_token_id, "examples": len(examples)},
         "examples": [_show(tokenizer, examples[0], "first"), _show(tokenizer, max(examples, key=len), "longest")],
         "memory": {
-            "bytes": shape.memory(parameters.lora.rank, padded_sizes[largest], batch_targets),
-            "how": "weights, adapter with optimizer, and the activations of the largest batch",
+            "bytes": estimate_memory(chosen, tokenized, shape),
+            "free": free,
+            "how": "the larger of: the libraries, the stored weights and the loaded ones; and the libraries, the "
+            "weights, the adapter with its optimizer, and the activations of the largest batch",
+            "batch": explain_batch(parameters, chosen, tokenized, shape),
         },
         "time": {
             "seconds": round(shape.operations(tokens, targets) / (rate * _MATRIX_SHARE)),
@@ -160,7 +242,7 @@ def inspect(
 
 def describe(record: dict[str, Any]) -> str:
     """The record as a line for the log and more lines with details; tokens with loss are between ⟦ and ⟧."""
-    highest = max(count for _, _, count in record["lengths"])
+    highest, memory = max(count for _, _, count in record["lengths"]), record["memory"]
     examples = [
         f"{example['which']} ({example['tokens']} tokens, {example['tokens_with_loss']} with loss, end of turn at "
         f"{example['end_of_turn_at']}): …{example['text'][-_LOGGED_CHARACTERS:]!r}"
@@ -173,9 +255,11 @@ def describe(record: dict[str, Any]) -> str:
     rejected = f" (rejected: {record['rejected']})" if record["rejected"] else ""
     return "\n".join(
         [
-            f"train: {record['kept']} of {record['in']} examples{rejected}, {record['steps']} steps, learning rate "
-            f"{record['learning_rate']:g}, about {record['memory']['bytes'] / 2**30:.1f} GiB and "
-            f"{record['time']['seconds'] / 60:.1f} min",
+            f"train: {record['kept']} of {record['in']} examples{rejected}, epochs {record['epochs']:g}, "
+            f"{record['steps']} steps of {record['batch_size'] * record['gradient_accumulation']}, learning rate "
+            f"{record['learning_rate']:g}, LoRA rank {record['lora']['rank']}, about "
+            f"{record['time']['seconds'] / 60:.1f} min; it needs about {memory['bytes'] / 2**30:.1f} GiB of "
+            f"{memory['free'] / 2**30:.1f} GiB free memory, {memory['batch']}",
             f"{record['tokens']} tokens ({record['tokens_with_loss']} with loss, padding "
             f"{record['padding_share']:.1%})",
             *examples,
@@ -200,19 +284,33 @@ def shape_of(config: Any, four_bit: bool, dtype: str) -> Shape:
     head = model.get_output_embeddings()
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     linear = sum(layer.weight.numel() for layer in layers)
-    activation = getattr(torch, dtype).itemsize
-    packed = four_bit and torch.cuda.is_available()
+    activation, cuda = getattr(torch, dtype).itemsize, torch.cuda.is_available()
+    widths = sum(layer.in_features + layer.out_features for layer in layers)
     total = sum(weights.numel() for weights in model.parameters())
+    # NF4 with double quantization: 4.127 bits a weight (QLoRA, section 3).
+    weights = int(linear * (4.127 / 8 if four_bit and cuda else activation)) + (total - linear) * activation
+    process, stored = (0, 0) if cuda else (_PROCESS_BYTES, total * (config.dtype or torch.float32).itemsize)
     return Shape(
         total=total,
         linear=linear,
         head=head.weight.numel(),
-        widths=sum(layer.in_features + layer.out_features for layer in layers),
+        widths=widths,
         vocabulary=head.out_features,
-        # NF4 with double quantization: 4.127 bits a weight (QLoRA, section 3).
-        weights=int(linear * (4.127 / 8 if packed else activation)) + (total - linear) * activation,
-        activation=activation,
+        weights=weights,
+        token=int(widths * activation * (1 if cuda else _KEPT_ON_CPU[activation])),
+        process=process,
+        loading=process + stored + weights,
     )
+
+
+def free_memory() -> int:
+    """Bytes of memory for this process: on the GPU, or what the machine has left and the process has already."""
+    import psutil  # type: ignore[import-untyped]
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
 
 
 def matrix_rate(dtype: str, seconds: float = 0.3) -> float:

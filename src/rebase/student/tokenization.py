@@ -17,8 +17,8 @@ TRUNCATED = "target_truncated"
 #: Rejection: the example belongs to the validation split.
 VALIDATION = "validation"
 
-# This many batches are sorted by length together: enough to save padding, few enough for a random order.
-_BATCHES_SORTED = 8
+# This many steps are sorted by length together: enough to save padding, few enough for a random order.
+_STEPS_SORTED = 8
 # `validation_share: auto`.
 _VALIDATION_SHARE, _ENOUGH_TO_VALIDATE = 0.1, 200
 
@@ -81,8 +81,8 @@ def tokenize(student: Student, training_set: pd.DataFrame, parameters: TrainPara
     )
 
 
-def order_examples(lengths: Sequence[int], epochs: float, batch_size: int, seed: int) -> list[int]:
-    """The order of training on examples of these lengths, all epochs in one list; batches have similar lengths.
+def order_examples(lengths: Sequence[int], epochs: float, step_size: int, seed: int) -> list[int]:
+    """The order of training on examples of these lengths, all epochs in one list; steps have similar lengths.
 
     The seed fixes it, so that a resumed run sees what an uninterrupted one sees. Each epoch has every example once; a
     part of an epoch has a random part of them.
@@ -93,12 +93,12 @@ def order_examples(lengths: Sequence[int], epochs: float, batch_size: int, seed:
     while len(drawn) < total:
         drawn += draw.permutation(len(lengths)).tolist()
     ordered: list[int] = []
-    for group in chunks(drawn[:total], _BATCHES_SORTED * batch_size):
-        batches = chunks(sorted(group, key=lambda index: lengths[index]), batch_size)
-        # Only the very last batch may be short: it stays last.
-        full, short = [b for b in batches if len(b) == batch_size], [b for b in batches if len(b) < batch_size]
+    for group in chunks(drawn[:total], _STEPS_SORTED * step_size):
+        steps = chunks(sorted(group, key=lambda index: lengths[index]), step_size)
+        # Only the very last step may be short: it stays last.
+        full, short = [s for s in steps if len(s) == step_size], [s for s in steps if len(s) < step_size]
         draw.shuffle(full)
-        ordered += [index for batch in full + short for index in batch]
+        ordered += [index for step in full + short for index in step]
     return ordered
 
 

@@ -25,10 +25,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from rebase.errors import RebaseError
 from rebase.files import write_checksums
-from rebase.parameters import TrainParameters
+from rebase.parameters import ChosenTraining
 from rebase.student.formatting import IGNORED
 from rebase.student.handle import float32_logits
-from rebase.student.learning_rate import DivergedError
+from rebase.student.hyperparameters import DivergedError
 from rebase.student.preflight import Shape
 from rebase.student.quantization import dequantize_if_it_fits
 from rebase.student.tokenization import TokenizedExample, TokenizedExamples, chunks, order_examples
@@ -79,7 +79,7 @@ class StepTrainer(SFTTrainer):
 
 
 def make_trainer(
-    model: Any, tokenizer: Any, tokenized: TokenizedExamples, parameters: TrainParameters, shape: Shape, run: Path,
+    model: Any, tokenizer: Any, tokenized: TokenizedExamples, parameters: ChosenTraining, shape: Shape, run: Path,
     save_best: Callable[[Any], None],
 ) -> StepTrainer:  # fmt: skip
     """A trainer over the tokenized examples that writes its checkpoints to ``run``.
@@ -87,7 +87,7 @@ def make_trainer(
     ``save_best`` gets the model whenever the validation loss is the lowest so far.
     """
     examples = tokenized.train
-    order = order_examples(list(map(len, examples)), parameters.epochs, parameters.batch_size, parameters.seed)
+    order = order_examples(list(map(len, examples)), parameters.epochs, parameters.step_size, parameters.seed)
     cuda = torch.cuda.is_available()
     if cuda and is_flash_attn_2_available():
         model.set_attn_implementation("flash_attention_2")
@@ -214,7 +214,7 @@ class Monitor(TrainerCallback):
 
     trainer: StepTrainer
     validation: list[TokenizedExample]
-    parameters: TrainParameters
+    parameters: ChosenTraining
     save_best: Callable[[Any], None]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -264,15 +264,15 @@ class Monitor(TrainerCallback):
             self.save_best(self.trainer.model)
 
 
-def _configure(parameters: TrainParameters, run: Path, activation_checkpointing: bool) -> SFTConfig:
+def _configure(parameters: ChosenTraining, run: Path, activation_checkpointing: bool) -> SFTConfig:
     cuda = torch.cuda.is_available()
     return SFTConfig(
         output_dir=str(run),
         num_train_epochs=1,  # the dataset holds all epochs
         train_sampling_strategy="sequential",
         # A batch of the trainer is a whole step; StepTrainer splits it into parts of `batch_size`.
-        per_device_train_batch_size=parameters.batch_size * parameters.gradient_accumulation,
-        learning_rate=float(parameters.learning_rate),  # no longer `auto`
+        per_device_train_batch_size=parameters.step_size,
+        learning_rate=parameters.learning_rate,
         lr_scheduler_type=parameters.scheduler,
         warmup_steps=parameters.warmup_steps,
         weight_decay=parameters.weight_decay,
@@ -291,7 +291,7 @@ def _configure(parameters: TrainParameters, run: Path, activation_checkpointing:
     )
 
 
-def _activations_fit(examples: list[TokenizedExample], parameters: TrainParameters, shape: Shape) -> bool:
+def _activations_fit(examples: list[TokenizedExample], parameters: ChosenTraining, shape: Shape) -> bool:
     """Whether the longest examples fit on the GPU without recomputing activations."""
     longest = sorted(examples, key=len)[-parameters.batch_size :]
     targets = sum(example.target_count for example in longest)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from rebase.errors import RebaseError
 from rebase.files import damaged_files, replacing_folder, write_checksums
-from rebase.parameters import TrainParameters
+from rebase.parameters import ChosenTraining, TrainParameters
 from rebase.records import Adapter, Task, summarize_stage
 from rebase.student.adapters import (
     CARD,
@@ -26,15 +26,15 @@ from rebase.student.adapters import (
 )
 from rebase.student.formatting import Target, prompt_template
 from rebase.student.handle import Student, quiet_libraries
-from rebase.student.learning_rate import DivergedError, find_fault
-from rebase.student.preflight import check_examples, first_learning_rate, measure_shape
+from rebase.student.hyperparameters import DivergedError, find_fault
+from rebase.student.preflight import CHOSEN, check_examples, choose_settings, free_memory, measure_shape
 from rebase.student.tokenization import TokenizedExamples, tokenize
 from rebase.weights import resolve_dtype
 
 logger = logging.getLogger(__name__)
 
 #: Changes when results get other content, so that older ones are not read.
-_FORMAT = 2
+_FORMAT = 3
 #: Written into a checkpoint after everything else: one without it was interrupted and is not resumed from.
 COMPLETE = "complete"
 
@@ -62,7 +62,8 @@ def train_expert(
     adapter, log, counts = train_adapter(student, training_set, parameters)
     del counts["in"]  # the summary counts the excluded examples too
     counts["rejected"] = {**counts["rejected"], **excluded}
-    settings = parameters.model_copy(update={"target": target, "learning_rate": counts["learning_rate"]})
+    chosen = {name: counts[name] for name in CHOSEN}
+    settings = TrainParameters.model_validate(parameters.model_dump() | chosen | {"target": target})
     # It replaces the card that peft writes.
     prompt = prompt_template(student.tokenizer(), task)
     card = render_card(task, student, prompt, examples, settings, counts)
@@ -87,34 +88,38 @@ def train_adapter(
 
     Returns the adapter (a folder under ``student.workdir``), the log (one row per step: ``step``, ``epoch``, ``loss``,
     ``learning_rate``, ``token_accuracy``, ``gradient_norm``, ``validation_loss``) and counts for the summary, with the
-    ``learning_rate`` and what the validation losses say against it (``fault``). An interrupted run with the same data
-    and settings resumes from its last complete checkpoint and ends with the same adapter; a finished run returns its
-    results. Raises RebaseError if nothing can be learned from the examples, the loss is not finite, or memory or disk
-    space are short.
+    settings of ``choose_settings`` and what the validation losses say against the learning rate (``fault``). An
+    interrupted run with the same data and settings resumes from its last complete checkpoint and ends with the same
+    adapter; a finished run returns its results. Raises RebaseError if nothing can be learned from the examples, the
+    loss is not finite, or memory or disk space are short.
 
-    ``learning_rate: auto`` is chosen by the student's size. If the loss speaks against it, training is repeated once
-    at half of it, and the adapter with the lower validation loss is returned.
+    If the loss speaks against a learning rate of ``auto``, training is repeated once at half of it, and the adapter
+    with the lower validation loss is returned.
     """
+    tokenized = tokenize(student, training_set, parameters)
+    check_examples(tokenized, student.tokenizer(), parameters)
+    settings = choose_settings(parameters, tokenized, measure_shape(student, parameters), free_memory())
+    train = partial(_train_once, student, training_set, tokenized)
     if parameters.learning_rate != "auto":
-        return _train_once(student, training_set, parameters)
-    rate = first_learning_rate(parameters, measure_shape(student, parameters))
+        return train(settings)
     runs: list[tuple[Adapter, pd.DataFrame, dict[str, Any]]] = []
-    for chosen in (rate, rate / 2):
+    for factor in (1, 0.5):
+        chosen = settings.model_copy(update={"learning_rate": factor * settings.learning_rate})
         try:
-            runs.append(_train_once(student, training_set, parameters.model_copy(update={"learning_rate": chosen})))
+            runs.append(train(chosen))
             fault = runs[-1][2]["fault"]
         except DivergedError:
-            if chosen < rate and not runs:
+            if factor < 1 and not runs:
                 raise
             fault = "the loss was not finite"
         if not fault:
             break
-        logger.warning("train: at a learning rate of %g %s; it is halved once", chosen, fault)
+        logger.warning("train: at a learning rate of %g %s; it is halved once", chosen.learning_rate, fault)
     return min(runs, key=lambda run: run[2].get("validation_loss", 0.0))
 
 
 def _train_once(
-    student: Student, training_set: pd.DataFrame, parameters: TrainParameters
+    student: Student, training_set: pd.DataFrame, tokenized: TokenizedExamples, parameters: ChosenTraining
 ) -> tuple[Adapter, pd.DataFrame, dict[str, Any]]:
     """Train at one learning rate."""
     started = time.monotonic()
@@ -127,8 +132,6 @@ def _train_once(
         else:
             logger.info("train: this run was finished before; its adapter is in %s", run)
             return earlier
-    tokenized = tokenize(student, training_set, parameters)
-    check_examples(tokenized, student.tokenizer(), parameters)
     checkpoint = last_checkpoint(run)
     if checkpoint:
         logger.info("train: resuming from %s", checkpoint.name)
@@ -142,7 +145,7 @@ def _train_once(
             "rejected": tokenized.rejected,
             "steps": int(steps["step"].max()),
             "trainable_parameters": trainable,
-            "learning_rate": parameters.learning_rate,
+            **parameters.model_dump(mode="json", include=CHOSEN),
             "fault": find_fault(initial, losses) if losses else None,
             "first_loss": float(steps["loss"].iloc[0]),
             "last_loss": float(steps["loss"].iloc[-1]),
@@ -179,7 +182,7 @@ def check_disk(run: Path, trainable: int) -> None:
 
 
 def _train(
-    student: Student, tokenized: TokenizedExamples, parameters: TrainParameters, run: Path, checkpoint: Path | None,
+    student: Student, tokenized: TokenizedExamples, parameters: ChosenTraining, run: Path, checkpoint: Path | None,
     target: Path,
 ) -> tuple[pd.DataFrame, int]:  # fmt: skip
     """Train, write the adapter to ``target``, and return the log and the count of trained numbers."""
@@ -216,16 +219,19 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _fingerprint(student: Student, training_set: pd.DataFrame, parameters: TrainParameters) -> str:
+def _fingerprint(student: Student, training_set: pd.DataFrame, parameters: ChosenTraining) -> str:
     """What the trained weights depend on, as a folder name.
 
-    Neither the frequency of checkpoints nor what was excluded before formatting is a part of it.
+    The frequency of checkpoints, what was excluded before formatting, and the batches that a step is computed in are
+    no part of it: a run resumes when less memory is free.
     """
+    irrelevant = {"checkpoint_steps", "exclude", "batch_size", "gradient_accumulation"}
     content = [
         *student.identity(),
         _FORMAT,
         training_set[["prompt", "completion"]].to_numpy().tolist(),
-        parameters.model_dump(mode="json", exclude={"checkpoint_steps", "exclude"}),
+        parameters.step_size,
+        parameters.model_dump(mode="json", exclude=irrelevant),
     ]
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

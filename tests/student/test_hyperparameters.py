@@ -1,12 +1,23 @@
 import math
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
+from rebase.parameters import LoraParameters
 from rebase.student.handle import Student
-from rebase.student.learning_rate import DivergedError, choose_learning_rate, find_fault
+from rebase.student.hyperparameters import (
+    DivergedError,
+    choose_epochs,
+    choose_learning_rate,
+    choose_rank,
+    choose_step,
+    find_fault,
+)
 from rebase.student.training import train_adapter
 from tests.tiny import train_parameters, training_set
 
@@ -18,6 +29,34 @@ losses = st.lists(st.floats(0.01, 10), min_size=1, max_size=5)
 )
 def test_larger_students_have_lower_rates(weights, rate):
     assert choose_learning_rate(int(weights)) == rate
+
+
+@pytest.mark.parametrize(
+    ("steps", "rate", "epochs"), [(30, 1e-3, 1), (9, 1e-3, 4), (30, 3e-4, 4), (75, 3e-4, 2), (250, 3e-4, 1)]
+)
+def test_few_examples_and_low_rates_get_more_epochs(steps, rate, epochs):
+    """The main job, few examples, and a 0.5B student with 120, 300 and 1,000 examples."""
+    assert choose_epochs(steps, rate) == epochs
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.floats(1e-6, 1), st.floats(1e-6, 1))
+def test_epochs_are_1_to_4_and_never_more_for_more_steps_or_a_higher_rate(steps, more, rate, other):
+    epochs = choose_epochs(steps, rate)
+    assert epochs in {1, 2, 3, 4}
+    assert choose_epochs(steps + more, rate) <= epochs
+    assert choose_epochs(steps, max(rate, other)) <= epochs
+
+
+@given(st.integers(1, 10**6))
+def test_steps_are_larger_for_many_examples(examples):
+    assert choose_step(examples) == (8 if examples >= 1000 else 4)
+
+
+@given(st.integers(1, 10**7), st.integers(0, 10**9))
+def test_the_adapter_has_as_many_weights_as_targets_if_a_rank_allows_it(widths, targets):
+    rank = choose_rank(widths, targets)
+    assert rank * widths >= targets or rank == 256
+    assert rank == 16 or (rank // 2) * widths < targets
 
 
 @given(st.floats(0.01, 10), losses)
@@ -78,3 +117,25 @@ def test_few_examples_are_all_trained_on(fresh: Student):
     assert "validation_loss" not in counts
     assert log["validation_loss"].isna().all()
     assert math.isfinite(counts["last_loss"])
+
+
+def test_a_run_where_all_is_auto_is_the_same_run_with_less_memory(
+    fresh: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = train_parameters(
+        learning_rate="auto", epochs="auto", batch_size="auto", gradient_accumulation=1,
+        lora=LoraParameters(rank="auto", alpha="auto", dropout=0.0),
+    )  # fmt: skip
+    adapter, log, counts = train_adapter(fresh, training_set(12), settings)
+    assert (counts["epochs"], counts["batch_size"], counts["gradient_accumulation"], counts["steps"]) == (4, 4, 1, 12)
+    assert counts["lora"] == {"rank": 16, "alpha": 32, "dropout": 0.0}
+    monkeypatch.setattr("rebase.student.training.free_memory", lambda: 0)
+    other = replace(fresh, workdir=tmp_path / "other")
+    _, same_log, one_by_one = train_adapter(other, training_set(12), settings)
+    assert (one_by_one["batch_size"], one_by_one["gradient_accumulation"]) == (1, 4)
+    np.testing.assert_allclose(same_log["loss"], log["loss"], rtol=1e-3)
+    monkeypatch.setattr("rebase.student.trainer.make_trainer", None)  # would fail if it were called
+    assert train_adapter(fresh, training_set(12), settings)[2] == counts
+    chosen = {"epochs": 4, "batch_size": 2, "gradient_accumulation": 2, "learning_rate": 1e-3}
+    numbers = train_parameters(**chosen, lora=LoraParameters(rank=16, alpha=32, dropout=0.0))
+    assert train_adapter(fresh, training_set(12), numbers)[0] == adapter
