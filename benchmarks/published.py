@@ -1,7 +1,7 @@
 """Train the student on the training sets of the published run (arXiv 2407.05463), as an upper bound.
 
     python benchmarks/published.py --examples FILE --task squad --evaluation FILE
-        [--count 300] [--limit 200] [--epochs 2|auto] [--target answer] [--seed 3407]
+        [--count 300] [--limit 200] [--epochs 2|auto] [--target answer] [--seed 3407] [--expert-only]
 
 FILE is a Parquet file with `task`, `input` and `output`. The task's rows are drawn in a fixed order. An input that
 names the fields of the task's query is put into its template; otherwise the input is the query's only field. `--target
@@ -24,10 +24,11 @@ from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.parameters import EvaluateParameters, TrainParameters
 from rebase.pipelines.evaluate.nodes import predict
 from rebase.records import Task
+from rebase.student.answering import EXPERT, answer_items
 from rebase.student.formatting import render_prompt
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
-from rebase.tasks.evaluation_items import make_evaluation_items
+from rebase.tasks.evaluation_items import make_evaluation_items, select_items
 from rebase.tasks.extraction import extract
 from rebase.tasks.scoring import score_predictions
 from rebase.tasks.source_rows import SourceRows
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--target", choices=("answer", "output"), default="answer")
     parser.add_argument("--seed", type=int, default=3407)
+    parser.add_argument("--expert-only", action="store_true", help="do not score the student before training")
     options = parser.parse_args()
     task = Task.parse(yaml.safe_load((ROOT / f"data/01_raw/tasks/{options.task}.yml").read_text()), options.task)
     items = make_evaluation_items(task, SourceRows(read_rows(options.evaluation), str(options.evaluation)))
@@ -70,8 +72,13 @@ def main() -> None:
     train = TrainParameters.model_validate(parameters("train", options.seed) | changed)
     evaluate = EvaluateParameters.model_validate(parameters("evaluate", options.seed) | {"limit": options.limit})
     adapter, log, counts = train_adapter(student, training_set, train)
-    generations, _ = predict(task, items, student, adapter, evaluate)
-    _, scores = score_predictions(task, generations, evaluate)
+    if options.expert_only:
+        chosen, _ = select_items(task, items, evaluate.limit)
+        generations = answer_items(task, chosen, student, {EXPERT: adapter}, evaluate)
+        _, scores = score_predictions(task, generations, evaluate, pairs=[])
+    else:
+        generations, _ = predict(task, items, student, adapter, evaluate)
+        _, scores = score_predictions(task, generations, evaluate)
     for system, metrics in scores["systems"].items():
         for metric, cell in metrics.items():
             print(f"{system} · {metric}: {cell['value']:.1f} [{cell['low']:.1f}, {cell['high']:.1f}]")

@@ -89,7 +89,10 @@ def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFram
             f"{stage}_summary": {"stage": stage, **summary}
             for stage in ("ingest", "embed", "index", "retrieve", "cot", "evaluate")
         },
-        "train_summary": {"stage": "train", **summary, "base_model": HOSTILE},
+        "train_summary": {
+            "stage": "train", **summary, "base_model": HOSTILE, "learning_rate": 0.0003, "epochs": 4.0,
+            "batch_size": 2, "gradient_accumulation": 4, "lora": {"rank": 32, "alpha": 64, "dropout": 0.0},
+        },
         "mappings": pd.DataFrame(
             [{"dataset": HOSTILE, "config": HOSTILE, "state": "used", "detail": HOSTILE, "mapping": HOSTILE,
               "rows": 900, "used": 12, "agreement": 0.85, "low": 0.64, "high": 0.95, "written_by": "the teacher"}]
@@ -186,6 +189,7 @@ def test_the_page_shows_everything(reading_task: Task, pieces: dict[str, Any]) -
         "The sets did not cost the same", "4,321", "$0.0456", "Left out: distilled", "Do not trust this judge: every",
         "Mean grades from 1 to 5", "33.3 % of the verdicts change",
         "1,700", "24 evaluation items are few", "The expert answers",
+        "Steps of 8 examples, 2 at once; learning rate 0.0003; LoRA rank 32, alpha 64.",
         "over the 22 that both answer in the right form", "This page shows a complete run.",
     ):  # fmt: skip
         assert words in page.text, words

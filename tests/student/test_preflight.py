@@ -133,7 +133,7 @@ def test_memory_limits_a_batch_and_never_a_step(lengths: list[int], free: int, a
 
 @pytest.mark.parametrize(
     ("free", "reason"),
-    [(FREE, "GiB free memory, so a batch has 4"), (200_000, "so a batch has 2 and not 4, which need 0.0 GiB")],
+    [(FREE, "GiB free memory, so a batch has 4"), (80_000, "so a batch has 2 and not 4, which need 0.0 GiB")],
 )
 def test_the_log_says_why_a_batch_is_what_it_is(student: Student, free: int, reason: str) -> None:
     tokenized = tokenize(student, training_set(9), train_parameters())
