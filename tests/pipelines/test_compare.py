@@ -162,7 +162,7 @@ def test_a_set_that_is_too_small_is_left_out_with_the_reason(student: Student, r
     made = run(reading_task, student, tmp_path, synthesized=1)
     systems = ["student", "student_few_shot", *TRAINING_SETS, "teacher"]
     assert list(made["scores"]["systems"]) == [name for name in systems if name not in ("synthesized", "rebase_cot")]
-    assert "fewer than one batch" in made["scores"]["left_out"]["synthesized"]
+    assert "fewer than one step" in made["scores"]["left_out"]["synthesized"]
     assert set(made["curves"]["training_set"]) == {*TRAINING_SETS} - {"rebase_cot", "synthesized"}
     assert AdapterDataset(str(tmp_path / "synthesized")).load() == Untrained(made["scores"]["left_out"]["synthesized"])
     console = Console(width=200, file=StringIO())
