@@ -104,22 +104,17 @@ def list_files(folder: Path) -> list[Path]:
 
     Raises OSError if a folder cannot be read, and TooLargeError if too many are nested.
     """
+
+    def fail(error: OSError) -> None:
+        raise error
+
     files: list[Path] = []
-    level = [str(folder)]
-    for _ in range(_MOST_LEVELS):
-        folders: list[str] = []
-        for path in level:
-            check_time()
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    if not entry.name.startswith("."):
-                        if entry.is_dir(follow_symlinks=False):
-                            folders.append(entry.path)
-                        elif entry.is_file():
-                            files.append(Path(entry.path))
-        level = folders
-    if level:
-        raise TooLargeError(f"more than {_MOST_LEVELS} folders are nested: {level[0][:200]}")
+    for path, folders, names in os.walk(folder, onerror=fail):
+        check_time()
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if folders and len(Path(path).relative_to(folder).parts) + 1 == _MOST_LEVELS:
+            raise TooLargeError(f"more than {_MOST_LEVELS} folders are nested: {path[:200]}")
+        files += [file for name in names if not name.startswith(".") and (file := Path(path, name)).is_file()]
     return sorted(files)
 
 
