@@ -22,7 +22,8 @@ def turn(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-every_damage = pytest.mark.parametrize("damage", [cut, empty, turn])
+DAMAGES = (cut, empty, turn)
+every_damage = pytest.mark.parametrize("damage", DAMAGES)
 
 
 def damage_file(file: Path, damage: Callable[[bytes], bytes]) -> None:

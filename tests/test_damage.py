@@ -1,5 +1,6 @@
 """Every kind of file of a small project is cut, emptied, or has a bit turned: what is said, and what is made again."""
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from rebase.errors import user_message
 from rebase.hooks import load_origins
 from rebase.records import Adapter
 from rebase.reporting.doctor import examine
-from tests.damage import damage_file, every_damage
+from tests.damage import DAMAGES, damage_file, every_damage
 from tests.state import TASK, make_state, run, session_of
 
 pytestmark = pytest.mark.slow
@@ -98,8 +99,12 @@ def doctor(project: Path) -> dict[str, str]:
     return {finding.name: finding.advice for finding in findings if finding.state == "damaged"}
 
 
+def find_file(project: Path, pattern: str) -> Path:
+    return max((project / "data" / "test").glob(pattern))
+
+
 def break_file(project: Path, pattern: str, damage: Damage) -> Path:
-    file = max((project / "data" / "test").glob(pattern))
+    file = find_file(project, pattern)
     damage_file(file, damage)
     return file
 
@@ -139,18 +144,25 @@ def test_a_damaged_store_is_named_and_its_pipeline_builds_what_is_damaged(
     assert doctor(project) == {}
 
 
-@every_damage
-@pytest.mark.parametrize(("name", "pattern", "pipeline"), FILES)
+@pytest.mark.parametrize(
+    ("name", "pattern", "pipeline", "last"),
+    [(*file, damage) for file, damage in zip(FILES, itertools.cycle(DAMAGES), strict=False)],
+)
 def test_a_damaged_file_is_named_with_the_pipeline_that_makes_it_again(
-    project: Path, name: str, pattern: str, pipeline: str, damage: Damage
+    project: Path, name: str, pattern: str, pipeline: str, last: Damage
 ) -> None:
+    """After each damage; the pipeline meets the last one."""
     before = load(project, name)
-    file = break_file(project, pattern, damage)
-    message = message_of_load(project, name)
-    assert "damaged" in message
-    assert str(file.parent if name == "adapter" else file) in message
-    assert f"kedro run --pipelines={pipeline}" in message or "`kedro doctor` says what to run" in message
-    assert set(doctor(project)) == {name}
+    file = find_file(project, pattern)
+    content = file.read_bytes()
+    for damage in (*(other for other in DAMAGES if other is not last), last):
+        file.write_bytes(content)
+        damage_file(file, damage)
+        message = message_of_load(project, name)
+        assert "damaged" in message
+        assert str(file.parent if name == "adapter" else file) in message
+        assert f"kedro run --pipelines={pipeline}" in message or "`kedro doctor` says what to run" in message
+        assert set(doctor(project)) == {name}
     run(project, pipeline)
     assert load(project, name) == before
 
