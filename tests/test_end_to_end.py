@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
+from kedro.framework.startup import bootstrap_project
 
+from rebase import cli
 from rebase.tasks.extraction import extract
 
 ROOT = Path(__file__).parents[1]
@@ -170,11 +173,14 @@ def responses(store: Path) -> int:
         (["--params=retrieve.min_passage_words=100000,retrieve.max_passage_words=100000"], ["none of", "no_passage"]),
     ],
 )
-def test_bad_input_is_said_plainly_before_the_expensive_work(project, arguments, words):
-    done = kedro(project, "run", "--env=test", "--to-nodes=retrieve_rows,transform_rows", *arguments, check=False)
-    assert done.returncode != 0
-    output = done.stdout + done.stderr
-    assert all(word in output for word in words), output[-3000:]
+def test_bad_input_is_said_plainly_before_the_expensive_work(project, arguments, words, monkeypatch):
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    bootstrap_project(project)
+    done = CliRunner().invoke(cli.run, ["--env=test", "--to-nodes=retrieve_rows,transform_rows", *arguments])
+    bootstrap_project(ROOT)
+    assert done.exit_code != 0
+    assert all(word in done.output for word in words), done.output[-3000:]
 
 
 def expert_predictions(project: Path) -> tuple[list[dict[str, str]], pd.DataFrame]:
