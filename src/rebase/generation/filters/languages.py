@@ -44,17 +44,17 @@ class LanguageFilter:
 
     def __init__(self, task: Task) -> None:
         self.language = task_language(task)
-        self._found: dict[str, Counter[str]] = {}
+        self._languages: dict[str, Counter[str]] = {}
 
     def reject(self, dataset: str, text: str) -> Rejection | None:
         """Reject a row of the dataset by its passage or longest cell."""
         if self.language is None:
             return None
-        found = self._found.setdefault(dataset, Counter())
+        counts = self._languages.setdefault(dataset, Counter())
         if detected := detect_language(text):
-            found[detected] += 1
+            counts[detected] += 1
         else:
-            [(detected, _)] = found.most_common(1) or [(self.language, 0)]
+            [(detected, _)] = counts.most_common(1) or [(self.language, 0)]
         return Rejection("language", detected) if detected != self.language else None
 
 
