@@ -454,6 +454,19 @@ def test_where_no_label_can_be_used_the_mapping_is_rejected():
         map_({"boats": unlabeled()}, say, max_examples=5)
 
 
+def test_labels_that_are_all_the_same_show_that_the_mapping_is_wrong():
+    def say(request):
+        return maps_by_columns(request) if "<data>" in request.messages[-1].content else '{"answer": "neutral"}'
+
+    datasets = {"arks": unlabeled(boat="ark on a journey far away, called"), "boats": pairs(12)}
+    mappings, examples, _, summary, _ = map_(datasets, say, audit=0, max_examples=20)
+    assert list(mappings["state"]) == ["one_label", "used"]
+    assert set(examples["teacher"]) == {"people"}
+    assert summary["rejected"]["mapping_rejected"] == 60
+    mappings, *_ = map_({"boats": unlabeled()}, say, max_examples=4)
+    assert list(mappings["state"]) == ["labeled_by_teacher"], "four of one label may be chance"
+
+
 def test_a_mapping_without_an_answer_in_the_task_file_is_labeled_too():
     mappings, *_ = map_({"boats": unlabeled()}, maps_by_columns, max_examples=9)
     (written,) = yaml.safe_load(mappings["mapping"][0])
@@ -522,7 +535,8 @@ def test_samples_and_rationales_of_distil_are_used_for_labels():
 def test_labels_of_an_api_are_bought_once(tmp_path):
     def answer(prompt):
         mapping = {"row": "Two sentences.", "mapping": UNLABELED}
-        return Answer(json.dumps(mapping if "<data>" in prompt else {"answer": "neutral"}))
+        label = LABELS[int((prompt.partition("Case ")[2] or "0")[0])]
+        return Answer(json.dumps(mapping if "<data>" in prompt else {"answer": label}))
 
     def run(provider):
         teacher = cached(hosted("openai", provider.address), tmp_path / "responses.sqlite", Price(input=1, output=5))

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 Line = dict[str, Any]
 _Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, Line]
+#: So many labels of the teacher that are all the same show a mapping that no audit has checked to be wrong.
+_FEW_LABELS = 5
 #: A mapped row: its config, the row as a line of the examples, and the example.
 _Mapped = tuple[MappedConfig, Line, Example]
 
@@ -175,17 +177,23 @@ def _label_inputs(
         stage.teacher, inputs, generate, lambda result: isinstance(result.outcome, Example), stage="map: labels",
         stop_at=wanted, concurrency=lambda kept, *_: min(limit, wanted - kept),
     )  # fmt: skip
+    kept: list[tuple[MappedConfig, GenerationResult, Example]] = []
     for (config, line, _), result in zip(inputs, results, strict=False):
         if isinstance(result.outcome, Rejection):
             config.rejected.append(rejected_line(line, result.outcome, result.response))
         else:
-            stage.kept.append(stage.line(result, result.outcome))
-            config.used += 1
+            kept.append((config, result, result.outcome))
     for config, _, _ in inputs[len(results) :]:
         config.not_needed += 1
     for config in {id(config): config for config, _, _ in inputs[: len(results)]}.values():
-        if not config.used:
+        labels = [label_of(stage.task, example) for owner, _, example in kept if owner is config]
+        if not labels:
             config.reject_all()
+        elif stage.task.answer.labels and len(labels) >= _FEW_LABELS and len(set(labels)) == 1:
+            config.rejection = Rejection("one_label", labels[0])
+        else:
+            config.used = len(labels)
+    stage.kept += [stage.line(result, example) for config, result, example in kept if config.is_usable]
     return usage
 
 
