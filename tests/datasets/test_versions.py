@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from kedro.io import DataCatalog
+from kedro.io import AbstractDataset, DataCatalog, DatasetError, Version
 
-from rebase.datasets.versions import RunCatalog
+from rebase.datasets.versions import RunCatalog, RunVersionDataset
 from rebase.errors import RebaseError
 
 FIRST, SECOND, THIRD = (f"2026-01-0{day}T10.00.00.000Z" for day in (1, 2, 3))
@@ -65,3 +65,13 @@ def test_what_does_not_exist_is_said(catalog: DataCatalog, tmp_path: Path) -> No
     (tmp_path / "training_log.json").write_text("cut off")
     with pytest.raises(RebaseError, match="training_log"):
         run.load("training_log")
+
+
+def test_a_run_has_its_own_version() -> None:
+    config = {"type": "rebase.datasets.RunVersionDataset"}
+    version = "2026-11-29T10.00.00.000Z"
+    assert AbstractDataset.from_config("run_version", config, save_version=version).load() == version
+    assert RunVersionDataset().load() == ""
+    assert RunVersionDataset(Version(None, None)).load() == ""
+    with pytest.raises(DatasetError, match="read-only"):
+        RunVersionDataset().save("another")

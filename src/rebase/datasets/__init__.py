@@ -7,10 +7,10 @@ from rebase.datasets.checked import CheckedParquet as CheckedParquet
 from rebase.datasets.checked import CheckedPlot as CheckedPlot
 from rebase.datasets.checked import CheckedText as CheckedText
 from rebase.datasets.checked import OptionalTableDataset as OptionalTableDataset
-from rebase.datasets.grading_sheets import SheetsDataset as SheetsDataset
 from rebase.datasets.inputs import EvaluationRowsDataset as EvaluationRowsDataset
 from rebase.datasets.inputs import InputsDataset as InputsDataset
 from rebase.datasets.inputs import RealDataset as RealDataset
+from rebase.datasets.inputs import SheetsDataset as SheetsDataset
 from rebase.datasets.inputs import SourcesDataset as SourcesDataset
 from rebase.datasets.inputs import TaskDataset as TaskDataset
 from rebase.datasets.metrics import MetricsDataset as MetricsDataset
@@ -19,6 +19,6 @@ from rebase.datasets.models import EncoderDataset as EncoderDataset
 from rebase.datasets.models import StudentDataset as StudentDataset
 from rebase.datasets.models import StudentsDataset as StudentsDataset
 from rebase.datasets.prompts import PromptDataset as PromptDataset
-from rebase.datasets.run_version import RunVersionDataset as RunVersionDataset
 from rebase.datasets.shards import ShardStore as ShardStore
 from rebase.datasets.teacher import TeacherDataset as TeacherDataset
+from rebase.datasets.versions import RunVersionDataset as RunVersionDataset

@@ -1,6 +1,7 @@
-"""Inputs that people provide: raw datasets, task files, evaluation sets, unlabeled inputs and real examples."""
+"""Inputs that people provide: raw datasets, task files, evaluation sets, unlabeled inputs, real examples, grades."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from rebase.reporting.redaction import public
 from rebase.tasks.evaluation_items import make_evaluation_items, make_unlabeled_inputs
 from rebase.tasks.source_rows import SourceRows, read_source_rows
 from rebase.tasks.task_files import load_task, to_yaml
+
+logger = logging.getLogger(__name__)
 
 
 class ReadOnly:
@@ -149,7 +152,36 @@ class RealDataset(InputsDataset):
         return make_evaluation_items(task, source).assign(**source.origin)
 
 
+class SheetsDataset(ReadOnly, AbstractDataset[Any, dict[str, str]]):
+    """The CSV files of ``folder`` as text, by path: one for each person, saved by a browser or a spreadsheet."""
+
+    def __init__(self, folder: str, metadata: dict[str, Any] | None = None) -> None:
+        self._folder = Path(folder)
+        self.metadata = metadata
+
+    def load(self) -> dict[str, str]:
+        files = sorted(file for file in self._folder.glob("*.csv") if not file.name.startswith("."))
+        if not files:
+            logger.info(
+                "There is no graded sheet in %s, so agreement is not measured. Hand out the grading form (or sheet), "
+                "put each returned CSV there under the person's name, and run the judge pipeline again.",
+                self._folder,
+            )
+        return {str(file): _decode(file.read_bytes()) for file in files}
+
+    def _describe(self) -> dict[str, Any]:
+        return {"folder": str(self._folder)}
+
+
 def _location(source: Source) -> str:
     if isinstance(source, FolderSource):
         return str(source.folder)
     return f"hf://{source.dataset}@{getattr(source, 'revision', None) or 'main'}"
+
+
+def _decode(content: bytes) -> str:
+    """A sheet's text: UTF-8, or else the encoding of spreadsheets on Windows."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")

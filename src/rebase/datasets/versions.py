@@ -1,18 +1,34 @@
-"""The entries of older runs, by version, through Kedro's public API."""
+"""The version of this run, and the entries of older runs by version, through Kedro's public API."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kedro.io import DatasetError
+from kedro.io import AbstractDataset, DatasetError, Version
 
+from rebase.datasets.inputs import ReadOnly
 from rebase.errors import RebaseError
 
 logger = logging.getLogger(__name__)
 
 #: Entries that are made after a run's scores.
 _MADE_LATER = ("run_record", "judge_scores", "comparison_scores")
+
+
+class RunVersionDataset(ReadOnly, AbstractDataset[Any, str]):
+    """Load the version under which this run saves its outputs: the time when it started; empty outside a run."""
+
+    versioned = True
+
+    def __init__(self, version: Version | None = None, metadata: dict[str, Any] | None = None) -> None:
+        self._version, self.metadata = version, metadata
+
+    def load(self) -> str:
+        return (self._version and self._version.save) or ""
+
+    def _describe(self) -> dict[str, Any]:
+        return {"version": self._version}
 
 
 class RunCatalog:
