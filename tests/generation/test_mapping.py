@@ -11,6 +11,7 @@ from rebase.generation.mapping import (
     MAX_COLUMNS,
     NO_LABEL,
     audit,
+    correct_values,
     describe_columns,
     interleave,
     list_items,
@@ -253,17 +254,33 @@ def test_an_audit_passes_what_is_clearly_above_chance():
     good = audit(NLI, mapped(golds), golds[:15] + ["neutral"] * 6)
     assert good.baseline == pytest.approx(1 / 3)
     assert 0.3 < good.low < good.agreement < good.high < 1
-    assert good.passes(0.3)
-    assert not good.passes(0.7)
+    assert good.reject(0.3) is None
+    assert good.reject(0.7).reason == "low_agreement"
+    assert not good.is_clearly_low(0.7)
+    assert good.is_clearly_low(0.95)
     swapped = [golds[(position + 1) % 3] for position in range(21)]
-    assert not audit(NLI, mapped(golds), swapped).passes(0)
+    assert audit(NLI, mapped(golds), swapped).reject(0)
 
 
 @pytest.mark.parametrize("label", NLI.answer.labels)
 def test_a_teacher_that_always_says_the_same_passes_no_audit(label):
     golds = list(NLI.answer.labels) * 7
-    assert not audit(NLI, mapped(golds), [label] * 21).passes(0)
-    assert not audit(NLI, mapped([label] * 20), [label] * 20).passes(0)
+    assert audit(NLI, mapped(golds), [label] * 21).reject(0)
+    assert audit(NLI, mapped([label] * 20), [label] * 20).reject(0)
+
+
+def test_values_get_the_label_that_the_teacher_gives_most_often_to_their_rows():
+    mapping = nli(values={"0": "contradiction", "1": "neutral", "2": "contradiction"})
+    given = [("0", "entailment"), ("0", "entailment"), ("0", "neutral"), ("1", "neutral"), ("2", "contradiction")]
+    corrected = correct_values(mapping, given)
+    assert corrected.values == {"0": "entailment", "1": "neutral", "2": "contradiction"}
+    assert corrected.fields == mapping.fields
+    assert correct_values(corrected, given) is None
+
+
+def test_values_that_would_all_get_one_label_are_not_corrected():
+    mapping = nli(values={"0": "contradiction", "1": "neutral"})
+    assert correct_values(mapping, [("0", "neutral"), ("1", "neutral")]) is None
 
 
 def test_an_answer_in_words_must_be_nearest_to_its_own_row():

@@ -1,6 +1,7 @@
 """Mappings of whole datasets, from the request to the examples, with every kind of dataset that cannot be mapped."""
 
 import json
+import re
 from collections import Counter
 from itertools import cycle
 
@@ -155,26 +156,67 @@ def test_a_mapping_without_a_config_is_for_all_of_them():
     assert list(mappings["config"]) == ["one", "two"]
 
 
+SWAPPED = MAPPING | {"answer": {"column": "gold", "values": dict(zip(NAMES, [*LABELS[1:], LABELS[0]], strict=True))}}
+
+
+def maps_with_swapped_labels(request):
+    if "<data>" in request.messages[-1].content:
+        return json.dumps({"row": "Pairs.", "mapping": SWAPPED})
+    return answers_like_people(request)
+
+
+def disagrees(request):
+    """A teacher whose labels have nothing to do with people's."""
+    if "<data>" in request.messages[-1].content:
+        return json.dumps({"row": "Pairs.", "mapping": MAPPING})
+    number = int(re.search(r"Case (\d) of vessel (\d+)", request.messages[-1].content)[2]) // 7919
+    return json.dumps({"rationale": "So.", "answer": LABELS[number // 3 % 3]})
+
+
+def test_swapped_labels_are_corrected_by_the_audit_and_audited_by_other_rows():
+    mappings, examples, *_, teacher = map_({"boats": pairs()}, maps_with_swapped_labels, max_examples=9, audit=12)
+    (line,) = mappings.to_dict("records")
+    assert (line["state"], line["audited"], line["agreement"]) == ("used", 12, 1)
+    assert line["written_by"] == "the teacher, corrected by its answers"
+    assert yaml.safe_load(line["mapping"])[0]["values"] == NAMES
+    assert Counter(examples["answer"]) == dict.fromkeys(LABELS, 3)
+    assert line["requests"] == len(teacher.requests) == 1 + 12 + 12
+    assert len({request.messages[-1].content for request in teacher.requests}) == 1 + 12 + 12
+
+
+def test_the_labels_of_a_person_are_not_corrected():
+    mapping = DatasetMapping(
+        dataset="boats", fields=MAPPING["fields"], answer="gold", values=SWAPPED["answer"]["values"]
+    )
+    task = NLI.model_copy(update={"mappings": (mapping.model_copy(update={"audit": True}),)})
+    mappings, *_, teacher = map_({"boats": pairs()}, task=task, mode="both", audit=12)
+    assert list(mappings["state"]) == ["low_agreement"]
+    assert len(teacher.requests) == 12
+
+
+def test_an_audit_asks_until_the_agreement_is_clear():
+    def is_often_right(request):
+        response = json.loads(answers_like_people(request))
+        if "answer" in response and sum(map(int, re.findall(r"\d", request.messages[-1].content))) % 5 < 2:
+            response["answer"] = LABELS[LABELS.index(response["answer"]) - 1]
+        return json.dumps(response)
+
+    changes = {"mode": "both", "audit": 60, "max_examples": 60}
+    clear, *_ = map_({"boats": pairs(90)}, **changes)
+    unclear, *_ = map_({"boats": pairs(90)}, is_often_right, **changes)
+    assert (clear["state"][0], clear["audited"][0]) == ("used", 20)
+    assert (unclear["state"][0], unclear["audited"][0] > 20) == ("used", True)
+
+
 @pytest.mark.parametrize("mode", ["map", "both"])
-def test_swapped_labels_are_seen_by_the_audit(mode):
-    swapped = MAPPING | {
-        "answer": {"column": "gold", "values": dict(zip(NAMES, [*LABELS[1:], LABELS[0]], strict=True))}
-    }
-
-    def say(request):
-        if "<data>" in request.messages[-1].content:
-            return json.dumps({"row": "Pairs.", "mapping": swapped})
-        return answers_like_people(request)
-
+def test_labels_that_disagree_with_the_teacher_are_rejected(mode):
     if mode == "map":
-        with pytest.raises(
-            StageError, match=r"boats \(default\): low_agreement 0\.00 \[0\.00, 0\.49\] is not"
-        ) as error:
-            map_({"boats": pairs()}, say, mode=mode)
+        with pytest.raises(StageError, match=r"boats \(default\): low_agreement 0\.\d\d \[0\.") as error:
+            map_({"boats": pairs()}, disagrees, mode=mode)
         assert list(error.value.table("mappings")["state"]) == ["low_agreement"]
         assert error.value.table("mapped_examples") is None
         return
-    mappings, examples, _, summary, _ = map_({"boats": pairs()}, say, mode=mode)
+    mappings, examples, _, summary, _ = map_({"boats": pairs()}, disagrees, mode=mode)
     assert list(mappings["state"]) == ["low_agreement"]
     assert summary["rejected"] == {"mapping_rejected": 60}
     assert examples.empty

@@ -24,7 +24,9 @@ from rebase.generation.mapping import (
     Audit,
     audit,
     configs_to_map,
+    correct_values,
     describe_columns,
+    fill_cells,
     interleave,
     map_request,
     map_row,
@@ -46,6 +48,8 @@ from rebase.text import normalize
 _ROWS_AT_ONCE = 1000
 #: Datasets that an error names.
 _NAMED = 10
+#: Mapped queries that an audit asks about at once, until the agreement is clearly above or below its limit.
+_AUDITED_AT_ONCE = 20
 
 Line = dict[str, Any]
 Check = Callable[[Line, Example, bool], Example | Rejection]
@@ -56,7 +60,8 @@ class MappedConfig:
     """A config of a dataset, its mapping, and what became of its rows.
 
     ``written`` is the mapping of a person. ``rejection`` says why no mapping is used; ``row`` is what a row is, in the
-    teacher's words. ``size`` and ``license`` are known once the rows are read.
+    teacher's words. ``is_corrected`` if the audit's answers replaced its labels. ``size`` and ``license`` are known
+    once the rows are read.
     """
 
     dataset: str
@@ -74,6 +79,7 @@ class MappedConfig:
     not_needed: int = 0
     used: int = 0
     audit: Audit | None = None
+    is_corrected: bool = False
 
     @property
     def id(self) -> str | None:
@@ -98,6 +104,11 @@ class MappedConfig:
         if self.has_answers:
             return "used"
         return "labeled_by_teacher" if self.used else "not_needed"
+
+    def correct(self, mapping: DatasetMapping) -> None:
+        """Replace the mapping, and forget what became of the rows."""
+        self.mapping, self.is_corrected, self.rejection, self.not_needed = mapping, True, None, 0
+        self.mapped, self.rejected = [], []
 
     def reject_all(self) -> None:
         """Reject the mapping, because none of its rows became an example."""
@@ -234,30 +245,72 @@ def apply_mapping(
         config.rejection = Rejection("one_label", next(iter(counts)))
 
 
-async def request_audit(
-    session: CachedSession, task: Task, config: MappedConfig, prompt: DistilPrompt, parameters: MapParameters
+async def audit_mapping(
+    session: CachedSession,
+    task: Task,
+    config: MappedConfig,
+    check: Check,
+    prompt: DistilPrompt,
+    parameters: MapParameters,
 ) -> None:
-    """Compare the teacher's answers to a sample of the queries with the mapped ones; labels take turns."""
-    mapped = interleave((example for _, example in config.mapped), lambda example: label_of(task, example))
-    sample = mapped[: parameters.audit]
-    requests = evaluation_requests(task, [example.fields for example in sample], prompt)
-    responses = await asyncio.gather(*map(session.generate, requests))
-    config.responses += responses
-    answered = []
-    for example, response in zip(sample, responses, strict=True):
-        read = partial(_read_answer, task, example.fields)
-        if isinstance(answer := read_response(response, read), Rejection):
-            config.rejection = answer
-        else:
-            answered.append((example, answer))
-    if not answered:
+    """Audit the config's mapping; if its labels disagree with the teacher's, correct them once and audit other rows."""
+    answered = await _request_audit(session, task, config, set(), prompt, parameters)
+    mapping = config.mapping
+    if config.written or mapping is None or not answered or not config.rejection or not task.answer.labels:
         return
-    config.rejection = None
-    config.audit = result = audit(task, *map(list, zip(*answered, strict=True)))
-    if not result.passes(parameters.min_agreement):
-        limit = max(parameters.min_agreement, result.baseline)
-        detail = f"{result.agreement:.2f} [{result.low:.2f}, {result.high:.2f}] is not clearly above {limit:.2f}"
-        config.rejection = Rejection("low_agreement", detail)
+    corrected = correct_values(mapping, [(_answer_value(config, line), answer) for line, _, answer in answered])
+    if corrected is None:
+        return
+    config.correct(corrected)
+    apply_mapping(task, config, corrected, check, parameters)
+    if config.is_usable:
+        asked = {line["row_id"] for line, _, _ in answered}
+        await _request_audit(session, task, config, asked, prompt, parameters)
+
+
+async def _request_audit(
+    session: CachedSession,
+    task: Task,
+    config: MappedConfig,
+    asked: set[str],
+    prompt: DistilPrompt,
+    parameters: MapParameters,
+) -> list[tuple[Line, Example, str]]:
+    """Compare the teacher's answers to mapped queries with the mapped ones, until the agreement is clear.
+
+    In label tasks the values of the answer take turns. Rows that were ``asked`` about are left out. Returns what was
+    answered.
+    """
+    mapped = [item for item in config.mapped if item[0]["row_id"] not in asked]
+    if task.answer.labels:
+        mapped = interleave(mapped, lambda item: _answer_value(config, item[0]))
+    answered: list[tuple[Line, Example, str]] = []
+    for start in range(0, min(parameters.audit, len(mapped)), _AUDITED_AT_ONCE):
+        part = mapped[start : min(start + _AUDITED_AT_ONCE, parameters.audit)]
+        requests = evaluation_requests(task, [example.fields for _, example in part], prompt)
+        responses = await asyncio.gather(*map(session.generate, requests))
+        config.responses += responses
+        for (line, example), response in zip(part, responses, strict=True):
+            read = partial(_read_answer, task, example.fields)
+            if isinstance(answer := read_response(response, read), Rejection):
+                config.rejection = answer
+            else:
+                answered.append((line, example, answer))
+        if not answered:
+            break
+        _, examples, answers = zip(*answered, strict=True)
+        config.audit = audit(task, examples, answers)
+        config.rejection = config.audit.reject(parameters.min_agreement)
+        if config.rejection is None or config.audit.is_clearly_low(parameters.min_agreement):
+            break
+    return answered
+
+
+def _answer_value(config: MappedConfig, line: Line) -> str:
+    """The answer of a row before its value becomes a label."""
+    return (
+        fill_cells(config.mapping.answer, json.loads(line["row"])) if config.mapping and config.mapping.answer else ""
+    )
 
 
 def _read_answer(task: Task, fields: Mapping[str, str], text: str) -> str:
@@ -289,7 +342,11 @@ def tabulate(configs: Iterable[MappedConfig]) -> pd.DataFrame:
                 "used": config.used,
                 **(vars(config.audit) if config.audit else {}),
                 "license": config.license,
-                "written_by": "a person" if config.written else "the teacher",
+                "written_by": "a person"
+                if config.written
+                else "the teacher, corrected by its answers"
+                if config.is_corrected
+                else "the teacher",
                 "response_key": config.response_key,
                 "requests": len(received),
                 "input_tokens": sum(response.input_tokens for response in received),

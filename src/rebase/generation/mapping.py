@@ -204,20 +204,16 @@ def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Ex
 
     A number is read from the answer's text (``#### 72``), a label is spelled as the task spells it.
     """
-
-    def value(reference: str) -> str:
-        return _read_cell(cells, reference)
-
     try:
-        fields = {name: fill_template(mapping.fields[name], value) for name in task.query_fields}
+        fields = {name: fill_cells(mapping.fields[name], cells) for name in task.query_fields}
         if mapping.answer is None:
             return Example(fields, "")
-        answer = fill_template(mapping.answer, value)
+        answer = fill_cells(mapping.answer, cells)
         if mapping.values:
             choice = mapping.values.get(answer)
             if choice is None:
                 return Rejection("unmapped_value", answer[:_MAX_VALUE_CHARACTERS])
-            answer = choice if task.answer.labels else fill_template(choice, value)
+            answer = choice if task.answer.labels else fill_cells(choice, cells)
     except LookupError as error:
         return Rejection("missing_column", str(error.args[0]))
     if task.answer.labels:
@@ -225,6 +221,11 @@ def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Ex
     elif task.answer.type == "number":
         answer = extract(answer, task.answer)
     return Example(fields, answer)
+
+
+def fill_cells(template: str, cells: Mapping[str, str]) -> str:
+    """A mapping's template with a row's cells; raises LookupError with the reference that the row does not have."""
+    return fill_template(template, lambda reference: _read_cell(cells, reference))
 
 
 def _split(reference: str) -> tuple[str, str]:
@@ -257,9 +258,17 @@ class Audit:
     high: float
     baseline: float
 
-    def passes(self, threshold: float) -> bool:
-        """Whether the agreement is clearly above the threshold and above the baseline."""
-        return self.low > max(threshold, self.baseline)
+    def reject(self, threshold: float) -> Rejection | None:
+        """Reject the mapping unless the agreement is clearly above the threshold and above the baseline."""
+        limit = max(threshold, self.baseline)
+        if self.low > limit:
+            return None
+        detail = f"{self.agreement:.2f} [{self.low:.2f}, {self.high:.2f}] is not clearly above {limit:.2f}"
+        return Rejection("low_agreement", detail)
+
+    def is_clearly_low(self, threshold: float) -> bool:
+        """Whether more answers would hardly change the rejection."""
+        return self.high < max(threshold, self.baseline)
 
 
 def audit(task: Task, mapped: Sequence[Example], answers: Sequence[str]) -> Audit:
@@ -284,6 +293,21 @@ def audit(task: Task, mapped: Sequence[Example], answers: Sequence[str]) -> Audi
     interval = binomtest(agreed, count).proportion_ci(0.95, method="wilson")
     baseline = max(Counter(golds).values()) / count
     return Audit(count, agreed / count, float(interval.low), float(interval.high), baseline)
+
+
+def correct_values(mapping: DatasetMapping, given: Iterable[tuple[str, str]]) -> DatasetMapping | None:
+    """The mapping with the label that the teacher gave most often to the rows of each value.
+
+    None if that changes nothing, or leaves one label. ``given`` has the value and the teacher's label of some rows. A
+    teacher that labels rows rightly can still write a wrong table for values without names, such as 0, 1 and 2.
+    """
+    labels: dict[str, Counter[str]] = {}
+    for value, label in given:
+        labels.setdefault(value, Counter())[label] += 1
+    values = mapping.values | {value: counts.most_common(1)[0][0] for value, counts in labels.items()}
+    if values == mapping.values or len(set(values.values())) == 1:
+        return None
+    return mapping.model_copy(update={"values": values})
 
 
 def interleave(items: Iterable[T], *keys: Any) -> list[T]:

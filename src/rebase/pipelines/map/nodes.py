@@ -19,10 +19,10 @@ from rebase.generation.labeling import check_style, request_label, with_costs
 from rebase.generation.mapped_configs import (
     MappedConfig,
     apply_mapping,
+    audit_mapping,
     explain_nothing_mapped,
     find_configs,
     label_of,
-    request_audit,
     request_mapping,
     row_check,
     tabulate,
@@ -97,7 +97,7 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
             apply_mapping(task, config, config.mapping, check, parameters)
         is_audited = config.written is None or config.written.audit
         if parameters.audit and is_audited and config.is_usable and config.has_answers:
-            await request_audit(session, task, config, distil_prompt, parameters)
+            await audit_mapping(session, task, config, check, distil_prompt, parameters)
         return config
 
     concurrency = max(1, teacher.concurrency // max(1, parameters.audit))
