@@ -89,9 +89,10 @@ class SamplingParameters(Strict):
 class MapParameters(Strict):
     """Request one mapping for each config with ``min_rows`` retrieved rows; keep ``max_examples`` of all mapped rows.
 
-    A request shows ``shown_rows`` rows of at most ``max_row_tokens``. The teacher answers ``audit`` mapped queries (0:
-    no audit). The lower end of the interval of its agreement must be above ``min_agreement`` and above the share of the
-    most frequent answer. If a mapping has no answer, the teacher labels what is missing to ``max_examples``.
+    A request shows ``shown_rows`` rows of at most ``max_row_tokens``. The teacher answers at most ``audit`` mapped
+    queries (0: no audit). The lower end of the interval of its agreement must be above ``min_agreement`` and above the
+    share of the most frequent answer. If a mapping has no answer, the teacher labels what is missing to
+    ``max_examples``.
     """
 
     min_rows: Count

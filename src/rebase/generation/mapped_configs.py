@@ -49,7 +49,7 @@ _ROWS_AT_ONCE = 1000
 #: Datasets that an error names.
 _NAMED = 10
 #: Mapped queries that an audit asks about at once, until the agreement is clearly above or below its limit.
-_AUDITED_AT_ONCE = 20
+AUDITED_AT_ONCE = 20
 
 Line = dict[str, Any]
 Check = Callable[[Line, Example, bool], Example | Rejection]
@@ -264,29 +264,29 @@ async def audit_mapping(
     config.correct(corrected)
     apply_mapping(task, config, corrected, check, parameters)
     if config.is_usable:
-        asked = {line["row_id"] for line, _, _ in answered}
-        await _request_audit(session, task, config, asked, prompt, parameters)
+        audited = {line["row_id"] for line, _, _ in answered}
+        await _request_audit(session, task, config, audited, prompt, parameters)
 
 
 async def _request_audit(
     session: CachedSession,
     task: Task,
     config: MappedConfig,
-    asked: set[str],
+    audited: set[str],
     prompt: DistilPrompt,
     parameters: MapParameters,
 ) -> list[tuple[Line, Example, str]]:
     """Compare the teacher's answers to mapped queries with the mapped ones, until the agreement is clear.
 
-    In label tasks the values of the answer take turns. Rows that were ``asked`` about are left out. Returns what was
+    In label tasks the values of the answer take turns. The ``audited`` rows are left out. Returns what was
     answered.
     """
-    mapped = [item for item in config.mapped if item[0]["row_id"] not in asked]
+    mapped = [item for item in config.mapped if item[0]["row_id"] not in audited]
     if task.answer.labels:
         mapped = interleave(mapped, lambda item: _answer_value(config, item[0]))
     answered: list[tuple[Line, Example, str]] = []
-    for start in range(0, min(parameters.audit, len(mapped)), _AUDITED_AT_ONCE):
-        part = mapped[start : min(start + _AUDITED_AT_ONCE, parameters.audit)]
+    for start in range(0, min(parameters.audit, len(mapped)), AUDITED_AT_ONCE):
+        part = mapped[start : min(start + AUDITED_AT_ONCE, parameters.audit)]
         requests = evaluation_requests(task, [example.fields for _, example in part], prompt)
         responses = await asyncio.gather(*map(session.generate, requests))
         config.responses += responses

@@ -17,6 +17,7 @@ from rebase.generation.filters.duplicates import Duplicates
 from rebase.generation.generate import ExampleStage, GenerationResult, generate_all, rejected_line, verify
 from rebase.generation.labeling import check_style, request_label, with_costs
 from rebase.generation.mapped_configs import (
+    AUDITED_AT_ONCE,
     MappedConfig,
     apply_mapping,
     audit_mapping,
@@ -100,7 +101,7 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
             await audit_mapping(session, task, config, check, distil_prompt, parameters)
         return config
 
-    concurrency = max(1, teacher.concurrency // max(1, parameters.audit))
+    concurrency = max(1, teacher.concurrency // AUDITED_AT_ONCE)
     configs, stage.usage = generate_all(
         teacher, configs, generate, lambda config: config.rejection is None, stage="map",
         concurrency=lambda *_: concurrency,
