@@ -386,6 +386,14 @@ def items(*texts: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=EVALUATION_COLUMNS)
 
 
+def test_labels_of_the_teacher_are_not_counted_as_those_of_people() -> None:
+    mapped = pd.DataFrame({"mapping_id": ["m", "m", None], "teacher": ["people", "openai/x", "people"]})
+    text = " ".join(limits({"reasoned_examples": mapped}))
+    assert "1 training examples have the labels of their datasets" in text
+    assert "were written by a model" in text
+    assert "were written by a model" not in " ".join(limits({"reasoned_examples": mapped.head(1)}))
+
+
 def test_embedding_map(reading_task: Task, retrieved: pd.DataFrame, encoder: Encoder) -> None:
     texts = ["The heron nests in high trees.", "Bread is baked in an oven.", "The sum of two numbers is even."]
     examples = reasoned_examples(3).assign(fields=items(*texts)["fields"])
