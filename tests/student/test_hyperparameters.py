@@ -32,7 +32,7 @@ def test_larger_students_have_lower_rates(weights, rate):
 
 
 @pytest.mark.parametrize(
-    ("steps", "rate", "epochs"), [(30, 1e-3, 1), (9, 1e-3, 4), (30, 3e-4, 4), (75, 3e-4, 2), (250, 3e-4, 1)]
+    ("steps", "rate", "epochs"), [(30, 1e-3, 1), (9, 1e-3, 3), (30, 3e-4, 3), (75, 3e-4, 2), (125, 3e-4, 1)]
 )
 def test_few_examples_and_low_rates_get_more_epochs(steps, rate, epochs):
     """The main job, few examples, and a 0.5B student with 120, 300 and 1,000 examples."""
@@ -40,9 +40,9 @@ def test_few_examples_and_low_rates_get_more_epochs(steps, rate, epochs):
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.floats(1e-6, 1), st.floats(1e-6, 1))
-def test_epochs_are_1_to_4_and_never_more_for_more_steps_or_a_higher_rate(steps, more, rate, other):
+def test_epochs_are_1_to_3_and_never_more_for_more_steps_or_a_higher_rate(steps, more, rate, other):
     epochs = choose_epochs(steps, rate)
-    assert epochs in {1, 2, 3, 4}
+    assert epochs in {1, 2, 3}
     assert choose_epochs(steps + more, rate) <= epochs
     assert choose_epochs(steps, max(rate, other)) <= epochs
 
@@ -127,7 +127,7 @@ def test_a_run_where_all_is_auto_is_the_same_run_with_less_memory(
         lora=LoraParameters(rank="auto", alpha="auto", dropout=0.0),
     )  # fmt: skip
     adapter, log, counts = train_adapter(fresh, training_set(12), settings)
-    assert (counts["epochs"], counts["batch_size"], counts["gradient_accumulation"], counts["steps"]) == (4, 4, 1, 12)
+    assert (counts["epochs"], counts["batch_size"], counts["gradient_accumulation"], counts["steps"]) == (3, 4, 1, 9)
     assert counts["lora"] == {"rank": 16, "alpha": 32, "dropout": 0.0}
     monkeypatch.setattr("rebase.student.training.free_memory", lambda: 0)
     other = replace(fresh, workdir=tmp_path / "other")
@@ -136,6 +136,6 @@ def test_a_run_where_all_is_auto_is_the_same_run_with_less_memory(
     np.testing.assert_allclose(same_log["loss"], log["loss"], rtol=1e-3)
     monkeypatch.setattr("rebase.student.trainer.make_trainer", None)  # would fail if it were called
     assert train_adapter(fresh, training_set(12), settings)[2] == counts
-    chosen = {"epochs": 4, "batch_size": 2, "gradient_accumulation": 2, "learning_rate": 1e-3}
+    chosen = {"epochs": 3, "batch_size": 2, "gradient_accumulation": 2, "learning_rate": 1e-3}
     numbers = train_parameters(**chosen, lora=LoraParameters(rank=16, alpha=32, dropout=0.0))
     assert train_adapter(fresh, training_set(12), numbers)[0] == adapter

@@ -140,7 +140,7 @@ def test_the_log_says_why_a_batch_is_what_it_is(student: Student, free: int, rea
     parameters = train_parameters(**AUTO, lora=AUTO_LORA)
     record = inspect(tokenized, student.tokenizer(), parameters, SHAPE, 1e3, free)
     assert describe(record).splitlines()[0].endswith(reason)
-    assert "epochs 4, 9 steps of 4, learning rate 0.001, LoRA rank 16" in describe(record)
+    assert "epochs 3, 7 steps of 4, learning rate 0.001, LoRA rank 16" in describe(record)
 
 
 def test_record_is_logged_in_a_line_and_its_details_where_they_are_wanted(
@@ -155,3 +155,12 @@ def test_record_is_logged_in_a_line_and_its_details_where_they_are_wanted(
     assert "9 of 9 examples, epochs 1, 3 steps of 4, learning rate 0.01, LoRA rank 2" in text
     assert text.splitlines()[0].endswith("a batch has 2, as train.batch_size says")
     assert "⟦yes 0<|im_end|>⟧" in text
+
+
+def test_training_that_needs_more_memory_than_is_free(
+    student: Student, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rebase.student.preflight.free_memory", lambda: 2**20)
+    record = inspect_training(training_set(9), student, train_parameters())
+    assert record["memory"]["free"] == 2**20 < record["memory"]["bytes"]
+    assert "needs more memory than is free" in caplog.text

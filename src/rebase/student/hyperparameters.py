@@ -8,10 +8,11 @@ from rebase.errors import RebaseError
 #: (arXiv 2305.14314, table 9; up to 13B, and above). Below: the embedded 135M student learns best at the first rate,
 #: and 0.5B students do not learn at it.
 _RATES = ((2e8, 1e-3), (1e9, 3e-4), (2e10, 2e-4), (float("inf"), 1e-4))
-#: AdamW moves a weight by about the learning rate in each step, so the sum of the rates over all steps says how far
-#: training can go. Lower rates and fewer examples need more epochs to get as far: common recipes train too few steps on
-#: small sets (arXiv 2006.05987). The sum is measured: see "What `auto` chooses" in docs/results.md.
-_RATE_SUM, _MOST_EPOCHS = 0.04, 4
+#: AdamW moves a weight by about the learning rate in each step, so steps times rate says how far training can go: 0.03
+#: and 0.045 in two runs that learned well (docs/results.md). Lower rates and fewer examples need more epochs to get as
+#: far: common recipes train too few steps on small sets (arXiv 2006.05987). No more than 3: few examples have no
+#: validation loss that would show that the student memorizes.
+_REACH, _MOST_EPOCHS = 0.04, 3
 #: Examples of a step: half of the published run's 8, and all of them from this many examples on. LoRA tolerates large
 #: steps less than full fine-tuning does ("LoRA primer", tinker-docs.thinkingmachines.ai).
 _STEP, _LARGE_STEP, _ENOUGH_FOR_LARGE_STEPS = 4, 8, 1000
@@ -45,7 +46,7 @@ def choose_rank(widths: int, targets: int) -> int:
 
 def choose_epochs(steps: int, learning_rate: float) -> int:
     """How many epochs of this many steps to train at this learning rate."""
-    return min(_MOST_EPOCHS, max(1, round(_RATE_SUM / (steps * learning_rate))))
+    return min(_MOST_EPOCHS, max(1, round(_REACH / (steps * learning_rate))))
 
 
 def find_fault(initial: float, losses: Sequence[float]) -> str | None:
