@@ -121,6 +121,9 @@ class Student:
                 bnb_4bit_compute_dtype=dtype,
             )
         model = self._load(AutoModelForCausalLM, **options)
+        # The last of a sequence's hidden states is a view with gaps, which a processor multiplies in bfloat16 without
+        # its fast routines, hundreds of times more slowly.
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         if four_bit and device == "cpu":
             keep_differentiable(model)
         return model
