@@ -35,7 +35,7 @@ _TRAINED_BYTES = 16
 # On a CPU: bytes of Python and its libraries, and what a token keeps for the backward pass, relative to inputs and
 # outputs of the linear layers, by the bytes of a number. 16-bit numbers are also kept as float32, for the adapter. On a
 # GPU: 0.99 on Llama's architecture. Measured with benchmarks/memory.py and benchmarks/train.py.
-_PROCESS_BYTES, _KEPT_ON_CPU = 850 * 2**20, {2: 2.4, 4: 1.5}
+_PROCESS_BYTES, _KEPT_ON_CPU = 850 * 2**20, {2: 2.4, 4: 2.0}
 # A batch of `auto` leaves room for an error of the estimate.
 _SAFETY = 1.25
 #: What is chosen, in records and summaries.
