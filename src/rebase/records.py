@@ -27,11 +27,12 @@ Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "roug
 
 #: The names of tasks, as a pattern.
 TASK_NAME = r"^[a-z0-9][a-z0-9_]*$"
-# Columns of the tables, by catalog entry. A column that holds a list or a mapping holds it as JSON text.
 #: The value of a task's ``language`` that takes rows of every language.
 ANY_LANGUAGE = "any"
 #: The ``teacher`` of examples with the labels that people gave.
 PEOPLE = "people"
+
+# Columns of the tables, by catalog entry. A column that holds a list or a mapping holds it as JSON text.
 #: ``rows``: the ingested rows; ``row`` is the row itself.
 ROW_COLUMNS = ["row_id", "dataset", "config", "split", "revision", "row_index", "license", "row", "content_hash"]
 #: ``ingest_rejected``: ``rows`` counts them.
