@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from rebase.errors import RebaseError
 from rebase.generation.filters.exclusion import remove_excluded, why_excluded
-from rebase.parameters import ExcludeParameters
+from rebase.parameters import ChosenTraining, ExcludeParameters
 from rebase.pipelines.train.nodes import format_training_set, train_student
 from rebase.records import Task
 from rebase.student.adapters import CARD, ORIGIN
@@ -90,5 +90,8 @@ def test_what_is_excluded_changes_no_finished_training_but_by_what_is_left(stude
     from rebase.student.training import _fingerprint
 
     frame = pd.DataFrame({"prompt": ["Q"], "completion": ["A"]})
-    plain, other = train_parameters(), train_parameters(exclude={"datasets": ["never-there"]})
+    plain, other = (
+        ChosenTraining.model_validate(train_parameters(exclude={"datasets": names}).model_dump())
+        for names in ([], ["never-there"])
+    )
     assert _fingerprint(student, frame, plain) == _fingerprint(student, frame, other)
