@@ -73,6 +73,7 @@ def planned(tables: list) -> ShardPlan:
     return ShardPlan([Shard(f"d{n:02}", f"{n:064}", partial(same_table, table)) for n, table in enumerate(tables)])
 
 
+@pytest.mark.slow
 def test_the_scan_is_the_same(bucket, tmp_path):
     tables, task = many(rows=60)
     results = []

@@ -142,6 +142,7 @@ def test_every_size_is_trained_with_every_seed(student: Student, monkeypatch: py
     assert sets[-1][1] == list("abcdef")
 
 
+@pytest.mark.slow
 def test_without_chain_of_thought_rebase_is_compared_once(student: Student, reading_task: Task, tmp_path: Path):
     made = run(reading_task, student, tmp_path)
     assert list(made["scores"]["systems"]) == [

@@ -101,7 +101,13 @@ def test_incomplete_checkpoints_are_removed(tmp_path: Path) -> None:
 
 
 @every_damage
-@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "log.parquet", "counts.json", ".checksums.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter/adapter_model.safetensors",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("log.parquet", "counts.json", ".checksums.json")),
+    ],
+)
 def test_a_damaged_result_is_trained_again(
     fresh: Student, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[bytes], bytes]
 ) -> None:

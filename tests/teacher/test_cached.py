@@ -290,7 +290,7 @@ def test_error_of_the_caller_ends_it_the_same_way(path: Path, provider: Provider
     assert cached_keys(path) == asked
 
 
-@pytest.mark.parametrize("kind", ["anthropic", "openai"])
+@pytest.mark.parametrize("kind", ["openai", pytest.param("anthropic", marks=pytest.mark.slow)])
 def test_run_that_waits_too_long_ends_with_all_responses_cached(kind: str, path: Path, provider: Provider) -> None:
     answered: list[str] = []
 
