@@ -1,6 +1,7 @@
 import pytest
 
 from rebase.generation.filters.languages import LanguageFilter, detect_language, task_language
+from tests.generation.filters.rows import row
 
 ENGLISH = "The ferry to the island leaves at nine and returns before the harbor closes."
 GERMAN = "Die Fähre zur Insel fährt um neun Uhr ab und kehrt zurück, bevor der Hafen schließt."
@@ -37,7 +38,7 @@ def test_other_texts_pass(text, reading_task):
     assert LanguageFilter(reading_task).reject("nli", text) is None
 
 
-def test_an_unclear_text_has_the_language_of_most_rows_of_its_dataset(reading_task):
+def test_an_unclear_text_has_the_language_of_most_rows_of_its_config(reading_task):
     languages = LanguageFilter(reading_task)
     assert languages.reject("nli", "Ja.") is None
     for text in (SLOVENE, ENGLISH, SLOVENE.upper()):
@@ -45,6 +46,14 @@ def test_an_unclear_text_has_the_language_of_most_rows_of_its_dataset(reading_ta
     assert languages.reject("nli", "Ja.").detail == "sl"
     assert languages.reject("another", "Ja.") is None
     assert languages.reject("nli", ENGLISH) is None
+
+
+def test_the_configs_of_a_dataset_may_have_different_languages(reading_task):
+    languages = LanguageFilter(reading_task)
+    slovene, english = row(SLOVENE, "nli/sl/train/0"), row(ENGLISH, "nli/en/train/0")
+    languages.reject(slovene.config, SLOVENE)
+    assert languages.reject(slovene.config, "Ja.").detail == "sl"
+    assert languages.reject(english.config, "Ja.") is None
 
 
 def test_a_text_in_capitals_has_the_language_of_its_words():

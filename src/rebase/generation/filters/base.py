@@ -21,6 +21,11 @@ class Candidate:
     query_column: str = ""
 
     @property
+    def config(self) -> str:
+        """The dataset and config: the beginning of ``row_id``, before split and position."""
+        return self.row_id.rsplit("/", 2)[0]
+
+    @property
     def longest_cell(self) -> str:
         """The longest text; empty if the row has no cell."""
         return max(self.cells.values(), key=len, default="")

@@ -39,18 +39,18 @@ def task_language(task: Task) -> str | None:
 class LanguageFilter:
     """Reject rows in another language than the task's.
 
-    A text that is too short or too unclear to tell has the language of most earlier rows of its dataset.
+    A text that is too short or too unclear to tell has the language of most earlier rows of its config.
     """
 
     def __init__(self, task: Task) -> None:
         self.language = task_language(task)
         self._languages: dict[str, Counter[str]] = {}
 
-    def reject(self, dataset: str, text: str) -> Rejection | None:
-        """Reject a row of the dataset by its passage or longest cell."""
+    def reject(self, config: str, text: str) -> Rejection | None:
+        """Reject a row of the config by its passage or longest cell."""
         if self.language is None:
             return None
-        counts = self._languages.setdefault(dataset, Counter())
+        counts = self._languages.setdefault(config, Counter())
         if detected := detect_language(text):
             counts[detected] += 1
         else:

@@ -24,7 +24,7 @@ def source_filter(
         return (
             reject_excluded(row, task)
             or reject_license(row, licenses)
-            or languages.reject(row.dataset, text)
+            or languages.reject(row.config, text)
             or contaminated.reject(row.cells)
         )
 
