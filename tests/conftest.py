@@ -1,7 +1,7 @@
 """What all tests share: no network, no telemetry, and no deadline on a machine that others use as well."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,12 @@ def auto_dtype(request: pytest.FixtureRequest) -> Iterator[None]:
         if dtype := request.config.getoption("--dtype"):
             patch.setattr("rebase.weights.preferred_dtype", lambda: dtype)
         yield
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """One worker more than processors: a third of the suite's time is waiting for servers on loopback."""
+    return (yield) + 1
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

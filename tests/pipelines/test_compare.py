@@ -84,7 +84,7 @@ def run(task: Task, student: Student, folder: Path, seeds=(), synthesized=6) -> 
 
 @pytest.fixture(scope="module")
 def made(student: Student, reading_task: Task, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    shots = [{**example, "rationale": "It says so."} for example in reading_task.examples]
+    shots = tuple({**example, "rationale": "It says so."} for example in reading_task.examples)
     task = reading_task.model_copy(update={"cot": True, "examples": shots})
     return run(task, student, tmp_path_factory.mktemp("compared"), seeds=(2,))
 
