@@ -184,6 +184,14 @@ def test_swapped_labels_are_corrected_by_the_audit_and_audited_by_other_rows():
     assert len({request.messages[-1].content for request in teacher.requests}) == 1 + 12 + 12
 
 
+def test_labels_that_were_corrected_need_other_rows_to_audit_them():
+    mappings, *_, teacher = map_({"boats": pairs(12)}, maps_with_swapped_labels, mode="both", audit=20)
+    (line,) = mappings.to_dict("records")
+    assert line["state"] == "low_agreement"
+    assert line["detail"] == "no other rows are left to audit the corrected labels"
+    assert line["requests"] == len(teacher.requests) == 1 + line["audited"]
+
+
 def test_the_labels_of_a_person_are_not_corrected():
     mapping = DatasetMapping(
         dataset="boats", fields=MAPPING["fields"], answer="gold", values=SWAPPED["answer"]["values"]

@@ -265,7 +265,9 @@ async def audit_mapping(
     apply_mapping(task, config, corrected, check, parameters)
     if config.is_usable:
         audited = {line["row_id"] for line, _, _ in answered}
-        await _request_audit(session, task, config, audited, prompt, parameters)
+        answered = await _request_audit(session, task, config, audited, prompt, parameters)
+        if not answered and config.is_usable:
+            config.rejection = Rejection("low_agreement", "no other rows are left to audit the corrected labels")
 
 
 async def _request_audit(
