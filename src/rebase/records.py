@@ -205,7 +205,10 @@ class Task(Strict):
         if set(self.evaluation.fields) != fields | {"references"}:
             raise ValueError(f"`evaluation.fields` must map exactly {sorted(fields | {'references'})}")
         for number, mapping in enumerate(self.mappings):
-            if problem := self.mapping_problem(mapping):
+            problem = self.mapping_problem(mapping)
+            if self.answer.labels and len(set(mapping.values.values())) == 1:
+                problem = problem or "all values have one label"
+            if problem:
                 raise ValueError(f"mappings[{number}], of {mapping.dataset}: {problem}")
         return self
 
@@ -221,11 +224,9 @@ class Task(Strict):
         in_fields = {column for template in templates for column in template_columns(template)}
         if shared := in_fields.intersection(template_columns(mapping.answer)):
             return f"the answer's column {min(shared)!r} is also in a field, where it tells the answer"
-        if self.answer.labels and mapping.values:
-            if outside := sorted(set(mapping.values.values()) - set(self.answer.labels)):
-                return f"{outside[0]!r} is not one of the labels {list(self.answer.labels)}"
-            if len(set(mapping.values.values())) == 1:
-                return "all values have one label"
+        outside = sorted(set(mapping.values.values()) - set(self.answer.labels))
+        if self.answer.labels and outside:
+            return f"{outside[0]!r} is not one of the labels {list(self.answer.labels)}"
         return None
 
     def _answer_problem(self, example: Mapping[str, str]) -> str | None:

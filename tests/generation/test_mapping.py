@@ -226,7 +226,6 @@ def test_columns_that_no_row_has_are_found():
         ({"fields": {"premise": "a", "hypothesis": "a"}}, "two fields have the same column"),
         ({"fields": {"premise": "a", "hypothesis": "{b} {gold}"}}, "'gold' is also in a field"),
         ({"values": {0: "entails", 1: "neutral"}}, "'entails' is not one of the labels"),
-        ({"values": {"yes": "neutral", "no": "neutral"}}, "one label"),
         ({"answer": None}, "`values` and `audit` need an `answer`"),
         ({"answer": None, "values": {}, "audit": True}, "`values` and `audit` need an `answer`"),
         ({"answer": None, "fields": {"premise": "a", "hypothesis": "a"}}, "two fields have the same column"),
@@ -239,6 +238,13 @@ def test_a_mapping_in_a_task_file_is_checked_and_the_error_names_it(change, prob
         Task.parse(NLI.model_dump() | {"mappings": [mapping.model_dump()]}, "mnli.yml")
     assert problem in str(error.value)
     assert "mappings[0], of d" in str(error.value)
+
+
+def test_a_person_gives_no_mapping_with_one_label_but_a_teacher_may():
+    mapping = nli(values={"yes": "neutral", "no": "neutral"})
+    assert NLI.mapping_problem(mapping) is None
+    with pytest.raises(RebaseError, match="of d: all values have one label"):
+        Task.parse(NLI.model_dump() | {"mappings": [mapping.model_dump()]}, "mnli.yml")
 
 
 def test_keys_of_yaml_are_read_as_cells():

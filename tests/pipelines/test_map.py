@@ -184,6 +184,46 @@ def test_swapped_labels_are_corrected_by_the_audit_and_audited_by_other_rows():
     assert len({request.messages[-1].content for request in teacher.requests}) == 1 + 12 + 12
 
 
+def maps_to_one_label(answer=answers_like_people):
+    """A teacher that gives one label to every value."""
+
+    def say(request):
+        if "<data>" in request.messages[-1].content:
+            values = dict.fromkeys(NAMES, "neutral")
+            return json.dumps({"row": "Pairs.", "mapping": MAPPING | {"answer": {"column": "gold", "values": values}}})
+        return answer(request)
+
+    return say
+
+
+def test_values_with_one_label_are_told_apart_by_the_audit():
+    mappings, examples, *_, teacher = map_({"boats": pairs()}, maps_to_one_label(), max_examples=9, audit=12)
+    (line,) = mappings.to_dict("records")
+    assert (line["state"], line["agreement"]) == ("used", 1)
+    assert yaml.safe_load(line["mapping"])[0]["values"] == NAMES
+    assert Counter(examples["answer"]) == dict.fromkeys(LABELS, 3)
+    # Of nine rows with the one label, all were audited; the correction has rows of its own.
+    assert line["requests"] == len(teacher.requests) > 1 + 9
+
+
+def test_a_mapping_with_one_label_that_is_not_corrected_is_rejected():
+    def says_neutral(request):
+        answer = {"rationale": "So.", "answer": "neutral"}
+        return json.dumps({name: answer[name] for name in request.schema["properties"]})
+
+    mappings, *_, teacher = map_(
+        {"boats": pairs()}, maps_to_one_label(says_neutral), mode="both", max_examples=60, audit=60
+    )
+    assert (mappings["state"][0], mappings["detail"][0], mappings["written_by"][0]) == (
+        "one_label", "neutral", "the teacher"
+    )  # fmt: skip
+    assert len(teacher.requests) == 1 + 20, "more answers would change nothing"
+    mappings, *_, teacher = map_({"boats": pairs()}, maps_to_one_label(), mode="both", audit=0)
+    assert (list(mappings["state"]), len(teacher.requests)) == (["one_label"], 1)
+    mappings, *_, teacher = map_({"boats": pairs(gold="0")}, maps_to_one_label(), mode="both")
+    assert (list(mappings["state"]), len(teacher.requests)) == (["one_label"], 1), "one value cannot be told apart"
+
+
 def test_labels_that_were_corrected_need_other_rows_to_audit_them():
     mappings, *_, teacher = map_({"boats": pairs(12)}, maps_with_swapped_labels, mode="both", audit=20)
     (line,) = mappings.to_dict("records")

@@ -97,6 +97,16 @@ class MappedConfig:
         return self.mapping is not None and self.mapping.answer is not None
 
     @property
+    def can_be_corrected(self) -> bool:
+        """Whether the teacher gave one label to several values, which its answers to the rows may tell apart."""
+        return (
+            self.written is None
+            and self.rejection is not None
+            and self.rejection.reason == "one_label"
+            and len({_answer_value(self, line) for line, _ in self.mapped}) > 1
+        )
+
+    @property
     def state(self) -> str:
         """The reason of the rejection, or how its rows are used."""
         if self.rejection:
@@ -253,13 +263,18 @@ async def audit_mapping(
     prompt: DistilPrompt,
     parameters: MapParameters,
 ) -> None:
-    """Audit the config's mapping; if its labels disagree with the teacher's, correct them once and audit other rows."""
+    """Audit the config's mapping; if its labels disagree with the teacher's, correct them once and audit other rows.
+
+    A mapping with one label stays rejected unless it is corrected, and so does one that no other row can audit.
+    """
+    one_label = config.rejection
     answered = await _request_audit(session, task, config, set(), prompt, parameters)
     mapping = config.mapping
     if config.written or mapping is None or not answered or not config.rejection or not task.answer.labels:
         return
     corrected = correct_values(mapping, [(_answer_value(config, line), answer) for line, _, answer in answered])
     if corrected is None:
+        config.rejection = one_label or config.rejection
         return
     config.correct(corrected)
     apply_mapping(task, config, corrected, check, parameters)
@@ -287,8 +302,10 @@ async def _request_audit(
     if task.answer.labels:
         mapped = interleave(mapped, lambda item: _answer_value(config, item[0]))
     answered: list[tuple[Line, Example, str]] = []
-    for start in range(0, min(parameters.audit, len(mapped)), AUDITED_AT_ONCE):
-        part = mapped[start : min(start + AUDITED_AT_ONCE, parameters.audit)]
+    # More answers make no mapping with one label acceptable: a first part shows whether it can be corrected.
+    most = min(parameters.audit, AUDITED_AT_ONCE) if config.rejection else parameters.audit
+    for start in range(0, min(most, len(mapped)), AUDITED_AT_ONCE):
+        part = mapped[start : min(start + AUDITED_AT_ONCE, most)]
         requests = evaluation_requests(task, [example.fields for _, example in part], prompt)
         responses = await asyncio.gather(*map(session.generate, requests))
         config.responses += responses

@@ -97,7 +97,7 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
         if config.mapping and not config.rejection:
             apply_mapping(task, config, config.mapping, check, parameters)
         is_audited = config.written is None or config.written.audit
-        if parameters.audit and is_audited and config.is_usable and config.has_answers:
+        if parameters.audit and is_audited and config.has_answers and (config.is_usable or config.can_be_corrected):
             await audit_mapping(session, task, config, check, distil_prompt, parameters)
         return config
 
