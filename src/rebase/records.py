@@ -141,7 +141,9 @@ class EvaluationSpec(Strict):
 
 def _as_cells(values: Any) -> Any:
     """The keys as cells have them: YAML reads 0, 1 and true as numbers and truth values."""
-    return {str(key).lower() if isinstance(key, bool) else str(key): item for key, item in dict(values).items()}
+    if not isinstance(values, Mapping):
+        return values
+    return {str(key).lower() if isinstance(key, bool) else str(key): item for key, item in values.items()}
 
 
 class DatasetMapping(Strict):
@@ -351,34 +353,42 @@ def validated(kind: Any, data: Any, problem: str) -> Any:
 def _problem_line(item: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[str, str]:
     """The wrong field, and the line about it."""
     path = ".".join(map(str, item["loc"]))
-    group = path.rpartition(".")[0]
+    field = ".".join(part for part in item["loc"] if isinstance(part, str))  # Without positions in lists.
+    group = field.rpartition(".")[0]
     if item["type"] == "extra_forbidden":
         prefix = f"{group}." if group else ""
         siblings = {prefix + name.removeprefix(prefix).partition(".")[0] for name in fields if name.startswith(prefix)}
-        return path, f"  {path} is unknown. {did_you_mean(path, siblings)}"
-    if path not in fields and "anyOf" in fields.get(group, {}):
-        path = group  # The last part is one of the field's types.
+        return path, f"  {path} is unknown. {did_you_mean(field, siblings)}"
+    if field not in fields and "anyOf" in fields.get(group, {}):
+        path = path.rpartition(".")[0]  # The last part is one of the field's types.
     # An entry of a list or mapping is described with it.
-    allowed = describe_field(fields.get(path) or fields.get(group, {}))
+    allowed = describe_field(fields.get(field) or fields.get(group, {}))
     message = item["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+    message = message.replace("valid tuple", "valid list")
     message += f", not {item['input']!r:.60}" if item["type"] == "literal_error" else ""
     bounds = f" (allowed: {allowed})" if any(map(allowed.count, "≥>≤<")) else ""
     return path, f"  {path or 'the file'}: {message}{bounds}"
 
 
 def flat_schema(schema: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The fields of a model's JSON schema by dotted names."""
+    """The fields of a model's JSON schema by dotted names; a list of models is followed by their fields."""
 
     def flatten(model: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, field in model.get("properties", {}).items():
-            inner = schema.get("$defs", {}).get(field.get("$ref", "").rpartition("/")[2])
-            yield from flatten(inner, f"{prefix}{name}.") if inner else [(prefix + name, field)]
+            reference = field.get("$ref") or field.get("items", {}).get("$ref", "")
+            inner = schema.get("$defs", {}).get(reference.rpartition("/")[2])
+            if "$ref" not in field:
+                yield prefix + name, field
+            if inner:
+                yield from flatten(inner, f"{prefix}{name}.")
 
     return dict(flatten(schema, ""))
 
 
 def describe_field(field: Mapping[str, Any]) -> str:
     """A field's type and bounds in words, from its JSON schema."""
+    if "$ref" in field:
+        return f"`{field['$ref'].rpartition('/')[2]}`"
     if "anyOf" in field:
         return " or ".join(map(describe_field, field["anyOf"]))
     if "const" in field:

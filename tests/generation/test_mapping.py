@@ -240,6 +240,20 @@ def test_a_mapping_in_a_task_file_is_checked_and_the_error_names_it(change, prob
     assert "mappings[0], of d" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"values": None}, "  mappings.0.values: Input should be a valid dictionary"),
+        ({"values": ["0"]}, "  mappings.0.values: Input should be a valid dictionary"),
+        ({"value": NAMES}, "  mappings.0.value is unknown. Did you mean mappings.values?"),
+    ],
+)
+def test_a_mapping_of_another_form_in_a_task_file_is_one_message(change, line):
+    with pytest.raises(RebaseError) as error:
+        Task.parse(NLI.model_dump() | {"mappings": [nli().model_dump() | change]}, "mnli.yml")
+    assert str(error.value) == f"mnli.yml: not a valid task.\n{line}"
+
+
 def test_a_person_gives_no_mapping_with_one_label_but_a_teacher_may():
     mapping = nli(values={"yes": "neutral", "no": "neutral"})
     assert NLI.mapping_problem(mapping) is None
