@@ -92,6 +92,7 @@ def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFram
         "train_summary": {
             "stage": "train", **summary, "base_model": HOSTILE, "learning_rate": 0.0003, "epochs": 4.0,
             "batch_size": 2, "gradient_accumulation": 4, "lora": {"rank": 32, "alpha": 64, "dropout": 0.0},
+            "fault": "the student memorizes",
         },
         "mappings": pd.DataFrame(
             [{"dataset": HOSTILE, "config": HOSTILE, "state": "used", "detail": HOSTILE, "mapping": HOSTILE,
@@ -190,6 +191,7 @@ def test_the_page_shows_everything(reading_task: Task, pieces: dict[str, Any]) -
         "Mean grades from 1 to 5", "33.3 % of the verdicts change",
         "1,700", "24 evaluation items are few", "The expert answers",
         "Steps of 8 examples, 2 at once; learning rate 0.0003; LoRA rank 32, alpha 64.",
+        "speaks against this learning rate: the student memorizes.",
         "over the 22 that both answer in the right form", "This page shows a complete run.",
     ):  # fmt: skip
         assert words in page.text, words

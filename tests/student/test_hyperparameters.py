@@ -89,16 +89,27 @@ def test_a_rate_with_a_fault_is_halved_once_and_the_better_adapter_is_kept(
 ):
     monkeypatch.setattr("rebase.student.training.find_fault", lambda initial, losses: f"the loss was {initial:.0f}")
     _, _, counts = train_at(0.01, fresh, monkeypatch)
-    assert [line.split(" the loss")[0] for line in caplog.messages if "learning rate" in line] == [
-        "train: at a learning rate of 0.01",
-        "train: at a learning rate of 0.005",
-    ]
+    first, second = [line for line in caplog.messages if "learning rate of" in line]
+    assert first.startswith("train: at a learning rate of 0.01 the loss was")
+    assert first.endswith("; it is halved once")
+    assert second.startswith("train: at a learning rate of 0.005 the loss was")
+    assert second.endswith("; the adapter with the lowest validation loss is used")
     settings = train_parameters(validation_share=0.2, keep="best", epochs=2)
     alone = {
         rate: train_adapter(fresh, training_set(20), settings.model_copy(update={"learning_rate": rate}))[2]
         for rate in (0.01, 0.005)
     }
     assert counts == min(alone.values(), key=lambda count: count["validation_loss"])
+
+
+def test_a_rate_that_a_user_sets_is_kept_with_a_warning(fresh: Student, monkeypatch: pytest.MonkeyPatch, caplog):
+    monkeypatch.setattr("rebase.student.training.find_fault", lambda initial, losses: "the student memorizes")
+    settings = train_parameters(learning_rate=0.01, validation_share=0.2, keep="best", epochs=2)
+    _, _, counts = train_adapter(fresh, training_set(20), settings)
+    assert (counts["learning_rate"], counts["fault"]) == (0.01, "the student memorizes")
+    assert [line for line in caplog.messages if "memorizes" in line] == [
+        "train: at a learning rate of 0.01 the student memorizes. Lower train.learning_rate, or set it to auto"
+    ]
 
 
 def test_a_rate_at_which_the_loss_is_not_finite(fresh: Student, monkeypatch: pytest.MonkeyPatch, caplog):

@@ -101,7 +101,13 @@ def train_adapter(
     settings = choose_settings(parameters, tokenized, measure_shape(student, parameters), free_memory())
     train = partial(_train_once, student, training_set, tokenized)
     if parameters.learning_rate != "auto":
-        return train(settings)
+        run = train(settings)
+        if fault := run[2]["fault"]:
+            logger.warning(
+                "train: at a learning rate of %g %s. Lower train.learning_rate, or set it to auto",
+                settings.learning_rate, fault,
+            )  # fmt: skip
+        return run
     runs: list[tuple[Adapter, pd.DataFrame, dict[str, Any]]] = []
     for factor in (1, 0.5):
         chosen = settings.model_copy(update={"learning_rate": factor * settings.learning_rate})
@@ -114,7 +120,8 @@ def train_adapter(
             fault = "the loss was not finite"
         if not fault:
             break
-        logger.warning("train: at a learning rate of %g %s; it is halved once", chosen.learning_rate, fault)
+        consequence = "it is halved once" if factor == 1 else "the adapter with the lowest validation loss is used"
+        logger.warning("train: at a learning rate of %g %s; %s", chosen.learning_rate, fault, consequence)
     return min(runs, key=lambda run: run[2].get("validation_loss", 0.0))
 
 
