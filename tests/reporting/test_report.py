@@ -96,7 +96,8 @@ def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFram
         },
         "mappings": pd.DataFrame(
             [{"dataset": HOSTILE, "config": HOSTILE, "state": "used", "detail": HOSTILE, "mapping": HOSTILE,
-              "rows": 900, "used": 12, "agreement": 0.85, "low": 0.64, "high": 0.95, "written_by": "the teacher"}]
+              "rows": 900, "used": 12, "agreement": 0.85, "low": 0.64, "high": 0.95, "written_by": "the teacher",
+              "requests": 61, "dollars": 0.0789}]
         ),
         "retrieved": retrieved,
         "reasoned_examples": reasoned_examples(9, f"because {HOSTILE}"),
@@ -191,7 +192,7 @@ def test_the_page_shows_everything(reading_task: Task, pieces: dict[str, Any]) -
         "Mean grades from 1 to 5", "33.3 % of the verdicts change",
         "1,700", "24 evaluation items are few", "The expert answers",
         "Steps of 8 examples, 2 at once; learning rate 0.0003; LoRA rank 32, alpha 64.",
-        "speaks against this learning rate: the student memorizes.",
+        "speaks against this learning rate: the student memorizes.", "$0.0789",
         "over the 22 that both answer in the right form", "This page shows a complete run.",
     ):  # fmt: skip
         assert words in page.text, words

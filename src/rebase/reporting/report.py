@@ -42,7 +42,20 @@ PIECES: dict[str, tuple[str, ...]] = {
 #: All entries that the page can show; some are optional.
 ALL_PIECES = {
     **PIECES,
-    "mappings": ("dataset", "config", "state", "detail", "mapping", "rows", "used", "agreement", "low", "high"),
+    "mappings": (
+        "dataset",
+        "config",
+        "state",
+        "detail",
+        "mapping",
+        "rows",
+        "used",
+        "agreement",
+        "low",
+        "high",
+        "requests",
+        "dollars",
+    ),
     "judge_scores": ("judge", "grades"),
     **dict.fromkeys(LISTED, ("row_id", "dataset", "rank", "reason", "detail", "text")),
     "evaluation_items": ("item_id", "query"),
