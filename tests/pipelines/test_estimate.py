@@ -28,7 +28,7 @@ from tests.pipelines.test_transform import (
     transform,
 )
 from tests.scripted import NO_PRICES, Scripted, cached
-from tests.shipped import shipped_prompt
+from tests.shipped import shipped_prompt, shipped_task
 from tests.tiny import evaluate_parameters
 
 COT_PROMPT = shipped_prompt("cot")
@@ -167,3 +167,17 @@ def test_labels_of_mapped_inputs_are_counted_at_most_one_for_each_example():
     written = {"dataset": "d", "fields": {"context": "a", "question": "b"}}
     task = READING.model_copy(update={"mappings": (DatasetMapping.model_validate(written),)})
     assert estimate(task, few, teacher, mode="map")["stages"]["labels"]["requests"][1] == MAPPING.max_examples
+
+
+def test_audits_of_mappings_are_counted_with_the_one_after_a_correction():
+    def requests(task):
+        return estimate(task, retrieved(passages=PASSAGES), cached(Scripted(str)), mode="map")["stages"]["map"][
+            "requests"
+        ]
+
+    configs, most = requests(READING)
+    assert most == configs * (1 + MAPPING.audit)
+    assert requests(shipped_task("mnli")) == [configs, configs * (1 + 2 * MAPPING.audit)]
+    written = {"dataset": "d", "fields": {"context": "a", "question": "b"}, "answer": "c", "audit": True}
+    task = READING.model_copy(update={"mappings": (DatasetMapping.model_validate(written),)})
+    assert requests(task) == [configs, most + MAPPING.audit]

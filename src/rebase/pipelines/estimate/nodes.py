@@ -47,7 +47,7 @@ def estimate_cost(  # noqa: PLR0913, PLR0917 - one argument for each input
     """Estimate requests, tokens and dollars by stage and in total, each as ``[low, high]``.
 
     Low: every response passes and is as short as the shortest of the task's examples. High: all rows are requested and
-    responses are as long as the longest. Mappings are counted with an audit of each, described by the retrieved rows,
+    responses are as long as the longest. Mappings are counted with their audits, described by the retrieved rows,
     and at most with a label for each example (``labels``), for mappings without an answer; how many rows they leave to
     transform is not known. Cached responses are counted as well. Thinking tokens are not, because they cannot be
     predicted.
@@ -135,13 +135,17 @@ def _summarize(task: Task, teacher: CachedTeacher, plan: _Plan, stages: dict[str
 def _map_requests(
     task: Task, retrieved: pd.DataFrame, prompt: MapPrompt, distil_prompt: DistilPrompt, parameters: MapParameters
 ) -> tuple[list[Request], int]:
-    """A request for each config, then those of the audits; and the number of the former."""
+    """A request for each config, then those of the audits; and the number of the former.
+
+    Labels are audited twice if the first audit corrects them. A person's mapping counts as one config.
+    """
     configs = []
     for dataset, config in configs_to_map(task, retrieved, parameters.min_rows):
         is_of_config = (retrieved["dataset"] == dataset) & (retrieved["config"] == config)
         rows = [json.loads(row) for row in retrieved.loc[is_of_config, "row"]]
         configs.append(map_request(task, "", describe_columns(rows), rows[: parameters.shown_rows], prompt, parameters))
-    examples = islice(cycle(task.examples), parameters.audit * len(configs))
+    audits = (2 if task.answer.labels else 1) * len(configs) + sum(written.audit for written in task.mappings)
+    examples = islice(cycle(task.examples), parameters.audit * audits)
     return [*configs, *evaluation_requests(task, examples, distil_prompt)], len(configs)
 
 
