@@ -1,8 +1,10 @@
 """The words of the project: one term for one concept, in code, configuration, notebooks and documentation."""
 
+import ast
 import io
 import re
 import tokenize
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,14 @@ def test_names_tell_their_role():
         if token.type == tokenize.NAME and token.string in EMPTY_NAMES
     ]
     assert not lines, "name the type and the role instead:\n" + "\n".join(lines)
+
+
+def test_a_name_has_one_class():
+    names = [
+        node.name
+        for file in FILES
+        if file.suffix == ".py" and file.is_relative_to(ROOT / "src")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert [name for name, count in Counter(names).items() if count > 1] == []

@@ -99,7 +99,7 @@ def run_two(kind: str, provider: Provider, path: Path, count: int, most: int = 1
         assert output.read_text().splitlines() == list(map(echo, prompts(count)))
 
 
-APIS = {ANTHROPIC: anthropic._Batches, OPENAI: openai._Batches}
+APIS = {ANTHROPIC: anthropic._MessageBatches, OPENAI: openai._FileBatches}
 KILLS = (
     "before it is submitted",
     "before its id is known",

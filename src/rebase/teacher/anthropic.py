@@ -82,12 +82,12 @@ class AnthropicTeacher(ApiTeacher):
         tokens = (sum(token_count(usage.get(name)) for name in names), token_count(usage.get("output_tokens")))
         return Response(key, text, _FINISH.get(body.get("stop_reason") or "", "stop"), *tokens)
 
-    def batches(self, client: Any) -> "_Batches":
+    def batches(self, client: Any) -> "_MessageBatches":
         """Return Message Batches."""
-        return _Batches(client, self)
+        return _MessageBatches(client, self)
 
 
-class _Batches:
+class _MessageBatches:
     """Message Batches (see ``BatchApi``). They carry no token of ours: a lost batch is recognized by its items."""
 
     most_requests = 100_000

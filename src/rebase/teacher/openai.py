@@ -103,12 +103,12 @@ class OpenAITeacher(ApiTeacher):
         tokens = (token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens")))
         return Response(key, text, finish, *tokens)
 
-    def batches(self, client: Any) -> "_Batches":
+    def batches(self, client: Any) -> "_FileBatches":
         """Return the Batch API."""
-        return _Batches(client, self)
+        return _FileBatches(client, self)
 
 
-class _Batches:
+class _FileBatches:
     """The Batch API (see ``BatchApi``). A lost batch is found by our token in its metadata."""
 
     most_requests = 50_000
