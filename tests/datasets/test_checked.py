@@ -17,6 +17,7 @@ from rebase.datasets import (
     MetricsDataset,
     OptionalTableDataset,
 )
+from rebase.datasets.checked import Checked
 from rebase.errors import RebaseError
 from tests.damage import damage_file, every_damage, turn
 
@@ -47,6 +48,20 @@ def test_damage_is_one_message_that_names_the_file(tmp_path, kind, name, content
     assert str(error.value) == entry.problem()
     assert str(error.value).startswith(f"{file} is damaged: its content is not what was written.")
     assert entry.exists()
+
+
+@pytest.mark.parametrize("kind", [kind for kind, *_ in KINDS], ids=[kind.__name__ for kind, *_ in KINDS])
+def test_what_this_relies_on_in_kedro_datasets(tmp_path, kind):
+    """The file system, the paths of a version, and the function that Kedro wraps ``save`` with."""
+    entry = kind(filepath=str(tmp_path / "a"), version=Version("1", "2"))
+    assert entry._protocol == "file"
+    assert entry._fs.exists(str(tmp_path))
+    assert entry._version == Version("1", "2")
+    paths = entry._get_load_path(), entry._get_versioned_path("1"), entry._get_save_path()
+    assert [*map(str, paths)] == [f"{tmp_path}/a/{version}/a" for version in (1, 1, 2)]
+    assert str(kind(filepath=str(tmp_path / "a"))._get_load_path()) == f"{tmp_path}/a"
+    mixed_into = kind.__mro__[kind.__mro__.index(Checked) + 1]
+    assert callable(mixed_into.save.__wrapped__)
 
 
 def test_the_message_names_the_pipeline_or_else_the_doctor(tmp_path):

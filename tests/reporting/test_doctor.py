@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-from kedro.io import DataCatalog, MemoryDataset
+from kedro.io import DataCatalog, MemoryDataset, Version
 from kedro.pipeline import Node, Pipeline
 
 from rebase.datasets import CheckedJSON, CheckedParquet, ShardStore
@@ -68,6 +68,19 @@ def findings(catalog: DataCatalog, **origins: dict[str, Any]) -> dict[str, tuple
 def test_what_does_not_exist_is_left_out_and_the_rest_is_whole(catalog: DataCatalog) -> None:
     names = ("rows", "vectors", "examples", "training_set")
     assert findings(catalog) == dict.fromkeys(names, ("whole", ""))
+
+
+def test_all_versions_of_a_file_are_examined(catalog: DataCatalog, tmp_path: Path) -> None:
+    path = tmp_path / "versioned" / "examples.parquet"
+    for version in ("1", "2"):
+        entry = CheckedParquet(filepath=str(path), version=Version(None, version))
+        entry.save(pd.DataFrame({"answer": ["yes"]}))
+    file = path / "1" / "examples.parquet"
+    file.write_bytes(b"PAR1")
+    catalog["examples"] = CheckedParquet(filepath=str(path), version=Version(None, None))
+    state, advice = findings(catalog)["examples"]
+    assert state == "damaged"
+    assert advice.startswith(f"{file} is damaged")
 
 
 def test_a_file_that_was_made_from_something_else_is_stale(catalog: DataCatalog) -> None:

@@ -49,7 +49,7 @@ class AdapterDataset(AbstractVersionedDataset[Adapter | Untrained, Adapter | Unt
 
     def problem(self, version: str | None = None) -> str:
         """What is wrong with the adapter, or with a ``version`` of it, and what to do; empty if nothing is known."""
-        folder = self._get_versioned_path(version) if version else self._get_load_path()
+        folder = self._filepath / version / self._filepath.name if version else self._get_load_path()
         return describe_damaged_adapter(Path(folder))
 
     def preview(self) -> JSONPreview:

@@ -1,4 +1,7 @@
-"""Datasets of one file whose content is verified when it is loaded: each file has its checksum beside it."""
+"""Datasets of one file whose content is verified when it is loaded: each file has its checksum beside it.
+
+The only module that uses private parts of kedro-datasets' types; ``tests/datasets/test_checked.py`` says which.
+"""
 
 import logging
 from datetime import UTC, datetime

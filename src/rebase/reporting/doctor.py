@@ -83,7 +83,8 @@ def smallest_writer(pipelines: Mapping[str, Any], name: str) -> str:
 
 def _problem(entry: Any) -> str:
     """What is wrong with the files of an entry, in all versions; files without a checksum are read."""
-    versions = entry.list_versions(full_path=False) if getattr(entry, "_version", None) else [None]
+    is_versioned = hasattr(entry, "resolve_load_version") and entry.resolve_load_version()
+    versions = entry.list_versions(full_path=False) if is_versioned else [None]
     for version in versions:
         if problem := entry.problem(*filter(None, [version])) if hasattr(entry, "problem") else "":
             return str(problem)
