@@ -147,7 +147,7 @@ class RunReporter:
                           "another task with `kedro run --params=task=NAME`.")  # fmt: skip
         else:
             env = f" --env={run_params['env']}" if run_params.get("env") else ""
-            click.echo(f"Write the report anew: kedro report{env} --params=task={scores['task']}")
+            click.echo(f"Write the report again: kedro report{env} --params=task={scores['task']}")
         line = ask_line(catalog.load("task"), run_params.get("env"))
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 

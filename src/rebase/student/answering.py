@@ -14,7 +14,7 @@ from rebase import __version__
 from rebase.errors import RebaseError
 from rebase.files import replacing_file
 from rebase.parameters import EvaluateParameters
-from rebase.records import Adapter, Task
+from rebase.records import GENERATION_COLUMNS, Adapter, Task
 from rebase.student.formatting import render_prompt
 from rebase.student.generation import SaveAnswers, generate
 from rebase.student.handle import Student, use_adapter
@@ -79,7 +79,8 @@ def answer_items(
 def as_generations(system: str, items: pd.DataFrame, prompts: Sequence[str], raw: Sequence[str]) -> pd.DataFrame:
     """One row of ``generations`` per item: ``system``, ``item_id``, ``prompt``, ``raw_output``, ``references``."""
     columns = {"system": system, "item_id": items["item_id"], "prompt": prompts, "raw_output": raw}
-    return pd.DataFrame({**columns, "references": items["references"]}).reset_index(drop=True)
+    columns["references"] = items["references"]
+    return pd.DataFrame(columns, columns=GENERATION_COLUMNS).reset_index(drop=True)
 
 
 def answers_file(student: Student, adapter: Adapter | None, max_new_tokens: int) -> Path:

@@ -6,7 +6,7 @@ import pandas as pd
 from jinja2 import TemplateError
 
 from rebase.errors import RebaseError
-from rebase.records import Task
+from rebase.records import TRAINING_COLUMNS, Task
 from rebase.student.handle import Student
 from rebase.weights import render_chat
 
@@ -91,7 +91,8 @@ def format_examples(task: Task, examples: pd.DataFrame, student: Student, target
             "example_id": examples["example_id"].to_list(),
             "prompt": [render_prompt(tokenizer, task, query) for query in examples["query"]],
             "completion": [render_completion(answer, rationale, target) for answer, rationale in answers],
-        }
+        },
+        columns=TRAINING_COLUMNS,
     )
 
 

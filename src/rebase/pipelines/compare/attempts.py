@@ -9,7 +9,7 @@ import pandas as pd
 from kedro.pipeline import Node, Pipeline
 
 from rebase.errors import RebaseError, StageError
-from rebase.records import MAPPING_COLUMNS, Untrained, summarize_stage
+from rebase.records import MAPPING_COLUMNS, TRAINING_COLUMNS, Untrained, summarize_stage
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ REPLACEMENTS: dict[str, Callable[[str], Any]] = {
     "synthesize_examples": no_examples("synthesize"),
     "distil_inputs": no_examples("distil"),
     "reason_examples": no_examples("cot"),
-    "format_training_set": lambda reason: _table("example_id", "prompt", "completion"),
+    "format_training_set": lambda reason: _table(*TRAINING_COLUMNS),
     "inspect_training": lambda reason: {LEFT_OUT: reason},
     "train_student": no_adapter,
     "learn_curve": lambda reason: _table("examples", "seed", "folder", "base_model"),
