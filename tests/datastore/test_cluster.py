@@ -24,7 +24,7 @@ from rebase.pipelines.embed.nodes import plan_embed
 from rebase.pipelines.index.nodes import plan_annoy_index, plan_index
 from rebase.pipelines.ingest.nodes import plan_ingest, summarize_ingest
 from rebase.pipelines.retrieve.nodes import embed_task
-from tests.datastore.test_search import many
+from tests.datastore.stores import many
 from tests.pipelines.conftest import write_datasets
 from tests.s3 import Bucket, serve_bucket
 from tests.test_end_to_end import ROOT, copy_of_project, kedro, latest

@@ -1,21 +1,17 @@
 from dataclasses import replace
 from functools import reduce
-from itertools import groupby
 from operator import add
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.datastore.annoy_index import annoy_index_name, find_near, search_annoy, write_annoy_index
 from rebase.datastore.search import NO_CELL, TaskVectors, _scan, score_rows, search_exact
-from rebase.datastore.segments import Segment, quantize
-from rebase.datastore.shards import Shards, metadata_of, with_metadata
+from rebase.datastore.shards import metadata_of
 from rebase.datastore.vectors import DESCRIPTION, vectors_of
 from rebase.errors import RebaseError
-from rebase.pipelines.index.nodes import build_segment
+from tests.datastore.stores import embedded, many, stores, unit
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,44 +23,6 @@ def small_blocks():
 
 
 AGGREGATIONS = st.sampled_from(["max_of_mean", "mean_of_max"])
-
-
-def unit(vectors):
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
-
-
-def embedded(vectors, rows, description):
-    """A shard of vectors as embed makes it; ``rows`` have cells (text, column), ``description`` is a text's number."""
-    places = [[] for _ in vectors]
-    places[description].append((DESCRIPTION, 0))
-    for number, row in enumerate(rows):
-        for text, column in row:
-            places[text].append((number, 1 + column))
-    values = pa.array(np.asarray(vectors, dtype=np.float16).reshape(-1))
-    table = pa.table(
-        {
-            "vector": pa.FixedSizeListArray.from_arrays(values, len(vectors[0])),
-            "rows": pa.array([[row for row, _ in of_text] for of_text in places], pa.list_(pa.int32())),
-            "columns": pa.array([[column for _, column in of_text] for of_text in places], pa.list_(pa.int32())),
-        }
-    )
-    width = 1 + max((column for row in rows for _, column in row), default=0)
-    columns = ["", *(f"c{number}" for number in range(width))]
-    return with_metadata(table, {"encoder": "e", "columns": columns, "dataset_rows": len(rows)})
-
-
-def stores(tables, per_segment):
-    """The datasets' vectors, and their index in segments of so many datasets, held in memory."""
-    vectors = {f"d{number:02}": table for number, table in enumerate(tables)}
-    segments = {}
-    for _, names in groupby(vectors, key=lambda name: int(name[1:]) // per_segment):
-        run = list(names)
-        segments[run[0]] = build_segment({name: vectors[name] for name in run}).to_table()
-    return in_memory(segments), in_memory(vectors)
-
-
-def in_memory(tables):
-    return Shards(dict.fromkeys(tables, "f"), lambda name, _: tables[name])
 
 
 @st.composite
@@ -149,33 +107,6 @@ def test_the_bounds_hold_for_every_row(search, aggregation, block):
         assert (lines["score"] <= bounds["upper"]).all()
 
 
-@given(st.integers(1, 700), st.integers(0, 2**32 - 1), st.floats(-12, 4))
-def test_codes_are_within_their_error(dimension, seed, exponent):
-    random = np.random.default_rng(seed)
-    vectors = random.normal(size=(20, dimension)) * 10.0 ** (exponent * random.random((20, dimension)))
-    vectors[0] = 0
-    vectors[1, 1:] = 0
-    codes, scales, errors, reach = quantize(vectors)
-    stands_for = scales[:, None].astype(np.float64) * codes
-    assert (np.linalg.norm(vectors - stands_for, axis=1) <= errors).all()
-    assert np.linalg.norm(stands_for, axis=1).max() <= reach
-
-
-def many(seed=0, datasets=6, rows=200, columns=3, dimension=48):
-    """Clustered vectors, with duplicates within and between datasets."""
-    random = np.random.default_rng(seed)
-    centers = unit(random.normal(size=(15, dimension)))
-    tables = []
-    for _ in range(datasets):
-        near = centers[random.integers(15, size=rows * columns)]
-        texts = unit(near + 0.05 * random.normal(size=near.shape))
-        texts[::7] = centers[0]
-        lines = [[(row * columns + column, column) for column in range(columns)] for row in range(rows)]
-        tables.append(embedded(texts, lines, 0))
-    task = TaskVectors(*(unit(random.normal(size=shape) + centers[3]) for shape in (48, (3, 48), (3, 48))), "e")
-    return tables, replace(task, instruction=task.instruction.reshape(-1))
-
-
 @pytest.mark.parametrize("aggregation", ["max_of_mean", "mean_of_max"])
 def test_few_rows_are_rescored_and_none_is_missed(aggregation):
     tables, task = many()
@@ -236,64 +167,3 @@ def test_an_index_of_another_encoder_is_rejected():
     tables, task = many(datasets=1)
     with pytest.raises(RebaseError, match="built with the encoder 'e', but `encoder` is 'other'"):
         search_exact(*stores(tables, 1), [replace(task, encoder="other")], 3, "max_of_mean")
-
-
-def test_a_segment_is_the_same_from_its_table():
-    tables, _ = many(datasets=2)
-    segment = build_segment({"a": tables[0], "b": tables[1]})
-    again = Segment.from_table(segment.to_table())
-    for name, value in vars(segment).items():
-        np.testing.assert_array_equal(value, getattr(again, name)) if isinstance(value, np.ndarray) else None
-    assert (again.columns, again.encoder, again.datasets) == (segment.columns, "e", ["a", "b"])
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A datastore with Annoy indexes."""
-    tables, task = many()
-    index, vectors = stores(tables, 2)
-    folder = tmp_path_factory.mktemp("annoy_index")
-    paths = {}
-    for number, name in enumerate(index):
-        segment = Segment.from_table(index[name])
-        paths[annoy_index_name(index, name)] = folder / str(number)
-        readers = [vectors_of(vectors[dataset]) for dataset in segment.datasets]
-        write_annoy_index(segment, readers, 10, 1, folder / str(number))
-    return index, in_memory(paths), vectors, task
-
-
-def test_annoy_finds_the_same_rows_where_it_looks_far_enough(built):
-    index, annoy_index, vectors, task = built
-    (exact,) = search_exact(index, vectors, [task], 30, "max_of_mean")
-    near = search_annoy(index, annoy_index, vectors, task, 30, "max_of_mean", 2000)
-    assert near.lines.equals(exact.lines)
-    few = search_annoy(index, annoy_index, vectors, task, 30, "mean_of_max", 5)
-    assert 0 < few.scanned < near.scanned
-    assert few.lines["score"].is_monotonic_decreasing
-
-
-def test_nearest_texts_are_found_in_all_segments(built):
-    index, annoy_index, vectors, _ = built
-    query = vectors_of(vectors["d03"])[40].astype(np.float32)
-    near = find_near(index, annoy_index, query[None], 5)
-    assert len(near) == 5
-    assert near["similarity"].is_monotonic_decreasing
-    best = near.iloc[0]
-    assert (best["dataset"], best["position"], best["segment"]) == ("d03", 40, "d02")
-    assert best["similarity"] == pytest.approx(1, abs=1e-3)
-
-
-def test_an_annoy_index_is_the_same_for_the_same_seed(built, tmp_path):
-    index, annoy_index, vectors, _ = built
-    segment = Segment.from_table(index["d00"])
-    readers = [vectors_of(vectors[name]) for name in segment.datasets]
-    write_annoy_index(segment, readers, 10, 1, tmp_path / "again")
-    assert (tmp_path / "again").read_bytes() == annoy_index[annoy_index_name(index, "d00")].read_bytes()
-
-
-def test_an_annoy_index_of_another_index_or_none_is_an_error(built):
-    index, annoy_index, vectors, task = built
-    other = Shards(dict(index.fingerprints) | {"d02": "g"}, index.read)
-    for wrong in (other, index):
-        with pytest.raises(RebaseError, match=r"index\.trees"):
-            search_annoy(wrong, annoy_index if wrong is other else in_memory({}), vectors, task, 3, "max_of_mean", 5)
