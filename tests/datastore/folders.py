@@ -1,6 +1,16 @@
 """Folders of datasets for the tests of the sources."""
 
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rebase.datastore.shards import metadata_of
 from rebase.datastore.sources import FolderSource
+from rebase.parameters import IngestParameters
+from rebase.pipelines.ingest.nodes import plan_ingest
+
+DATA = {"a.csv": "text\nsome words\n"}
 
 
 def folder(path, files):
@@ -10,3 +20,35 @@ def folder(path, files):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return FolderSource(path)
+
+
+def read(source, config="default", max_rows=1000):
+    """The rows, with the reason instead of one that is malformed, and the files that were not read."""
+    _, sample = source.read(config, max_rows)
+    return [row for _, row in sample.rows], [path.rpartition("/")[2] for path, _ in sample.unread]
+
+
+def rows(source, config="default"):
+    found, unread = read(source, config)
+    assert unread == []
+    return found
+
+
+def ingested(source):
+    """The metadata of the shard that ingest makes of a source."""
+    [shard] = plan_ingest([source], IngestParameters(max_rows=1000)).shards
+    return metadata_of(shard.build(None))
+
+
+def rejections(source):
+    return [(rejection["reason"], rejection["rows"]) for rejection in ingested(source)["rejected"]]
+
+
+def as_parquet(part):
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(part), stream)
+    return stream.getvalue()
+
+
+def card(front):
+    return f"---\n{front}---\nText.\n"

@@ -1,0 +1,137 @@
+"""Every format: compressed, in shards, with a card, and with a broken file among others."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import zipfile
+from itertools import product
+
+import pyarrow as pa
+import pyarrow.ipc
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from rebase.datastore.sources import FolderSource
+from tests.datastore.folders import as_parquet, card, folder, read, rows
+
+
+def as_arrow(part, new=pa.ipc.new_stream):
+    table, stream = pa.Table.from_pylist(part), io.BytesIO()
+    with new(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.getvalue()
+
+
+BINARY = {
+    "parquet": as_parquet,
+    "arrow": as_arrow,
+    "footer.arrow": lambda part: as_arrow(part, pa.ipc.new_file),
+}
+PACKED = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+ROWS = [{"text": "One, two", "note": "007"}, {"text": "Three\nfour", "note": "NA"}, {"text": "Fünf", "note": "no"}]
+SHARDS = {1: ["train.{}"], 2: ["data/train-00000-of-00002.{}", "data/train-00001-of-00002.{}"]}
+
+
+def as_csv(part, separator=","):
+    quoted = [[f'"{cell}"' for cell in row.values()] for row in part]
+    return "".join(f"{separator.join(cells)}\n" for cells in [["text", "note"], *quoted]).encode()
+
+
+TEXT = {
+    "csv": as_csv,
+    "tsv": lambda part: as_csv(part, "\t"),
+    "jsonl": lambda part: "\n".join(map(json.dumps, part)).encode(),
+    "ndjson": lambda part: "\r\n".join(map(json.dumps, part)).encode(),
+    "json": lambda part: json.dumps(part, indent=2).encode(),
+    "short.json": lambda part: json.dumps(part).encode(),
+}
+
+
+def zipped(content, name):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(name, content)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("with_card", [False, True])
+@pytest.mark.parametrize("shards", SHARDS)
+@pytest.mark.parametrize(("suffix", "packing"), [*product(BINARY, [""]), *product(TEXT, ["", *PACKED, "zip"])])
+def test_each_format_plain_compressed_sharded_and_with_a_card(tmp_path, suffix, packing, shards, with_card):
+    parts = [ROWS] if shards == 1 else [ROWS[:1], ROWS[1:]]
+    for part, pattern in zip(parts, SHARDS[shards], strict=True):
+        name, content = pattern.format(suffix), {**BINARY, **TEXT}[suffix](part)
+        if packing == "zip":
+            folder(tmp_path, {f"{name}.zip": zipped(content, name)})
+        else:
+            folder(tmp_path, {f"{name}.{packing}".rstrip("."): PACKED.get(packing, bytes)(content)})
+    if with_card:
+        paths = [f"{pattern.format(suffix)}{'.' * bool(packing)}{packing}" for pattern in SHARDS[shards]]
+        folder(tmp_path, {"README.md": card(f"configs: [{{config_name: mine, data_files: {json.dumps(paths)}}}]\n")})
+    source = FolderSource(tmp_path)
+    assert source.configs() == ["mine" if with_card else "default"]
+    assert rows(source, *source.configs()) == ROWS
+
+
+def test_lines_of_text_and_documents_are_rows(tmp_path):
+    assert rows(folder(tmp_path / "t", {"a.txt": "One.\n\nTwo."})) == [{"text": "One."}, {"text": ""}, {"text": "Two."}]
+    paragraphs = card("configs: [{config_name: default, data_files: a.txt, sample_by: paragraph}]\n")
+    assert rows(folder(tmp_path / "t", {"README.md": paragraphs})) == [{"text": "One."}, {"text": "Two."}]
+    assert rows(folder(tmp_path / "x", {"a.xml": "<a>b</a>"})) == [{"xml": "<a>b</a>"}]
+
+
+def test_what_save_to_disk_wrote_is_read_with_the_names_of_labels(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["off", "on"])})
+    dataset = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features)
+    DatasetDict(train=dataset, test=dataset.select([0])).save_to_disk(tmp_path / "both")
+    dataset.save_to_disk(tmp_path / "one")
+    for name, splits in (("both", ["test"]), ("one", [])):
+        files, sample = FolderSource(tmp_path / name).read("default", 10)
+        assert [row for _, row in sample.rows] == [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+        assert (files.other_splits, files.other_files) == (splits, [])
+        assert sample.label_names == {"label": ["off", "on"]}
+
+
+def test_options_of_the_reader_in_a_card(tmp_path):
+    source = folder(
+        tmp_path,
+        {
+            "README.md": card("""configs:
+- {config_name: semicolons, data_files: a.csv, sep: ';'}
+- {config_name: spaces, data_files: b.csv, sep: '\\s+', names: [x, 1.0, no], comment: '#'}
+- {config_name: quotes, data_files: c.csv, quotechar: "'", skiprows: 1, usecols: [b, 0]}
+- {config_name: bare, data_files: d.csv, header: null, quoting: 3, encoding: cp1252}
+- {config_name: field, data_files: e.json, field: rows, no_option: 1}
+"""),
+            "a.csv": "name;note\nA;one, two\n",
+            "b.csv": "# about\n1  2 3\n4 5  6\n",
+            "c.csv": "about\na,b\n1,'x,y'\n",
+            "d.csv": '"caf\xe9,1\n'.encode("cp1252"),
+            "e.json": '{"version": 1, "rows": [{"a": 1}, {"a": 2}]}',
+        },
+    )
+    assert {config: rows(source, config) for config in source.configs()} == {
+        "semicolons": [{"name": "A", "note": "one, two"}],
+        "spaces": [{"x": "1", "1.0": "2", "no": "3"}, {"x": "4", "1.0": "5", "no": "6"}],
+        "quotes": [{"b": "x,y", "a": "1"}],
+        "bare": [{"0": '"caf\xe9', "1": "1"}],
+        "field": [{"a": 1}, {"a": 2}],
+    }
+
+
+def test_a_missing_shard_and_a_broken_one_do_not_affect_the_others(tmp_path):
+    source = folder(
+        tmp_path,
+        {
+            "README.md": card("configs: [{config_name: default, data_files: [a.parquet, b.parquet, c.parquet]}]\n"),
+            "a.parquet": as_parquet(ROWS),
+            "b.parquet": as_parquet(ROWS)[:-9],
+        },
+    )
+    assert read(source) == (ROWS, ["c.parquet", "b.parquet"])
+    broken = gzip.compress(as_csv(ROWS * 2000))
+    source = folder(tmp_path / "gz", {"a.csv.gz": broken[: len(broken) // 2], "b.csv.gz": gzip.compress(as_csv(ROWS))})
+    found, unread = read(source, max_rows=10_000)
+    assert (found[-3:], unread) == (ROWS, ["a.csv.gz"])
