@@ -1,6 +1,7 @@
 """A provider on the loopback, and requests to ask it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,3 +12,9 @@ from tests.teacher.server import Provider, serving
 def provider() -> Iterator[Provider]:
     with serving() as provider:
         yield provider
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A response cache that does not exist yet."""
+    return tmp_path / "cache" / "responses.sqlite"

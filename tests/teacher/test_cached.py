@@ -26,11 +26,6 @@ from tests.teacher.teachers import SCHEMA, Candid, Echo, cached_keys, echo, host
 PRICE = Price(input=100_000, output=200_000)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "cache" / "responses.sqlite"
-
-
 def texts(teacher: Candid, path: Path, asked: list[str]) -> list[str]:
     return texts_of(generate_all(cached(teacher, path), map(request, asked)))
 
