@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from kedro.io import DataCatalog, DatasetError, MemoryDataset
+from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 from kedro_datasets.json import JSONDataset
 from kedro_datasets.pandas import CSVDataset, ParquetDataset
 from kedro_datasets.partitions import PartitionedDataset
 
-from rebase.datasets import AdapterDataset, StudentsDataset
+from rebase.datasets import AdapterDataset
 from rebase.errors import RebaseError
 from rebase.parameters import StudentsParameters
 from rebase.pipelines import prepare
@@ -137,28 +137,6 @@ def test_names_are_safe_and_unique():
     names = list(by_name([Student(model, None, Path(), Path()) for model in models if not Path(model).is_dir()]))
     assert names == ["package-llm", "owner-Model-8.1B", "owner-Model-8.1B-2", "OWNER-model-8.1b-2-2", "a-b"]
     assert list(by_name([Student("::", None, Path(), Path())])) == ["student"]
-
-
-def test_the_catalog_loads_handles():
-    listed = [{"model": "a/b", "revision": "c"}, {"model": "a/b"}]
-    students = StudentsDataset(listed, "base", "work").load()
-    assert students == tuple(Student("a/b", revision, Path("base"), Path("work")) for revision in ("c", None))
-
-
-@pytest.mark.parametrize(
-    ("listed", "message"),
-    [
-        ([], "at least 1"),
-        (None, "list"),
-        ("a/b", "list"),
-        ([{"model": ""}], "0.model"),
-        ([{"name": "a/b"}], "0.name"),
-        ([{"model": "a/b"}, {"model": "a/b", "revision": None}], "lists a/b twice"),
-    ],
-)
-def test_a_wrong_list_is_rejected(listed, message):
-    with pytest.raises((DatasetError, RebaseError), match=message):
-        StudentsDataset(listed, "base", "work").load()
 
 
 def test_examples_come_from_the_table_that_is_named():
