@@ -282,38 +282,31 @@ class DatasetCard(Strict):
     revision: str = ""
 
 
-class StageSummary(TypedDict, total=False):
-    """The counts, time and costs of a stage; built by ``summarize_stage`` and saved as JSON.
-
-    ``kept`` and the counts of ``rejected``, by reason, add up to ``in``. ``seconds`` is the stage's own time, ``dtype``
-    the number format of the models that ran, ``usage`` the teacher's requests and costs (``Usage.summary``). Stages add
-    keys of their own.
-    """
-
-    stage: str
-    kept: int
-    rejected: dict[str, int]
-    seconds: float
-    dtype: str | None
-    usage: dict[str, Any]
+#: What the summary of each stage has. ``kept`` and the counts of ``rejected``, by reason, add up to ``in``; ``seconds``
+#: is the stage's own time.
+StageSummary = TypedDict(
+    "StageSummary", {"stage": str, "in": int, "kept": int, "rejected": dict[str, int], "seconds": float}
+)
 
 
 def summarize_stage(
     stage: str, *, kept: int, rejected: Mapping[str, int], seconds: float, **details: Any
 ) -> dict[str, Any]:
-    """Build the ``StageSummary`` of a stage, with ``in`` as the sum of kept and rejected.
+    """Build the summary of a stage, which is saved as JSON: a ``StageSummary`` and the stage's own ``details``.
 
-    ``rejected`` is sorted, the most frequent reason first; reasons without a count are left out.
+    ``rejected`` is sorted, the most frequent reason first; reasons without a count are left out. Of the details,
+    ``dtype`` is the number format of the models that ran, ``usage`` the teacher's requests and costs
+    (``Usage.summary``).
     """
     counts = {reason: count for reason, count in Counter(rejected).most_common() if count}
-    return {
+    summary: StageSummary = {
         "stage": stage,
         "in": kept + sum(counts.values()),
         "kept": kept,
         "rejected": counts,
         "seconds": round(seconds, 1),
-        **details,
     }
+    return {**summary, **details}
 
 
 @dataclass(frozen=True)

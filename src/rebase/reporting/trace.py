@@ -155,7 +155,7 @@ def trace_dataset(name: str, run: RunTables) -> Line | None:
     return result | _missing(run, *_ROW_TABLES)
 
 
-def nearest_examples(prompt: str, run: RunTables, count: int = _NEAREST) -> list[Line]:
+def nearest_examples(prompt: str, run: RunTables) -> list[Line]:
     """The training examples with the highest cosine similarity to an item's prompt."""
     frame = run.tables.get("training_set")
     if frame is None or frame.empty:
@@ -165,7 +165,7 @@ def nearest_examples(prompt: str, run: RunTables, count: int = _NEAREST) -> list
     shared = min(common_prefix_length(prompts), min(map(len, prompts)) - 1)
     texts = ["".join(lines[shared:]) for lines in prompts]
     vectors = run.encode(texts)
-    nearest = frame.assign(query=texts[1:], similarity=vectors[1:] @ vectors[0]).nlargest(count, "similarity")
+    nearest = frame.assign(query=texts[1:], similarity=vectors[1:] @ vectors[0]).nlargest(_NEAREST, "similarity")
     origins = {line["example_id"]: line for line in _examples(run) if _TRAINING_SETS[line["table"]] == "training_set"}
     return [
         {

@@ -12,6 +12,8 @@ from rebase.teacher.protocol import Request, Response
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM responses WHERE key = ?"  # noqa: S608
 _SELECT_PAGE = f"SELECT rowid, {', '.join(COLUMNS)} FROM responses WHERE rowid > ? ORDER BY rowid LIMIT 500"  # noqa: S608
+#: How many of a teacher's latest prompts tell the tokens per character.
+_COUNTED_PROMPTS = 200
 
 
 class ResponseCache(CacheFile):
@@ -44,11 +46,11 @@ class ResponseCache(CacheFile):
         """Add a response; an existing one stays."""
         self.execute(INSERT, response_row(response, request.to_json(), provider, model, address))
 
-    def tokens_per_character(self, provider: str, model: str, sample: int = 200) -> float | None:
-        """Input tokens per character in this teacher's latest ``sample`` prompts; None if there are none."""
+    def tokens_per_character(self, provider: str, model: str) -> float | None:
+        """Input tokens per character in this teacher's latest prompts; None if there are none."""
         rows = self.execute(
             "SELECT request, input_tokens FROM responses WHERE provider = ? AND model = ? ORDER BY rowid DESC LIMIT ?",
-            (provider, model, sample),
+            (provider, model, _COUNTED_PROMPTS),
         )
         characters = sum(Request.from_json(request).characters for request, _ in rows)
         return sum(tokens for _, tokens in rows) / characters if characters else None

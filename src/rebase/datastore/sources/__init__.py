@@ -8,7 +8,7 @@ dataset cards, ``errors`` classifies failures.
 from rebase.datastore.sources.base import Source
 from rebase.datastore.sources.cards import parse_card
 from rebase.datastore.sources.errors import TooSlowError, check_time, failure_reason, time_limit
-from rebase.datastore.sources.files import DataFiles, is_data_file
+from rebase.datastore.sources.files import is_data_file
 from rebase.datastore.sources.folder import FolderSource
 from rebase.datastore.sources.hub import HubSource
 from rebase.datastore.sources.locations import find_sources
@@ -16,7 +16,6 @@ from rebase.datastore.sources.reading import all_rows, read_file
 from rebase.datastore.sources.rows import RowSample
 
 __all__ = [
-    "DataFiles",
     "FolderSource",
     "HubSource",
     "RowSample",
