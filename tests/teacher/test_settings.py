@@ -35,7 +35,7 @@ def test_fields_of_the_body_are_part_of_the_address() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"modle": "m"}, r"modle is unknown\. Did you mean model\?"),
+        ({"time_out": 5}, r"time_out is unknown\. Did you mean timeout\?"),
         ({"base_url": "localhost:8000"}, "base_url: "),
         ({"extra_body": {"messages": []}}, "extra_body: it cannot set messages: remove that"),
         ({"headers": {"X Key": "k"}}, "headers"),
