@@ -134,6 +134,12 @@ def test_groups_of_nodes_change_no_name_of_a_dataset_or_parameter():
     assert not [name for name in named if "side" in name or name.startswith(("datastore", "params:datastore"))]
 
 
+def test_what_an_older_run_is_opened_with_is_versioned():
+    tables = {"evaluation_items", "retrieved", "examples", "reasoned_examples", "training_set", "predictions"}
+    versioned = {name for name, entry in entries().items() if entry.get("versioned")}
+    assert tables | {"adapter", "scores", "run_record"} <= versioned
+
+
 def test_a_task_has_its_own_folder():
     first, second = (context_of("base", task=task).catalog for task in ("reading_qa", "news_topic"))
     for name in ("retrieved", "examples", "predictions"):
