@@ -89,16 +89,19 @@ def test_comparisons_fit_80_columns_with_whole_names_and_intervals() -> None:
     seeds = {"seeds": 2, "seed_mean": 23.5, "seed_deviation": 17.78}
     comparison = pd.DataFrame(
         [
-            {"system": name, "metric": metric, **CELL, **costs, **seeds}
+            {"system": name, "metric": metric, **CELL, "value": value, **costs, **seeds}
             for name in SYSTEMS
-            for metric in ("f1", "accuracy")
+            for metric, value in (("f1", 51.0), ("accuracy", 52.0), ("answer_found", 52.0))
         ]
     )
+    comparison.loc[comparison["system"] == "student", ["seed_mean", "seed_deviation"]] = float("nan")
     gains = {f"{name} - student": {"f1": {"value": -100.0, "p": 0.0002}} for name in SYSTEMS[1:]}
     lines = lines_of(comparison_tables("squad", comparison, {"n": 200, "differences": gains}), 80)
     for name in SYSTEMS:
         rows = [line.split() for line in lines if line.split()[:1] == [name]]
-        assert [row[1:3] for row in rows] == [["51.0", "41.2–100.0"]] * 2 + [["1,700", "7,300"]], name
+        scores = [["51.0", "41.2–100.0"], ["52.0", "41.2–100.0"]]
+        assert [row[1:3] for row in rows] == [*scores, ["1,700", "7,300"]], name
+    assert "answer_found: the same scores as accuracy" in lines
 
 
 def test_estimates_fit_80_columns_with_whole_numbers() -> None:

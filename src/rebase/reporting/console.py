@@ -177,10 +177,18 @@ def grades_table(judge_scores: Mapping[str, Any]) -> Table:
 
 
 def comparison_tables(task: str, comparison: pd.DataFrame, scores: Mapping[str, Any]) -> Group:
-    """A table of each metric with every system's score and gain over the base student, and one of the costs."""
-    tables = []
+    """A table of each metric with every system's score and gain over the base student, and one of the costs.
+
+    A metric that gives every system the score of an earlier one, as the lenient score of labels often does, has a line.
+    """
+    tables: list[Table] = []
+    notes: list[str] = []
+    metrics: dict[tuple[float, ...], str] = {}
     several_seeds = bool((comparison["seeds"] > 1).any())
     for metric, lines in comparison.groupby("metric", sort=False):
+        if (same := metrics.setdefault((*lines["value"], *lines["seed_mean"].fillna(0)), metric)) != metric:
+            notes.append(f"{metric}: the same scores as {same}")
+            continue
         columns = ("system", ">score", ">interval", ">gain", ">p", *[">over seeds"] * several_seeds)
         table = make_table(*columns, title=f"rebase · task {task} · {metric}, {scores['n']} items")
         for line in lines.to_dict("records"):
@@ -206,7 +214,7 @@ def comparison_tables(task: str, comparison: pd.DataFrame, scores: Mapping[str, 
         )
     left_out = [f"Left out: {name}. {reason}" for name, reason in scores.get("left_out", {}).items()]
     legend = "gain: over the base student, paired; p: permutation test; minutes: training"
-    return Group(*tables, costs, *map(escape, [legend, *left_out]))
+    return Group(*tables, costs, *map(escape, [*notes, legend, *left_out]))
 
 
 def make_table(*columns: str, title: str) -> Table:
