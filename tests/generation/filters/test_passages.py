@@ -73,6 +73,13 @@ def test_a_longer_cell_that_is_no_prose_is_passed_over():
         ("12 4.5 77 1008 3 9.5 and 14 of 20. 88 12 1 0 5.", "symbols"),
         ("red green blue yellow " * 20, "no sentences"),
         ("Charlotte York. Carrie Bradshaw. Carrie Bradshaw. Carrie Bradshaw.", "repetition"),
+        ("A ferry makes four crossings a day. How many cars are on it? (A) thirty (B) more than thirty.", "options"),
+        ("Choice B is incorrect. The captain never says that the ferry was late on Friday.", "options"),
+        (
+            "Choice $\\mathbf{C}$ is the best answer. The captain says that the ferry was late on both Fridays.",
+            "options",
+        ),
+        ("Plan A was dropped in spring. The bridge (B) of the drawing was built by vitamin B traders.", ""),
         ("What is the capital of Peru? Which river runs through it?", "questions"),
         ("x y z a b c . d e f g h i . j k", "odd words"),
     ],

@@ -17,6 +17,9 @@ _SENTENCE_WORDS = 4  # Of the items of a list, on average; shorter ones are word
 _ESCAPE = re.compile(r"\\(?:newline\b|[nrt](?![a-z]))")
 _SENTENCES_OF_A_LIST = re.compile(r"(?<=[.!?]);(?=\s)")  # A list's items are joined by semicolons when it is ingested.
 _SENTENCE_END = re.compile(r"""[.!?…](?=["')\]»”’]*(?:\s|$))|[。！？।۔؟።]""")
+# Lettered options, as in ``(A) 15 (B) 16``, and what is said of one: ``Choice B is incorrect``.
+_OPTION = re.compile(r"(?<!\w)\(?([A-E])\)|\b(?:[Cc]hoice|[Oo]ption)s?\W{0,3}([A-E])\b")
+_JUDGED_OPTION = re.compile(r"\b[A-E]\b\W{0,3}\b(?:is|are) (?:the )?(?:best|right|wrong|correct|incorrect)\b")
 _SYMBOL = re.compile(r"[(){}\[\]<>|\\/=_^~$#*@+&:;]")
 
 # The limits of prose, in the manner of Gopher's rules for web pages (arXiv 2112.11446, appendix A1.1), wider for other
@@ -74,9 +77,10 @@ def clean_text(text: str) -> str:
 
 
 def fault_of(text: str) -> str:
-    """Why a text is no prose: ``markup``, ``symbols``, ``no sentences``, ``odd words``, ``repetition``, ``questions``.
+    """Why a text is no prose; empty if it is.
 
-    Empty if it is prose.
+    One of ``markup``, ``symbols``, ``no sentences``, ``odd words``, ``repetition``, ``options``, ``questions``. A text
+    about lettered options belongs to an exam question that it does not contain.
     """
     words = count_words(text)
     characters = "".join(text.split())
@@ -93,6 +97,9 @@ def fault_of(text: str) -> str:
         return "odd words"
     if len(set(sentences)) < (1 - _MAX_REPEATED) * len(sentences):
         return "repetition"
+    options = {letter for letters in _OPTION.findall(text) for letter in letters if letter}
+    if len(options) > 1 or _JUDGED_OPTION.search(text):
+        return "options"
     return "questions" if set(ends) <= {"?", "？", "؟"} else ""
 
 
