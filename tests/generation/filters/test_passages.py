@@ -76,7 +76,7 @@ def test_a_longer_cell_that_is_no_prose_is_passed_over():
         ("A ferry makes four crossings a day. How many cars are on it? (A) thirty (B) more than thirty.", "options"),
         ("Choice B is incorrect. The captain never says that the ferry was late on Friday.", "options"),
         (
-            "Choice $\\mathbf{C}$ is the best answer. The captain says that the ferry was late on both Fridays.",
+            "Choice {C} is the best answer. The captain says that the ferry was late again on Friday.",
             "options",
         ),
         ("Plan A was dropped in spring. The bridge (B) of the drawing was built by vitamin B traders.", ""),
