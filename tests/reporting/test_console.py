@@ -96,11 +96,14 @@ def test_comparisons_fit_80_columns_with_whole_names_and_intervals() -> None:
     )
     comparison.loc[comparison["system"] == "student", ["seed_mean", "seed_deviation"]] = float("nan")
     gains = {f"{name} - student": {"f1": {"value": -100.0, "p": 0.0002}} for name in SYSTEMS[1:]}
-    lines = lines_of(comparison_tables("squad", comparison, {"n": 200, "differences": gains}), 80)
+    left_out = {"mapped": "There are none.", "mapped_rebase": "There are none.", "rebase_cot": "No rationales."}
+    scores = {"n": 200, "differences": gains, "left_out": left_out}
+    lines = lines_of(comparison_tables("squad", comparison, scores), 80)
+    assert lines[-2:] == ["Left out: mapped, mapped_rebase. There are none.", "Left out: rebase_cot. No rationales."]
     for name in SYSTEMS:
         rows = [line.split() for line in lines if line.split()[:1] == [name]]
-        scores = [["51.0", "41.2–100.0"], ["52.0", "41.2–100.0"]]
-        assert [row[1:3] for row in rows] == [*scores, ["1,700", "7,300"]], name
+        values = [["51.0", "41.2–100.0"], ["52.0", "41.2–100.0"]]
+        assert [row[1:3] for row in rows] == [*values, ["1,700", "7,300"]], name
     assert "answer_found: the same scores as accuracy" in lines
 
 

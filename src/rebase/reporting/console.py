@@ -212,7 +212,10 @@ def comparison_tables(task: str, comparison: pd.DataFrame, scores: Mapping[str, 
             "no price" if pd.isna(line["dollars"]) else f"{line['dollars']:.4f}",
             f"{line['minutes']:.1f}",
         )
-    left_out = [f"Left out: {name}. {reason}" for name, reason in scores.get("left_out", {}).items()]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in scores.get("left_out", {}).items():
+        reasons.setdefault(reason, []).append(name)
+    left_out = [f"Left out: {', '.join(names)}. {reason}" for reason, names in reasons.items()]
     legend = "gain: over the base student, paired; p: permutation test; minutes: training"
     return Group(*tables, costs, *map(escape, [*notes, legend, *left_out]))
 
