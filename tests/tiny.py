@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import json
 from functools import cache
 from pathlib import Path
 
@@ -123,5 +124,18 @@ def reasoned_examples(count: int, rationale: str | None = None) -> pd.DataFrame:
             "answer": [f"in tree {n}" for n in range(count)],
             "teacher": "local:tiny",
             "rationale": [rationale] * count,
+        }
+    )
+
+
+def evaluation_items(count: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "item_id": [f"i{n}" for n in range(count)],
+            "fields": [
+                json.dumps({"context": f"The owl sleeps in barn {n}.", "question": "Where?"}) for n in range(count)
+            ],
+            "query": [f"The owl sleeps in barn {n}.\n\nQuestion: Where?" for n in range(count)],
+            "references": [json.dumps([f"in barn {n}", f"barn {n}"]) for n in range(count)],
         }
     )

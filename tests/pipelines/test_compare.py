@@ -25,8 +25,7 @@ from rebase.records import Adapter, Task, Untrained
 from rebase.reporting.console import comparison_tables
 from rebase.student.answering import as_generations
 from rebase.student.handle import Student
-from tests.pipelines.test_train_evaluate import evaluation_items
-from tests.tiny import evaluate_parameters, make_student, reasoned_examples, train_parameters
+from tests.tiny import evaluate_parameters, evaluation_items, make_student, reasoned_examples, train_parameters
 
 TARGETS = dict.fromkeys(TRAINING_SETS, "answer") | {"rebase_cot": "rationale_then_answer"}
 USAGE = {"used": 12, "used_dollars": 0.5}

@@ -19,8 +19,7 @@ from rebase.pipelines.students import create_pipeline
 from rebase.pipelines.students.nodes import by_name, predict_students, select_examples, train_students
 from rebase.records import Task
 from rebase.student.handle import Student
-from tests.pipelines.test_train_evaluate import evaluation_items
-from tests.tiny import evaluate_parameters, make_student, reasoned_examples, train_parameters
+from tests.tiny import evaluate_parameters, evaluation_items, make_student, reasoned_examples, train_parameters
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,11 @@ import pytest
 
 from rebase.errors import RebaseError
 from rebase.files import write_checksums
+from rebase.parameters import ChosenTraining
 from rebase.records import Adapter
 from rebase.student.handle import Student, float32_logits
 from rebase.student.tokenization import TRUNCATED, VALIDATION, tokenize
-from rebase.student.training import COMPLETE, check_disk, last_checkpoint, train_adapter
+from rebase.student.training import COMPLETE, _fingerprint, check_disk, last_checkpoint, train_adapter
 from tests.damage import damage_file, every_damage, turn
 from tests.tiny import train_parameters, training_set
 
@@ -210,3 +211,12 @@ def test_interrupted_run_resumes_and_ends_the_same(fresh: Student, tmp_path: Pat
     expected = weights(straight)
     for name, value in weights(resumed).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_excluded_changes_no_finished_training_but_by_what_is_left(student: Student) -> None:
+    frame = pd.DataFrame({"prompt": ["Q"], "completion": ["A"]})
+    plain, other = (
+        ChosenTraining.model_validate(train_parameters(exclude={"datasets": names}).model_dump())
+        for names in ([], ["never-there"])
+    )
+    assert _fingerprint(student, frame, plain) == _fingerprint(student, frame, other)

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sacrebleu.metrics import CHRF
 
 from rebase.records import Task
 from rebase.tasks.extraction import extract
@@ -118,3 +119,38 @@ def test_the_scores_have_the_lenient_one_beside_the_strict_one_and_the_verdict()
     assert scores["warnings"][0].startswith(
         "The expert is below the student with examples in its prompt: 60.0 and 75.0"
     )
+
+
+@pytest.fixture
+def generations() -> pd.DataFrame:
+    lines = [
+        ("student", "a", "p", "somewhere", '["in barn 1", "barn 1"]'),
+        ("student", "b", "p", "in barn 2", '["in barn 2"]'),
+        ("expert", "a", "p", "Barn 1.\nIt sleeps.", '["in barn 1", "barn 1"]'),
+        ("expert", "b", "p", "In barn 2", '["in barn 2"]'),
+    ]
+    return pd.DataFrame(lines, columns=["system", "item_id", "prompt", "raw_output", "references"])
+
+
+def test_chrf_is_the_corpus_score(generations: pd.DataFrame, reading_task: Task) -> None:
+    task = reading_task.model_copy(update={"metrics": ("chrf",)})
+    predictions, scores = score_predictions(task, generations, evaluate_parameters())
+    for system, frame in predictions.groupby("system"):
+        references = [json.loads(answers) for answers in frame["references"]]
+        width = max(map(len, references))
+        padded = [[row[place] if place < len(row) else row[0] for row in references] for place in range(width)]
+        published = CHRF(word_order=2).corpus_score(frame["extracted"].to_list(), padded).score
+        assert scores["systems"][system]["chrf"]["value"] == pytest.approx(published, abs=0.01)
+    gain = scores["differences"]["expert - student"]["chrf"]["value"]
+    systems = scores["systems"]
+    assert gain == pytest.approx(systems["expert"]["chrf"]["value"] - systems["student"]["chrf"]["value"], abs=0.02)
+
+
+def test_scores_and_paired_difference(generations: pd.DataFrame, reading_task: Task) -> None:
+    predictions, scores = score_predictions(reading_task, generations, evaluate_parameters())
+    assert list(predictions["extracted"]) == ["somewhere", "in barn 2", "Barn 1.", "In barn 2"]
+    assert list(predictions["exact_match"]) == [0, 1, 1, 1]
+    assert scores["systems"]["student"]["exact_match"]["value"] == 50
+    assert scores["systems"]["expert"]["exact_match"] == {"value": 100, "low": 100, "high": 100}
+    assert scores["differences"]["expert - student"]["exact_match"]["value"] == 50
+    json.dumps(scores)

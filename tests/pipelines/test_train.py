@@ -1,16 +1,18 @@
-"""``train.exclude``: examples of a dataset or a license are taken out afterward, and no request is paid for it."""
+"""Train, run as a pipeline over a tiny student."""
 
 import json
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytest
-from pydantic import ValidationError
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.runner import SequentialRunner
+from kedro_datasets.json import JSONDataset
+from kedro_datasets.pandas import ParquetDataset
 
+from rebase.datasets.adapter import AdapterDataset
 from rebase.errors import RebaseError
-from rebase.generation.filters.exclusion import remove_excluded, why_excluded
-from rebase.parameters import ChosenTraining, ExcludeParameters
+from rebase.generation.filters.exclusion import remove_excluded
+from rebase.pipelines.train import create_pipeline
 from rebase.pipelines.train.nodes import format_training_set, train_student
 from rebase.records import Task
 from rebase.student.adapters import CARD, ORIGIN
@@ -23,33 +25,29 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
     return make_student(tmp_path_factory.mktemp("student"))
 
 
-@pytest.mark.parametrize(
-    ("exclude", "reason"),
-    [
-        ({}, None),
-        ({"datasets": ["owner/Birds"]}, "excluded_dataset"),
-        ({"datasets": ["*/birds"]}, "excluded_dataset"),
-        ({"datasets": "foxes; owner/b?rds"}, "excluded_dataset"),
-        ({"datasets": ["birds"]}, None),
-        ({"licenses": ["*-nc-*"]}, "excluded_license"),
-        ({"licenses": ["cc-by-4.0", "CC-BY-NC-4.0"]}, "excluded_license"),
-        ({"licenses": ["unknown", "mit"]}, None),
-        ({"datasets": 7, "licenses": ""}, None),
-    ],
-)
-def test_patterns_match_as_elsewhere(exclude: dict[str, Any], reason: str | None) -> None:
-    parameters = ExcludeParameters.model_validate(exclude)
-    assert why_excluded("owner/birds", "cc-by-4.0; CC BY-NC 4.0", parameters) == reason
-    assert why_excluded(None, None, parameters) is None, "written without a source"
+def test_examples_become_an_adapter_with_its_card_and_log(student: Student, reading_task: Task, tmp_path: Path) -> None:
+    catalog = DataCatalog(
+        {
+            "task": MemoryDataset(reading_task),
+            "student": MemoryDataset(student, copy_mode="assign"),
+            "reasoned_examples": MemoryDataset(reasoned_examples(9)),
+            "adapter": AdapterDataset(str(tmp_path / "adapter")),
+            "training_log": ParquetDataset(filepath=str(tmp_path / "log.parquet")),
+            "preflight": JSONDataset(filepath=str(tmp_path / "preflight.json")),
+            "params:train": MemoryDataset(train_parameters()),
+            "params:train.target": MemoryDataset("answer"),
+        }
+    )
+    outputs = SequentialRunner().run(create_pipeline(), catalog)
 
+    card = (catalog.load("adapter").folder / "README.md").read_text()
+    assert "| birds | cc0-1.0 | local:tiny | 4 |" in card
+    assert "| foxes | cc0-1.0 | local:tiny | 5 |" in card
+    assert str(tmp_path) not in card
 
-def test_what_has_no_license_can_be_excluded_as_unknown() -> None:
-    unknown = ExcludeParameters(licenses=("unknown",))
-    assert {why_excluded("a", license, unknown) for license in (None, float("nan"), "", "unknown")} == {
-        "excluded_license"
-    }
-    with pytest.raises(ValidationError, match="dataset"):
-        ExcludeParameters.model_validate({"dataset": "birds"})
+    assert catalog.load("training_log")["step"].tolist() == [1, 2, 3]
+    assert catalog.load("preflight")["steps"] == 3
+    assert list(outputs["loss_plot"].load().data[0].x) == [1, 2, 3]
 
 
 def test_excluded_examples_are_counted_and_in_no_card(student: Student, reading_task: Task) -> None:
@@ -84,14 +82,3 @@ def test_nothing_left_is_an_error(student: Student, reading_task: Task) -> None:
     parameters = train_parameters(exclude={"datasets": ["*"]})
     with pytest.raises(RebaseError, match=r"removes every example.*excluded_dataset': 3"):
         format_training_set(reading_task, reasoned_examples(3), student, parameters, "answer")
-
-
-def test_what_is_excluded_changes_no_finished_training_but_by_what_is_left(student: Student) -> None:
-    from rebase.student.training import _fingerprint
-
-    frame = pd.DataFrame({"prompt": ["Q"], "completion": ["A"]})
-    plain, other = (
-        ChosenTraining.model_validate(train_parameters(exclude={"datasets": names}).model_dump())
-        for names in ([], ["never-there"])
-    )
-    assert _fingerprint(student, frame, plain) == _fingerprint(student, frame, other)
