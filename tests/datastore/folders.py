@@ -1,14 +1,16 @@
 """Folders of datasets for the tests of the sources."""
 
 import io
+import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rebase.datasets import ShardStore
 from rebase.datastore.shards import metadata_of
-from rebase.datastore.sources import FolderSource
+from rebase.datastore.sources import FolderSource, find_sources
 from rebase.parameters import IngestParameters
-from rebase.pipelines.ingest.nodes import plan_ingest
+from rebase.pipelines.ingest.nodes import plan_ingest, summarize_ingest
 
 DATA = {"a.csv": "text\nsome words\n"}
 
@@ -52,3 +54,19 @@ def as_parquet(part):
 
 def card(front):
     return f"---\n{front}---\nText.\n"
+
+
+def run(raw, work, max_rows=1000):
+    """Ingest a folder of datasets: the stored rows, and the results of summarize_ingest."""
+    store = ShardStore(str(work))
+    store.save(plan_ingest(find_sources([f"{raw}/*"]), IngestParameters(max_rows=max_rows)))
+    rows = store.load()
+    return rows, *summarize_ingest(rows)
+
+
+def cells(rows, name):
+    return [json.loads(row) for row in rows[name]["row"].to_pylist()]
+
+
+def reasons(rows, name):
+    return {(rejection["reason"], rejection["rows"]) for rejection in metadata_of(rows[name])["rejected"]}

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pandas as pd
 import pyarrow as pa
@@ -16,24 +15,12 @@ import pytest
 from rebase.datasets import ShardStore
 from rebase.datastore.shards import metadata_of
 from rebase.datastore.sources import find_sources
-from rebase.datastore.sources import parquet as reading
 from rebase.errors import StageError
 from rebase.parameters import IngestParameters
 from rebase.pipelines.ingest import nodes
 from rebase.pipelines.ingest.nodes import plan_ingest, summarize_ingest
 from rebase.records import ROW_COLUMNS
-
-
-def run(raw, work, max_rows=1000):
-    """Ingest a folder of datasets: the stored rows, and the results of summarize_ingest."""
-    store = ShardStore(str(work))
-    store.save(plan_ingest(find_sources([f"{raw}/*"]), IngestParameters(max_rows=max_rows)))
-    rows = store.load()
-    return rows, *summarize_ingest(rows)
-
-
-def cells(rows, name):
-    return [json.loads(row) for row in rows[name]["row"].to_pylist()]
+from tests.datastore.folders import cells, reasons, run
 
 
 def label_card(config="default"):
@@ -288,10 +275,6 @@ def test_only_what_changed_is_read_again(tmp_path):
     assert run(raw, tmp_path / "work", max_rows=1)[0].fingerprints["a"] != after.fingerprints["a"]
 
 
-def reasons(rows, name):
-    return {(rejection["reason"], rejection["rows"]) for rejection in metadata_of(rows[name])["rejected"]}
-
-
 def test_duplicates_are_stored_once_and_named(tmp_path):
     raw = tmp_path / "raw"
     files = {"a": "text.csv", "b": "other-name.csv", "c": "text.csv", "d": "text.csv"}
@@ -366,74 +349,6 @@ def test_a_dataset_that_vanishes_is_tried_again(tmp_path):
     assert reasons(rows, "late") == {("no_data_files", 0)}
     assert cells(rows, "stays") == [{"a": "stays"}]
     assert metadata_of(rows["early"])["provisional"]
-
-
-def test_only_the_row_groups_and_columns_that_are_needed_are_read(tmp_path):
-    (tmp_path / "raw" / "d").mkdir(parents=True)
-    file = tmp_path / "raw" / "d" / "a.parquet"
-    table = pa.table({"n": range(1000), "raw": [bytes(100)] * 1000})
-    pq.write_table(table, file, row_group_size=10, compression="none", use_dictionary=False)
-    chunk = pq.ParquetFile(file).metadata.row_group(7).column(0)
-    broken = bytearray(file.read_bytes())
-    broken[chunk.data_page_offset : chunk.data_page_offset + 8] = b"\xff" * 8
-    for group in range(100):
-        raw = pq.ParquetFile(file).metadata.row_group(group).column(1)
-        broken[raw.data_page_offset : raw.data_page_offset + 8] = b"\xff" * 8
-    file.write_bytes(broken)
-    rows, *_ = run(tmp_path / "raw", tmp_path / "work", max_rows=5)
-    assert rows["d"]["row_index"].to_pylist() == [0, 200, 400, 600, 800]
-    assert cells(rows, "d") == [{"n": str(number)} for number in (0, 200, 400, 600, 800)]
-    (tmp_path / "raw" / "other").mkdir()
-    (tmp_path / "raw" / "other" / "a.csv").write_text("a\nx\n")
-    rows, *_ = run(tmp_path / "raw", tmp_path / "work", max_rows=1000)
-    assert reasons(rows, "d") == {("malformed", 0), ("malformed", 930)}
-
-
-POOLS = []  # What was allocated from a pool must be freed before it, which nobody can promise.
-
-
-@contextmanager
-def watched_memory():
-    """A pool that tells how much Arrow held at once."""
-    usual = pa.default_memory_pool()
-    POOLS.append(pa.proxy_memory_pool(usual))
-    pa.set_memory_pool(POOLS[-1])
-    try:
-        yield POOLS[-1]
-    finally:
-        pa.set_memory_pool(usual)
-
-
-def test_a_zip_bomb_is_rejected_in_bounded_memory(tmp_path, monkeypatch):
-    (tmp_path / "raw" / "bomb").mkdir(parents=True)
-    file = tmp_path / "raw" / "bomb" / "a.parquet"
-    writer = pq.ParquetWriter(file, pa.schema([("t", pa.string())]), compression="zstd", use_dictionary=False)
-    writer.write_table(pa.table({"t": ["small"] * 10}))
-    writer.write_table(pa.table({"t": ["x" * 2_000_000] * 20}))
-    writer.close()
-    assert file.stat().st_size * 1000 < 40_000_000
-    lists = pa.ListArray.from_arrays(pa.array([0, 5_000_000], pa.int32()), pa.array(bytes(5_000_000), pa.uint8()))
-    (tmp_path / "raw" / "lists").mkdir()
-    pq.write_table(pa.table({"n": lists}), tmp_path / "raw" / "lists" / "a.parquet")
-    monkeypatch.setattr(reading, "MAX_GROUP_BYTES", 10_000_000)
-    with watched_memory() as pool:
-        rows, *_ = run(tmp_path / "raw", tmp_path / "work")
-    assert cells(rows, "bomb") == [{"t": "small"}] * 10
-    assert reasons(rows, "bomb") == {("too_large", 20)}
-    assert reasons(rows, "lists") == {("too_large", 1)}
-    assert pool.max_memory() < 5_000_000
-
-
-def test_a_long_text_that_is_stored_once_and_repeated_fills_no_memory(tmp_path, monkeypatch):
-    (tmp_path / "raw" / "d").mkdir(parents=True)
-    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array(["long " * 20_000]))
-    pq.write_table(pa.table({"t": repeated}), tmp_path / "raw" / "d" / "a.parquet")
-    monkeypatch.setattr(nodes, "MAX_DATASET_BYTES", 250_000)
-    with watched_memory() as pool:
-        rows, *_ = run(tmp_path / "raw", tmp_path / "work", max_rows=50)
-    assert rows["d"].num_rows == 2
-    assert reasons(rows, "d") == {("too_large", 48), ("not_sampled", 99_950)}
-    assert pool.max_memory() < 20_000_000  # Unpacked it is ten gigabytes.
 
 
 def test_a_cell_of_ten_megabytes_is_kept_whole(tmp_path):

@@ -108,14 +108,6 @@ def test_thousands_of_licenses_are_none(tmp_path):
     assert folder(tmp_path, DATA | {"README.md": f"---\n{front}---\n"}).card().license == "5000 licenses"
 
 
-def test_features_of_an_old_version_of_the_library_name_labels(tmp_path):
-    features = {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}
-    source = folder(
-        tmp_path, {"a.jsonl": '{"label": 1}', "dataset_infos.json": json.dumps({"x": {"features": features}})}
-    )
-    assert source.read("default", 9)[1].label_names == {"label": ["neg", "pos"]}
-
-
 @pytest.mark.parametrize(
     ("names", "written"),
     [

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from rebase.datastore.sources import FolderSource, HubSource
 from rebase.errors import RebaseError
 from tests.datastore.folders import card, folder, ingested, rejections, rows
 
@@ -133,12 +132,3 @@ def test_configs_by_folder_beside_configs_by_files(tmp_path):
         },
     )
     assert {config: rows(source, config) for config in source.configs()} == {"easy": [{"q": "a"}], "hard": [{"q": "c"}]}
-
-
-def test_an_unknown_config_or_split_says_which_there_are(tmp_path):
-    folder(tmp_path, {"train.csv": "a\n1\n", "test.csv": "a\n1\n"})
-    with pytest.raises(RebaseError, match="there is no config 'x'; there are default"):
-        FolderSource(tmp_path).read("x", 9)
-    with pytest.raises(RebaseError, match="there is no split 'dev'; there are train, test"):
-        FolderSource(tmp_path, split="dev").read("default", 9)
-    assert HubSource("o/n", None, None, config="x").configs() == ["x"]

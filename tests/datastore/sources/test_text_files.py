@@ -6,7 +6,6 @@ import io
 import json
 import lzma
 import random
-import time
 import zipfile
 
 import pyarrow as pa
@@ -17,14 +16,6 @@ from rebase.datastore.sources import text_files
 from rebase.datastore.sources.reading import read_file
 from rebase.errors import RebaseError
 from tests.datastore.folders import folder, ingested, read, rejections, rows
-
-
-def test_columns_of_mixed_types_are_decoded(tmp_path):
-    lines = [{"a": 1, "b": {"c": 1}, "l": [1]}, {"a": 'x"y', "b": {"c": "z"}, "l": ["p", {"q": 2}]}, {"a": None}]
-    source = folder(tmp_path, {"m.jsonl": "\n".join(map(json.dumps, lines))})
-    assert [row["a"] for row in rows(source, "default")] == [1, 'x"y', None]
-    assert [row.get("b") for row in rows(source, "default")] == [{"c": 1}, {"c": "z"}, None]
-    assert [row.get("l") for row in rows(source, "default")] == [[1], ["p", {"q": 2}], None]
 
 
 def test_a_line_without_end_is_too_large(tmp_path, monkeypatch):
@@ -88,15 +79,6 @@ def test_separators_are_text_or_white_space(tmp_path):
         source = folder(tmp_path / f"odd{number}", {"a.csv": "x;y\n", "README.md": card.format(separator)})
         [(_, error)] = source.read("a", 10)[1].unread
         assert "is a regular expression" in str(error)
-
-
-def test_many_columns_of_one_name_are_read(tmp_path):
-    count = 20_000
-    source = folder(tmp_path, {"a.csv": ",".join(["c"] * count) + "\n" + ",".join(["v"] * count) + "\n"})
-    began = time.monotonic()
-    [row] = rows(source, "default")
-    assert time.monotonic() - began < 10
-    assert len(row) == count
 
 
 def test_cells_are_the_text_of_the_file_and_only_an_empty_cell_is_missing(tmp_path):
