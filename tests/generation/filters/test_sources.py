@@ -1,0 +1,39 @@
+import json
+
+import pandas as pd
+import pytest
+
+from rebase.generation.filters.sources import source_filter
+from rebase.parameters import LicensePolicy
+from tests.generation.filters.rows import row
+
+ITEM = "The stoat turns white in winter and brown again when the snow melts in spring."
+GERMAN = "Die Biber bauen einen Damm aus Holz und Schlamm, damit der Eingang ihrer Burg nass bleibt."
+
+
+@pytest.fixture
+def reject(reading_task):
+    items = pd.DataFrame({"query": [ITEM], "fields": [json.dumps({"context": ITEM})], "references": ['["x"]']})
+    return source_filter(reading_task, items, LicensePolicy(allow=("*",), deny=("*-nc-*",), unknown="allow"), 13)
+
+
+FAULTS = {"dataset": "banned-books", "license": "cc-by-nc-4.0", "language": GERMAN, "contamination": ITEM}
+
+
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        (["dataset", "license", "language", "contamination"], "excluded_dataset"),
+        (["license", "language", "contamination"], "license"),
+        (["language", "contamination"], "language"),
+        (["contamination"], "contamination_exact"),
+        ([], None),
+    ],
+)
+def test_of_several_reasons_the_first_one_counts(reject, faults, reason):
+    chosen = {name: FAULTS[name] for name in faults}
+    text = chosen.get("language", "The beaver builds its lodge of wood and mud, with the entrance under water.")
+    cells = {"text": text, "other": chosen.get("contamination", "Nothing that is known.")}
+    candidate = row(cells, "d/c/train/1", chosen.get("dataset", "books"), chosen.get("license", "mit"))
+    rejection = reject(candidate, text)
+    assert (rejection and rejection.reason) == reason
