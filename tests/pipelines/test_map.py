@@ -1,4 +1,4 @@
-"""Mappings of whole datasets, from the request to the examples, with every kind of dataset that cannot be mapped."""
+"""Mappings of whole datasets, from the request to the examples."""
 
 import json
 import re
@@ -6,111 +6,44 @@ from collections import Counter
 from itertools import cycle
 
 import pandas as pd
-import pyarrow as pa
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rebase.datastore.cells import content_hash
-from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError, StageError
-from rebase.parameters import ContaminationParameters, RetrieveParameters
 from rebase.pipelines.cot.nodes import reason_examples
 from rebase.pipelines.distil.nodes import distil_inputs
 from rebase.pipelines.map.nodes import map_datasets
 from rebase.pipelines.transform.nodes import transform_rows
-from rebase.records import EXAMPLE_COLUMNS, MAPPING_COLUMNS, REJECTED_COLUMNS, RETRIEVED_COLUMNS, DatasetMapping, Task
+from rebase.records import EXAMPLE_COLUMNS, DatasetMapping, Task
 from rebase.teacher.budget import Price
 from tests.generation.test_mapping import NAMES, PARAMETERS
+from tests.pipelines.maps import (
+    CONTAMINATION,
+    LABELS,
+    MAPPING,
+    NLI,
+    NO_EVALUATION,
+    READING,
+    RETRIEVE,
+    UNLABELED,
+    answers_like_people,
+    map_,
+    maps_by_columns,
+    pairs,
+    retrieved_of,
+    store,
+    unlabeled,
+)
 from tests.pipelines.test_estimate import COT, COT_PROMPT
 from tests.pipelines.test_estimate import LABELS as LABELING
 from tests.pipelines.test_transform import PROMPT as TRANSFORM_PROMPT
 from tests.pipelines.test_transform import parameters as transform_parameters
 from tests.scripted import Scripted, cached
-from tests.shipped import shipped_prompt, shipped_task
+from tests.shipped import shipped_prompt
 from tests.teacher.server import Answer, serving
 from tests.teacher.teachers import hosted
-
-NLI = shipped_task("mnli")
-READING = shipped_task("squad")
-LABELS = NLI.answer.labels
-RETRIEVE = RetrieveParameters(
-    top_n=50, aggregation="max_of_mean", search="exact", annoy_candidates=10, near_duplicate=0.8, max_dataset_share=1,
-    min_passage_words=5, max_passage_words=40, licenses={"allow": ["*"], "deny": ["*-nc-*"], "unknown": "allow"},
-)  # fmt: skip
-CONTAMINATION = ContaminationParameters(ngram=13)
-NO_EVALUATION = pd.DataFrame(columns=["item_id", "fields", "query", "references"])
-COLORS = ("red", "green", "blue", "white", "black", "brown", "gray", "pink", "gold", "teal")
-MAPPING = {
-    "fields": {"premise": "sentence1", "hypothesis": "sentence2"},
-    "answer": {"column": "gold", "values": NAMES},
-}
-UNLABELED = MAPPING | {"answer": None}
-
-
-def pairs(count=60, **changes):
-    """Rows of an NLI set: the label follows from the number in the hypothesis."""
-    return [
-        {
-            "sentence1": f"The {COLORS[n % 10]} boat {n} left the {COLORS[n // 10]} harbor at {n} past noon.",
-            "sentence2": f"Case {n % 3} of vessel {n * 7919} is near the {COLORS[n // 10]} pier.",
-            "gold": str(n % 3),
-        }
-        | changes
-        for n in range(count)
-    ]
-
-
-def store(datasets, license="mit"):
-    """A datastore; the name ``a:b`` is the config ``b`` of the dataset ``a``."""
-    lines = {}
-    for name, rows in datasets.items():
-        dataset, _, config = name.partition(":")
-        config = config or "default"
-        lines.setdefault(dataset, []).extend(
-            {"row_id": f"{dataset}/{config}/train/{n}", "dataset": dataset, "config": config, "split": "train",
-             "revision": "r1", "row_index": n, "license": license, "row": json.dumps(row),
-             "content_hash": content_hash({name: str(cell) for name, cell in row.items()})}
-            for n, row in enumerate(rows)
-        )  # fmt: skip
-    return Shards(dict.fromkeys(lines, "1"), lambda name, _: pa.Table.from_pylist(lines[name]))
-
-
-def retrieved_of(rows, count=6):
-    lines = [line for name in rows for line in rows[name].to_pylist()[:count]]
-    frame = pd.DataFrame(lines).assign(rank=range(1, len(lines) + 1), score=0.5)
-    return frame.reindex(columns=RETRIEVED_COLUMNS)
-
-
-def answers_like_people(request):
-    """A teacher that maps as MAPPING says, and answers NLI queries right."""
-    query = request.messages[-1].content
-    if "<data>" in query:
-        return json.dumps({"row": "A pair of sentences.", "mapping": MAPPING})
-    response = {"rationale": "It is so.", "answer": LABELS[int(query.partition("Case ")[2][0])]}
-    return json.dumps({name: response[name] for name in request.schema["properties"]})
-
-
-def map_(datasets, say=answers_like_people, task=NLI, mode="map", *, evaluation=NO_EVALUATION, retrieve=RETRIEVE,
-         license="mit", distil=LABELING, **changes):  # fmt: skip
-    rows = datasets if isinstance(datasets, Shards) else store(datasets, license)
-    cards = pd.DataFrame({"dataset": list(rows), "description": "Sentences."})
-    teacher = cached(Scripted(say), price=Price(input=1, output=1))
-    tables = map_datasets(
-        task, retrieved_of(rows), rows, cards, evaluation, teacher, shipped_prompt("map"), shipped_prompt("distil"),
-        mode, PARAMETERS.model_copy(update=changes), distil, retrieve, CONTAMINATION,
-    )  # fmt: skip
-    mappings, examples, rejected, summary = tables
-    assert list(mappings) == MAPPING_COLUMNS
-    assert list(examples) == EXAMPLE_COLUMNS
-    assert list(rejected) == REJECTED_COLUMNS
-    assert summary["in"] == summary["kept"] + sum(summary["rejected"].values()) == mappings["rows"].sum()
-    assert len(examples) == summary["kept"] == mappings["used"].sum()
-    assert json.loads(json.dumps(summary)) == summary
-    listed = Counter(rejected["reason"])
-    assert {name: summary["rejected"].get(name) for name in listed} == listed
-    return *tables, teacher.teacher
 
 
 def test_one_request_and_an_audit_turn_a_dataset_into_examples():
@@ -149,111 +82,12 @@ def test_a_mapping_from_the_table_can_be_pasted_into_the_task_file_and_costs_no_
     assert len(map_({"boats": pairs()}, task=audited)[-1].requests) == PARAMETERS.audit
 
 
-def test_a_mapping_without_a_config_is_for_all_of_them():
-    mapping = DatasetMapping(dataset="boats", fields=MAPPING["fields"], answer="gold", values=NAMES)
-    task = NLI.model_copy(update={"mappings": (mapping,)})
-    mappings, *_ = map_({"boats:one": pairs(), "boats:two": pairs(30)}, task=task)
-    assert list(mappings["config"]) == ["one", "two"]
-
-
-SWAPPED = MAPPING | {"answer": {"column": "gold", "values": dict(zip(NAMES, [*LABELS[1:], LABELS[0]], strict=True))}}
-
-
-def maps_with_swapped_labels(request):
-    if "<data>" in request.messages[-1].content:
-        return json.dumps({"row": "Pairs.", "mapping": SWAPPED})
-    return answers_like_people(request)
-
-
 def disagrees(request):
     """A teacher whose labels have nothing to do with people's."""
     if "<data>" in request.messages[-1].content:
         return json.dumps({"row": "Pairs.", "mapping": MAPPING})
     number = int(re.search(r"Case (\d) of vessel (\d+)", request.messages[-1].content)[2]) // 7919
     return json.dumps({"rationale": "So.", "answer": LABELS[number // 3 % 3]})
-
-
-def test_swapped_labels_are_corrected_by_the_audit_and_audited_by_other_rows():
-    mappings, examples, *_, teacher = map_({"boats": pairs()}, maps_with_swapped_labels, max_examples=9, audit=12)
-    (line,) = mappings.to_dict("records")
-    assert (line["state"], line["audited"], line["agreement"]) == ("used", 12, 1)
-    assert line["written_by"] == "the teacher, corrected by its answers"
-    assert yaml.safe_load(line["mapping"])[0]["values"] == NAMES
-    assert Counter(examples["answer"]) == dict.fromkeys(LABELS, 3)
-    assert line["requests"] == len(teacher.requests) == 1 + 12 + 12
-    assert len({request.messages[-1].content for request in teacher.requests}) == 1 + 12 + 12
-
-
-def maps_to_one_label(answer=answers_like_people):
-    """A teacher that gives one label to every value."""
-
-    def say(request):
-        if "<data>" in request.messages[-1].content:
-            values = dict.fromkeys(NAMES, "neutral")
-            return json.dumps({"row": "Pairs.", "mapping": MAPPING | {"answer": {"column": "gold", "values": values}}})
-        return answer(request)
-
-    return say
-
-
-def test_values_with_one_label_are_told_apart_by_the_audit():
-    mappings, examples, *_, teacher = map_({"boats": pairs()}, maps_to_one_label(), max_examples=9, audit=12)
-    (line,) = mappings.to_dict("records")
-    assert (line["state"], line["agreement"]) == ("used", 1)
-    assert yaml.safe_load(line["mapping"])[0]["values"] == NAMES
-    assert Counter(examples["answer"]) == dict.fromkeys(LABELS, 3)
-    # Of nine rows with the one label, all were audited; the correction has rows of its own.
-    assert line["requests"] == len(teacher.requests) > 1 + 9
-
-
-def test_a_mapping_with_one_label_that_is_not_corrected_is_rejected():
-    def says_neutral(request):
-        answer = {"rationale": "So.", "answer": "neutral"}
-        return json.dumps({name: answer[name] for name in request.schema["properties"]})
-
-    mappings, *_, teacher = map_(
-        {"boats": pairs()}, maps_to_one_label(says_neutral), mode="both", max_examples=60, audit=60
-    )
-    assert (mappings["state"][0], mappings["detail"][0], mappings["written_by"][0]) == (
-        "one_label", "neutral", "the teacher"
-    )  # fmt: skip
-    assert len(teacher.requests) == 1 + 20, "more answers would change nothing"
-    mappings, *_, teacher = map_({"boats": pairs()}, maps_to_one_label(), mode="both", audit=0)
-    assert (list(mappings["state"]), len(teacher.requests)) == (["one_label"], 1)
-    mappings, *_, teacher = map_({"boats": pairs(gold="0")}, maps_to_one_label(), mode="both")
-    assert (list(mappings["state"]), len(teacher.requests)) == (["one_label"], 1), "one value cannot be told apart"
-
-
-def test_labels_that_were_corrected_need_other_rows_to_audit_them():
-    mappings, *_, teacher = map_({"boats": pairs(12)}, maps_with_swapped_labels, mode="both", audit=20)
-    (line,) = mappings.to_dict("records")
-    assert line["state"] == "low_agreement"
-    assert line["detail"] == "no other rows are left to audit the corrected labels"
-    assert line["requests"] == len(teacher.requests) == 1 + line["audited"]
-
-
-def test_the_labels_of_a_person_are_not_corrected():
-    mapping = DatasetMapping(
-        dataset="boats", fields=MAPPING["fields"], answer="gold", values=SWAPPED["answer"]["values"]
-    )
-    task = NLI.model_copy(update={"mappings": (mapping.model_copy(update={"audit": True}),)})
-    mappings, *_, teacher = map_({"boats": pairs()}, task=task, mode="both", audit=12)
-    assert list(mappings["state"]) == ["low_agreement"]
-    assert len(teacher.requests) == 12
-
-
-def test_an_audit_asks_until_the_agreement_is_clear():
-    def is_often_right(request):
-        response = json.loads(answers_like_people(request))
-        if "answer" in response and sum(map(int, re.findall(r"\d", request.messages[-1].content))) % 5 < 2:
-            response["answer"] = LABELS[LABELS.index(response["answer"]) - 1]
-        return json.dumps(response)
-
-    changes = {"mode": "both", "audit": 60, "max_examples": 60}
-    clear, *_ = map_({"boats": pairs(90)}, **changes)
-    unclear, *_ = map_({"boats": pairs(90)}, is_often_right, **changes)
-    assert (clear["state"][0], clear["audited"][0]) == ("used", 20)
-    assert (unclear["state"][0], unclear["audited"][0] > 20) == ("used", True)
 
 
 @pytest.mark.parametrize("mode", ["map", "both"])
@@ -281,71 +115,6 @@ def test_a_teacher_that_calls_everything_suitable_and_answers_one_label_maps_not
     assert set(mappings["state"]) == {"low_agreement"}
 
 
-def respond(mapping):
-    def say(request):
-        if "<data>" in request.messages[-1].content:
-            return (
-                mapping
-                if isinstance(mapping, str | tuple | Exception)
-                else json.dumps({"row": "Rows.", "mapping": mapping})
-            )
-        return answers_like_people(request)
-
-    return say
-
-
-@pytest.mark.parametrize(
-    ("rows", "response", "state"),
-    [
-        (pairs(gold="0"), MAPPING, "one_label"),
-        ([{"text": f"{n} {n}"} for n in range(40)], None, "unsuitable"),
-        ([{"text": f"{n} {n}"} for n in range(40)], UNLABELED, "unknown_column"),
-        (pairs(), MAPPING | {"answer": {"column": None, "values": NAMES}}, "invalid_mapping"),
-        (pairs(sentence1=""), UNLABELED, "no_examples"),
-        (pairs(), None, "unsuitable"),
-        (pairs(), MAPPING | {"fields": {"premise": "sentence1", "hypothesis": "sentence1"}}, "invalid_mapping"),
-        (pairs(), MAPPING | {"fields": {"premise": "gold", "hypothesis": "sentence2"}}, "invalid_mapping"),
-        (pairs(), MAPPING | {"fields": {"premise": "title", "hypothesis": "sentence2"}}, "unknown_column"),
-        (pairs(), MAPPING | {"answer": {"column": "gold", "values": {"0": "maybe", "1": "no"}}}, "invalid_mapping"),
-        (pairs(), MAPPING | {"answer": {"column": "gold", "values": {"7": "neutral", "8": LABELS[0]}}}, "no_examples"),
-        (pairs(), MAPPING | {"answer": {"column": "gold", "values": {"0": "neutral", "8": LABELS[0]}}}, "one_label"),
-        (pairs(), "Sorry, I cannot.", "invalid_response"),
-        (pairs(), ("{", "length"), "response_cut_off"),
-        (pairs(), OSError("no route"), "teacher_failed"),
-    ],
-)
-def test_what_cannot_be_mapped_is_recorded_with_its_reason(rows, response, state):
-    mappings, _, _, summary, _ = map_({"boats": rows}, respond(response), mode="both")
-    assert list(mappings["state"]) == [state]
-    assert summary["mappings"] == {state: 1}
-    assert summary["rejected"] == {"mapping_rejected": len(rows)}
-
-
-def test_rows_pass_the_same_filters_as_retrieved_ones():
-    rows = pairs(60)
-    rows[0]["gold"] = "['0', '1']"
-    del rows[1]["sentence2"]
-    rows[2]["sentence1"] = "Beavers fell poplars along the river, and with the trunks they build a dam that floods it."
-    rows[3]["sentence1"] = "Die Biber bauen einen Damm aus Holz und Schlamm, damit der Eingang ihrer Burg nass bleibt."
-    rows[4]["sentence1"] = ""
-    rows[5] = rows[8]
-    rows[6]["sentence1"] = NLI.examples[0]["premise"]
-    item = {"premise": rows[2]["sentence1"], "hypothesis": "Beavers build."}
-    evaluation = pd.DataFrame(
-        [{"item_id": "1", "fields": json.dumps(item), "query": NLI.render_query(item), "references": '["neutral"]'}]
-    )
-    _, examples, rejected, _, _ = map_({"boats": rows}, evaluation=evaluation, max_examples=100)
-    reasons = rejected.drop_duplicates("row_id").set_index("row_id")["reason"]
-    found = {int(row_id.rpartition("/")[2]): reason for row_id, reason in reasons.items()}
-    assert found[0] == "unmapped_value"
-    assert found[1] == "missing_column"
-    assert found[2] == found[6] == "contamination_exact"
-    assert found[3] == "language"
-    assert found[4] == "empty"
-    assert "duplicate" in (found.get(5), found.get(8))
-    assert not set(examples["row_id"]) & set(rejected["row_id"])
-
-
 def test_licenses_and_excluded_datasets_give_no_examples():
     mappings, *_ = map_({"boats": pairs()}, mode="both", license="cc-by-nc-4.0")
     assert (mappings["state"][0], mappings["detail"][0]) == ("no_examples", "license 60")
@@ -366,45 +135,6 @@ def test_labels_and_datasets_take_turns_and_copies_are_used_once():
     _, examples, rejected, _, _ = map_({"boats": pairs(30), "copies": pairs(30)}, max_examples=100)
     assert "duplicate" in set(rejected["reason"])
     assert not examples["query"].duplicated().any()
-
-
-def test_a_reading_passage_is_cut_and_must_hold_the_answer():
-    short = "The mill is old."
-    long = " ".join(f"Sentence {n} of this passage names the wheel {n}." for n in range(9))
-    rows = [
-        {"context": f"{long} Row {n}. The owner is Anna {n}.", "question": f"Which wheel does sentence {n % 3} name?",
-         "answers.text": f"wheel {n % 3}; the wheel {n % 3}", "answers.answer_start": "3; 4"}
-        for n in range(12)
-    ]  # fmt: skip
-    rows[0] |= {"answers.text": "Anna 0; Anna", "question": "Who is the owner of sentence 0?"}
-    rows[1]["context"] = short
-    mapping = {"fields": {"context": "context", "question": "question"}, "answer": {"column": "answers.text|1"}}
-
-    def say(request):
-        if "<data>" in request.messages[-1].content:
-            return json.dumps({"row": "A passage.", "mapping": mapping})
-        return json.dumps({"answer": f"wheel {request.messages[-1].content.partition('does sentence ')[2][0]}"})
-
-    retrieve = RETRIEVE.model_copy(update={"near_duplicate": 1.0})
-    mappings, examples, rejected, _, _ = map_({"mills": rows}, say, READING, retrieve=retrieve, max_examples=50)
-    reasons = rejected.set_index("row_id")["reason"]
-    assert reasons["mills/default/train/0"] == "answer_not_in_passage"
-    assert reasons["mills/default/train/1"] == "no_passage"
-    assert mappings["agreement"][0] == 1
-    assert all(len(json.loads(fields)["context"].split()) <= 40 for fields in examples["fields"])
-
-
-def test_a_wrong_mapping_in_the_task_file_stops_the_run_before_any_request():
-    mapping = DatasetMapping(
-        dataset="boats", fields={"premise": "sentence1", "hypothesis": "text"}, answer="gold", values=NAMES
-    )
-    requests = []
-    with pytest.raises(RebaseError, match="'text', which no row of the config 'default' has: there are gold, sen"):
-        map_({"boats": pairs()}, requests.append, task=NLI.model_copy(update={"mappings": (mapping,)}))
-    assert not requests
-    absent = mapping.model_copy(update={"dataset": "rafts"})
-    mappings, *_ = map_({"boats": pairs()}, task=NLI.model_copy(update={"mappings": (absent,)}))
-    assert list(mappings["state"]) == ["not_in_datastore", "used"]
 
 
 def test_without_enough_rows_no_request_is_sent():
@@ -456,18 +186,6 @@ def test_any_rows_are_counted(rows, mapping, answers):
     *_, summary, teacher = map_({"odd": rows}, say, mode="both", audit=0)
     assert summary["kept"] <= PARAMETERS.max_examples
     assert len(teacher.requests) <= 1 + PARAMETERS.max_examples
-
-
-def unlabeled(count=60, boat="boat"):
-    """The rows without their labels."""
-    return [{name: text.replace("boat", boat) for name, text in row.items() if name != "gold"} for row in pairs(count)]
-
-
-def maps_by_columns(request):
-    """A teacher that maps datasets with and without labels, and answers NLI queries right."""
-    if "<data>" not in (query := request.messages[-1].content) or '"gold"' in query:
-        return answers_like_people(request)
-    return json.dumps({"row": "Two sentences.", "mapping": UNLABELED})
 
 
 def test_where_no_column_has_the_answer_the_teacher_labels_the_mapped_inputs():

@@ -1,9 +1,16 @@
-"""The tables of a small run, for the tests of traces."""
+"""A small run, its tables and what is shown of it, for the tests of traces."""
 
+import io
 import json
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from rich.console import Console
 
+from rebase.errors import RebaseError
+from rebase.reporting.run_tables import RunTables
+from rebase.reporting.trace_view import render_trace
 from rebase.teacher.protocol import Message, Request, Sampling
 
 HOSTILE = "\x1b[31mred\x1b[0m [bold]not bold[/bold] \u202eback\x07 \x9b2J"
@@ -67,3 +74,36 @@ def tables() -> dict[str, pd.DataFrame]:
         ),
         "predictions": predictions,
     }  # fmt: skip
+
+
+class Run(RunTables):
+    """A run with these tables, and with lookups instead of its own."""
+
+    def __init__(
+        self,
+        tables: dict[str, pd.DataFrame],
+        missing: str = "not there yet",
+        *,
+        env: str | None = None,
+        task: str | None = None,
+        **lookups: Any,
+    ) -> None:
+        def load(name: str, version: str | None = None) -> Any:
+            if name not in tables:
+                raise RebaseError(missing)
+            return tables[name]
+
+        super().__init__(load, env, task)
+        vars(self).update({"find_response": lambda _: None} | lookups)
+
+
+def encode(texts: list[str]) -> np.ndarray:
+    """Vectors of letters, which need no model."""
+    counts = np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz?"] for text in texts], float)
+    return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+
+
+def shown(result: dict[str, Any]) -> str:
+    out = io.StringIO()
+    Console(file=out, width=200, force_terminal=True, color_system=None).print(render_trace(result))
+    return out.getvalue()

@@ -7,6 +7,8 @@ from io import StringIO
 from typing import Any
 
 import pandas as pd
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from rebase.records import Task
@@ -18,6 +20,7 @@ from rebase.reporting.console import (
     final_table,
     grades_table,
     stage_line,
+    visible,
 )
 from rebase.reporting.runs import RunScores, runs_tables
 
@@ -215,3 +218,13 @@ def test_the_last_line_of_a_run_is_the_command_that_asks_the_expert(reading_task
     line = ask_line(reading_task, None)
     assert line == 'Next: kedro ask --task=tiny_reading --context="…" --question="…"'
     assert ask_line(reading_task, "gpu").startswith("Next: kedro ask --task=tiny_reading --env=gpu --context=")
+
+
+@given(st.text())
+def test_what_is_visible_can_be_printed_and_changes_nothing_else(text: str) -> None:
+    printable = visible(text)
+    printable.encode()
+    assert not any(ord(char) < 32 and char not in "\n\t" for char in printable)
+    if text.isprintable() and not set(text) & set("\u061c\u200e\u200f"):
+        assert printable == text
+    assert visible(printable) == printable

@@ -1,27 +1,20 @@
 """``kedro trace``: from an example or a prediction back to its row, and from a row or a dataset to all made of it."""
 
-import io
 import json
 import shlex
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from rich.console import Console
 
 from rebase import cli
 from rebase.errors import RebaseError
 from rebase.generation.filters.exclusion import why_excluded
 from rebase.parameters import ExcludeParameters
-from rebase.reporting.console import visible
-from rebase.reporting.run_tables import TABLES, RunTables
+from rebase.reporting.run_tables import TABLES
 from rebase.reporting.trace import trace
-from rebase.reporting.trace_view import render_trace
-from tests.reporting.run import KEY, rows, tables
+from tests.reporting.run import KEY, Run, encode, rows, shown, tables
 from tests.test_end_to_end import copy_of_project, kedro, outputs
 
 
@@ -41,39 +34,6 @@ def test_a_mapped_example_shows_its_mapping():
     assert example["mapping"] == line
     assert example["training"]["state"] == "in the training set"
     assert trace("birds", Run(made))["outcomes"]["map: unmapped_value"] == 1
-
-
-class Run(RunTables):
-    """A run with these tables, and with lookups instead of its own."""
-
-    def __init__(
-        self,
-        tables: dict[str, pd.DataFrame],
-        missing: str = "not there yet",
-        *,
-        env: str | None = None,
-        task: str | None = None,
-        **lookups: Any,
-    ) -> None:
-        def load(name: str, version: str | None = None) -> Any:
-            if name not in tables:
-                raise RebaseError(missing)
-            return tables[name]
-
-        super().__init__(load, env, task)
-        vars(self).update({"find_response": lambda _: None} | lookups)
-
-
-def encode(texts: list[str]) -> np.ndarray:
-    """Vectors of letters, which need no model."""
-    counts = np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz?"] for text in texts], float)
-    return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
-
-
-def shown(result: dict[str, Any]) -> str:
-    out = io.StringIO()
-    Console(file=out, width=200, force_terminal=True, color_system=None).print(render_trace(result))
-    return out.getvalue()
 
 
 def test_an_example_leads_to_its_row_and_its_response() -> None:
@@ -258,24 +218,6 @@ def test_an_unknown_name_is_an_error_with_a_guess() -> None:
     half = {name: table for name, table in tables().items() if name != "predictions"}
     with pytest.raises(RebaseError, match=r"is called 'owner/fox'.*owner/foxes.*\npredictions is missing: run it"):
         trace("owner/fox", Run(half, "run it"))
-
-
-@pytest.mark.parametrize("identifier", ["owner/foxes/b/train/7", "i1", "owner/foxes"])
-def test_hostile_text_is_shown_as_text(identifier: str) -> None:
-    output = shown(trace(identifier, Run(tables(), encode=encode)))
-    assert not set(output) & set("\x1b\x07\x9b\u202e")
-    if identifier != "owner/foxes":
-        assert r"\x1b[31mred\x1b[0m [bold]not bold[/bold] \u202eback\x07 \x9b2J" in output
-
-
-@given(st.text())
-def test_what_is_visible_can_be_printed_and_changes_nothing_else(text: str) -> None:
-    printable = visible(text)
-    printable.encode()
-    assert not any(ord(char) < 32 and char not in "\n\t" for char in printable)
-    if text.isprintable() and not set(text) & set("\u061c\u200e\u200f"):
-        assert printable == text
-    assert visible(printable) == printable
 
 
 @pytest.mark.slow
