@@ -1,10 +1,13 @@
 """Labels of the teacher in each style."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from rebase.errors import RebaseError
+from rebase.generation.labeling import with_costs
+from rebase.teacher.protocol import Failure, Response
 from tests.pipelines.test_distil import HENS, SPORT, SUMMARIES, SUMS, TOPIC, distil, texts_of
 
 
@@ -62,3 +65,10 @@ def test_a_round_that_fails_rejects_the_input():
 def test_a_style_that_does_not_fit_the_task_is_named(task, given, words):
     with pytest.raises(RebaseError, match=words):
         distil(task, ["Some text that is long enough."], lambda _: SPORT, **given)
+
+
+def test_an_example_has_the_costs_of_all_responses_to_its_requests():
+    first, last = Response("a", "x", "stop", 1, 2, dollars=0.5), Response("b", "y", "stop", 3, 4, dollars=0.25)
+    failure = Failure("c", "no route")
+    assert with_costs([first, failure, last]) == replace(last, input_tokens=4, output_tokens=6, dollars=0.75)
+    assert with_costs([failure]) is failure

@@ -9,9 +9,22 @@ import pytest
 import yaml
 
 from rebase.errors import RebaseError
+from rebase.generation import mapped_configs
+from rebase.generation.mapped_configs import MappedConfig
 from rebase.records import DatasetMapping
 from tests.generation.test_mapping import NAMES
-from tests.pipelines.maps import LABELS, MAPPING, NLI, READING, RETRIEVE, UNLABELED, answers_like_people, map_, pairs
+from tests.pipelines.maps import (
+    LABELS,
+    MAPPING,
+    NLI,
+    READING,
+    RETRIEVE,
+    UNLABELED,
+    answers_like_people,
+    map_,
+    pairs,
+    store,
+)
 
 
 def test_a_mapping_without_a_config_is_for_all_of_them():
@@ -215,3 +228,15 @@ def test_a_reading_passage_is_cut_and_must_hold_the_answer():
     assert reasons["mills/default/train/1"] == "no_passage"
     assert mappings["agreement"][0] == 1
     assert all(len(json.loads(fields)["context"].split()) <= 40 for fields in examples["fields"])
+
+
+def test_each_row_of_a_config_comes_once_in_an_order_of_the_seed(monkeypatch):
+    monkeypatch.setattr(mapped_configs, "_ROWS_AT_ONCE", 7)
+    rows = store({"boats:one": pairs(30), "boats:two": pairs(5)})
+    config = MappedConfig("boats", "one", rows)
+    order = [line["row_index"] for line in config.lines(1)]
+    assert sorted(order) == list(range(30)) != order
+    assert [line["row_index"] for line in config.lines(1)] == order != [line["row_index"] for line in config.lines(2)]
+    assert (config.size, config.license) == (30, "mit")
+    absent = MappedConfig("boats", "three", rows)
+    assert ([*absent.lines(1)], absent.size, absent.license) == ([], 0, None)

@@ -1,7 +1,12 @@
 """A retrieved row becomes an example: its request, and the checks of its response."""
 
+import asyncio
 import json
 
+import pytest
+
+from rebase.generation.rows import RowTransformer
+from rebase.generation.verification import ProtectedTexts
 from tests.pipelines.test_transform import (
     NO_EVALUATION,
     PASSAGES,
@@ -89,3 +94,20 @@ def test_the_consistency_filter_rejects_other_answers():
     assert list(rejected["reason"]) == ["inconsistent"] * 2
     assert list(rejected["detail"]) == ["1600 for 1601", "1600 for 1602"]
     assert summary["usage"]["responses"] == 6
+
+
+@pytest.mark.parametrize(("guided", "count"), [(False, 3), (True, 2)])
+def test_the_request_that_is_estimated_is_the_one_that_is_sent(guided, count):
+    rows = retrieved(passages=[PASSAGES[0], "Nothing here.", PASSAGES[1]]).to_dict("records")
+    teacher = Scripted(lambda _: "{}")
+    transformer = RowTransformer(READING, rows, PROMPT, parameters(guided=guided))
+
+    async def generate():
+        async with cached(teacher).open() as session:
+            return [await transformer.generate(session, row, ProtectedTexts(READING, [], 13)) for row in rows]
+
+    results = asyncio.run(generate())
+    requests = [transformer.request(row) for row in rows]
+    assert teacher.requests == [request for request in requests if request]
+    assert [result.response is None for result in results] == [request is None for request in requests]
+    assert len(teacher.requests) == count
