@@ -27,6 +27,7 @@ from rebase.errors import RebaseError, StageError, did_you_mean, user_message
 from rebase.files import DOWNLOADS, remove_temporaries
 from rebase.old_names import reject_old_names
 from rebase.parameters import check_parameters, flat_parameters
+from rebase.records import TEACHER_USAGE_COLUMNS
 from rebase.reporting.console import (
     STAGES,
     ask_line,
@@ -138,7 +139,7 @@ class RunReporter:
         summaries = {name.removesuffix(_SUMMARY): catalog.load(name) for name in names if catalog.exists(name)}
         scores = catalog.load("scores")
         if "run_record" not in outputs:
-            usage = pd.DataFrame(columns=["stage"])  # the teacher's is of an earlier run
+            usage = pd.DataFrame(columns=TEACHER_USAGE_COLUMNS)  # the teacher's is of an earlier run
             catalog.save("run_record", record_run(catalog.load("parameters"), scores, usage, *summaries.values()))
         console.print(final_table(scores["task"], summaries, scores))
         self._print_paths(outputs & {"adapter", "examples", "predictions", "report"})

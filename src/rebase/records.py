@@ -76,10 +76,42 @@ PILOT_COLUMNS = [
 ]  # fmt: skip
 #: ``training_set``: what the student reads and what it learns to write.
 TRAINING_COLUMNS = ["example_id", "prompt", "completion"]
+#: ``training_log``: one line per step; ``students_training_log`` has the student first.
+TRAINING_LOG_COLUMNS = [
+    "step", "epoch", "loss", "learning_rate", "token_accuracy", "gradient_norm", "validation_loss",
+]  # fmt: skip
+STUDENTS_LOG_COLUMNS = ["student", *TRAINING_LOG_COLUMNS]
 #: ``generations`` and ``teacher_generations``: one line per system and item.
 GENERATION_COLUMNS = ["system", "item_id", "prompt", "raw_output", "references"]
 #: ``predictions``; one more column per metric of the task, 0 to 1.
 PREDICTION_COLUMNS = [*GENERATION_COLUMNS, "extracted"]
+#: ``item_scores`` begins with these; one more column per metric of the task and the lenient score, 0 to 1.
+ITEM_SCORE_COLUMNS = ["system", "item_id"]
+#: ``curve`` of a training set: one line per run, with the adapter's folder.
+CURVE_COLUMNS = ["examples", "seed", "folder", "base_model"]
+_INTERVAL_COLUMNS = ["value", "low", "high"]
+#: ``curves``: one line per run and metric, in percent.
+CURVES_COLUMNS = ["training_set", "examples", "seed", "metric", *_INTERVAL_COLUMNS]
+#: ``comparison``: one line per system and metric, in percent. ``requests`` and ``dollars`` are the teacher's,
+#: ``minutes`` those of training; the last columns are over all runs on the full training set.
+COMPARISON_COLUMNS = [
+    "system", "metric", *_INTERVAL_COLUMNS, "items", "examples", "requests", "dollars", "minutes", "seeds",
+    "seed_mean", "seed_deviation",
+]  # fmt: skip
+#: ``students_table``: one line per student and metric, in percent; the gain is paired.
+STUDENTS_COLUMNS = [
+    "student", "revision", "metric", "before", "before_low", "before_high", "after", "after_low", "after_high",
+    "gain", "gain_low", "gain_high", "gain_p", "items", "examples", "trainable_parameters", "minutes",
+]  # fmt: skip
+#: ``teacher_usage``: one line per stage, and the total. ``used`` counts bought and cached responses; latencies are in
+#: seconds.
+TEACHER_USAGE_COLUMNS = [
+    "stage", "used", "responses", "cached", "failed", "repaired", "over_budget", "input_tokens", "output_tokens",
+    "dollars", "used_dollars", "p50_seconds", "p95_seconds", "responses_per_minute", "estimated_requests_low",
+    "estimated_requests_high", "estimated_dollars_low", "estimated_dollars_high",
+]  # fmt: skip
+#: ``embedding_map``: one line per point; ``cosine`` and ``nearest_id`` are an evaluation item's.
+EMBEDDING_MAP_COLUMNS = ["id", "dataset", "text", "kind", "cosine", "nearest_id", "x", "y"]
 #: ``judgments`` begins with these; the grades and costs follow.
 JUDGMENT_COLUMNS = ["kind", "item_id", "system", "first", "second"]
 #: ``judge_rejected``.

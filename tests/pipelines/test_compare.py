@@ -21,7 +21,15 @@ from rebase.pipelines.compare import create_pipeline
 from rebase.pipelines.compare.attempts import no_adapter, no_examples, tolerate
 from rebase.pipelines.compare.nodes import add_mapped, learn_curve, score_curves, tabulate
 from rebase.pipelines.compare.pipeline import TRAINING_SETS
-from rebase.records import Adapter, Task, Untrained
+from rebase.records import (
+    COMPARISON_COLUMNS,
+    CURVES_COLUMNS,
+    DISTILLED_COLUMNS,
+    TRAINING_LOG_COLUMNS,
+    Adapter,
+    Task,
+    Untrained,
+)
 from rebase.reporting.console import comparison_tables
 from rebase.student.answering import as_generations
 from rebase.student.handle import Student
@@ -100,6 +108,7 @@ def test_every_system_answers_the_same_items(made):
 
 def test_the_table_has_the_cost_of_each_system(made):
     table = made["comparison"]
+    assert list(table) == COMPARISON_COLUMNS
     assert len(table) == 3 * 10  # metrics, with the lenient score, x systems
     rows = table.drop_duplicates("system").set_index("system")
     assert rows["examples"].to_dict() == {
@@ -115,6 +124,7 @@ def test_the_table_has_the_cost_of_each_system(made):
 
 def test_curves_have_every_seed(made):
     curves = made["curves"]
+    assert list(curves) == CURVES_COLUMNS
     runs = curves[curves["metric"] == "f1"].groupby("training_set")[["examples", "seed"]].apply(
         lambda frame: sorted(map(tuple, frame.to_numpy().tolist()))
     )  # fmt: skip
@@ -203,11 +213,13 @@ def test_a_failed_stage_leaves_its_set_out():
                 Node(train, "summary", ["adapter", "log", "train_summary"], name="train"),
             ]
         ),
-        {"label": no_examples("distil"), "train": no_adapter},
+        {"label": no_examples("distil", DISTILLED_COLUMNS), "train": no_adapter},
     )
     outputs = SequentialRunner().run(pipeline, DataCatalog({"task": MemoryDataset(1)}))
     assert outputs["adapter"].load() == Untrained("distil: nothing usable")
+    assert list(outputs["labels"].load()) == DISTILLED_COLUMNS
     assert outputs["labels"].load().empty
+    assert list(outputs["log"].load()) == TRAINING_LOG_COLUMNS
     assert list(outputs["labels_rejected"].load()["row_id"]) == ["r1"]
 
 

@@ -7,7 +7,7 @@ from rebase.pipelines.cot.nodes import reason_examples
 from rebase.pipelines.estimate.nodes import estimate_comparison, estimate_cost
 from rebase.pipelines.evaluate.nodes import predict_teacher
 from rebase.pipelines.report.nodes import compare_usage
-from rebase.records import DatasetMapping
+from rebase.records import TEACHER_USAGE_COLUMNS, DatasetMapping
 from rebase.teacher.anthropic import AnthropicTeacher
 from rebase.teacher.budget import Budget, Price, PriceTable, Usage
 from rebase.teacher.cached import CachedTeacher
@@ -69,7 +69,9 @@ def test_it_counts_what_transform_then_asks_and_sends_nothing():
     assert (low, high) == (5, 12)
     assert low <= summary["usage"]["responses"] <= high
     _, _, cot_summary = reason_examples(READING, examples, rows, teacher, COT_PROMPT, COT)
-    usage = compare_usage(before, {"in": 0}, summary, cot_summary).set_index("stage")
+    usage = compare_usage(before, {"in": 0}, summary, cot_summary)
+    assert list(usage) == TEACHER_USAGE_COLUMNS
+    usage = usage.set_index("stage")
     assert usage.loc["total", "used"] == summary["usage"]["responses"]
     assert usage.loc["transform", "estimated_requests_high"] == 12
     assert usage.loc["cot", "estimated_dollars_high"] == 0

@@ -12,10 +12,11 @@ from rebase.errors import RebaseError
 from rebase.pipelines import prepare
 from rebase.pipelines.evaluate import create_pipeline
 from rebase.pipelines.evaluate.nodes import predict
-from rebase.records import Task
+from rebase.records import ITEM_SCORE_COLUMNS, Task
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
 from rebase.tasks.evaluation_items import remove_shown_items
+from rebase.tasks.verdict import LENIENT
 from tests.tiny import evaluate_parameters, evaluation_items, make_student, train_parameters, training_set
 
 
@@ -40,6 +41,9 @@ def test_an_adapter_and_the_student_get_scores(student: Student, reading_task: T
     outputs = SequentialRunner().run(create_pipeline() - prepare.create_pipeline(), catalog)
     scores = catalog.load("scores")
     assert (scores["run"], scores["n"]) == ("2026-11-29T10.00.00.000Z", 5)
+    item_scores = outputs["item_scores"].load()["tiny_reading"]
+    assert list(item_scores) == [*ITEM_SCORE_COLUMNS, "exact_match", "f1", LENIENT]
+    assert len(item_scores) == 3 * 5
     assert [bar.name for bar in outputs["scores_plot"].load().data] == ["student", "student_few_shot", "expert"]
 
 

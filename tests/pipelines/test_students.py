@@ -17,7 +17,7 @@ from rebase.parameters import StudentsParameters
 from rebase.pipelines import prepare
 from rebase.pipelines.students import create_pipeline
 from rebase.pipelines.students.nodes import by_name, predict_students, select_examples, train_students
-from rebase.records import Task
+from rebase.records import STUDENTS_COLUMNS, STUDENTS_LOG_COLUMNS, Task
 from rebase.student.handle import Student
 from tests.tiny import evaluate_parameters, evaluation_items, make_student, reasoned_examples, train_parameters
 
@@ -74,6 +74,7 @@ def test_each_student_has_an_adapter_with_its_card(made):
 
 
 def test_the_table_has_before_after_and_gain(made, reading_task):
+    assert list(made["students_table"]) == STUDENTS_COLUMNS
     table = made["students_table"].set_index(["student", "metric"])
     assert list(table.index) == [(name, metric) for name in ("tiny", "tiny-2") for metric in reading_task.metrics]
     for index, row in table.iterrows():
@@ -103,6 +104,7 @@ def test_counts_add_up(made):
 
 def test_each_student_has_a_training_log(made):
     log = made["students_training_log"]
+    assert list(log) == STUDENTS_LOG_COLUMNS
     assert log.groupby("student")["step"].apply(list).to_dict() == {"tiny": [1, 2, 3], "tiny-2": [1, 2, 3]}
     assert log["loss"].notna().all()
 

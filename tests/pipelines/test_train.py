@@ -14,7 +14,7 @@ from rebase.errors import RebaseError
 from rebase.generation.filters.exclusion import remove_excluded
 from rebase.pipelines.train import create_pipeline
 from rebase.pipelines.train.nodes import format_training_set, train_student
-from rebase.records import Task
+from rebase.records import TRAINING_LOG_COLUMNS, Task
 from rebase.student.adapters import CARD, ORIGIN
 from rebase.student.handle import Student
 from tests.tiny import make_student, reasoned_examples, train_parameters
@@ -45,6 +45,7 @@ def test_examples_become_an_adapter_with_its_card_and_log(student: Student, read
     assert "| foxes | cc0-1.0 | local:tiny | 5 |" in card
     assert str(tmp_path) not in card
 
+    assert list(catalog.load("training_log")) == TRAINING_LOG_COLUMNS
     assert catalog.load("training_log")["step"].tolist() == [1, 2, 3]
     assert catalog.load("preflight")["steps"] == 3
     assert list(outputs["loss_plot"].load().data[0].x) == [1, 2, 3]

@@ -9,9 +9,7 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from rebase.datastore.encoder import Encoder
-from rebase.pipelines.report.nodes import MAX_POINTS, project, project_embeddings
-from rebase.records import EVALUATION_COLUMNS, Task
+from rebase.records import Task
 from rebase.reporting.plots import KINDS
 from rebase.reporting.report import (
     ALL_PIECES,
@@ -384,51 +382,12 @@ def test_limits_are_those_of_the_run(pieces: dict[str, Any]) -> None:
     assert "32 of 33 examples have the label yes" in " ".join(limits(one_sided))
 
 
-def items(*texts: str) -> pd.DataFrame:
-    lines = [(str(n), json.dumps({"context": text, "question": "Where?"}), "", "[]") for n, text in enumerate(texts)]
-    return pd.DataFrame(lines, columns=EVALUATION_COLUMNS)
-
-
 def test_labels_of_the_teacher_are_not_counted_as_those_of_people() -> None:
     mapped = pd.DataFrame({"mapping_id": ["m", "m", None], "teacher": ["people", "openai/x", "people"]})
     text = " ".join(limits({"reasoned_examples": mapped}))
     assert "1 training examples have the labels of their datasets" in text
     assert "were written by a model" in text
     assert "were written by a model" not in " ".join(limits({"reasoned_examples": mapped.head(1)}))
-
-
-def test_embedding_map(reading_task: Task, retrieved: pd.DataFrame, encoder: Encoder) -> None:
-    texts = ["The heron nests in high trees.", "Bread is baked in an oven.", "The sum of two numbers is even."]
-    examples = reasoned_examples(3).assign(fields=items(*texts)["fields"])
-    points = project_embeddings(reading_task, retrieved, examples, items(texts[1], "Herons build nests."), encoder)
-    assert points["kind"].value_counts().to_dict() == {"source row": 9, "example": 3, "evaluation item": 2}
-    evaluation_points = points[points["kind"] == "evaluation item"]
-    assert evaluation_points["nearest_id"].tolist() == ["e1", "e0"]
-    assert evaluation_points["cosine"].iloc[0] == pytest.approx(1, abs=1e-4)
-    assert 0 < evaluation_points["cosine"].iloc[1] < 0.99
-    assert points.loc[points["kind"] != "evaluation item", "cosine"].isna().all()
-    assert points["text"].iloc[0] == "Trees"
-    assert np.isfinite(points[["x", "y"]].to_numpy()).all()
-
-    none = project_embeddings(reading_task, retrieved.head(0), examples.head(0), items(texts[0]), encoder)
-    assert none["cosine"].isna().all()
-
-
-def test_of_many_examples_all_count_and_some_are_drawn(
-    reading_task: Task, retrieved: pd.DataFrame, encoder: Encoder
-) -> None:
-    count = MAX_POINTS + 7
-    examples = reasoned_examples(count).assign(fields=items(*(f"Fact {n}." for n in range(count)))["fields"])
-    points = project_embeddings(reading_task, retrieved, examples, items(f"Fact {count - 1}."), encoder)
-    assert (points["kind"] == "example").sum() == MAX_POINTS
-    assert points.loc[points["kind"] == "evaluation item", "nearest_id"].tolist() == [f"e{count - 1}"]
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 9, 12])
-def test_any_number_of_points_has_a_place(count: int) -> None:
-    vectors = np.random.default_rng(0).normal(size=(count, 8))
-    assert project(vectors).shape == (count, 2)
-    assert np.isfinite(project(vectors)).all()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pandas as pd
 from rebase.errors import RebaseError
 from rebase.files import damaged_files, replacing_folder, write_checksums
 from rebase.parameters import ChosenTraining, TrainParameters
-from rebase.records import Adapter, Task, summarize_stage
+from rebase.records import TRAINING_LOG_COLUMNS, Adapter, Task, summarize_stage
 from rebase.student.adapters import (
     CARD,
     describe_damaged_adapter,
@@ -86,12 +86,11 @@ def train_adapter(
 ) -> tuple[Adapter, pd.DataFrame, dict[str, Any]]:
     """Train a LoRA adapter on ``training_set`` (columns ``prompt``, ``completion``), the loss on completions alone.
 
-    Returns the adapter (a folder under ``student.workdir``), the log (one row per step: ``step``, ``epoch``, ``loss``,
-    ``learning_rate``, ``token_accuracy``, ``gradient_norm``, ``validation_loss``) and counts for the summary, with the
-    settings of ``choose_settings`` and what the validation losses say against the learning rate (``fault``). An
-    interrupted run with the same data and settings resumes from its last complete checkpoint and ends with the same
-    adapter; a finished run returns its results. Raises RebaseError if nothing can be learned from the examples, the
-    loss is not finite, or memory or disk space are short.
+    Returns the adapter (a folder under ``student.workdir``), the log (``TRAINING_LOG_COLUMNS``) and counts for the
+    summary, with the settings of ``choose_settings`` and what the validation losses say against the learning rate
+    (``fault``). An interrupted run with the same data and settings resumes from its last complete checkpoint and ends
+    with the same adapter; a finished run returns its results. Raises RebaseError if nothing can be learned from the
+    examples, the loss is not finite, or memory or disk space are short.
 
     If the loss speaks against a learning rate of ``auto``, training is repeated once at half of it, and the adapter
     with the lower validation loss is returned.
@@ -256,6 +255,6 @@ def _read_result(folder: Path, student: Student) -> tuple[Adapter, pd.DataFrame,
 
 def _log_table(history: list[dict[str, Any]], epochs: float) -> pd.DataFrame:
     """The trainer's history, one row per step; the trainer's one epoch stands for all ``epochs``."""
-    columns = ["epoch", "loss", "learning_rate", "token_accuracy", "grad_norm", "validation_loss"]
-    steps = pd.DataFrame(history, columns=["step", *columns]).groupby("step", as_index=False).first()
-    return steps.assign(epoch=steps["epoch"] * epochs).rename(columns={"grad_norm": "gradient_norm"})
+    names = [{"gradient_norm": "grad_norm"}.get(name, name) for name in TRAINING_LOG_COLUMNS]
+    steps = pd.DataFrame(history, columns=names).groupby("step", as_index=False).first()
+    return steps.assign(epoch=steps["epoch"] * epochs).set_axis(TRAINING_LOG_COLUMNS, axis="columns")

@@ -1,7 +1,7 @@
 """A failure in one training set ends that set, not the comparison."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -9,7 +9,18 @@ import pandas as pd
 from kedro.pipeline import Node, Pipeline
 
 from rebase.errors import RebaseError, StageError
-from rebase.records import MAPPING_COLUMNS, TRAINING_COLUMNS, Untrained, summarize_stage
+from rebase.records import (
+    CURVE_COLUMNS,
+    DISTILLED_COLUMNS,
+    EXAMPLE_COLUMNS,
+    MAPPING_COLUMNS,
+    REASONED_COLUMNS,
+    REJECTED_COLUMNS,
+    TRAINING_COLUMNS,
+    TRAINING_LOG_COLUMNS,
+    Untrained,
+    summarize_stage,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -17,43 +28,43 @@ logger = logging.getLogger(__name__)
 LEFT_OUT = "left_out"
 
 
-def no_examples(stage: str) -> Callable[[str], Any]:
+def no_examples(stage: str, columns: Sequence[str] = EXAMPLE_COLUMNS) -> Callable[[str], Any]:
     """Replacement for a stage's examples, rejected rows and summary. The requests it made are not known."""
     usage = {"used": None, "used_dollars": None}
     return lambda reason: (
-        _no_examples(reason),
-        _table("row_id", "reason"),
+        _no_examples(reason, columns),
+        _table(REJECTED_COLUMNS),
         summarize_stage(stage, kept=0, rejected={}, seconds=0, usage=usage, left_out=reason),
     )
 
 
-def _no_examples(reason: str) -> pd.DataFrame:
-    table = _table("example_id", "query", "answer", "dataset", "license", "teacher")
+def _no_examples(reason: str, columns: Sequence[str]) -> pd.DataFrame:
+    table = _table(columns)
     table.attrs = {LEFT_OUT: reason}
     return table
 
 
 def no_adapter(reason: str) -> tuple[Untrained, pd.DataFrame, dict[str, Any]]:
     """Replacement for an adapter, its training log and the summary of its training."""
-    log = _table("step", "epoch", "loss", "validation_loss").astype("float64")
+    log = _table(TRAINING_LOG_COLUMNS).astype("float64")
     return Untrained(reason), log, summarize_stage("train", kept=0, rejected={}, seconds=0, left_out=reason)
 
 
-def _table(*columns: str) -> pd.DataFrame:
-    return pd.DataFrame(columns=columns, dtype="object")
+def _table(columns: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(columns=list(columns), dtype="object")
 
 
 #: What replaces a node's outputs, made from the error's message; by node name.
 REPLACEMENTS: dict[str, Callable[[str], Any]] = {
-    "map_datasets": lambda reason: (pd.DataFrame(columns=MAPPING_COLUMNS), *no_examples("map")(reason)),
-    "add_mapped": lambda reason: (_no_examples(reason),) * 3,
+    "map_datasets": lambda reason: (_table(MAPPING_COLUMNS), *no_examples("map")(reason)),
+    "add_mapped": lambda reason: (_no_examples(reason, [*EXAMPLE_COLUMNS, "origin"]),) * 3,
     "synthesize_examples": no_examples("synthesize"),
-    "distil_inputs": no_examples("distil"),
-    "reason_examples": no_examples("cot"),
-    "format_training_set": lambda reason: _table(*TRAINING_COLUMNS),
+    "distil_inputs": no_examples("distil", DISTILLED_COLUMNS),
+    "reason_examples": no_examples("cot", REASONED_COLUMNS),
+    "format_training_set": lambda reason: _table(TRAINING_COLUMNS),
     "inspect_training": lambda reason: {LEFT_OUT: reason},
     "train_student": no_adapter,
-    "learn_curve": lambda reason: _table("examples", "seed", "folder", "base_model"),
+    "learn_curve": lambda reason: _table(CURVE_COLUMNS),
 }
 
 

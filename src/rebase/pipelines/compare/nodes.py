@@ -11,7 +11,15 @@ import pandas as pd
 from rebase.errors import RebaseError
 from rebase.generation.mixing import distinct_queries, mix
 from rebase.parameters import CompareParameters, EvaluateParameters, TrainParameters
-from rebase.records import Adapter, Task, Untrained, summarize_stage
+from rebase.records import (
+    COMPARISON_COLUMNS,
+    CURVE_COLUMNS,
+    CURVES_COLUMNS,
+    Adapter,
+    Task,
+    Untrained,
+    summarize_stage,
+)
 from rebase.student.answering import FEW_SHOT, STUDENT, answer_items
 from rebase.student.handle import Student
 from rebase.student.training import train_adapter
@@ -75,7 +83,7 @@ def learn_curve(
     A seed draws the examples, their order and the adapter's initial weights: with one seed a smaller set is part of a
     larger one. Finished runs are not trained again.
 
-    Returns one row per run: the number of ``examples``, ``seed``, ``folder`` and ``base_model`` of the adapter.
+    Returns one row per run (``CURVE_COLUMNS``).
     """
     runs = []
     for seed in dict.fromkeys((train.seed, *compare.seeds)):
@@ -87,7 +95,7 @@ def learn_curve(
             chosen = training_set.iloc[order[:size]] if size < len(order) else training_set
             adapter, _, _ = train_adapter(student, chosen, train.model_copy(update={"seed": seed}))
             runs.append((size, seed, str(adapter.folder), adapter.base_model))
-    return pd.DataFrame(runs, columns=["examples", "seed", "folder", "base_model"])
+    return pd.DataFrame(runs, columns=CURVE_COLUMNS)
 
 
 def predict_systems(
@@ -139,11 +147,12 @@ def score_curves(
     parameters: EvaluateParameters,
     **trained: Any,
 ) -> pd.DataFrame:
-    """The learning curves: ``training_set``, ``examples``, ``seed``, ``metric``, ``value``, ``low``, ``high``.
+    """Score every run of the learning curves, and the student before training.
 
     For each training set ``NAME``, ``trained`` has the ``NAME_curve`` of ``learn_curve`` and the
     ``NAME_train_summary`` of the run on the full set. ``examples`` counts what a run was given, rejected ones
-    included; 0 is the student before training. Raises RebaseError if no training set could be trained.
+    included; 0 is the student before training. Returns ``CURVES_COLUMNS``. Raises RebaseError if no training set could
+    be trained.
     """
     names = [name for name in scores["systems"] if f"{name}_curve" in trained]
     if not names:
@@ -165,7 +174,7 @@ def score_curves(
         for metric, cell in systems[system].items()
     ]
     order = ["training_set", "metric", "seed", "examples"]
-    return pd.DataFrame(rows).sort_values(order, kind="stable", ignore_index=True)
+    return pd.DataFrame(rows, columns=CURVES_COLUMNS).sort_values(order, kind="stable", ignore_index=True)
 
 
 def tabulate(
@@ -179,11 +188,10 @@ def tabulate(
 ) -> pd.DataFrame:
     """One row per system and metric, with the cost of the system and the variance of its score over seeds.
 
-    Columns: ``system``, ``metric``, ``value``, ``low``, ``high`` (percent), ``items``; ``examples`` trained on or
-    shown, ``requests`` and ``dollars`` of the teacher (cached responses count with their original price), ``minutes``
-    of training; ``seeds``, ``seed_mean`` and ``seed_deviation`` (of a sample) over all runs on the full training set.
-    A mixture has its share of the requests for the rewritten ``examples``. ``summaries`` are ``STAGE_summary`` of the
-    stages that use the teacher, and ``SYSTEM_train_summary``.
+    Of ``COMPARISON_COLUMNS``, ``examples`` counts those trained on or shown, ``dollars`` include cached responses with
+    their original price, and ``seed_deviation`` is that of a sample. A mixture has its share of the requests for the
+    rewritten ``examples``. ``summaries`` are ``STAGE_summary`` of the stages that use the teacher, and
+    ``SYSTEM_train_summary``.
     """
     mixtures = {"mapped_rebase": mapped_rebase_examples, "mapped_rebase_price": mapped_rebase_price_examples}
 
@@ -212,4 +220,4 @@ def tabulate(
     full = curves[curves["examples"] == curves.groupby("training_set")["examples"].transform("max")]
     seeds = full.groupby(["training_set", "metric"])["value"].agg(seeds="size", seed_mean="mean", seed_deviation="std")
     table = pd.DataFrame(rows).join(seeds, on=["system", "metric"])
-    return table.assign(seeds=table["seeds"].fillna(0).astype(int))
+    return table.assign(seeds=table["seeds"].fillna(0).astype(int))[COMPARISON_COLUMNS]

@@ -13,7 +13,7 @@ from rebase.generation.prompts.parsing import read_check, read_rationale
 from rebase.generation.prompts.requests import evaluation_requests
 from rebase.generation.prompts.templates import DistilPrompt
 from rebase.parameters import EvaluateParameters
-from rebase.records import Adapter, Task, summarize_stage
+from rebase.records import ITEM_SCORE_COLUMNS, Adapter, Task, summarize_stage
 from rebase.student.answering import EXPERT, FEW_SHOT, STUDENT, answer_items, as_generations
 from rebase.student.formatting import render_completion
 from rebase.student.handle import Student
@@ -106,7 +106,7 @@ def score_run(
 
 def collect_item_scores(task: Task, predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the task's partition of ``item_scores``: each system's score per item and metric, 0 to 1."""
-    return {task.name: predictions[["system", "item_id", *task.metrics, LENIENT]]}
+    return {task.name: predictions[[*ITEM_SCORE_COLUMNS, *task.metrics, LENIENT]]}
 
 
 def _read_answer(task: Task, fields: dict[str, str], response: Response | Failure) -> str:

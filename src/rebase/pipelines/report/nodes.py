@@ -10,7 +10,7 @@ from rebase.datastore.encoder import Encoder
 from rebase.datastore.sampling import systematic_positions
 from rebase.generation.generate import require_examples
 from rebase.generation.verification import label_balance
-from rebase.records import Task
+from rebase.records import EMBEDDING_MAP_COLUMNS, TEACHER_USAGE_COLUMNS, Task
 from rebase.reporting.diversity import measure_lengths, measure_texts
 from rebase.reporting.plots import KINDS
 
@@ -81,7 +81,8 @@ def compare_usage(
     for name in ("dollars", "used_dollars"):
         amounts = [line[name] for line in lines]
         total[name] = None if None in amounts else sum(amounts)
-    return pd.DataFrame([*lines, {"stage": "total", **total, **_add_estimates([estimate["total"]])}])
+    lines.append({"stage": "total", **total, **_add_estimates([estimate["total"]])})
+    return pd.DataFrame(lines, columns=TEACHER_USAGE_COLUMNS)
 
 
 def project_embeddings(
@@ -94,10 +95,10 @@ def project_embeddings(
     """Project source rows, examples and evaluation items to two dimensions, and find each item's nearest example.
 
     Returns:
-        One line for each point: ``kind`` (one of ``reporting.plots.KINDS``), ``id``, ``dataset``, ``text``, ``x``,
-        ``y``; for an evaluation item also ``cosine`` to the nearest of *all* examples, and its ``nearest_id``. The
-        text of a row is its passage, or the cell that matched the queries best; the text of items and examples is
-        their query fields, without the words of the task's template.
+        One line for each point (``EMBEDDING_MAP_COLUMNS``). ``kind`` is one of ``reporting.plots.KINDS``; an evaluation
+        item also has its ``cosine`` to the nearest of *all* examples, and that one's ``nearest_id``. The text of a row
+        is its passage, or the cell that matched the queries best; the text of items and examples is their query fields,
+        without the words of the task's template.
 
     """
     require_examples("report", reasoned_examples)
@@ -128,7 +129,7 @@ def project_embeddings(
     drawn = np.r_[np.flatnonzero(~is_example), sampled]
     shown = points.iloc[drawn].reset_index(drop=True)
     shown[["x", "y"]] = project(vectors[drawn])
-    return shown.assign(text=shown["text"].str[:_MAX_TEXT])
+    return shown.assign(text=shown["text"].str[:_MAX_TEXT])[EMBEDDING_MAP_COLUMNS]
 
 
 def project(vectors: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import pandas as pd
 from rebase.errors import RebaseError
 from rebase.generation.filters.exclusion import remove_excluded
 from rebase.parameters import EvaluateParameters, StudentsParameters, TrainParameters
-from rebase.records import Adapter, Task, summarize_stage
+from rebase.records import STUDENTS_COLUMNS, STUDENTS_LOG_COLUMNS, Adapter, Task, summarize_stage
 from rebase.student.answering import EXPERT, STUDENT, answer_items
 from rebase.student.formatting import Target, format_examples
 from rebase.student.handle import Student
@@ -56,7 +56,7 @@ def train_students(
 ) -> tuple[dict[str, Adapter], pd.DataFrame, dict[str, Any]]:
     """Train each student on the examples, one after another; finished runs are not trained again.
 
-    Returns the adapters by name, each with its card; the training logs with a first column ``student``; and the
+    Returns the adapters by name, each with its card; the training logs (``STUDENTS_LOG_COLUMNS``); and the
     summary: sums over the students, and each student's own summary under ``students``. Raises RebaseError as the train
     pipeline does, before the first training if one of the students cannot be trained.
     """
@@ -81,7 +81,7 @@ def train_students(
         seconds=sum(summary["seconds"] for summary in summaries.values()),
         students=summaries,
     )
-    return adapters, log, total
+    return adapters, log.reindex(columns=STUDENTS_LOG_COLUMNS), total
 
 
 def predict_students(
@@ -127,9 +127,8 @@ def score_students(
 ) -> tuple[pd.DataFrame, dict[str, Any], pd.DataFrame]:
     """Predictions; scores with paired differences of each student's training and of any two experts; the table.
 
-    ``trained`` is the summary of ``train_students``. The table has one row per student and metric: ``student``,
-    ``revision``, ``metric``; ``before``, ``after`` and ``gain`` in percent with ``_low`` and ``_high`` (of the gain,
-    paired, ``_p`` too); ``items``; ``examples`` trained on, ``trainable_parameters``, ``minutes`` of training.
+    ``trained`` is the summary of ``train_students``. The table has one row per student and metric
+    (``STUDENTS_COLUMNS``).
     """
     answered = set(generations["system"])
     names = [name for name in trained["students"] if f"{name} {EXPERT}" in answered]
@@ -160,4 +159,4 @@ def score_students(
                 "[{gain_low:+.1f}, {gain_high:+.1f}]; {trainable_parameters:,} trainable parameters, "
                 "{minutes:.1f} min".format_map(row)
             )
-    return predictions, scores, pd.DataFrame(rows)
+    return predictions, scores, pd.DataFrame(rows, columns=STUDENTS_COLUMNS)
