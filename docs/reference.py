@@ -1,7 +1,8 @@
 """Writes the tables of docs/reference from the code and the configuration: ``python -m docs.reference``.
 
-A table stands between ``<!-- NAME -->`` and ``<!-- end -->``. The tables are committed, so that the pages can be read
-without a build; ``tests/test_docs.py`` checks that they are current.
+A table is between ``<!-- NAME -->`` and ``<!-- end -->``. The tables are generated and committed, and not autodoc's,
+because they can be read without a build and show Kedro's nodes, click's commands, pydantic's bounds and the comments of
+YAML files together. ``tests/test_docs.py`` checks that they are current.
 """
 
 import inspect

@@ -88,7 +88,8 @@ def with_retries(request: Callable[[], Result]) -> Result:
     """Send a request to the hub; retry if the hub is busy (429, after the time it names), fails (5xx) or disconnects.
 
     An unreachable hub is not retried: each of thousands of datasets would wait for nothing. ``huggingface_hub`` retries
-    by itself while it reads files, but not requests for a dataset's info or files.
+    by itself while it reads files, but not requests for a dataset's info or files. With tenacity, which is no
+    dependency, the code would be as long: each response names its wait, and the dataset's time limit ends it.
     """
     for wait in WAITS:
         try:
