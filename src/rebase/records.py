@@ -35,6 +35,11 @@ PEOPLE = "people"
 # Columns of the tables, by catalog entry. A column that holds a list or a mapping holds it as JSON text.
 #: ``rows``: the ingested rows; ``row`` is the row itself.
 ROW_COLUMNS = ["row_id", "dataset", "config", "split", "revision", "row_index", "license", "row", "content_hash"]
+#: ``cards``: one line per dataset. Its rows are stored under ``duplicate_of`` if that is not empty; ``duplicates`` are
+#: the datasets whose rows are stored under this one.
+CARD_COLUMNS = [
+    "dataset", "description", "license", "languages", "revision", "rows_in", "rows_kept", "duplicate_of", "duplicates",
+]  # fmt: skip
 #: ``ingest_rejected``: ``rows`` counts them.
 INGEST_REJECTED_COLUMNS = ["dataset", "config", "reason", "rows", "detail"]
 #: ``evaluation_items``.

@@ -19,7 +19,7 @@ from rebase.datastore.shards import Shard, ShardPlan, Shards, fingerprint_of, wi
 from rebase.datastore.sources import RowSample, Source, TooSlowError, check_time, failure_reason, time_limit
 from rebase.errors import StageError
 from rebase.parameters import IngestParameters
-from rebase.records import INGEST_REJECTED_COLUMNS, ROW_COLUMNS, DatasetCard, summarize_stage
+from rebase.records import CARD_COLUMNS, INGEST_REJECTED_COLUMNS, ROW_COLUMNS, DatasetCard, summarize_stage
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +64,8 @@ def summarize_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str
     """Collect what ingest kept and rejected.
 
     Returns:
-        The cards, one line a dataset, with ``rows_in``, ``rows_kept``, ``duplicate_of`` (the dataset that its rows are
-        stored under, or empty) and ``duplicates`` (the datasets whose rows are stored here); the rejections, one line a
-        (dataset, config, reason) with its count; the stage's summary.
+        The cards (``CARD_COLUMNS``); the rejections, one line a (dataset, config, reason) with its count; the stage's
+        summary.
 
     Raises:
         StageError: No row was kept.
@@ -106,7 +105,7 @@ def summarize_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str
         datasets_unread=sorted(set(unread["dataset"])),
         duplicates=int((cards["duplicate_of"] != "").sum()),
     )
-    return cards, rejected, summary
+    return cards[CARD_COLUMNS], rejected, summary
 
 
 @contextmanager
