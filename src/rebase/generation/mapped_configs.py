@@ -304,8 +304,9 @@ async def _request_audit(
     answered: list[tuple[Line, Example, str]] = []
     # More answers make no mapping with one label acceptable: a first part shows whether it can be corrected.
     most = min(parameters.audit, AUDITED_AT_ONCE) if config.rejection else parameters.audit
-    for start in range(0, min(most, len(mapped)), AUDITED_AT_ONCE):
-        part = mapped[start : min(start + AUDITED_AT_ONCE, most)]
+    mapped = mapped[:most]
+    for start in range(0, len(mapped), AUDITED_AT_ONCE):
+        part = mapped[start : start + AUDITED_AT_ONCE]
         requests = evaluation_requests(task, [example.fields for _, example in part], prompt)
         responses = await asyncio.gather(*map(session.generate, requests))
         config.responses += responses

@@ -78,9 +78,8 @@ def answer_items(
 
 def as_generations(system: str, items: pd.DataFrame, prompts: Sequence[str], raw: Sequence[str]) -> pd.DataFrame:
     """One row of ``generations`` per item: ``system``, ``item_id``, ``prompt``, ``raw_output``, ``references``."""
-    columns = {"system": system, "item_id": items["item_id"], "prompt": prompts, "raw_output": raw}
-    columns["references"] = items["references"]
-    return pd.DataFrame(columns, columns=GENERATION_COLUMNS).reset_index(drop=True)
+    lines = items.assign(system=system, prompt=prompts, raw_output=raw)
+    return lines[GENERATION_COLUMNS].reset_index(drop=True)
 
 
 def answers_file(student: Student, adapter: Adapter | None, max_new_tokens: int) -> Path:
