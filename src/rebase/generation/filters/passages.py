@@ -14,7 +14,13 @@ _READ_LETTERS = 40
 _LIST = re.compile(r"""\s*\[[\s\[]*['"]""")
 _ITEM = re.compile(r"""(['"])((?:(?!\1)[^\\]|\\.)*)\1""", re.DOTALL)
 _SENTENCE_WORDS = 4  # Of the items of a list, on average; shorter ones are words or names.
-_ESCAPE = re.compile(r"\\(?:newline\b|[nrt](?![a-z]))")
+_ESCAPE = re.compile(r"\\(?:newline(?![a-z])|[nrt](?![a-z]))")
+# The fields of a record in one cell: ``question: ... passage: ...``, or ``context: ..., qas: ...``.
+_FIELD = re.compile(
+    r"(?:^|[\n,;])\s*(?:answer|article|background|candidate|context|id|label|option|paragraph|passage|qa|question|section"
+    r"|snippet|story|summary|text|title|url|\w+_\w+)s?\s?:",
+    re.IGNORECASE,
+)
 _SENTENCES_OF_A_LIST = re.compile(r"(?<=[.!?]);(?=\s)")  # A list's items are joined by semicolons when it is ingested.
 _SENTENCE_END = re.compile(r"""[.!?…](?=["')\]»”’]*(?:\s|$))|[。！？।۔؟።]""")
 # Lettered options, as in ``(A) 15 (B) 16``, and what is said of one: ``Choice B is incorrect``.
@@ -67,9 +73,14 @@ def _read(cell: str, parameters: RetrieveParameters) -> tuple[str, str]:
 
 
 def clean_text(text: str) -> str:
-    """The text without HTML entities, spelled-out escapes, mojibake, or the quotes and brackets of a list."""
+    """The text without HTML entities, spelled-out escapes, mojibake, or the quotes and brackets of a list.
+
+    Of a record, the longest field.
+    """
     from ftfy import fix_text
 
+    if _FIELD.match(text):
+        text = max(_FIELD.split(text), key=len)
     if _LIST.match(text):
         text = _join_list([item for _, item in _ITEM.findall(text)])
     text = _ESCAPE.sub("\n", html.unescape(text)).replace("\\'", "'").replace('\\"', '"')
