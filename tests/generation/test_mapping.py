@@ -19,6 +19,7 @@ from rebase.generation.mapping import (
     map_row,
     mapping_schema,
     read_mapping,
+    reference_answers,
     unknown_columns,
 )
 from rebase.generation.prompts.parsing import Example
@@ -265,13 +266,14 @@ def test_keys_of_yaml_are_read_as_cells():
     assert nli(values={0: "entailment", True: "neutral"}).values == {"0": "entailment", "true": "neutral"}
 
 
-def mapped(answers):
-    return [Example({"premise": f"P {n}.", "hypothesis": "H."}, answer) for n, answer in enumerate(answers)]
+def audit_nli(golds, answers):
+    queries = [{"premise": f"P {n}.", "hypothesis": "H."} for n in range(len(golds))]
+    return audit(NLI, queries, [[gold] for gold in golds], answers)
 
 
 def test_an_audit_passes_what_is_clearly_above_chance():
     golds = list(NLI.answer.labels) * 7
-    good = audit(NLI, mapped(golds), golds[:15] + ["neutral"] * 6)
+    good = audit_nli(golds, golds[:15] + ["neutral"] * 6)
     assert good.baseline == pytest.approx(1 / 3)
     assert 0.3 < good.low < good.agreement < good.high < 1
     assert good.reject(0.3) is None
@@ -279,14 +281,14 @@ def test_an_audit_passes_what_is_clearly_above_chance():
     assert not good.is_clearly_low(0.7)
     assert good.is_clearly_low(0.95)
     swapped = [golds[(position + 1) % 3] for position in range(21)]
-    assert audit(NLI, mapped(golds), swapped).reject(0)
+    assert audit_nli(golds, swapped).reject(0)
 
 
 @pytest.mark.parametrize("label", NLI.answer.labels)
 def test_a_teacher_that_always_says_the_same_passes_no_audit(label):
     golds = list(NLI.answer.labels) * 7
-    assert audit(NLI, mapped(golds), [label] * 21).reject(0)
-    assert audit(NLI, mapped([label] * 20), [label] * 20).reject(0)
+    assert audit_nli(golds, [label] * 21).reject(0)
+    assert audit_nli([label] * 20, [label] * 20).reject(0)
 
 
 def test_values_get_the_label_that_the_teacher_gives_most_often_to_their_rows():
@@ -304,12 +306,26 @@ def test_values_that_would_all_get_one_label_are_not_corrected():
 
 
 def test_an_answer_in_words_must_be_nearest_to_its_own_row():
-    code = shipped_task("summaries")
+    task = shipped_task("summaries")
     golds = [f"boat {n} sails on lake {n}" for n in ("one", "two", "three")]
-    examples = [Example({"article": "x"}, gold) for gold in golds]
-    assert audit(code, examples, golds).agreement == 1
-    assert audit(code, examples, golds[::-1]).agreement == pytest.approx(1 / 3)
-    assert audit(code, examples, ["nothing"] * 3).agreement == 0
+    queries, references = [{"article": "x"}] * 3, [[gold] for gold in golds]
+    assert audit(task, queries, references, golds).agreement == 1
+    assert audit(task, queries, references, golds[::-1]).agreement == pytest.approx(1 / 3)
+    assert audit(task, queries, references, ["nothing"] * 3).agreement == 0
+
+
+def test_any_answer_of_a_list_agrees():
+    task = shipped_task("reading_qa")
+    mapping = DatasetMapping(dataset="d", config="c", fields={"context": "text", "question": "q"}, answer="answers|1")
+    cells = {"text": "The blue ferry of Ada.", "q": "Which?", "answers": "the blue ferry; the ferry of Ada"}
+    example = map_row(task, mapping, cells)
+    assert example.answer == "the blue ferry"
+    references = reference_answers(task, mapping, cells, example.answer)
+    assert references == ["the blue ferry", "the ferry of Ada"]
+    assert audit(task, [example.fields], [references], ["The ferry of Ada"]).agreement == 1
+    assert audit(task, [example.fields], [references[:1]], ["The ferry of Ada"]).agreement == 0
+    whole = mapping.model_copy(update={"answer": "answers"})
+    assert reference_answers(task, whole, cells, "x") == ["x"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2))))

@@ -32,6 +32,7 @@ from rebase.generation.mapping import (
     map_row,
     mapping_id,
     read_mapping,
+    reference_answers,
     unknown_columns,
 )
 from rebase.generation.prompts.parsing import Example, read_check, read_rationale
@@ -267,9 +268,8 @@ async def audit_mapping(
 
     A mapping with one label stays rejected unless it is corrected, and so does one that no other row can audit.
     """
-    one_label = config.rejection
+    one_label, mapping = config.rejection, config.mapping
     answered = await _request_audit(session, task, config, set(), prompt, parameters)
-    mapping = config.mapping
     if config.written or mapping is None or not answered or not config.rejection or not task.answer.labels:
         return
     corrected = correct_values(mapping, [(_answer_value(config, line), answer) for line, _, answer in answered])
@@ -298,6 +298,9 @@ async def _request_audit(
     In label tasks the values of the answer take turns. The ``audited`` rows are left out. Returns what was
     answered.
     """
+    mapping = config.mapping
+    if mapping is None:
+        return []
     mapped = [item for item in config.mapped if item[0]["row_id"] not in audited]
     if task.answer.labels:
         mapped = interleave(mapped, lambda item: _answer_value(config, item[0]))
@@ -318,8 +321,15 @@ async def _request_audit(
                 answered.append((line, example, answer))
         if not answered:
             break
-        _, examples, answers = zip(*answered, strict=True)
-        config.audit = audit(task, examples, answers)
+        config.audit = audit(
+            task,
+            [example.fields for _, example, _ in answered],
+            [
+                reference_answers(task, mapping, json.loads(line["row"]), example.answer)
+                for line, example, _ in answered
+            ],
+            [answer for _, _, answer in answered],
+        )
         config.rejection = config.audit.reject(parameters.min_agreement)
         if config.rejection is None or config.audit.is_clearly_low(parameters.min_agreement):
             break

@@ -216,11 +216,21 @@ def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Ex
             answer = choice if task.answer.labels else fill_cells(choice, cells)
     except LookupError as error:
         return Rejection("missing_column", str(error.args[0]))
+    return Example(fields, _spell(task, answer))
+
+
+def _spell(task: Task, answer: str) -> str:
     if task.answer.labels:
-        answer = as_label(answer, task.answer.labels) or answer
-    elif task.answer.type == "number":
-        answer = extract(answer, task.answer)
-    return Example(fields, answer)
+        return as_label(answer, task.answer.labels) or answer
+    return extract(answer, task.answer) if task.answer.type == "number" else answer
+
+
+def reference_answers(task: Task, mapping: DatasetMapping, cells: Mapping[str, str], answer: str) -> list[str]:
+    """The mapped answer of a row, and the other items if it is the first item of a list."""
+    column, part = _split(mapping.answer or "")
+    if part != "1" or mapping.values or mapping.answer in cells:
+        return [answer]
+    return [answer, *(_spell(task, item) for item in list_items(cells[column])[1:])]
 
 
 def fill_cells(template: str, cells: Mapping[str, str]) -> str:
@@ -271,27 +281,30 @@ class Audit:
         return self.high < max(threshold, self.baseline)
 
 
-def audit(task: Task, mapped: Sequence[Example], answers: Sequence[str]) -> Audit:
-    """Compare the teacher's answers with the mapped ones; there must be at least one.
+def audit(
+    task: Task,
+    queries: Sequence[Mapping[str, str]],
+    references: Sequence[Sequence[str]],
+    answers: Sequence[str],
+) -> Audit:
+    """Compare the teacher's answers to some queries, at least one, with the ``references`` of each, the mapped first.
 
-    Texts and code are never equal: an answer agrees if it shares more words with its own row's answer than with that of
-    any other row.
+    An answer agrees if it is one of the references. Texts and code are never equal: they must share more words with one
+    of their own than with any of another row.
     """
     from scipy.stats import binomtest
 
-    golds = [example.answer for example in mapped]
-
     def agree(position: int) -> bool:
-        answer, gold = answers[position], golds[position]
+        answer, golds = answers[position], references[position]
         if task.answer.type not in ("text", "code"):
-            return agrees(task, mapped[position].fields, gold, answer)
-        others = (f1(answer, other) for other in golds[:position] + golds[position + 1 :])
-        return f1(answer, gold) > max(others, default=0.0)
+            return any(agrees(task, queries[position], gold, answer) for gold in golds)
+        others = (gold for row in (*references[:position], *references[position + 1 :]) for gold in row)
+        return max(f1(answer, gold) for gold in golds) > max((f1(answer, other) for other in others), default=0.0)
 
-    count = len(golds)
+    count = len(references)
     agreed = sum(map(agree, range(count)))
     interval = binomtest(agreed, count).proportion_ci(0.95, method="wilson")
-    baseline = max(Counter(golds).values()) / count
+    baseline = max(Counter(golds[0] for golds in references).values()) / count
     return Audit(count, agreed / count, float(interval.low), float(interval.high), baseline)
 
 
