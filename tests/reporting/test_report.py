@@ -136,7 +136,7 @@ def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFram
         },
         "comparison_scores": {
             "task": "t", "n": 3, "confidence": 0.95, "systems": {"synthesized": metrics}, "differences": {},
-            "left_out": {"distilled": HOSTILE},
+            "left_out": {"distilled": HOSTILE, "mapped": HOSTILE},
         },
         "comparison": pd.DataFrame(
             [{"system": "synthesized", "metric": metric, "examples": 12, "requests": 4321.0, "dollars": 0.0456}
@@ -186,7 +186,8 @@ def test_the_page_shows_everything(reading_task: Task, pieces: dict[str, Any]) -
         "The passage does not have the answer, word for word.", "all 12", "all 24", "$0.0123",
         "7 responses", "expert - student",
         "matches the queries 0.61", "because", "cosine of 0.91", "cosine 0.91", "cc0-1.0",
-        "The sets did not cost the same", "4,321", "$0.0456", "Left out: distilled", "Do not trust this judge: every",
+        "The sets did not cost the same", "4,321", "$0.0456", "Left out: distilled, mapped.",
+        "Do not trust this judge: every",
         "Mean grades from 1 to 5", "33.3 % of the verdicts change",
         "1,700", "24 evaluation items are few", "The expert answers",
         "Steps of 8 examples, 2 at once; learning rate 0.0003; LoRA rank 32, alpha 64.",
