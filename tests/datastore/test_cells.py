@@ -95,12 +95,14 @@ def test_duplicates_have_one_hash_whatever_their_columns_are_called():
 @pytest.mark.parametrize(
     "text",
     ["https://example.org/a?b=c", "0123456789abcdef", "a1b2c3d4-e5f6-7890-abcd-ef1234567890", "42", "3.14",
-     "2020-01-02", "!!", "", "A", "(b)", " C. "],
+     "2020-01-02", "!!", "", "A", "(b)", " C. ", "['A', 'B', 'C']", "c ) d )", "B; D"],
 )  # fmt: skip
 def test_noise_is_not_embedded(text):
     assert not worth_embedding(text)
 
 
-@pytest.mark.parametrize("text", ["entailment", "see https://example.org", "日本", "鯨", "日a", "no", "x = 1"])
+@pytest.mark.parametrize(
+    "text", ["entailment", "see https://example.org", "日本", "鯨", "日a", "no", "x = 1", "R&B", "I am", "(A)21; (B)30"]
+)
 def test_words_are_embedded(text):
     assert worth_embedding(text)

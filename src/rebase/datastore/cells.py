@@ -10,7 +10,7 @@ from typing import Any
 
 _URL = re.compile(r"\s*(https?|ftp)://\S+\s*", re.IGNORECASE)
 _HEX = re.compile(r"\s*(0x)?[0-9a-f-]{16,}\s*", re.IGNORECASE)
-_LETTER = re.compile(r"[\W_]*[a-zA-Z][\W_]*")
+_LETTERS = re.compile(r"""[\W_]*(?:[a-zA-Z][\s'"()\[\],;]+)*[a-zA-Z][\W_]*""")  # (b), or ['A', 'B', 'C', 'D']
 _INDEX = re.compile(r"\s*-?\d{1,6}\s*")  # Of a class label, in a CSV file.
 _SURROGATES = re.compile("[\ud800-\udfff]")
 #: The fields of an image, audio, video or document in the ``datasets`` library; the second set is decoded audio.
@@ -38,13 +38,13 @@ def is_media(fields: Set[str]) -> bool:
 
 
 def worth_embedding(text: str) -> bool:
-    """Whether a task could match the cell: it has a letter, and is no URL, hash or id, nor a letter alone.
+    """Whether a task could match the cell: it has a letter, and is no URL, hash or id, nor single letters alone.
 
-    A letter alone, such as that of an option, would be the best match of most texts, because it is near everything.
+    Single letters, such as those of options, would be the best match of most texts, because they are near everything.
     Hashes and ids are hexadecimal, at least 16 characters long, possibly with dashes. ``embed.cells: all`` embeds every
     cell.
     """
-    return any(map(str.isalpha, text)) and not any(noise.fullmatch(text) for noise in (_URL, _HEX, _LETTER))
+    return any(map(str.isalpha, text)) and not any(noise.fullmatch(text) for noise in (_URL, _HEX, _LETTERS))
 
 
 def row_json(cells: Mapping[str, str]) -> str:
