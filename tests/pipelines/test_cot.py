@@ -66,7 +66,7 @@ def run(responses, samples=1, on_disagreement="reject", count=1):
     lines = iter(responses)
     return reason_examples(
         SUMS, examples(count), retrieved(count), cached(Scripted(lambda _: next(lines))), PROMPT,
-        parameters(samples, on_disagreement),
+        "answer", parameters(samples, on_disagreement),
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def rejected_with(*responses, **settings):
 def test_a_task_without_cot_passes_all_on_and_opens_no_teacher():
     teacher = Scripted(str)
     passed, rejected, summary = reason_examples(
-        READING, examples(3), retrieved(3), cached(teacher), PROMPT, parameters()
+        READING, examples(3), retrieved(3), cached(teacher), PROMPT, "answer", parameters()
     )
     assert teacher.opened == 0
     assert passed.drop(columns=["rationale", "agreement"]).equals(examples(3))
@@ -132,7 +132,7 @@ def test_faulty_samples_count_against_a_majority():
 
 def test_samples_are_told_apart():
     teacher = Scripted(lambda _: RIGHT)
-    reason_examples(SUMS, examples(2), retrieved(2), cached(teacher), PROMPT, parameters(3))
+    reason_examples(SUMS, examples(2), retrieved(2), cached(teacher), PROMPT, "answer", parameters(3))
     assert [request.sample for request in teacher.requests] == [0, 1, 2, 0, 1, 2]
     assert len({request.key("p", "m") for request in teacher.requests}) == 6
 
@@ -162,7 +162,7 @@ def test_a_teacher_out_of_order_is_quoted():
 
 def test_an_example_whose_source_row_is_gone_is_reasoned_about_without_it():
     teacher = Scripted(lambda _: RIGHT)
-    kept, _, _ = reason_examples(SUMS, examples(), retrieved(0), cached(teacher), PROMPT, parameters())
+    kept, _, _ = reason_examples(SUMS, examples(), retrieved(0), cached(teacher), PROMPT, "answer", parameters())
     assert len(kept) == 1
     assert "3 + 3 = 6" not in teacher.requests[0].messages[-1].content
 

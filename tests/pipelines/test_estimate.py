@@ -68,7 +68,7 @@ def test_it_counts_what_transform_then_asks_and_sends_nothing():
     low, high = before["total"]["requests"]
     assert (low, high) == (5, 12)
     assert low <= summary["usage"]["responses"] <= high
-    _, _, cot_summary = reason_examples(READING, examples, rows, teacher, COT_PROMPT, COT)
+    _, _, cot_summary = reason_examples(READING, examples, rows, teacher, COT_PROMPT, "answer", COT)
     usage = compare_usage(before, {"in": 0}, summary, cot_summary)
     assert list(usage) == TEACHER_USAGE_COLUMNS
     usage = usage.set_index("stage")

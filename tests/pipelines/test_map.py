@@ -364,7 +364,7 @@ def test_labels_of_an_api_are_bought_once(tmp_path):
         assert len(provider.billed()) == 1 + PARAMETERS.max_examples
 
 
-def test_only_labels_of_the_teacher_need_a_rationale():
+def test_labels_of_people_need_a_rationale_only_if_the_student_learns_it():
     datasets = {"arks": unlabeled(boat="ark on a journey far away, called"), "boats": pairs(12)}
     _, examples, *_ = map_(datasets, maps_by_columns, max_examples=15)
     count = (examples["teacher"] != "people").sum()
@@ -374,10 +374,16 @@ def test_only_labels_of_the_teacher_need_a_rationale():
         number = int(request.messages[-1].content.partition("Case ")[2][0])
         return json.dumps({"rationale": "It is so.", "answer": LABELS[number]})
 
-    teacher = cached(Scripted(reason))
-    reasoned, _, summary = reason_examples(NLI, examples, pd.DataFrame(columns=["row_id"]), teacher, COT_PROMPT, COT)
-    assert reasoned["rationale"].notna().sum() == count
-    assert summary["usage"]["used"] == count * COT.samples
+    def reasoned_for(target):
+        retrieved = pd.DataFrame(columns=["row_id"])
+        reasoned, _, summary = reason_examples(
+            NLI, examples, retrieved, cached(Scripted(reason)), COT_PROMPT, target, COT
+        )
+        assert summary["usage"]["used"] == reasoned["rationale"].notna().sum() * COT.samples
+        return reasoned
+
+    assert reasoned_for("answer")["rationale"].notna().sum() == count
+    assert reasoned_for("rationale_then_answer")["rationale"].notna().all()
 
 
 def test_transform_adds_what_was_mapped_and_sends_the_other_rows():
@@ -413,7 +419,7 @@ def test_transform_adds_what_was_mapped_and_sends_the_other_rows():
         return json.dumps({"rationale": "It is so.", "answer": "neutral"})
 
     teacher = cached(Scripted(reason))
-    reasoned, _, _ = reason_examples(NLI, examples, retrieved, teacher, COT_PROMPT, COT)
+    reasoned, _, _ = reason_examples(NLI, examples, retrieved, teacher, COT_PROMPT, "answer", COT)
     assert len(teacher.teacher.requests) == 6 * COT.samples
     assert reasoned["rationale"].notna().sum() == 6
     assert len(reasoned) == len(examples)

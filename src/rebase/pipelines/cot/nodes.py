@@ -18,6 +18,7 @@ from rebase.generation.self_consistency import AnswerSample, sample_answers, vot
 from rebase.generation.verification import same_answer
 from rebase.parameters import CotParameters
 from rebase.records import PEOPLE, REJECTED_COLUMNS, Task, summarize_stage
+from rebase.student.formatting import Target
 from rebase.teacher.budget import Usage
 from rebase.teacher.cached import CachedSession, CachedTeacher
 
@@ -30,11 +31,13 @@ def reason_examples(
     retrieved: pd.DataFrame,
     teacher: CachedTeacher,
     cot_prompt: SolvePrompt,
+    target: Target,
     parameters: CotParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Add to each example the rationale that leads to its answer; pass mapped ones on whose answers are people's.
+    """Add to each example the rationale that leads to its answer.
 
-    For a task without ``cot`` pass all examples on.
+    For a task without ``cot`` pass all examples on. If the student learns the answer alone (``target``), pass those on
+    whose answers are people's: the teacher's disagreement is no reason to reject them.
 
     More than half of ``samples`` responses must reach one answer, by rationales without a wrong equation. If it is not
     the example's answer, the example is rejected or takes the answer of the majority (``on_disagreement``).
@@ -45,15 +48,15 @@ def reason_examples(
     """
     started = time.monotonic()
     require_examples("cot", examples)
-    is_mapped = pd.Series(not task.cot, examples.index)
-    if "mapping_id" in examples:
-        is_mapped |= examples["mapping_id"].notna() & (examples["teacher"] == PEOPLE)
-    if is_mapped.all():
+    is_passed = pd.Series(not task.cot, examples.index)
+    if "mapping_id" in examples and target == "answer":
+        is_passed |= examples["mapping_id"].notna() & (examples["teacher"] == PEOPLE)
+    if is_passed.all():
         passed = examples.assign(rationale=None, agreement=None).astype({"rationale": "str", "agreement": "float64"})
         summary = summarize_stage("cot", kept=len(passed), rejected={}, seconds=0, relabeled=0, usage=Usage().summary())
         return passed, pd.DataFrame(columns=REJECTED_COLUMNS), summary
     rows = {row["row_id"]: row for row in retrieved.to_dict("records")}
-    lines = examples[~is_mapped].to_dict("records")
+    lines = examples[~is_passed].to_dict("records")
 
     async def generate(session: CachedSession, line: dict[str, Any]) -> _Outcome:
         row, fields = rows.get(line["row_id"]), json.loads(line["fields"])
@@ -65,7 +68,7 @@ def reason_examples(
         teacher, lines, generate, lambda result: isinstance(result[1], AnswerSample), stage="cot",
         concurrency=lambda *_: max(1, teacher.concurrency // parameters.samples),
     )  # fmt: skip
-    kept = [line | {"rationale": None, "agreement": None} for line in examples[is_mapped].to_dict("records")]
+    kept = [line | {"rationale": None, "agreement": None} for line in examples[is_passed].to_dict("records")]
     rejected: list[dict[str, Any]] = []
     relabeled = 0
     for line, (samples, outcome) in zip(lines, outcomes, strict=True):
