@@ -278,8 +278,9 @@ def test_an_audit_passes_what_is_clearly_above_chance():
     assert 0.3 < good.low < good.agreement < good.high < 1
     assert good.reject(0.3) is None
     assert good.reject(0.7).reason == "low_agreement"
-    assert not good.is_clearly_low(0.7)
-    assert good.is_clearly_low(0.95)
+    assert good.could_pass(0.75, 60)
+    assert not good.could_pass(0.75, 21)
+    assert not good.could_pass(0.85, 60)
     swapped = [golds[(position + 1) % 3] for position in range(21)]
     assert audit_nli(golds, swapped).reject(0)
 

@@ -49,7 +49,7 @@ from rebase.text import normalize
 _ROWS_AT_ONCE = 1000
 #: Datasets that an error names.
 _NAMED = 10
-#: Mapped queries that an audit asks about at once, until the agreement is clearly above or below its limit.
+#: Mapped queries that an audit asks about at once, until it passes or is not likely to.
 AUDITED_AT_ONCE = 20
 
 Line = dict[str, Any]
@@ -293,7 +293,7 @@ async def _request_audit(
     prompt: DistilPrompt,
     parameters: MapParameters,
 ) -> list[tuple[Line, Example, str]]:
-    """Compare the teacher's answers to mapped queries with the mapped ones, until the agreement is clear.
+    """Compare the teacher's answers to mapped queries with the mapped ones, until the audit passes or hardly could.
 
     In label tasks the values of the answer take turns. The ``audited`` rows are left out. Returns what was
     answered.
@@ -331,7 +331,7 @@ async def _request_audit(
             [answer for _, _, answer in answered],
         )
         config.rejection = config.audit.reject(parameters.min_agreement)
-        if config.rejection is None or config.audit.is_clearly_low(parameters.min_agreement):
+        if config.rejection is None or not config.audit.could_pass(parameters.min_agreement, most):
             break
     return answered
 

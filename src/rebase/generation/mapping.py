@@ -7,6 +7,7 @@ teacher's answers to a sample of the mapped queries decide whether to believe it
 import ast
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -268,6 +269,14 @@ class Audit:
     high: float
     baseline: float
 
+    @classmethod
+    def of(cls, agreed: int, audited: int, baseline: float) -> "Audit":
+        """The audit in which so many of the answers agreed."""
+        from scipy.stats import binomtest
+
+        interval = binomtest(agreed, audited).proportion_ci(0.95, method="wilson")
+        return cls(audited, agreed / audited, float(interval.low), float(interval.high), baseline)
+
     def reject(self, threshold: float) -> Rejection | None:
         """Reject the mapping unless the agreement is clearly above the threshold and above the baseline."""
         limit = max(threshold, self.baseline)
@@ -276,9 +285,11 @@ class Audit:
         detail = f"{self.agreement:.2f} [{self.low:.2f}, {self.high:.2f}] is not clearly above {limit:.2f}"
         return Rejection("low_agreement", detail)
 
-    def is_clearly_low(self, threshold: float) -> bool:
-        """Whether more answers would hardly change the rejection."""
-        return self.high < max(threshold, self.baseline)
+    def could_pass(self, threshold: float, answers: int) -> bool:
+        """Whether so many answers would pass, if they agreed at a rate one standard error above this agreement."""
+        error = math.sqrt(self.agreement * (1 - self.agreement) / self.audited)
+        agreed = round(min(1.0, self.agreement + error) * answers)
+        return Audit.of(agreed, answers, self.baseline).reject(threshold) is None
 
 
 def audit(
@@ -292,7 +303,6 @@ def audit(
     An answer agrees if it is one of the references. Texts and code are never equal: they must share more words with one
     of their own than with any of another row.
     """
-    from scipy.stats import binomtest
 
     def agree(position: int) -> bool:
         answer, golds = answers[position], references[position]
@@ -303,9 +313,8 @@ def audit(
 
     count = len(references)
     agreed = sum(map(agree, range(count)))
-    interval = binomtest(agreed, count).proportion_ci(0.95, method="wilson")
     baseline = max(Counter(golds[0] for golds in references).values()) / count
-    return Audit(count, agreed / count, float(interval.low), float(interval.high), baseline)
+    return Audit.of(agreed, count, baseline)
 
 
 def correct_values(mapping: DatasetMapping, given: Iterable[tuple[str, str]]) -> DatasetMapping | None:
