@@ -18,6 +18,7 @@ from rebase.text import (
     normalize,
     pieces,
     runs,
+    start_near,
     tokens,
     weight,
 )
@@ -97,6 +98,29 @@ def test_cut_at_sentence_counts_two_wide_letters_a_word():
     assert count_words("鯨は海に住む。 whales") == 4.5
     assert cut_at_sentence("鯨は海に住む。春には帰る。", 6) == "鯨は海に住む。"
     assert cut_at_sentence("鯨は海に住む。", 2) == "鯨は海に"
+
+
+@given(
+    st.lists(st.sampled_from(["A mill.", "The river floods.", "Is it old?"]), max_size=30),
+    st.integers(0, 30),
+    st.integers(3, 20),
+)
+def test_a_part_far_into_the_text_is_kept_with_sentences_on_both_sides(sentences, position, limit):
+    sentences.insert(position, "Ada owns it.")
+    text = " ".join(sentences)
+    near = start_near(text, "ada OWNS", limit)
+    assert text.endswith(near)
+    assert near[0].isupper()
+    cut = cut_at_sentence(near, limit)
+    assert "Ada owns it." in cut
+    if near != text and limit >= 12:
+        assert not cut.startswith("Ada")
+    assert start_near(text, "Bob", limit) == text
+
+
+def test_start_near_does_not_read_a_huge_cell_over_and_over():
+    text = "One. " * 1_000_000 + "Ada owns it. " + "Two. " * 1_000_000
+    assert "Ada owns it." in cut_at_sentence(start_near(text, "Ada", 9), 9)
 
 
 def test_cut_at_sentence_does_not_read_a_huge_cell_over_and_over():

@@ -30,6 +30,8 @@ _PIECE = re.compile(rb"[A-Z]?[a-z]{1,6}|[A-Z]{1,2}|[!-/:-@\[-`{-~]{1,2}|[\x80-\x
 #: A number as people write it, with or without thousands separators.
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _IN_BRACES = re.compile(r"\{([^{}]+)\}")
+#: No word has more letters on average, also in German.
+_WORD_LETTERS = 20
 _SENTENCE_END = re.compile(r"[.!?。！？][\"')\]]*(?=\s|$)|[。！？]")
 
 
@@ -126,6 +128,23 @@ def cut_at_sentence(text: str, max_words: int) -> str:
         return text
     ends = [sentence.end() for sentence in _SENTENCE_END.finditer(text, 0, limit)]
     return text[: ends[-1] if ends else limit]
+
+
+def start_near(text: str, part: str, max_words: int) -> str:
+    """The text from a sentence on, so that ``cut_at_sentence`` keeps the part; all of it if no sentence does.
+
+    Of such sentences the middle one, so that the part has text on both sides. Case does not matter.
+    """
+    match = re.search(re.escape(part), text, re.IGNORECASE)
+    if not match or match.end() <= len(cut_at_sentence(text, max_words)):
+        return text
+    # A cell may have megabytes: nothing that is far from the part is read.
+    first = max(0, match.start() - _WORD_LETTERS * max_words)
+    near = text[first : match.end() + _WORD_LETTERS * max_words]
+    start, end = match.start() - first, match.end() - first
+    sentences = [sentence.end() for sentence in _SENTENCE_END.finditer(near, 0, start)]
+    keeping = [position for position in sentences if position + len(cut_at_sentence(near[position:], max_words)) >= end]
+    return text[first + keeping[len(keeping) // 2] :].lstrip() if keeping else text
 
 
 def approximate_tokens(text: str) -> int:

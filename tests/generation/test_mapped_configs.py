@@ -204,7 +204,7 @@ def test_rows_pass_the_same_filters_as_retrieved_ones():
     assert not set(examples["row_id"]) & set(rejected["row_id"])
 
 
-def test_a_reading_passage_is_cut_and_must_hold_the_answer():
+def test_a_reading_passage_is_cut_around_its_answer():
     short = "The mill is old."
     long = " ".join(f"Sentence {n} of this passage names the wheel {n}." for n in range(9))
     rows = [
@@ -212,20 +212,23 @@ def test_a_reading_passage_is_cut_and_must_hold_the_answer():
          "answers.text": f"wheel {n % 3}; the wheel {n % 3}", "answers.answer_start": "3; 4"}
         for n in range(12)
     ]  # fmt: skip
-    rows[0] |= {"answers.text": "Anna 0; Anna", "question": "Who is the owner of sentence 0?"}
+    rows[0] |= {"answers.text": "Anna 0; Anna", "question": "Which Anna is the owner?"}
     rows[1]["context"] = short
     mapping = {"fields": {"context": "context", "question": "question"}, "answer": {"column": "answers.text|1"}}
 
     def say(request):
         if "<data>" in request.messages[-1].content:
             return json.dumps({"row": "A passage.", "mapping": mapping})
-        return json.dumps({"answer": f"wheel {request.messages[-1].content.partition('does sentence ')[2][0]}"})
+        sentence = request.messages[-1].content.partition("does sentence ")[2]
+        return json.dumps({"answer": f"wheel {sentence[0]}" if sentence else "Anna 0"})
 
     retrieve = RETRIEVE.model_copy(update={"near_duplicate": 1.0})
     mappings, examples, rejected, _, _ = map_({"mills": rows}, say, READING, retrieve=retrieve, max_examples=50)
     reasons = rejected.set_index("row_id")["reason"]
-    assert reasons["mills/default/train/0"] == "answer_not_in_passage"
     assert reasons["mills/default/train/1"] == "no_passage"
+    passages = examples.set_index("row_id")["fields"].map(json.loads).str["context"]
+    assert passages.pop("mills/default/train/0").endswith("The owner is Anna 0.")
+    assert all(passages.str.startswith("Sentence 0"))
     assert mappings["agreement"][0] == 1
     assert all(len(json.loads(fields)["context"].split()) <= 40 for fields in examples["fields"])
 

@@ -17,7 +17,7 @@ import yaml
 from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError
 from rebase.generation.filters.base import Candidate, Rejection
-from rebase.generation.filters.passages import find_passage, reject_without_passage
+from rebase.generation.filters.passages import clean_text, find_passage, reject_without_passage
 from rebase.generation.filters.sources import source_filter
 from rebase.generation.generate import read_response, rejected_line, verify
 from rebase.generation.mapping import (
@@ -43,7 +43,7 @@ from rebase.parameters import MapParameters, RetrieveParameters
 from rebase.records import MAPPING_COLUMNS, DatasetMapping, Task
 from rebase.teacher.cached import CachedSession
 from rebase.teacher.protocol import Failure, Response
-from rebase.text import normalize
+from rebase.text import normalize, start_near
 
 #: Rows that are read as Python objects at once, and rows by which the columns of a config are described.
 _ROWS_AT_ONCE = 1000
@@ -215,10 +215,13 @@ def row_check(
 
 
 def _cut_passage(task: Task, row: Candidate, example: Example, retrieve: RetrieveParameters) -> Example | Rejection:
-    """The example with its passage cleaned and cut as in ``retrieve``; the answer may be in the part that is cut."""
+    """The example with its passage cleaned and cut as in ``retrieve``, around the answer if it is a part of it."""
     if not task.passage:
         return example
-    text = replace(row, cells={task.passage: example.fields[task.passage]})
+    cell = example.fields[task.passage]
+    if task.answer.type == "span" and example.answer:
+        cell = start_near(clean_text(cell), example.answer, retrieve.max_passage_words)
+    text = replace(row, cells={task.passage: cell})
     if passage := find_passage(text, retrieve):
         return Example(example.fields | {task.passage: passage.passage}, example.answer)
     return reject_without_passage(text, retrieve)
