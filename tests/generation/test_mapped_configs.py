@@ -233,6 +233,14 @@ def test_a_reading_passage_is_cut_around_its_answer():
     assert all(len(json.loads(fields)["context"].split()) <= 40 for fields in examples["fields"])
 
 
+def test_a_dataset_without_long_texts_is_not_asked_about_for_a_task_with_a_passage():
+    requests = []
+    rows = [{"name": f"Boat {n}", "owner": f"Ada {n}"} for n in range(12)]
+    mappings, *_ = map_({"boats": rows}, requests.append, READING, mode="both")
+    assert list(mappings["state"]) == ["no_passage"]
+    assert not requests
+
+
 def test_each_row_of_a_config_comes_once_in_an_order_of_the_seed(monkeypatch):
     monkeypatch.setattr(mapped_configs, "_ROWS_AT_ONCE", 7)
     rows = store({"boats:one": pairs(30), "boats:two": pairs(5)})

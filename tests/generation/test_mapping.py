@@ -18,6 +18,7 @@ from rebase.generation.mapping import (
     map_request,
     map_row,
     mapping_schema,
+    passage_columns,
     read_mapping,
     reference_answers,
     unknown_columns,
@@ -108,6 +109,22 @@ def test_letters_may_point_to_options_in_tasks_without_labels():
     assert plain["properties"]["column"]["enum"] == [*QUIZ[0], "choices.text|1"]
     assert pointer["properties"]["column"]["enum"] == ["answerKey"]
     assert "choices.text|4" in pointer["properties"]["values"]["properties"]["D"]["enum"]
+
+
+def test_a_passage_is_a_column_of_texts_and_letters_are_no_answer_from_it():
+    rows = [
+        {"id": f"row {n}", "text": "The mill is old. " * 4, "letter": "ABAB"[n % 4], "ask": "Who?"} for n in range(9)
+    ]
+    columns = describe_columns(rows)
+    assert passage_columns(columns) == ["text"]
+    schema = mapping_schema(shipped_task("reading_qa"), columns)["properties"]["mapping"]["anyOf"][0]["properties"]
+    context, question = schema["fields"]["properties"].values()
+    assert context["anyOf"][0]["enum"] == ["text"]
+    assert question["anyOf"][0]["enum"] == list(columns)
+    plain, pointer, _ = schema["answer"]["anyOf"]
+    assert plain["properties"]["column"]["enum"] == ["id", "text", "ask"]
+    assert pointer["properties"]["column"]["enum"] == ["letter"]
+    assert passage_columns(describe_columns([{"text": "鯨は海に住む動物だ。春には北へ帰る。春は北だ。"}])) == ["text"]
 
 
 def test_rows_in_a_request_stay_data():

@@ -31,6 +31,7 @@ from rebase.generation.mapping import (
     map_request,
     map_row,
     mapping_id,
+    passage_columns,
     read_mapping,
     reference_answers,
     unknown_columns,
@@ -176,6 +177,9 @@ async def request_mapping(
     """Set the config's mapping, or the reason why there is none."""
     sample = [json.loads(line["row"]) for line in islice(config.lines(parameters.seed), _ROWS_AT_ONCE)]
     columns = describe_columns(sample)
+    if task.passage and not passage_columns(columns):
+        config.rejection = Rejection("no_passage", "no column has texts of some length")
+        return
     request = map_request(task, description, columns, sample[: parameters.shown_rows], prompt, parameters)
     config.responses.append(await session.generate(request))
     outcome = read_response(config.responses[-1], lambda text: read_mapping(config.dataset, config.config, text))

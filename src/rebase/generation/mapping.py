@@ -26,10 +26,12 @@ from rebase.records import DatasetMapping, Task
 from rebase.tasks.extraction import as_label, extract
 from rebase.tasks.metrics import f1
 from rebase.teacher.protocol import Request, parse_response
-from rebase.text import fill_template, lettered_options, template_columns
+from rebase.text import count_words, fill_template, lettered_options, template_columns
 
 #: Columns that a request shows.
 MAX_COLUMNS = 40
+#: Mean words of a column that can have passages; a row with a shorter one than `retrieve` accepts is rejected later.
+_PASSAGE_WORDS = 12
 #: A column with more, or longer, distinct values has no table of values.
 _MAX_VALUES, _MAX_VALUE_CHARACTERS = 20, 60
 #: Names are part of the schema, which some servers get as a text: a longer one could hold an instruction.
@@ -86,7 +88,7 @@ def describe_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, Column]:
 
 
 def _describe(cells: list[str]) -> Column:
-    words = round(sum(len(cell.split()) for cell in cells) / len(cells))
+    words = round(sum(map(count_words, cells)) / len(cells))
     counts = Counter(cells)
     is_few = len(counts) <= min(_MAX_VALUES, len(cells) // 2) and max(map(len, counts)) <= _MAX_VALUE_CHARACTERS
     if is_few:
@@ -94,6 +96,11 @@ def _describe(cells: list[str]) -> Column:
     sizes = [len(list_items(cell)) for cell in cells]
     several = sum(size > 1 or cell.startswith("[") for size, cell in zip(sizes, cells, strict=True))
     return Column(words, {}, max(sizes) if several >= _LIST_SHARE * len(cells) else 0)
+
+
+def passage_columns(columns: Mapping[str, Column]) -> list[str]:
+    """The columns that can have passages. A task with a passage has no mapping of a config without one."""
+    return [name for name, column in columns.items() if column.words >= _PASSAGE_WORDS]
 
 
 def map_request(
@@ -130,20 +137,28 @@ def mapping_schema(task: Task, columns: Mapping[str, Column]) -> dict[str, Any]:
     """
     lists = {name: column.items for name, column in columns.items() if column.items}
     first_items = [f"{name}|1" for name in lists]
-    field = {"anyOf": [_enum(*columns, *(f"{name}|options" for name in lists)), object_schema({"template": _TEXT})]}
+    template = object_schema({"template": _TEXT})
+    field = {"anyOf": [_enum(*columns, *(f"{name}|options" for name in lists)), template]}
+    fields = dict.fromkeys(task.query_fields, field)
+    if task.passage:
+        fields[task.passage] = {"anyOf": [_enum(*passage_columns(columns)), template]}
     if task.answer.labels:
         choices = _enum(*task.answer.labels, NO_LABEL)
         answers = [_with_values(name, column, choices) for name, column in columns.items() if len(column.values) > 1]
     else:
         items = [f"{name}|{item}" for name, size in lists.items() for item in range(1, min(size, _MAX_ITEMS) + 1)]
-        answers = [object_schema({"column": _enum(*columns, *first_items)})]
+        is_number = task.answer.type == "number"
+        plain = [name for name, column in columns.items() if is_number or not _are_pointers(column.values)]
+        plain += first_items
+        answers = [object_schema({"column": _enum(*plain)})] if plain else []
         answers += [
             _with_values(name, column, _enum(*(other for other in columns if other != name), *items))
             for name, column in columns.items()
             if _are_pointers(column.values)
         ]
-    fields = object_schema(dict.fromkeys(task.query_fields, field))
-    mapping = object_schema({"fields": fields, "answer": {"anyOf": [*answers, _NULL]} if answers else _NULL})
+    mapping = object_schema(
+        {"fields": object_schema(fields), "answer": {"anyOf": [*answers, _NULL]} if answers else _NULL}
+    )
     return object_schema({"row": _TEXT, "mapping": {"anyOf": [mapping, _NULL]}})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rebase.generation.cost_estimate import estimate_requests, read_estimate, summarize_estimate
-from rebase.generation.mapping import configs_to_map, describe_columns, map_request
+from rebase.generation.mapping import configs_to_map, describe_columns, map_request, passage_columns
 from rebase.generation.prompts.requests import (
     answer_request,
     cot_request,
@@ -135,7 +135,7 @@ def _summarize(task: Task, teacher: CachedTeacher, plan: _Plan, stages: dict[str
 def _map_requests(
     task: Task, retrieved: pd.DataFrame, prompt: MapPrompt, distil_prompt: DistilPrompt, parameters: MapParameters
 ) -> tuple[list[Request], int]:
-    """A request for each config, then those of the audits; and the number of the former.
+    """A request for each config that can be mapped, then those of the audits; and the number of the former.
 
     Labels are audited twice if the first audit corrects them. A person's mapping counts as one config.
     """
@@ -143,7 +143,9 @@ def _map_requests(
     for dataset, config in configs_to_map(task, retrieved, parameters.min_rows):
         is_of_config = (retrieved["dataset"] == dataset) & (retrieved["config"] == config)
         rows = [json.loads(row) for row in retrieved.loc[is_of_config, "row"]]
-        configs.append(map_request(task, "", describe_columns(rows), rows[: parameters.shown_rows], prompt, parameters))
+        columns = describe_columns(rows)
+        if not task.passage or passage_columns(columns):
+            configs.append(map_request(task, "", columns, rows[: parameters.shown_rows], prompt, parameters))
     audits = (2 if task.answer.labels else 1) * len(configs) + sum(written.audit for written in task.mappings)
     examples = islice(cycle(task.examples), parameters.audit * audits)
     return [*configs, *evaluation_requests(task, examples, distil_prompt)], len(configs)
