@@ -109,6 +109,7 @@ def test_letters_may_point_to_options_in_tasks_without_labels():
     assert plain["properties"]["column"]["enum"] == [*QUIZ[0], "choices.text|1"]
     assert pointer["properties"]["column"]["enum"] == ["answerKey"]
     assert "choices.text|4" in pointer["properties"]["values"]["properties"]["D"]["enum"]
+    assert "choices.text" not in pointer["properties"]["values"]["properties"]["D"]["enum"], "the whole list"
 
 
 def test_a_passage_is_a_column_of_texts_and_letters_are_no_answer_from_it():

@@ -152,7 +152,7 @@ def mapping_schema(task: Task, columns: Mapping[str, Column]) -> dict[str, Any]:
         plain += first_items
         answers = [object_schema({"column": _enum(*plain)})] if plain else []
         answers += [
-            _with_values(name, column, _enum(*(other for other in columns if other != name), *items))
+            _with_values(name, column, _enum(*(other for other in columns if other not in (name, *lists)), *items))
             for name, column in columns.items()
             if _are_pointers(column.values)
         ]
