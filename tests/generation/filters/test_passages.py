@@ -93,7 +93,7 @@ def test_prose_is_told_from_what_is_not(text, fault):
     [
         ("It&#x27;s &quot;new&quot; &amp; small.", 'It\'s "new" & small.'),
         ("Open.\\nClose. A \\'quoted\\' word.\\newline The end.", "Open.\nClose. A 'quoted' word.\n The end."),
-        ("One day it rained.\n\\newlineThe boat left.", "One day it rained.\n\nThe boat left."),
+        ("One day it rained.\n\\newlineThe boat\\newlineleft.", "One day it rained.\n\nThe boat\nleft."),
         ("question: is it open\npassage: It opens at nine, and closes late.", "It opens at nine, and closes late."),
         ("context: Boats leave at ten. All wait., qas: question: When?, id: 4", "Boats leave at ten. All wait."),
         ("The rule, title: none, is old. Text: it is short.", "The rule, title: none, is old. Text: it is short."),

@@ -14,7 +14,7 @@ _READ_LETTERS = 40
 _LIST = re.compile(r"""\s*\[[\s\[]*['"]""")
 _ITEM = re.compile(r"""(['"])((?:(?!\1)[^\\]|\\.)*)\1""", re.DOTALL)
 _SENTENCE_WORDS = 4  # Of the items of a list, on average; shorter ones are words or names.
-_ESCAPE = re.compile(r"\\(?:newline(?![a-z])|[nrt](?![a-z]))")
+_ESCAPE = re.compile(r"\\(?:newline|[nrt](?![a-z]))")
 # The fields of a record in one cell: ``question: ... passage: ...``, or ``context: ..., qas: ...``.
 _FIELD = re.compile(
     r"(?:^|[\n,;])\s*(?:answer|article|background|candidate|context|id|label|option|paragraph|passage|qa|question|section"
