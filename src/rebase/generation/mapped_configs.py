@@ -17,7 +17,7 @@ import yaml
 from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError
 from rebase.generation.filters.base import Candidate, Rejection
-from rebase.generation.filters.passages import clean_text, find_passage, reject_without_passage
+from rebase.generation.filters.passages import find_passage, reject_without_passage
 from rebase.generation.filters.sources import source_filter
 from rebase.generation.generate import read_response, rejected_line, verify
 from rebase.generation.mapping import (
@@ -28,10 +28,10 @@ from rebase.generation.mapping import (
     describe_columns,
     fill_cells,
     interleave,
+    lacks_passages,
     map_request,
     map_row,
     mapping_id,
-    passage_columns,
     read_mapping,
     reference_answers,
     unknown_columns,
@@ -44,7 +44,7 @@ from rebase.parameters import MapParameters, RetrieveParameters
 from rebase.records import MAPPING_COLUMNS, DatasetMapping, Task
 from rebase.teacher.cached import CachedSession
 from rebase.teacher.protocol import Failure, Response
-from rebase.text import normalize, start_near
+from rebase.text import normalize
 
 #: Rows that are read as Python objects at once, and rows by which the columns of a config are described.
 _ROWS_AT_ONCE = 1000
@@ -177,7 +177,7 @@ async def request_mapping(
     """Set the config's mapping, or the reason why there is none."""
     sample = [json.loads(line["row"]) for line in islice(config.lines(parameters.seed), _ROWS_AT_ONCE)]
     columns = describe_columns(sample)
-    if task.passage and not passage_columns(columns):
+    if lacks_passages(task, columns):
         config.rejection = Rejection("no_passage", "no column has texts of some length")
         return
     request = map_request(task, description, columns, sample[: parameters.shown_rows], prompt, parameters)
@@ -222,11 +222,8 @@ def _cut_passage(task: Task, row: Candidate, example: Example, retrieve: Retriev
     """The example with its passage cleaned and cut as in ``retrieve``, around the answer if it is a part of it."""
     if not task.passage:
         return example
-    cell = example.fields[task.passage]
-    if task.answer.type == "span" and example.answer:
-        cell = start_near(clean_text(cell), example.answer, retrieve.max_passage_words)
-    text = replace(row, cells={task.passage: cell})
-    if passage := find_passage(text, retrieve):
+    text = replace(row, cells={task.passage: example.fields[task.passage]})
+    if passage := find_passage(text, retrieve, example.answer if task.answer.type == "span" else ""):
         return Example(example.fields | {task.passage: passage.passage}, example.answer)
     return reject_without_passage(text, retrieve)
 

@@ -99,8 +99,13 @@ def _describe(cells: list[str]) -> Column:
 
 
 def passage_columns(columns: Mapping[str, Column]) -> list[str]:
-    """The columns that can have passages. A task with a passage has no mapping of a config without one."""
+    """The columns that can have passages."""
     return [name for name, column in columns.items() if column.words >= _PASSAGE_WORDS]
+
+
+def lacks_passages(task: Task, columns: Mapping[str, Column]) -> bool:
+    """Whether the task reads a passage, and no column can have one: no mapping is requested then."""
+    return task.passage is not None and not passage_columns(columns)
 
 
 def map_request(

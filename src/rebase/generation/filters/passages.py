@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rebase.generation.filters.base import Candidate, Rejection
 from rebase.parameters import RetrieveParameters
-from rebase.text import count_words, cut_at_sentence, is_unspaced
+from rebase.text import count_words, cut_at_sentence, is_unspaced, start_near
 
 #: Letters of a cell that are read for each word of the longest passage: a cell may have megabytes.
 _READ_LETTERS = 40
@@ -45,8 +45,8 @@ class Passage(NamedTuple):
     passage_choice: str
 
 
-def find_passage(row: Candidate, parameters: RetrieveParameters) -> Passage | None:
-    """The reading passage of a row, cut at a sentence; None if it has none.
+def find_passage(row: Candidate, parameters: RetrieveParameters, answer: str = "") -> Passage | None:
+    """The reading passage of a row, cut at a sentence and around the answer if it has it; None if it has none.
 
     It is the cell that matched the task's queries best, or else the longest one, that is prose of enough words after
     ``clean_text``.
@@ -54,7 +54,7 @@ def find_passage(row: Candidate, parameters: RetrieveParameters) -> Passage | No
     by_length = sorted(row.cells, key=lambda column: len(row.cells[column]), reverse=True)
     best = [row.query_column] if row.query_column in row.cells else []
     for column in dict.fromkeys([*best, *by_length]):
-        text, fault = _read(row.cells[column], parameters)
+        text, fault = _read(row.cells[column], parameters, answer)
         if not fault:
             return Passage(text, column, "best match" if column == row.query_column else "longest")
     return None
@@ -65,9 +65,10 @@ def reject_without_passage(row: Candidate, parameters: RetrieveParameters) -> Re
     return Rejection("no_passage", _read(row.longest_cell, parameters)[1])
 
 
-def _read(cell: str, parameters: RetrieveParameters) -> tuple[str, str]:
+def _read(cell: str, parameters: RetrieveParameters, answer: str = "") -> tuple[str, str]:
     """The passage that a cell would be, and its fault, or an empty text."""
-    text = clean_text(cell[: _READ_LETTERS * parameters.max_passage_words])
+    letters = max(0, cell.find(answer)) + _READ_LETTERS * parameters.max_passage_words
+    text = start_near(clean_text(cell[:letters]), answer, parameters.max_passage_words)
     passage = cut_at_sentence(text, parameters.max_passage_words)
     return passage, "short" if count_words(passage) < parameters.min_passage_words else fault_of(text)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rebase.generation.cost_estimate import estimate_requests, read_estimate, summarize_estimate
-from rebase.generation.mapping import configs_to_map, describe_columns, map_request, passage_columns
+from rebase.generation.mapping import configs_to_map, describe_columns, lacks_passages, map_request
 from rebase.generation.prompts.requests import (
     answer_request,
     cot_request,
@@ -144,7 +144,7 @@ def _map_requests(
         is_of_config = (retrieved["dataset"] == dataset) & (retrieved["config"] == config)
         rows = [json.loads(row) for row in retrieved.loc[is_of_config, "row"]]
         columns = describe_columns(rows)
-        if not task.passage or passage_columns(columns):
+        if not lacks_passages(task, columns):
             configs.append(map_request(task, "", columns, rows[: parameters.shown_rows], prompt, parameters))
     audits = (2 if task.answer.labels else 1) * len(configs) + sum(written.audit for written in task.mappings)
     examples = islice(cycle(task.examples), parameters.audit * audits)
