@@ -171,6 +171,14 @@ def test_labels_of_mapped_inputs_are_counted_at_most_one_for_each_example():
     assert estimate(task, few, teacher, mode="map")["stages"]["labels"]["requests"][1] == MAPPING.max_examples
 
 
+def test_rationales_of_mapped_examples_are_counted_if_a_person_wrote_the_mapping():
+    written = {"dataset": "hens", "fields": {"question": "ask"}, "answer": "count"}
+    task = SUMS.model_copy(update={"mappings": (DatasetMapping.model_validate(written),)})
+    stages = estimate(task, retrieved(passages=PASSAGES[:1]), cached(Scripted(str)), mode="map")["stages"]
+    assert stages["map"]["requests"] == [0, 0]
+    assert stages["cot"]["requests"] == [0, COT.samples * MAPPING.max_examples]
+
+
 def test_audits_of_mappings_are_counted_with_the_one_after_a_correction():
     def requests(task):
         return estimate(task, retrieved(passages=PASSAGES), cached(Scripted(str)), mode="map")["stages"]["map"][

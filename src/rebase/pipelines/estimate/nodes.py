@@ -58,9 +58,11 @@ def estimate_cost(  # noqa: PLR0913, PLR0917 - one argument for each input
     requests = [request for row in rows_to_send if (request := transformer.request(row))]
     minimum = transform.max_examples if transform.mode == "rewrite" else 0
     plan: _Plan = {"transform": (requests, minimum, (*task.written_fields, "answer"))}
+    mapped = 0
     if transform.mode != "rewrite":
         requests_of_map, count = _map_requests(task, retrieved, map_prompt, distil_prompt, mapping)
         plan["map"] = (requests_of_map, count, (*task.query_fields, "answer"))
+        mapped = mapping.max_examples if count or task.mappings else 0
         if count or any(written.answer is None for written in task.mappings):
             plan["labels"] = _plan_labels(task, mapping.max_examples, distil_prompt, distil)
     # The task's examples stand for those that will be generated.
@@ -69,10 +71,12 @@ def estimate_cost(  # noqa: PLR0913, PLR0917 - one argument for each input
         checks = [answer_request(task, example, transform_prompt.check, transform.sampling) for example in examples]
         plan["consistency_filter"] = (checks, 0, ("answer",))
     if task.cot:
-        labeled = islice(cycle(task.examples), mapping.max_examples if "labels" in plan else 0)
         rationales = [
             cot_request(task, {name: example[name] for name in task.query_fields}, row, cot_prompt, cot, sample)
-            for example, row in [*zip(examples, rows, strict=False), *((example, None) for example in labeled)]
+            for example, row in [
+                *zip(examples, rows, strict=False),
+                *((example, None) for example in islice(cycle(task.examples), mapped)),
+            ]
             for sample in range(cot.samples)
         ]
         plan["cot"] = (rationales, 0, ("rationale", "answer"))
