@@ -14,6 +14,8 @@ from rebase.text import (
     count_words,
     cut_at_sentence,
     cut_at_tokens,
+    lettered_options,
+    listed_options,
     ngrams,
     normalize,
     pieces,
@@ -176,3 +178,16 @@ def test_common_prefix_length():
     assert common_prefix_length([[1, 2, 3], [1, 2, 4, 5], [1, 2]]) == 2
     assert common_prefix_length([[1], [2]]) == 0
     assert common_prefix_length([[1, 2]]) == 2
+
+
+@given(st.lists(st.text(st.characters(categories=["Ll", "Zs"]), min_size=1), min_size=1, max_size=8))
+def test_options_are_listed_by_letters_that_can_be_read_again(options):
+    text = lettered_options(options)
+    assert listed_options(text) == set("ABCDEFGH"[: len(options)])
+    assert lettered_options(text.splitlines()) == lettered_options([option.lstrip() for option in options])
+
+
+def test_options_that_have_their_letters_keep_one():
+    assert lettered_options(["(A)5", "(B)6"]) == lettered_options(["A. 5", "B. 6"]) == "(A) 5\n(B) 6"
+    assert lettered_options(["A. Smith", "C. Jones"]) == "(A) A. Smith\n(B) C. Jones"
+    assert lettered_options([]) == ""

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from rebase.errors import RebaseError, did_you_mean
-from rebase.text import NUMBER, normalize, template_columns
+from rebase.text import NUMBER, listed_options, normalize, template_columns
 
 AnswerType = Literal["span", "label", "number", "text", "code"]
 Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "rouge_l"]
@@ -291,6 +291,13 @@ class Task(Strict):
     def written_fields(self) -> tuple[str, ...]:
         """The query's fields that the teacher writes: all but the passage."""
         return tuple(name for name in self.query_fields if name != self.passage)
+
+    @property
+    def lists_options(self) -> bool:
+        """Whether the labels are letters of options that each query lists: those of the task's examples do."""
+        return self.answer.type == "label" and all(
+            {example["answer"].strip("()")} < listed_options(self.render_query(example)) for example in self.examples
+        )
 
     def render_query(self, fields: Mapping[str, str]) -> str:
         """Fill the query template."""

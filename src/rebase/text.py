@@ -29,6 +29,7 @@ _SPACE = re.compile(r"\s")
 _PIECE = re.compile(rb"[A-Z]?[a-z]{1,6}|[A-Z]{1,2}|[!-/:-@\[-`{-~]{1,2}|[\x80-\xff]{1,2}|\s{2,}|[^ ]")
 #: A number as people write it, with or without thousands separators.
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_LISTED_OPTION = re.compile(r"\(([A-Z])\)|^[^\S\n]*([A-Z])[.):](?=\s)", re.MULTILINE)
 _IN_BRACES = re.compile(r"\{([^{}]+)\}")
 #: No word has more letters on average, also in German.
 _WORD_LETTERS = 20
@@ -174,8 +175,18 @@ def cut_at_tokens(text: str, max_tokens: int) -> str:
 
 
 def lettered_options(options: Sequence[Any]) -> str:
-    """The options of a question, ``(A)``, ``(B)``, one per line."""
-    return "\n".join(f"({chr(ord('A') + index)}) {option}" for index, option in enumerate(options))
+    """The options of a question, ``(A)``, ``(B)``, one per line; a letter that each has is not repeated."""
+    pairs = [(chr(ord("A") + index), str(option)) for index, option in enumerate(options)]
+    heads = [re.match(rf"\s*\(?{re.escape(letter)}[).:]\s*", text) for letter, text in pairs]
+    starts = [head.end() for head in heads if head]
+    if len(starts) < len(pairs):
+        starts = [0] * len(pairs)
+    return "\n".join(f"({letter}) {text[start:]}" for (letter, text), start in zip(pairs, starts, strict=True))
+
+
+def listed_options(text: str) -> set[str]:
+    """The letters of the options that a text lists: ``(A)``, or at the start of a line ``A.``, ``A)`` or ``A:``."""
+    return {match[1] or match[2] for match in _LISTED_OPTION.finditer(text)}
 
 
 def template_columns(template: str) -> list[str]:

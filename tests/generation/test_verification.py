@@ -71,6 +71,35 @@ def test_copies_and_evaluation_items():
     assert reject(copied, answer, ProtectedTexts(READING, [], 13)) == "copies_prompt_example"
 
 
+OPTIONS = shipped("bbh_disambiguation_qa")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "reason"),
+    [
+        ("Whom does 'it' mean?\nOptions:\n(A) the bell\n(B) the tower", "(B)", None),
+        ("Whom does 'it' mean?\nA. the bell\nB) the tower", "(A)", None),
+        ("Whom does 'it' mean?\n(A) the bell\n(B) the tower", "(C)", "no_such_option"),
+        ("Whom does 'it' mean?\n(A) the bell\n(B) the tower", "(E)", "unknown_label"),
+        ("Whom does 'it' mean?", "(B)", "no_options"),
+        ("Whom does 'it' mean (A)?", "(A)", "no_options"),
+    ],
+)
+def test_an_answer_is_an_option_that_the_query_lists(question, answer, reason):
+    assert reject_example(OPTIONS, {"question": question}, answer, ProtectedTexts(OPTIONS, [], 13)) == reason
+
+
+def test_letters_are_free_where_the_examples_list_no_options():
+    grades = TOPIC.model_copy(
+        update={
+            "answer": TOPIC.answer.model_copy(update={"labels": ("A", "B")}),
+            "examples": tuple(example | {"answer": "A"} for example in TOPIC.examples),
+        }
+    )
+    fields = dict.fromkeys(grades.query_fields, "Some text to grade.")
+    assert reject_example(grades, fields, "B", ProtectedTexts(grades, [], 13)) is None
+
+
 RUN = "the old ferry to Lunna takes only six bicycles on a fine summer day"  # 14 words
 
 

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from rebase.records import Task
-from rebase.text import NUMBER, comparable, ngrams, normalize, runs, tokens
+from rebase.text import NUMBER, comparable, listed_options, ngrams, normalize, runs, tokens
 
 MAX_SPAN_WORDS = 12
 #: From this share of one label a student may learn no other.
@@ -82,6 +82,8 @@ def reject_example(task: Task, fields: Mapping[str, str], answer: str, protected
             return _reject_span(task, fields, answer)
         case "label" if answer not in task.answer.labels:
             return "unknown_label"
+        case "label" if task.lists_options and answer.strip("()") not in listed_options(task.render_query(fields)):
+            return "no_such_option"
         case "number" if not NUMBER.fullmatch(answer):
             return "not_a_number"
         case "code" if comparable(answer) == query:
@@ -95,6 +97,8 @@ def reject_input(task: Task, fields: Mapping[str, str], protected: ProtectedText
     """Why a query with these fields is rejected, whatever its answer is: None if it is kept."""
     if not all(fields[name].strip() for name in task.query_fields):
         return "empty"
+    if task.lists_options and len(listed_options(task.render_query(fields))) < 2:
+        return "no_options"
     query = comparable(task.render_query(fields))
     if query in protected.evaluation:
         return "equals_evaluation_item"

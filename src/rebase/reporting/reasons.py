@@ -55,6 +55,8 @@ REASONS = {
     "overlaps_evaluation": "The query shares a run of words with the evaluation set, or with an example of the task.",
     "copies_prompt_example": "The teacher copied an example of its prompt.",
     "unknown_label": "The answer is none of the labels.",
+    "no_options": "The labels are letters of options, and the query lists none.",
+    "no_such_option": "The answer is the letter of an option that the query does not list.",
     "label_not_in_row": "Nothing in the row names the label.",
     "not_a_number": "The answer is not a number.",
     "not_code": "The answer repeats the query.",

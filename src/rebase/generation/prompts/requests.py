@@ -281,6 +281,8 @@ def _data_in_words(data: Mapping[str, str], cut: Sequence[str] = ()) -> dict[str
 def task_in_words(task: Task) -> dict[str, str]:
     """The words of a template for the task: its instruction, what the teacher writes, the kind of answer."""
     answer = " ".join(filter(None, (_TYPE_IN_WORDS[task.answer.type], ", ".join(task.answer.labels))))
+    if task.lists_options:
+        answer += ", the letter of one of the options that the example lists,"
     return {"instruction": task.instruction, "fields": ", ".join([*task.written_fields, "answer"]), "answer": answer}
 
 
