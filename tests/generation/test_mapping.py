@@ -1,6 +1,7 @@
 import json
 from contextlib import suppress
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,10 +62,24 @@ def nli(**changes):
         ("alone", ["alone"]),
         ("[sic] he said]", ["[sic] he said]"]),
         ("[]", []),
+        ("['red' 'green'\n \"it's blue\"]", ["red", "green", "it's blue"]),
+        ("['a \\'b\\'' None '']", ["a 'b'", "", ""]),
+        ("['a, \"b\" \"c\"', 'd']", ['a, "b" "c"', "d"]),
+        ("[12 -3.5]", ["12", "-3.5"]),
+        ("[1 of 2]", ["[1 of 2]"]),
+        ('["a", null, "", "c"]', ["a", "", "", "c"]),
+        ('["\\ud83d"]', ["?"]),
     ],
 )
 def test_lists_are_read_in_every_spelling(text, items):
     assert list_items(text) == items
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1))
+def test_a_list_in_the_spelling_of_numpy_python_or_json_has_its_items(items):
+    arrays = str(np.array(items, object))
+    for text in (arrays, str(items), json.dumps(items), json.dumps(items, ensure_ascii=False)):
+        assert list_items(text) == items
 
 
 @given(st.text(max_size=60))
@@ -193,6 +208,13 @@ def test_options_are_lettered_and_letters_point_to_them():
     pointers = {letter: f"choices.text|{place}" for place, letter in enumerate("ABCD", 1)}
     sums = DatasetMapping(dataset="d", fields={"question": "question"}, answer="answerKey", values=pointers)
     assert map_row(SUMS, sums, QUIZ[1] | {"choices.text": "12; 13 eggs"}).answer == "13"
+
+
+def test_an_empty_option_keeps_the_letters_of_the_others():
+    exam = DatasetMapping(dataset="d", fields={"question": "q", "choices": "choices|options"}, answer="key")
+    cells = {"q": "Which?", "choices": '["", "b; c", null, "d", "", null]', "key": "(B)"}
+    assert map_row(EXAM, exam, cells).fields["choices"] == "(A) \n(B) b; c\n(C) \n(D) d"
+    assert map_row(EXAM, exam, cells | {"choices": '["", null]'}) == Rejection("missing_column", "choices|options")
 
 
 def test_a_list_of_answers_gives_its_first_and_a_solution_its_number():
@@ -343,6 +365,8 @@ def test_any_answer_of_a_list_agrees():
     assert references == ["the blue ferry", "the ferry of Ada"]
     assert audit(task, [example.fields], [references], ["The ferry of Ada"]).agreement == 1
     assert audit(task, [example.fields], [references[:1]], ["The ferry of Ada"]).agreement == 0
+    padded = cells | {"answers": '["the blue ferry", "", null]'}
+    assert reference_answers(task, mapping, padded, "the blue ferry") == ["the blue ferry"]
     whole = mapping.model_copy(update={"answer": "answers"})
     assert reference_answers(task, whole, cells, "x") == ["x"]
 

@@ -8,8 +8,10 @@ import ast
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -41,6 +43,8 @@ _MAX_ITEMS = 8
 #: A column is a list if this share of its cells has several items.
 _LIST_SHARE = 0.9
 _MAX_LIST_CHARACTERS = 20_000
+_ITEM = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None|-?\d[\d.]*)"""
+_NUMPY_LIST = re.compile(rf"\[\s*{_ITEM}(?:\s+{_ITEM})+\s*\]", re.DOTALL)
 _SHOWN_DESCRIPTION = 600
 #: In the table of a label column: the value has no label.
 NO_LABEL = "none of these"
@@ -65,14 +69,20 @@ def configs_to_map(task: Task, retrieved: pd.DataFrame, min_rows: int) -> list[t
 
 
 def list_items(text: str) -> list[str]:
-    """The items of a list cell: ``a; b`` as ingest joins lists, or the spelling of Python and JSON."""
+    """The items of a list cell: ``a; b`` as ingest joins lists, or the spelling of JSON, Python or numpy.
+
+    A null item is an empty text, so that the others keep their positions.
+    """
     if text.startswith("[") and text.endswith("]") and len(text) <= _MAX_LIST_CHARACTERS:
-        try:
-            items = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            items = None
-        if isinstance(items, list):
-            return [str(item) for item in items]
+        if _NUMPY_LIST.fullmatch(text):
+            # Python would join texts without commas to one.
+            text = f"[{', '.join(re.findall(_ITEM, text, re.DOTALL))}]"
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                if isinstance(items := parse(text), list):
+                    texts = ["" if item is None else str(item) for item in items]
+                    # Half a surrogate pair, which JSON can spell, could not be saved.
+                    return [item.encode("utf-8", "replace").decode() for item in texts]
     return text.split("; ")
 
 
@@ -247,11 +257,11 @@ def _spell(task: Task, answer: str) -> str:
 
 
 def reference_answers(task: Task, mapping: DatasetMapping, cells: Mapping[str, str], answer: str) -> list[str]:
-    """The mapped answer of a row, and the other items if it is the first item of a list."""
+    """The mapped answer of a row, and the other items, unless empty, if it is the first item of a list."""
     column, part = _split(mapping.answer or "")
     if part != "1" or mapping.values or mapping.answer in cells:
         return [answer]
-    return [answer, *(_spell(task, item) for item in list_items(cells[column])[1:])]
+    return [answer, *(_spell(task, item) for item in list_items(cells[column])[1:] if item)]
 
 
 def fill_cells(template: str, cells: Mapping[str, str]) -> str:
@@ -266,14 +276,24 @@ def _split(reference: str) -> tuple[str, str]:
 
 
 def _read_cell(cells: Mapping[str, str], reference: str) -> str:
-    """The cell, the item or the options; raises LookupError with the reference if the row has none."""
+    """The cell, the item or the options; raises LookupError with the reference if the row has none.
+
+    An empty option keeps its letter, unless only empty ones follow: lists of one length are filled up with them.
+    """
     column, part = (reference, "") if reference in cells else _split(reference)
-    items = list_items(cells[column]) if part and column in cells else []
-    if (not part and column not in cells) or (part and len(items) < (1 if part == "options" else int(part))):
+    if column not in cells:
         raise LookupError(reference)
     if not part:
         return cells[column]
-    return lettered_options(items) if part == "options" else items[int(part) - 1]
+    items = list_items(cells[column])
+    if part == "options":
+        while items and not items[-1].strip():
+            items.pop()
+        if items:
+            return lettered_options(items)
+    elif len(items) >= int(part):
+        return items[int(part) - 1]
+    raise LookupError(reference)
 
 
 @dataclass(frozen=True)
