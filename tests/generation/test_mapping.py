@@ -355,6 +355,39 @@ def test_an_answer_in_words_must_be_nearest_to_its_own_row():
     assert audit(task, queries, references, ["nothing"] * 3).agreement == 0
 
 
+def audit_texts(golds, answers, task="summaries"):
+    return audit(shipped_task(task), [{}] * len(golds), [[gold] for gold in golds], answers)
+
+
+@pytest.mark.parametrize(
+    ("task", "golds", "answers"),
+    [
+        (
+            "summaries",
+            ["首相は新しい経済政策を発表した。", "台風が上陸し大きな被害が出た。", "研究者が新しい薬を開発した。"],
+            ["首相は新たな経済政策を発表した。", "台風が上陸して大きな被害が出た。", "研究者が新薬を開発した。"],
+        ),
+        ("bbh_dyck_languages", ["] ]", "} >", ") ]"], ["]]", "} >", ") ]"]),
+        ("summaries", ["😀", "😢 😢", "!"], ["😀", "😢😢", "!"]),
+        ("summaries", [*["It is not said."] * 8, *(f"Boat {n} sails." for n in range(12))],
+         [*["It is not said"] * 8, *(f"boat {n} sails" for n in range(12))]),
+        ("mconala_ja", ["sorted(d, key=f)", "','.join(xs)", "xs[0]"], ["sorted(d, key=g)", "', '.join(xs)", "xs[0]"]),
+    ],
+)  # fmt: skip
+def test_right_answers_in_any_script_agree_and_those_of_other_rows_do_not(task, golds, answers):
+    assert audit_texts(golds, answers, task).agreement == 1
+    count = len(golds)
+    others = [
+        next(answers[k % count] for k in range(n, 2 * count) if golds[k % count] != golds[n]) for n in range(count)
+    ]
+    assert audit_texts(golds, others, task).agreement == 0
+
+
+@given(st.lists(st.text(), min_size=1, max_size=6))
+def test_an_answer_that_is_that_of_its_row_agrees_whatever_other_rows_have(golds):
+    assert audit_texts(golds, golds).agreement == 1
+
+
 def test_any_answer_of_a_list_agrees():
     task = shipped_task("reading_qa")
     mapping = DatasetMapping(dataset="d", config="c", fields={"context": "text", "question": "q"}, answer="answers|1")

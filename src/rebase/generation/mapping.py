@@ -26,9 +26,9 @@ from rebase.generation.verification import agrees
 from rebase.parameters import MapParameters
 from rebase.records import DatasetMapping, Task
 from rebase.tasks.extraction import as_label, extract
-from rebase.tasks.metrics import f1
+from rebase.tasks.metrics import word_f1
 from rebase.teacher.protocol import Request, parse_response
-from rebase.text import count_words, fill_template, lettered_options, template_columns
+from rebase.text import comparable, count_words, fill_template, lettered_options, template_columns, tokens
 
 #: Columns that a request shows.
 MAX_COLUMNS = 40
@@ -340,21 +340,33 @@ def audit(
 ) -> Audit:
     """Compare the teacher's answers to some queries, at least one, with the ``references`` of each, the mapped first.
 
-    An answer agrees if it is one of the references. Texts and code are never equal: they must share more words with one
-    of their own than with any of another row.
+    An answer agrees if it is one of the references. Another text, or other code, agrees if it shares more words with
+    one of them than with any that other rows alone have.
     """
+    is_text = task.answer.type in ("text", "code")
+    keys = [set(map(_text_key, golds)) for golds in references]
 
     def agree(position: int) -> bool:
         answer, golds = answers[position], references[position]
-        if task.answer.type not in ("text", "code"):
+        if not is_text:
             return any(agrees(task, queries[position], gold, answer) for gold in golds)
-        others = (gold for row in (*references[:position], *references[position + 1 :]) for gold in row)
-        return max(f1(answer, gold) for gold in golds) > max((f1(answer, other) for other in others), default=0.0)
+        others = (gold for row in references for gold in row if _text_key(gold) not in keys[position])
+        return _text_key(answer) in keys[position] or _nearest(answer, golds) > _nearest(answer, others)
 
     count = len(references)
     agreed = sum(map(agree, range(count)))
     baseline = max(Counter(golds[0] for golds in references).values()) / count
     return Audit.of(agreed, count, baseline)
+
+
+def _text_key(text: str) -> str:
+    """Equal for texts that are the same but for case, spacing and punctuation; texts of signs alone keep the signs."""
+    return comparable(text).strip() or "".join(text.split())
+
+
+def _nearest(text: str, references: Iterable[str]) -> float:
+    words = tokens(text)
+    return max((word_f1(words, tokens(reference)) for reference in references), default=0.0)
 
 
 def correct_values(mapping: DatasetMapping, given: Iterable[tuple[str, str]]) -> DatasetMapping | None:

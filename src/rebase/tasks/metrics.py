@@ -51,7 +51,11 @@ def f1(prediction: str, answer: str) -> float:
 
     Two answers that are empty after normalization share no word: 0.
     """
-    predicted, gold = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    return word_f1(normalize_answer(prediction).split(), normalize_answer(answer).split())
+
+
+def word_f1(predicted: Sequence[str], gold: Sequence[str]) -> float:
+    """Return the harmonic mean of precision and recall of the words; 0 if they share none."""
     shared = (Counter(predicted) & Counter(gold)).total()
     return 2 * shared / (len(predicted) + len(gold)) if shared else 0.0
 
