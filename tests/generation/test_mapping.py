@@ -332,6 +332,17 @@ def test_a_teacher_that_always_says_the_same_passes_no_audit(label):
     assert audit_nli([label] * 20, [label] * 20).reject(0)
 
 
+def test_a_teacher_that_always_gives_one_of_the_references_passes_no_audit():
+    queries = [{"question": f"How many in case {n}?"} for n in range(20)]
+    references = [[str(n), "7.0"] for n in range(100, 120)]
+    always = audit(SUMS, queries, references, ["7"] * 20)
+    assert (always.agreement, always.baseline) == (1, 1)
+    assert always.reject(0.3)
+    assert audit(SUMS, queries, [[first] for first, _ in references], ["7"] * 20).baseline == pytest.approx(1 / 20)
+    texts = [[f"Boat {n} sails on lake {n}.", "Not said." if n % 2 else "not said"] for n in range(20)]
+    assert audit(shipped_task("summaries"), queries, texts, ["Not said"] * 20).baseline == 1
+
+
 def test_values_get_the_label_that_the_teacher_gives_most_often_to_their_rows():
     mapping = nli(values={"0": "contradiction", "1": "neutral", "2": "contradiction"})
     given = [("0", "entailment"), ("0", "entailment"), ("0", "neutral"), ("1", "neutral"), ("2", "contradiction")]

@@ -46,6 +46,8 @@ _MAX_LIST_CHARACTERS = 20_000
 _ITEM = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None|-?\d[\d.]*)"""
 _NUMPY_LIST = re.compile(rf"\[\s*{_ITEM}(?:\s+{_ITEM})+\s*\]", re.DOTALL)
 _SHOWN_DESCRIPTION = 600
+#: Answers of an audit that may be the most frequent one: all of them in all rows are too many comparisons.
+_MAX_FREQUENT = 20
 #: In the table of a label column: the value has no label.
 NO_LABEL = "none of these"
 
@@ -345,18 +347,24 @@ def audit(
     """
     is_text = task.answer.type in ("text", "code")
     keys = [set(map(_text_key, golds)) for golds in references]
-
-    def agree(position: int) -> bool:
-        answer, golds = answers[position], references[position]
-        if not is_text:
-            return any(agrees(task, queries[position], gold, answer) for gold in golds)
-        others = (gold for row in references for gold in row if _text_key(gold) not in keys[position])
-        return _text_key(answer) in keys[position] or _nearest(answer, golds) > _nearest(answer, others)
-
     count = len(references)
-    agreed = sum(map(agree, range(count)))
-    baseline = max(Counter(golds[0] for golds in references).values()) / count
-    return Audit.of(agreed, count, baseline)
+
+    def is_reference(position: int, answer: str) -> bool:
+        if is_text:
+            return _text_key(answer) in keys[position]
+        return any(agrees(task, queries[position], gold, answer) for gold in references[position])
+
+    def is_nearest(position: int, answer: str) -> bool:
+        others = (gold for golds in references for gold in golds if _text_key(gold) not in keys[position])
+        return _nearest(answer, references[position]) > _nearest(answer, others)
+
+    def agree(position: int, answer: str) -> bool:
+        return is_reference(position, answer) or (is_text and is_nearest(position, answer))
+
+    agreed = sum(map(agree, range(count), answers))
+    frequent = Counter(gold for golds in references for gold in dict.fromkeys(golds)).most_common(_MAX_FREQUENT)
+    baseline = max(sum(is_reference(position, gold) for position in range(count)) for gold, _ in frequent)
+    return Audit.of(agreed, count, baseline / count)
 
 
 def _text_key(text: str) -> str:
