@@ -20,6 +20,7 @@ from rebase.text import (
     normalize,
     pieces,
     runs,
+    split_reference,
     start_near,
     tokens,
     weight,
@@ -172,6 +173,13 @@ def test_cut_at_tokens_ends_with_a_word():
     assert cut_at_tokens("The lighthouse at Skarn Point", 4) == "The lighthouse at"
     assert cut_at_tokens("extraordinarily", 1) == "extrao"
     assert cut_at_tokens("日本語", 3) == "日本"
+
+
+def test_a_reference_names_a_part_of_a_column_or_a_column():
+    assert split_reference("a|2") == ("a", "2")
+    assert split_reference("a|b|options") == ("a|b", "options")
+    for column in ("a", "a|0", "a|02", "a|²", "a|b", "|", f"a|{'9' * 9999}"):
+        assert split_reference(column) == (column, "")
 
 
 def test_common_prefix_length():

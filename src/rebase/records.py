@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal, TypedDict, get_args
@@ -20,7 +21,7 @@ from pydantic import (
 )
 
 from rebase.errors import RebaseError, did_you_mean
-from rebase.text import NUMBER, listed_options, normalize, template_columns
+from rebase.text import NUMBER, listed_options, normalize, split_reference, template_columns
 
 AnswerType = Literal["span", "label", "number", "text", "code"]
 Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "rouge_l"]
@@ -200,6 +201,16 @@ class DatasetMapping(Strict):
     audit: bool = False
 
 
+def _tells(reference: str, answer: str) -> bool:
+    """Whether a reference to a column tells the answer, which is another reference.
+
+    Two items of a list may be a question and its answer. The first one is an answer of which the others are variants.
+    """
+    (column, part), (answer_column, answer_part) = map(split_reference, (reference, answer))
+    are_items = part.isdecimal() and answer_part.isdecimal()
+    return column == answer_column and not (are_items and answer_part not in ("1", part))
+
+
 class Task(Strict):
     r"""A task, as its YAML file defines it.
 
@@ -253,16 +264,16 @@ class Task(Strict):
 
     def mapping_problem(self, mapping: DatasetMapping) -> str | None:
         """Return why a mapping does not fit the task, whatever the rows are; None if it fits."""
-        templates = list(mapping.fields.values())
+        columns = [frozenset(template_columns(template)) for template in mapping.fields.values()]
         if set(mapping.fields) != set(self.query_fields):
             return f"`fields` must have exactly {sorted(self.query_fields)}"
-        if len(set(templates)) < len(templates):
+        if len(set(columns)) < len(columns):
             return "two fields have the same column"
         if mapping.answer is None:
             return "`values` and `audit` need an `answer`" if mapping.values or mapping.audit else None
-        in_fields = {column for template in templates for column in template_columns(template)}
-        if shared := in_fields.intersection(template_columns(mapping.answer)):
-            return f"the answer's column {min(shared)!r} is also in a field, where it tells the answer"
+        for answer, column in product(template_columns(mapping.answer), sorted(frozenset().union(*columns))):
+            if _tells(column, answer):
+                return f"{column!r} in a field tells the answer, {answer!r}: use another column"
         outside = sorted(set(mapping.values.values()) - set(self.answer.labels))
         if self.answer.labels and outside:
             return f"{outside[0]!r} is not one of the labels {list(self.answer.labels)}"

@@ -31,6 +31,7 @@ _PIECE = re.compile(rb"[A-Z]?[a-z]{1,6}|[A-Z]{1,2}|[!-/:-@\[-`{-~]{1,2}|[\x80-\x
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _LISTED_OPTION = re.compile(r"\(([A-Z])\)|^[^\S\n]*([A-Z])[.):](?=\s)", re.MULTILINE)
 _IN_BRACES = re.compile(r"\{([^{}]+)\}")
+_PART_OF_COLUMN = re.compile(r"(.*)\|(options|[1-9][0-9]{0,5})", re.DOTALL)
 #: No word has more letters on average, also in German.
 _WORD_LETTERS = 20
 _SENTENCE_END = re.compile(r"[.!?。！？][\"')\]]*(?=\s|$)|[。！？]")
@@ -192,6 +193,12 @@ def listed_options(text: str) -> set[str]:
 def template_columns(template: str) -> list[str]:
     """The columns of a template of a mapping: those in braces; a template without braces is a column."""
     return _IN_BRACES.findall(template) if "{" in template else [template]
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """The column and the part of it in a reference such as ``choices|2``; the part is empty for the whole cell."""
+    match = _PART_OF_COLUMN.fullmatch(reference)
+    return (match[1], match[2]) if match else (reference, "")
 
 
 def fill_template(template: str, value: Callable[[str], str]) -> str:

@@ -241,12 +241,12 @@ def test_a_row_that_differs_is_rejected(cells, rejection):
 
 @given(
     st.dictionaries(st.text(), st.text()),
-    st.sampled_from(["sentence1", "{sentence1} {gold}", "sentence1|2", "sentence1|options", "{", "{}", "a|0", ""]),
+    st.sampled_from(["sentence1", "{sentence1} {gold}", "sentence1|2", "sentence1|options", "{", "{}", "a|²", ""]),
     st.sampled_from(["gold", None]),
 )
 def test_any_row_is_an_example_or_rejected(cells, template, answer):
     mapping = nli(fields={"premise": template, "hypothesis": "sentence2"}, answer=answer, values={})
-    outcome = map_row(NLI, mapping, {"sentence2": "x", "gold": "neutral"} | cells)
+    outcome = map_row(NLI, mapping, {"sentence2": "x", "gold": "neutral", "a": "y; z"} | cells)
     assert isinstance(outcome, Example | Rejection)
     if isinstance(outcome, Example):
         assert set(outcome.fields) == {"premise", "hypothesis"}
@@ -265,7 +265,15 @@ def test_columns_that_no_row_has_are_found():
     [
         ({"fields": {"premise": "a"}}, "must have exactly"),
         ({"fields": {"premise": "a", "hypothesis": "a"}}, "two fields have the same column"),
-        ({"fields": {"premise": "a", "hypothesis": "{b} {gold}"}}, "'gold' is also in a field"),
+        ({"fields": {"premise": "a", "hypothesis": "{b} {gold}"}}, "'gold' in a field tells the answer, 'gold': use"),
+        ({"fields": {"premise": "a", "hypothesis": "{b} {gold|1}"}}, "'gold|1' in a field tells the answer, 'gold'"),
+        ({"fields": {"premise": "a", "hypothesis": "gold"}, "answer": "gold|2"}, "'gold' in a field tells"),
+        ({"fields": {"premise": "a", "hypothesis": "So: {b}"}, "answer": "b|2"}, "'b' in a field tells"),
+        ({"fields": {"premise": "a", "hypothesis": "b|options"}, "answer": "b|1"}, "'b|options' in a field tells"),
+        ({"fields": {"premise": "a", "hypothesis": "b|2"}, "answer": "{b|2}."}, "'b|2' in a field tells"),
+        ({"fields": {"premise": "a", "hypothesis": "b|2"}, "answer": "b|1"}, "'b|2' in a field tells"),
+        ({"fields": {"premise": "a", "hypothesis": "{a}"}}, "two fields have the same column"),
+        ({"fields": {"premise": "{a}: {b}", "hypothesis": "{b} of {a}"}}, "two fields have the same column"),
         ({"values": {0: "entails", 1: "neutral"}}, "'entails' is not one of the labels"),
         ({"answer": None}, "`values` and `audit` need an `answer`"),
         ({"answer": None, "values": {}, "audit": True}, "`values` and `audit` need an `answer`"),
@@ -293,6 +301,21 @@ def test_a_mapping_of_another_form_in_a_task_file_is_one_message(change, line):
     with pytest.raises(RebaseError) as error:
         Task.parse(NLI.model_dump() | {"mappings": [nli().model_dump() | change]}, "mnli.yml")
     assert str(error.value) == f"mnli.yml: not a valid task.\n{line}"
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "answer", "values"),
+    [
+        (EXAM, {"question": "q", "choices": "choices|options"}, "key", {"0": "(A)", "1": "(B)"}),
+        (SUMS, {"question": "{q} {choices|options}"}, "key", {"0": "choices|1", "1": "choices|2"}),
+        (SUMS, {"question": "turns|1"}, "turns|2", {}),
+        (NLI, {"premise": "pair|1", "hypothesis": "pair|2"}, "gold", {}),
+        (NLI, {"premise": "{title} {text}", "hypothesis": "title"}, "gold", {}),
+    ],
+)
+def test_a_field_may_have_options_and_other_items_than_the_answer(task, fields, answer, values):
+    mapping = DatasetMapping(dataset="d", fields=fields, answer=answer, values=values)
+    assert task.mapping_problem(mapping) is None
 
 
 def test_a_person_gives_no_mapping_with_one_label_but_a_teacher_may():

@@ -28,7 +28,15 @@ from rebase.records import DatasetMapping, Task
 from rebase.tasks.extraction import as_label, extract
 from rebase.tasks.metrics import word_f1
 from rebase.teacher.protocol import Request, parse_response
-from rebase.text import comparable, count_words, fill_template, lettered_options, template_columns, tokens
+from rebase.text import (
+    comparable,
+    count_words,
+    fill_template,
+    lettered_options,
+    split_reference,
+    template_columns,
+    tokens,
+)
 
 #: Columns that a request shows.
 MAX_COLUMNS = 40
@@ -229,7 +237,7 @@ def unknown_columns(mapping: DatasetMapping, columns: Iterable[str], task: Task)
     templates = [*mapping.fields.values(), *(() if task.answer.labels else mapping.values.values())]
     templates += [mapping.answer] * (mapping.answer is not None)
     references = dict.fromkeys(column for template in templates for column in template_columns(template))
-    return [name for name in references if name not in names and _split(name)[0] not in names]
+    return [name for name in references if name not in names and split_reference(name)[0] not in names]
 
 
 def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Example | Rejection:
@@ -260,7 +268,7 @@ def _spell(task: Task, answer: str) -> str:
 
 def reference_answers(task: Task, mapping: DatasetMapping, cells: Mapping[str, str], answer: str) -> list[str]:
     """The mapped answer of a row, and the other items, unless empty, if it is the first item of a list."""
-    column, part = _split(mapping.answer or "")
+    column, part = split_reference(mapping.answer or "")
     if part != "1" or mapping.values or mapping.answer in cells:
         return [answer]
     return [answer, *(_spell(task, item) for item in list_items(cells[column])[1:] if item)]
@@ -271,18 +279,12 @@ def fill_cells(template: str, cells: Mapping[str, str]) -> str:
     return fill_template(template, lambda reference: _read_cell(cells, reference))
 
 
-def _split(reference: str) -> tuple[str, str]:
-    """The column and the part of it in a reference such as ``choices|2``; the part is empty for the whole cell."""
-    column, _, part = reference.rpartition("|")
-    return (column, part) if part == "options" or (part.isdigit() and part != "0") else (reference, "")
-
-
 def _read_cell(cells: Mapping[str, str], reference: str) -> str:
     """The cell, the item or the options; raises LookupError with the reference if the row has none.
 
     An empty option keeps its letter, unless only empty ones follow: lists of one length are filled up with them.
     """
-    column, part = (reference, "") if reference in cells else _split(reference)
+    column, part = (reference, "") if reference in cells else split_reference(reference)
     if column not in cells:
         raise LookupError(reference)
     if not part:
