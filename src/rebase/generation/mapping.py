@@ -97,11 +97,14 @@ def list_items(text: str) -> list[str]:
 
 
 def describe_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, Column]:
-    """The columns of some rows, of which at most ``MAX_COLUMNS`` with the most cells."""
+    """The columns of some rows, of which at most ``MAX_COLUMNS`` with the most cells.
+
+    Columns that a template cannot name are left out: those with braces.
+    """
     cells: dict[str, list[str]] = {}
     for row in rows:
         for name, text in row.items():
-            if len(name) <= _MAX_NAME_CHARACTERS:
+            if len(name) <= _MAX_NAME_CHARACTERS and {"{", "}"}.isdisjoint(name):
                 cells.setdefault(name, []).append(text)
     largest = sorted(cells, key=lambda name: -len(cells[name]))[:MAX_COLUMNS]
     return {name: _describe(cells[name]) for name in cells if name in largest}
