@@ -23,7 +23,7 @@ def test_a_mapped_example_shows_its_mapping():
     line |= {"agreement": 0.9, "low": 0.7, "high": 0.97, "baseline": 0.5, "dollars": 0.01}
     mapped = tables()["examples"].head(1).assign(mapping_id="m1", teacher="people")
     made = tables() | {
-        "mappings": pd.DataFrame([line]),
+        "mappings": pd.DataFrame([line | {"config": "other", "rows": 5}, line | {"config": "a"}]),
         "mapped_examples": mapped,
         "mapped_rejected": pd.DataFrame(
             [{"row_id": "birds/a/train/7", "dataset": "birds", "reason": "unmapped_value", "detail": "-"}]

@@ -191,9 +191,11 @@ def _examples(run: RunTables, column: str = "", *values: str) -> list[Line]:
 def _example(run: RunTables, example: Line, row: Line | None) -> Line:
     result = {name: example[name] for name in _EXAMPLE_COLUMNS if example.get(name) is not None}
     result |= {"training": _training(run, example), **_response(run, example)}
-    if mappings := run.lines("mappings", "mapping_id", example.get("mapping_id") or ""):
-        names = ("mapping_id", "mapping", "written_by", "rows", "agreement", "low", "high", "baseline", "dollars")
-        result["mapping"] = {name: mappings[0][name] for name in names}
+    for mapping in run.lines("mappings", "mapping_id", example.get("mapping_id") or ""):
+        # A mapping for all configs has a line for each.
+        if mapping["config"] == example["config"]:
+            names = ("mapping_id", "mapping", "written_by", "rows", "agreement", "low", "high", "baseline", "dollars")
+            result["mapping"] = {name: mapping[name] for name in names}
     if example["table"] == "reasoned_examples" and example.get("rationale"):
         # The reasoning was requested for the example as it was before the cot stage.
         before = run.lines("examples", "example_id", example["example_id"]) or [example]
