@@ -258,6 +258,10 @@ class Task(Strict):
             problem = self.mapping_problem(mapping)
             if self.answer.labels and len(set(mapping.values.values())) == 1:
                 problem = problem or "all values have one label"
+            # An example has the id of its row, which two mappings would give to two examples.
+            earlier = {other.config for other in self.mappings[:number] if other.dataset == mapping.dataset}
+            if earlier and (mapping.config is None or not earlier.isdisjoint({mapping.config, None})):
+                problem = problem or "an earlier mapping is of the same config: keep one of them"
             if problem:
                 raise ValueError(f"mappings[{number}], of {mapping.dataset}: {problem}")
         return self

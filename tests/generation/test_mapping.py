@@ -325,6 +325,21 @@ def test_a_person_gives_no_mapping_with_one_label_but_a_teacher_may():
         Task.parse(NLI.model_dump() | {"mappings": [mapping.model_dump()]}, "mnli.yml")
 
 
+@pytest.mark.parametrize(
+    ("configs", "is_valid"),
+    [(["a", "b"], True), (["a", "a"], False), ([None, None], False), (["a", None], False), ([None, "a"], False)],
+)
+def test_a_config_has_one_mapping(configs, is_valid):
+    other = nli(dataset="other")
+    mappings = [other, *(nli(config=config) for config in configs)]
+    task = NLI.model_dump() | {"mappings": [mapping.model_dump() for mapping in mappings]}
+    if is_valid:
+        assert len(Task.parse(task, "mnli.yml").mappings) == 3
+        return
+    with pytest.raises(RebaseError, match=r"mappings\[2\], of d: an earlier mapping is of the same config: keep one"):
+        Task.parse(task, "mnli.yml")
+
+
 def test_keys_of_yaml_are_read_as_cells():
     assert nli(values={0: "entailment", True: "neutral"}).values == {"0": "entailment", "true": "neutral"}
 
