@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from rebase.datastore.shards import Shards, with_metadata
 from rebase.errors import RebaseError
 from rebase.generation import mapped_configs
 from rebase.generation.mapped_configs import MappedConfig
@@ -45,6 +46,21 @@ def test_a_wrong_mapping_in_the_task_file_stops_the_run_before_any_request():
     absent = mapping.model_copy(update={"dataset": "rafts"})
     mappings, *_ = map_({"boats": pairs()}, task=NLI.model_copy(update={"mappings": (absent,)}))
     assert list(mappings["state"]) == ["not_in_datastore", "used"]
+
+
+@pytest.mark.parametrize("config", [None, "default"])
+@pytest.mark.parametrize(
+    ("duplicate_of", "detail"),
+    [("boats", "the same data files as boats: set `dataset`"), ("", "see `ingest_rejected`")],
+)
+def test_a_mapping_in_the_task_file_of_a_dataset_without_rows_is_rejected(config, duplicate_of, detail):
+    boats = store({"boats": pairs()})["boats"]
+    empty = with_metadata(boats.slice(0, 0), {"duplicate_of": duplicate_of})
+    rows = Shards({"boats": "1", "rafts": "1"}, lambda name, _: boats if name == "boats" else empty)
+    mapping = DatasetMapping(dataset="rafts", config=config, fields=MAPPING["fields"], answer="gold", values=NAMES)
+    mappings, *_ = map_(rows, task=NLI.model_copy(update={"mappings": (mapping,)}))
+    assert list(mappings["state"]) == ["no_rows", "used"]
+    assert detail in mappings["detail"][0]
 
 
 SWAPPED = MAPPING | {"answer": {"column": "gold", "values": dict(zip(NAMES, [*LABELS[1:], LABELS[0]], strict=True))}}

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow.compute as pc
 import yaml
 
-from rebase.datastore.shards import Shards
+from rebase.datastore.shards import Shards, metadata_of
 from rebase.errors import RebaseError
 from rebase.generation.filters.base import Candidate, Rejection
 from rebase.generation.filters.passages import find_passage, reject_without_passage
@@ -149,8 +149,7 @@ def find_configs(task: Task, retrieved: pd.DataFrame, rows: Shards, parameters: 
     """
     configs = []
     for mapping in task.mappings:
-        if mapping.dataset not in rows:
-            rejection = Rejection("not_in_datastore", "correct `dataset`, or add it to the sources")
+        if rejection := _reject_without_rows(mapping.dataset, rows):
             configs.append(MappedConfig(mapping.dataset, mapping.config or "", rows, mapping, rejection=rejection))
             continue
         names = [mapping.config] if mapping.config else pc.unique(rows[mapping.dataset]["config"]).to_pylist()
@@ -164,6 +163,17 @@ def find_configs(task: Task, retrieved: pd.DataFrame, rows: Shards, parameters: 
                     f"{', '.join(map(repr, unknown))}, which no row of the config {name!r} has: {there}. Correct it."
                 )
     return configs + [MappedConfig(*pair, rows) for pair in configs_to_map(task, retrieved, parameters.min_rows)]
+
+
+def _reject_without_rows(dataset: str, rows: Shards) -> Rejection | None:
+    if dataset not in rows:
+        return Rejection("not_in_datastore", "correct `dataset`, or add it to the sources")
+    table = rows[dataset]
+    if len(table):
+        return None
+    other = metadata_of(table).get("duplicate_of")
+    advice = f"it has the same data files as {other}: set `dataset` to that" if other else "see `ingest_rejected`"
+    return Rejection("no_rows", advice)
 
 
 async def request_mapping(

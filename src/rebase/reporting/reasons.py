@@ -11,7 +11,7 @@ REASONS = {
     "malformed": "Its content is not of its format.",
     "too_large": "The file, or the row, is larger than the limit.",
     "no_data_files": "There is no file that can be read.",
-    "no_rows": "The files have no rows.",
+    "no_rows": "The files, or the datastore for the dataset, have no rows.",
     "other_split": "It belongs to another split than the one that is read.",
     "other_file": "It is of another format than the files that are read.",
     "empty_row": "No cell of the row has text.",
