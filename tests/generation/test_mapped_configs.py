@@ -24,6 +24,7 @@ from tests.pipelines.maps import (
     answers_like_people,
     map_,
     pairs,
+    retrieved_of,
     store,
 )
 
@@ -61,6 +62,23 @@ def test_a_mapping_in_the_task_file_of_a_dataset_without_rows_is_rejected(config
     mappings, *_ = map_(rows, task=NLI.model_copy(update={"mappings": (mapping,)}))
     assert list(mappings["state"]) == ["no_rows", "used"]
     assert detail in mappings["detail"][0]
+
+
+@pytest.mark.parametrize("earlier", ["rafts", "boats:old"])
+def test_retrieved_rows_that_the_datastore_no_longer_has_cost_no_request(earlier):
+    requests = []
+    retrieved = retrieved_of(store({earlier: pairs()}))
+    mappings, *_ = map_({"boats": pairs()}, requests.append, retrieved=retrieved, mode="both")
+    assert list(mappings["state"]) == ["not_in_datastore"]
+    assert "run retrieve again" in mappings["detail"][0]
+    assert not requests
+
+
+def test_a_config_without_a_column_that_can_be_named_costs_no_request():
+    requests = []
+    mappings, *_ = map_({"boats": [{"text {en}": f"Boat {n}."} for n in range(12)]}, requests.append, mode="both")
+    assert list(mappings["state"]) == ["no_columns"]
+    assert not requests
 
 
 SWAPPED = MAPPING | {"answer": {"column": "gold", "values": dict(zip(NAMES, [*LABELS[1:], LABELS[0]], strict=True))}}

@@ -53,6 +53,8 @@ _NAMED = 10
 #: Mapped queries that an audit asks about at once, until it passes or is not likely to.
 AUDITED_AT_ONCE = 20
 
+_NOT_IN_DATASTORE = Rejection("not_in_datastore", "the retrieved rows are of an earlier one: run retrieve again")
+
 Line = dict[str, Any]
 Check = Callable[[Line, Example, bool], Example | Rejection]
 
@@ -162,7 +164,9 @@ def find_configs(task: Task, retrieved: pd.DataFrame, rows: Shards, parameters: 
                     f"map: the mapping of {mapping.dataset} in the file of task {task.name!r} names the column "
                     f"{', '.join(map(repr, unknown))}, which no row of the config {name!r} has: {there}. Correct it."
                 )
-    return configs + [MappedConfig(*pair, rows) for pair in configs_to_map(task, retrieved, parameters.min_rows)]
+    for dataset, name in configs_to_map(task, retrieved, parameters.min_rows):
+        configs.append(MappedConfig(dataset, name, rows, rejection=None if dataset in rows else _NOT_IN_DATASTORE))
+    return configs
 
 
 def _reject_without_rows(dataset: str, rows: Shards) -> Rejection | None:
@@ -187,8 +191,13 @@ async def request_mapping(
     """Set the config's mapping, or the reason why there is none."""
     sample = [json.loads(line["row"]) for line in islice(config.lines(parameters.seed), _ROWS_AT_ONCE)]
     columns = describe_columns(sample)
-    if lacks_passages(task, columns):
+    if not sample:
+        config.rejection = _NOT_IN_DATASTORE
+    elif not columns:
+        config.rejection = Rejection("no_columns")
+    elif lacks_passages(task, columns):
         config.rejection = Rejection("no_passage", "no column has texts of some length")
+    if config.rejection:
         return
     request = map_request(task, description, columns, sample[: parameters.shown_rows], prompt, parameters)
     config.responses.append(await session.generate(request))
