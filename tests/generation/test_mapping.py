@@ -384,15 +384,22 @@ def test_a_teacher_that_always_gives_one_of_the_references_passes_no_audit():
 def test_values_get_the_label_that_the_teacher_gives_most_often_to_their_rows():
     mapping = nli(values={"0": "contradiction", "1": "neutral", "2": "contradiction"})
     given = [("0", "entailment"), ("0", "entailment"), ("0", "neutral"), ("1", "neutral"), ("2", "contradiction")]
-    corrected = correct_values(mapping, given)
+    corrected = correct_values(NLI, mapping, given)
     assert corrected.values == {"0": "entailment", "1": "neutral", "2": "contradiction"}
     assert corrected.fields == mapping.fields
-    assert correct_values(corrected, given) is None
+    assert correct_values(NLI, corrected, given) is None
+
+
+def test_only_labels_of_the_task_correct_a_mapping():
+    given = [("0", "Entailment."), ("1", "NEUTRAL"), ("2", "maybe"), ("2", "maybe"), ("2", "Contradiction")]
+    assert correct_values(NLI, nli(), given) is None
+    swapped = nli(values={"0": "neutral", "1": "entailment", "2": "contradiction"})
+    assert correct_values(NLI, swapped, given).values == NAMES
 
 
 def test_values_that_would_all_get_one_label_are_not_corrected():
     mapping = nli(values={"0": "contradiction", "1": "neutral"})
-    assert correct_values(mapping, [("0", "neutral"), ("1", "neutral")]) is None
+    assert correct_values(NLI, mapping, [("0", "neutral"), ("1", "neutral")]) is None
 
 
 def test_an_answer_in_words_must_be_nearest_to_its_own_row():

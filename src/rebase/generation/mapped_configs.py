@@ -295,7 +295,7 @@ async def audit_mapping(
     answered = await _request_audit(session, task, config, set(), prompt, parameters)
     if config.written or mapping is None or not answered or not config.rejection or not task.answer.labels:
         return
-    corrected = correct_values(mapping, [(_answer_value(config, line), answer) for line, _, answer in answered])
+    corrected = correct_values(task, mapping, [(_answer_value(config, line), answer) for line, _, answer in answered])
     if corrected is None:
         config.rejection = one_label or config.rejection
         return

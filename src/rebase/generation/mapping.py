@@ -382,15 +382,17 @@ def _nearest(text: str, references: Iterable[str]) -> float:
     return max((word_f1(words, tokens(reference)) for reference in references), default=0.0)
 
 
-def correct_values(mapping: DatasetMapping, given: Iterable[tuple[str, str]]) -> DatasetMapping | None:
+def correct_values(task: Task, mapping: DatasetMapping, given: Iterable[tuple[str, str]]) -> DatasetMapping | None:
     """The mapping with the label that the teacher gave most often to the rows of each value.
 
-    None if that changes nothing, or leaves one label. ``given`` has the value and the teacher's label of some rows. A
-    teacher that labels rows rightly can still write a wrong table for values without names, such as 0, 1 and 2.
+    None if that changes nothing, or leaves one label. ``given`` has the value and the teacher's answer of some rows;
+    answers that are no label of the task do not count. A teacher that labels rows rightly can still write a wrong table
+    for values without names, such as 0, 1 and 2.
     """
     labels: dict[str, Counter[str]] = {}
-    for value, label in given:
-        labels.setdefault(value, Counter())[label] += 1
+    for value, answer in given:
+        if label := as_label(answer, task.answer.labels):
+            labels.setdefault(value, Counter())[label] += 1
     values = mapping.values | {value: counts.most_common(1)[0][0] for value, counts in labels.items()}
     if values == mapping.values or len(set(values.values())) == 1:
         return None
