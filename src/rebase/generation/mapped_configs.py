@@ -120,9 +120,9 @@ class MappedConfig:
         return "labeled_by_teacher" if self.used else "not_needed"
 
     def correct(self, mapping: DatasetMapping) -> None:
-        """Replace the mapping, and forget what became of the rows."""
+        """Replace the mapping, and forget its audit and what became of the rows."""
         self.mapping, self.is_corrected, self.rejection, self.not_needed = mapping, True, None, 0
-        self.mapped, self.rejected = [], []
+        self.mapped, self.rejected, self.audit = [], [], None
 
     def reject_all(self) -> None:
         """Reject the mapping, because none of its rows became an example."""
