@@ -45,6 +45,9 @@ from tests.shipped import shipped_prompt
 from tests.teacher.server import Answer, serving
 from tests.teacher.teachers import hosted
 
+#: Another boat, so that two datasets share no sentence.
+ARKS = "ark on a journey far away, called"
+
 
 def test_one_request_and_an_audit_turn_a_dataset_into_examples():
     mappings, examples, rejected, summary, teacher = map_({"boats": pairs()}, max_examples=9)
@@ -212,7 +215,7 @@ def test_where_no_column_has_the_answer_the_teacher_labels_the_mapped_inputs():
 
 
 def test_labels_that_people_gave_come_first():
-    datasets = {"arks": unlabeled(boat="ark on a journey far away, called"), "boats": pairs(12)}
+    datasets = {"arks": unlabeled(boat=ARKS), "boats": pairs(12)}
     _, people, *_ = map_({"boats": pairs(12)}, max_examples=30)
     mappings, examples, _, summary, teacher = map_(datasets, maps_by_columns, max_examples=len(people) + 3)
     assert Counter(examples["teacher"]) == {"people": len(people), "scripted/test": 3}
@@ -266,13 +269,46 @@ def test_labels_that_are_all_the_same_show_that_the_mapping_is_wrong():
     def say(request):
         return maps_by_columns(request) if "<data>" in request.messages[-1].content else '{"answer": "neutral"}'
 
-    datasets = {"arks": unlabeled(boat="ark on a journey far away, called"), "boats": pairs(12)}
+    datasets = {"arks": unlabeled(boat=ARKS), "boats": pairs(12)}
     mappings, examples, _, summary, _ = map_(datasets, say, audit=0, max_examples=20)
     assert list(mappings["state"]) == ["one_label", "used"]
     assert set(examples["teacher"]) == {"people"}
     assert summary["rejected"]["mapping_rejected"] == 60
     mappings, *_ = map_({"boats": unlabeled()}, say, max_examples=4)
     assert list(mappings["state"]) == ["labeled_by_teacher"], "four of one label may be chance"
+
+
+def says_neutral_of_arks(request):
+    query = request.messages[-1].content
+    return '{"answer": "neutral"}' if "<data>" not in query and "ark " in query else maps_by_columns(request)
+
+
+def test_the_inputs_of_other_mappings_replace_those_with_one_label():
+    datasets = {"arks": unlabeled(boat=ARKS), "boats": unlabeled()}
+    mappings, examples, *_, teacher = map_(datasets, says_neutral_of_arks, max_examples=20)
+    assert list(mappings["state"]) == ["one_label", "labeled_by_teacher"]
+    assert set(examples["dataset"]) == {"boats"}
+    assert len(examples) == 15, "five inputs showed that the labels of the arks are all the same"
+    assert len(teacher.requests) == 2 + 20, "no more inputs than examples"
+    datasets["people"] = [row | {"sentence2": f"{row['sentence2']} It is known."} for row in pairs(9)]
+    mappings, examples, *_ = map_(datasets, says_neutral_of_arks, audit=0, max_examples=20)
+    assert list(mappings["state"]) == ["one_label", "labeled_by_teacher", "used"]
+    assert len(examples) == 20
+
+
+def test_a_mapping_whose_first_labels_are_the_same_is_used_if_later_ones_differ():
+    counted = []
+
+    def say(request):
+        if "ark " not in request.messages[-1].content or "<data>" in request.messages[-1].content:
+            return maps_by_columns(request)
+        counted.append(request)
+        return json.dumps({"answer": LABELS[len(counted) > 5]})
+
+    datasets = {"arks": unlabeled(boat=ARKS), "boats": unlabeled(6)}
+    mappings, examples, *_ = map_(datasets, say, max_examples=20)
+    assert list(mappings["state"]) == ["labeled_by_teacher"] * 2
+    assert Counter(examples["dataset"]) == {"arks": 14, "boats": 6}
 
 
 def test_a_mapping_without_an_answer_in_the_task_file_is_labeled_too():
@@ -365,7 +401,7 @@ def test_labels_of_an_api_are_bought_once(tmp_path):
 
 
 def test_labels_of_people_need_a_rationale_only_if_the_student_learns_it():
-    datasets = {"arks": unlabeled(boat="ark on a journey far away, called"), "boats": pairs(12)}
+    datasets = {"arks": unlabeled(boat=ARKS), "boats": pairs(12)}
     _, examples, *_ = map_(datasets, maps_by_columns, max_examples=15)
     count = (examples["teacher"] != "people").sum()
     assert 0 < count < 15

@@ -138,7 +138,7 @@ def _select(
         candidate = Candidate(
             line["row_id"], line["dataset"], line["license"], example.fields, content_hash(example.fields)
         )
-        if max_examples in (len(stage.kept), len(inputs)):
+        if len(stage.kept) == max_examples:
             config.not_needed += 1
         elif rejection := duplicates.reject(candidate):
             config.rejected.append(rejected_line(line, rejection))
@@ -162,9 +162,57 @@ def _label_inputs(
     protected: ProtectedTexts,
     max_examples: int,
 ) -> Usage:
-    """Have the teacher label the inputs until there are enough examples; return what it used."""
+    """Have the teacher label at most ``max_examples`` inputs until there are enough examples; return what it used.
+
+    The inputs of a config whose first labels are all the same come last, because its mapping is probably wrong.
+    """
     check_style(stage.task, parameters)
     wanted = max_examples - len(stage.kept)
+    configs = {id(config): config for config, _, _ in inputs}
+    answered: list[tuple[MappedConfig, GenerationResult]] = []
+    waiting, usage, most = inputs, Usage(), _FEW_LABELS * len(configs)
+    while True:
+        labels = _labels_by_config(stage.task, answered)
+        doubtful = {key for key in labels if _are_one_label(stage.task, labels[key])}
+        ready = [item for item in waiting if id(item[0]) not in doubtful]
+        missing = wanted - sum(len(labels[key]) for key in labels if not ready or key not in doubtful)
+        part = (ready or waiting)[: min(most, max_examples - len(answered))]
+        if missing <= 0 or not part:
+            break
+        results, used = _request_labels(stage, part, missing, prompt, parameters, protected)
+        answered += zip((config for config, _, _ in part), results, strict=False)
+        sent = set(map(id, part[: len(results)]))
+        waiting = [item for item in waiting if id(item) not in sent]
+        usage, most = usage + used, max_examples
+    for config, result in answered:
+        if isinstance(result.outcome, Rejection):
+            config.rejected.append(rejected_line(result.item, result.outcome, result.response))
+    for config, _, _ in waiting:
+        config.not_needed += 1
+    for key in labels:
+        if not labels[key]:
+            configs[key].reject_all()
+        elif key in doubtful:
+            configs[key].rejection = Rejection("one_label", labels[key][0])
+        else:
+            configs[key].used = len(labels[key])
+    stage.kept += [
+        stage.line(result, result.outcome)
+        for config, result in answered
+        if isinstance(result.outcome, Example) and config.is_usable
+    ]
+    return usage
+
+
+def _request_labels(
+    stage: ExampleStage,
+    inputs: list[_Mapped],
+    wanted: int,
+    prompt: DistilPrompt,
+    parameters: DistilParameters,
+    protected: ProtectedTexts,
+) -> tuple[list[GenerationResult], Usage]:
+    """The labels of the inputs, in order, until as many as ``wanted`` are good; and what the teacher used."""
     limit = max(1, stage.teacher.concurrency // parameters.samples)
     prompt_used = {"prompt_hash": prompt_hash(prompt, stage.task)}
 
@@ -174,28 +222,25 @@ def _label_inputs(
         config.responses += responses
         return GenerationResult(line, with_costs(responses), verify(stage.task, outcome, protected), prompt_used)
 
-    results, usage = generate_all(
+    return generate_all(
         stage.teacher, inputs, generate, lambda result: isinstance(result.outcome, Example), stage="map: labels",
         stop_at=wanted, concurrency=lambda kept, *_: min(limit, wanted - kept),
     )  # fmt: skip
-    kept: list[tuple[MappedConfig, GenerationResult, Example]] = []
-    for (config, line, _), result in zip(inputs, results, strict=False):
-        if isinstance(result.outcome, Rejection):
-            config.rejected.append(rejected_line(line, result.outcome, result.response))
-        else:
-            kept.append((config, result, result.outcome))
-    for config, _, _ in inputs[len(results) :]:
-        config.not_needed += 1
-    for config in {id(config): config for config, _, _ in inputs[: len(results)]}.values():
-        labels = [label_of(stage.task, example) for owner, _, example in kept if owner is config]
-        if not labels:
-            config.reject_all()
-        elif stage.task.answer.labels and len(labels) >= _FEW_LABELS and len(set(labels)) == 1:
-            config.rejection = Rejection("one_label", labels[0])
-        else:
-            config.used = len(labels)
-    stage.kept += [stage.line(result, example) for config, result, example in kept if config.is_usable]
-    return usage
+
+
+def _labels_by_config(task: Task, answered: list[tuple[MappedConfig, GenerationResult]]) -> dict[int, list[str]]:
+    """The good labels of each config of which an input was sent, by the id of the object."""
+    labels: dict[int, list[str]] = {}
+    for config, result in answered:
+        given = labels.setdefault(id(config), [])
+        if isinstance(result.outcome, Example):
+            given.append(label_of(task, result.outcome))
+    return labels
+
+
+def _are_one_label(task: Task, labels: list[str]) -> bool:
+    """Whether so many labels are all the same that the mapping is wrong."""
+    return bool(task.answer.labels) and len(labels) >= _FEW_LABELS and len(set(labels)) == 1
 
 
 def _conclude(stage: ExampleStage, configs: list[MappedConfig], left_out: str) -> _Tables:
