@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.datastore.cells import content_hash, flatten_row, row_json, worth_embedding
+from rebase.generation.mapping import list_items
 
 anything = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
 values = st.recursive(
@@ -62,7 +63,11 @@ def test_nested_values_are_flattened_and_labels_named():
         (datetime.datetime(2020, 1, 2, 3, 4), "2020-01-02T03:04:00"),
         ("  spaced \x00 ", "spaced"),
         ("half \ud800 pair", "half \ufffd pair"),
-        (["a", None, "", ["b"]], "a; b"),
+        (["a", "b;c", ["d"]], "a; b;c; d"),
+        (["a", None, "", ["b"]], '["a", "", "", "b"]'),
+        (["über; x\ny", "b\x00"], '["über; x\\ny", "b"]'),
+        ([["p", "q"], ["r"]], '["p; q", "r"]'),
+        (["[1, 2]"], '["[1, 2]"]'),
     ],
 )
 def test_a_value_is_kept_whole(value, text):
@@ -76,6 +81,13 @@ def test_a_value_is_kept_whole(value, text):
 )  # fmt: skip
 def test_empty_binary_and_media_values_are_left_out(value):
     assert flatten_row({"c": value}, {}) == {}
+
+
+@given(st.lists(st.text(st.sampled_from("ab;, []\"'\\\n\x00é") | st.characters(codec=None), max_size=6), min_size=1))
+def test_each_item_of_a_list_keeps_its_place(items):
+    cells = flatten_row({"c": items}, {})
+    clean = [flatten_row({"c": item}, {}).get("c", "") for item in items]
+    assert list_items(cells.get("c", "")) == (clean if any(clean) else [""])
 
 
 def test_a_column_without_a_name_gets_one():
@@ -95,14 +107,28 @@ def test_duplicates_have_one_hash_whatever_their_columns_are_called():
 @pytest.mark.parametrize(
     "text",
     ["https://example.org/a?b=c", "0123456789abcdef", "a1b2c3d4-e5f6-7890-abcd-ef1234567890", "42", "3.14",
-     "2020-01-02", "!!", "", "A", "(b)", " C. ", "['A', 'B', 'C']", "c ) d )", "B; D"],
+     "2020-01-02", "!!", "", "A", "(b)", " C. ", "['A', 'B', 'C']", "c ) d )", "B; D",
+     '["A", "", "c"]', '["https://example.org/a", "", ""]', '["", "0123456789abcdef"]'],
 )  # fmt: skip
 def test_noise_is_not_embedded(text):
     assert not worth_embedding(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["entailment", "see https://example.org", "日本", "鯨", "日a", "no", "x = 1", "R&B", "I am", "(A)21; (B)30"]
+    "text",
+    [
+        "entailment",
+        "see https://example.org",
+        "日本",
+        "鯨",
+        "日a",
+        "no",
+        "x = 1",
+        "R&B",
+        "I am",
+        "(A)21; (B)30",
+        '["", "blue"]',
+    ],
 )
 def test_words_are_embedded(text):
     assert worth_embedding(text)

@@ -44,6 +44,8 @@ def worth_embedding(text: str) -> bool:
     Hashes and ids are hexadecimal, at least 16 characters long, possibly with dashes. ``embed.cells: all`` embeds every
     cell.
     """
+    # A list of a URL and empty items is JSON.
+    text = text.strip('[]", ')
     return any(map(str.isalpha, text)) and not any(noise.fullmatch(text) for noise in (_URL, _HEX, _LETTERS))
 
 
@@ -90,8 +92,15 @@ def _to_text(value: Any, column: str, label_names: Mapping[str, list[str]]) -> s
         texts = {key: _to_text(item, f"{column}.{key}", label_names) for key, item in value.items()}
         return ", ".join(f"{key}: {text}" for key, text in texts.items() if text)
     if isinstance(value, list | tuple):
-        return "; ".join(text for item in value if (text := _to_text(item, column, label_names)))
+        return _join([_clean(_to_text(item, column, label_names)) for item in value])
     return str(value).strip()
+
+
+def _join(items: list[str]) -> str:
+    """The items of a list joined by ``; ``, or as JSON if they could not be told apart then; empty if all are."""
+    text = "; ".join(items)
+    is_ambiguous = not all(items) or any("; " in item for item in items) or (text[:1], text[-1:]) == ("[", "]")
+    return (json.dumps(items, ensure_ascii=False) if is_ambiguous else text) if any(items) else ""
 
 
 def _number_to_text(value: float) -> str:

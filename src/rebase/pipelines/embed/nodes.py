@@ -18,7 +18,7 @@ from rebase.datastore.vectors import DESCRIPTION
 from rebase.parameters import EmbedParameters
 from rebase.records import summarize_stage
 
-_VERSION = "5"  # Part of every fingerprint: raise it with every change of which cells are embedded, or how.
+_VERSION = "6"  # Part of every fingerprint: raise it with every change of which cells are embedded, or how.
 
 
 def plan_embed(rows: Shards, cards: pd.DataFrame, encoder: Encoder, parameters: EmbedParameters) -> ShardPlan:
