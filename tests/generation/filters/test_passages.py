@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rebase.datastore.cells import flatten_row
 from rebase.generation.filters.passages import Passage, clean_text, fault_of, find_passage, reject_without_passage
 from rebase.parameters import LicensePolicy, RetrieveParameters
 from tests.generation.filters.rows import row
@@ -109,6 +110,26 @@ def test_prose_is_told_from_what_is_not(text, fault):
 )  # fmt: skip
 def test_the_text_that_was_meant(text, clean):
     assert clean_text(text) == clean
+
+
+@pytest.mark.parametrize(
+    ("items", "clean"),
+    [
+        (['It "rained" all day; we\nstayed.', "", "Then we left."], 'It "rained" all day; we\nstayed. Then we left.'),
+        (
+            [{"context": "Boats leave at ten; all wait.", "qas": [{"question": "When; why?", "id": "1"}, {"id": "2"}]}],
+            "Boats leave at ten; all wait.",
+        ),
+        ([{"id": "1", "text": "All wait; some leave."}, {"id": "2", "text": "None."}], "All wait; some leave."),
+    ],
+)
+def test_a_list_that_ingest_wrote_as_json_is_read(items, clean):
+    assert clean_text(flatten_row({"column": items}, {})["column"]) == clean
+
+
+def test_a_list_that_is_cut_within_its_first_item_is_that_item():
+    item = " ".join(f"River {number} floods; boats leave." for number in range(1000))
+    assert text_of(flatten_row({"column": [item]}, {})["column"]) == "River 0 floods; boats leave."
 
 
 @given(st.text())

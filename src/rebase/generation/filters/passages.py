@@ -1,6 +1,7 @@
 """Choose the reading passage of a row, for tasks that take one from it; reject rows without one."""
 
 import html
+import json
 import re
 import unicodedata
 from typing import NamedTuple
@@ -80,10 +81,9 @@ def clean_text(text: str) -> str:
     """
     from ftfy import fix_text
 
+    text = _join_list(text)
     if _FIELD.match(text):
-        text = max(_FIELD.split(text), key=len)
-    if _LIST.match(text):
-        text = _join_list([item for _, item in _ITEM.findall(text)])
+        text = _join_list(max(_FIELD.split(text), key=len))
     text = _ESCAPE.sub("\n", html.unescape(text)).replace("\\'", "'").replace('\\"', '"')
     return _SENTENCES_OF_A_LIST.sub("", fix_text(text, uncurl_quotes=False)).strip()
 
@@ -120,7 +120,23 @@ def _is_letter(character: str) -> bool:
     return unicodedata.category(character)[0] in "LM"
 
 
-def _join_list(items: list[str]) -> str:
-    """The items of a list in Python's spelling as one text; items of some length become sentences."""
+def _join_list(text: str) -> str:
+    """The items of a list in the spelling of Python or JSON as one text; any other text unchanged.
+
+    Items of some length become sentences, and records become lines. If the list is cut within its first item, the text
+    is this item.
+    """
+    if not (opening := _LIST.match(text)):
+        return text
+    items = [_unescape(quote, item) for quote, item in _ITEM.findall(text)] or [text[opening.end() :]]
     end = "." if len(" ".join(items).split()) >= _SENTENCE_WORDS * len(items) else ""
-    return " ".join(item if _SENTENCE_END.search(item[-2:]) else f"{item}{end}" for item in items)
+    separator = "\n" if _FIELD.match(items[0]) else " "
+    return separator.join(item if _SENTENCE_END.search(item[-2:]) else f"{item}{end}" for item in items if item)
+
+
+def _unescape(quote: str, item: str) -> str:
+    """An item of a list in JSON's spelling without its escapes; any other item unchanged."""
+    try:
+        return str(json.loads(f'"{item}"', strict=False)) if quote == '"' else item
+    except ValueError:
+        return item
