@@ -6,6 +6,7 @@ from benchmarks.filters import LeakIndex, find_leaks
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rebase.datastore.cells import flatten_row
 from rebase.generation.filters import contamination
 from rebase.generation.filters.contamination import ContaminationFilter, protected_texts
 
@@ -52,6 +53,15 @@ def test_texts_of_eight_words_leak_within_a_cell_too():
     assert reason(row_filter, "They had two dogs and eleven cats.") is None
     longer = ContaminationFilter([["They had two dogs and eleven old cats at home."]], 13)
     assert reason(longer, "They had two dogs and eleven old cats, and then three.") is None
+
+
+def test_a_list_that_ingest_wrote_as_json_leaks_as_its_items():
+    text = "They had two dogs\nand eleven old cats; nobody\nelse was at home when the boat left."
+    cell = flatten_row({"texts": [text, ""]}, {})["texts"]
+    assert reason(ContaminationFilter([[text]], 13), cell) == "exact"
+    assert reason(ContaminationFilter([[text]], 13), flatten_row({"texts": [text, "x"]}, {})["texts"]) == "ngram"
+    assert reason(ContaminationFilter([[text]], 13), f'["{text}') == "exact"
+    assert reason(ContaminationFilter([[text]], 13), '["", ' + "[" * 10**5) is None
 
 
 def test_items_of_small_parts_leak_when_all_of_them_are_there():

@@ -64,7 +64,7 @@ class ContaminationFilter:
         """Why the cells ``{column: text}`` are contaminated; None if they are not."""
         small: dict[_Words, str] = {}
         for column, cell in cells.items():
-            for words, is_whole in _word_blocks(cell, self._n):
+            for words, is_whole in _word_blocks(_join_list(cell), self._n):
                 if is_whole and tuple(words) in self._exact:
                     return Rejection("contamination_exact", column)
                 if is_whole and tuple(words) in self._small:
@@ -88,6 +88,15 @@ class ContaminationFilter:
                 if tuple(words[start : start + len(text)]) == text:
                     return text
         return None
+
+
+def _join_list(cell: str) -> str:
+    """The items of a list that ingest wrote as JSON, without their escapes; any other cell unchanged."""
+    try:
+        # The escape of a line break would be a part of the next word.
+        return "\n".join(map(str, json.loads(cell))) if cell.startswith('["') else cell
+    except (ValueError, RecursionError):
+        return cell
 
 
 def _word_blocks(text: str, n: int) -> Iterator[tuple[list[str], bool]]:
