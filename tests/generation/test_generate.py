@@ -79,6 +79,13 @@ def test_it_ends_when_there_is_no_more_room(outcomes, allowed, ahead):
     assert len(kept) + len(rejected) == min(allowed, len(outcomes))
 
 
+def test_queries_of_signs_are_no_duplicates():
+    outcomes = [Example({"text": signs}, "sport") for signs in ("[ ( [", "{ { <", "[([")]
+    kept, rejected, _ = run_stage(outcomes, 9, lambda kept, rejected: 4)
+    assert [line["row_id"] for line in kept] == [0, 1]
+    assert [line["reason"] for line in rejected] == ["duplicate"]
+
+
 def test_an_item_without_a_row_has_no_provenance_and_may_have_details():
     async def generate(session, number):
         response = Response("key", "text", "stop", 2, 1, dollars=0.5)

@@ -27,6 +27,7 @@ from tests.pipelines.maps import (
     retrieved_of,
     store,
 )
+from tests.shipped import shipped_task
 
 
 def test_a_mapping_without_a_config_is_for_all_of_them():
@@ -79,6 +80,16 @@ def test_a_config_without_a_column_that_can_be_named_costs_no_request():
     mappings, *_ = map_({"boats": [{"text {en}": f"Boat {n}."} for n in range(12)]}, requests.append, mode="both")
     assert list(mappings["state"]) == ["no_columns"]
     assert not requests
+
+
+def test_queries_of_signs_are_no_duplicates():
+    mapping = DatasetMapping(dataset="signs", fields={"question": "open"}, answer="close")
+    task = shipped_task("bbh_dyck_languages").model_copy(update={"mappings": (mapping,)})
+    _, examples, rejected, *_ = map_(
+        {"signs": [{"open": "[ { (", "close": ") } ]"}, {"open": "< ( {", "close": "} ) >"}]}, task=task
+    )
+    assert set(examples["query"]) == {"[ { (", "< ( {"}
+    assert rejected.empty
 
 
 SWAPPED = MAPPING | {"answer": {"column": "gold", "values": dict(zip(NAMES, [*LABELS[1:], LABELS[0]], strict=True))}}

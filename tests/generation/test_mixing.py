@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.errors import RebaseError
-from rebase.generation.mixing import mix, share_out
+from rebase.generation.mixing import distinct_queries, mix, share_out
 
 
 def examples(name, count):
@@ -18,6 +18,14 @@ def test_of_one_query_the_first_origin_counts():
     assert frame["origin"].value_counts().to_dict() == {"a": 3, "b": 2}
     assert frame["query"].is_unique
     assert rejected == {"duplicate": 3}
+
+
+def test_queries_of_signs_are_no_duplicates():
+    tables = {"a": pd.DataFrame({"query": ["[ ( [", "{ { <"]}), "b": pd.DataFrame({"query": ["[([", "< <"]})}
+    assert {name: list(table["query"]) for name, table in distinct_queries(tables).items()} == {
+        "a": ["[ ( [", "{ { <"],
+        "b": ["< <"],
+    }
 
 
 @pytest.mark.parametrize(

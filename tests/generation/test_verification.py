@@ -244,6 +244,8 @@ def test_same_answers():
         (FREE, "Rain stopped play.", "rain stopped  play", True),
         (FREE, "Rain stopped play.", "Rain stopped", False),
         (FREE, "+", "-", False),
+        (FREE, "] )", "])", True),
+        (FREE, "] )", ") ]", False),
         (CODE, "if x:\n    return 1", "if x:\n  return 1\n", True),
         (CODE, "return x", "return X", False),
     ],

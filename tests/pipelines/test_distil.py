@@ -29,8 +29,9 @@ READING, TOPIC, SUMS, SUMMARIES = map(shipped_task, ("reading_qa", "news_topic",
 
 def inputs(task, texts):
     (field,) = task.query_fields
+    column = task.evaluation.fields[field]
     return make_unlabeled_inputs(
-        task, SourceRows([{field: text} for text in texts], "a/own.jsonl", {"dataset": "own.jsonl"})
+        task, SourceRows([{column: text} for text in texts], "a/own.jsonl", {"dataset": "own.jsonl"})
     )
 
 
@@ -112,6 +113,13 @@ def test_evaluation_items_and_repeated_inputs_are_not_asked_about():
     examples, rejected, _, teacher = distil(TOPIC, [*NEWS[:2], NEWS[1].upper()], lambda _: SPORT, evaluation_items)
     assert list(rejected["reason"]) == ["contamination_exact", "duplicate"]
     assert len(examples) == len(teacher.requests) == 1
+
+
+def test_inputs_of_signs_are_no_duplicates():
+    dyck = shipped_task("bbh_dyck_languages")
+    examples, rejected, _, _ = distil(dyck, ["[ { (", "< ( {", "[{("], lambda _: '{"answer": ") }"}')
+    assert list(examples["query"]) == ["[ { (", "< ( {"]
+    assert list(rejected["reason"]) == ["duplicate"]
 
 
 def test_max_inputs_are_taken_evenly():

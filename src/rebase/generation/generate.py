@@ -35,7 +35,7 @@ from rebase.teacher.budget import Usage, progress
 from rebase.teacher.cached import CachedSession, CachedTeacher
 from rebase.teacher.concurrency import in_order, run
 from rebase.teacher.protocol import Failure, Response, why_unreadable
-from rebase.text import normalize
+from rebase.text import comparable
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class ExampleStage:
         def is_kept(result: GenerationResult) -> bool:
             outcome = result.outcome
             if isinstance(outcome, Example):
-                query = normalize(self.task.render_query(outcome.fields))
+                query = comparable(self.task.render_query(outcome.fields))
                 if query not in queries:
                     queries.add(query)
                     self.kept.append(self.line(result, outcome))

@@ -44,7 +44,7 @@ from rebase.parameters import MapParameters, RetrieveParameters
 from rebase.records import MAPPING_COLUMNS, DatasetMapping, Task
 from rebase.teacher.cached import CachedSession
 from rebase.teacher.protocol import Failure, Response
-from rebase.text import normalize
+from rebase.text import comparable
 
 #: Rows that are read as Python objects at once, and rows by which the columns of a config are described.
 _ROWS_AT_ONCE = 1000
@@ -265,7 +265,7 @@ def apply_mapping(
                 continue
             outcome = check(line, outcome, config.has_answers)
         if isinstance(outcome, Example):
-            query = normalize(task.render_query(outcome.fields))
+            query = comparable(task.render_query(outcome.fields))
             if query not in queries:
                 queries.add(query)
                 counts[group] += 1

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from rebase.errors import RebaseError
-from rebase.text import normalize
+from rebase.text import comparable
 
 
 def mix(
@@ -40,9 +40,9 @@ def distinct_queries(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFra
     queries: set[str] = set()
     distinct = {}
     for origin, examples in tables.items():
-        normalized = examples["query"].map(normalize)
-        distinct[origin] = examples[~(normalized.isin(queries) | normalized.duplicated())]
-        queries |= set(normalized)
+        compared = examples["query"].map(comparable)
+        distinct[origin] = examples[~(compared.isin(queries) | compared.duplicated())]
+        queries |= set(compared)
     return distinct
 
 

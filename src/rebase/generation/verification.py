@@ -182,10 +182,10 @@ def agrees(task: Task, fields: Mapping[str, str], one: str, other: str) -> bool:
     one, other = (tidy_answer(task, fields, answer) for answer in (one, other))
     if one == other or task.answer.type == "code":
         return one.split() == other.split()
+    if task.answer.type != "span":
+        return bool(comparable(one).strip()) and same_answer(one, other)
     short, long = sorted((normalize(one), normalize(other)), key=len)
-    if not short or task.answer.type != "span":
-        return bool(short) and same_answer(one, other)
-    if len(long.split()) > MAX_SPAN_WORDS or f" {short} " not in f" {long} ":
+    if not short or len(long.split()) > MAX_SPAN_WORDS or f" {short} " not in f" {long} ":
         return False
     # "1990-95" does not contain -95.
     fewer, more = sorted(({number.lstrip("+-") for number in NUMBER.findall(text)} for text in (one, other)), key=len)

@@ -16,7 +16,7 @@ from rebase.generation.verification import ProtectedTexts
 from rebase.parameters import ContaminationParameters, DistilParameters
 from rebase.records import DISTILLED_COLUMNS, Task
 from rebase.teacher.cached import CachedSession, CachedTeacher
-from rebase.text import normalize
+from rebase.text import comparable
 
 Line = dict[str, Any]
 
@@ -72,7 +72,7 @@ def _filter_inputs(task: Task, inputs: list[Line], contaminated: ContaminationFi
     rejected: list[Line] = []
     for item in inputs:
         fields = json.loads(item["fields"])
-        query = normalize(task.render_query(fields))
+        query = comparable(task.render_query(fields))
         if rejection := Rejection("duplicate") if query in clean else contaminated.reject(fields):
             rejected.append(rejected_line(item, rejection))
         else:
