@@ -5,12 +5,14 @@ import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.text import (
     approximate_tokens,
     common_prefix_length,
+    comparable,
     count_words,
     cut_at_sentence,
     cut_at_tokens,
@@ -34,6 +36,23 @@ words = st.lists(st.text(alphabet="abcß.!?é \n", min_size=0, max_size=6), max_
 @given(st.text())
 def test_normalize_forgets_case_and_outer_punctuation(text):
     assert normalize(f"  «{normalize(text)}»! ") == normalize(normalize(text))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("[ ( [", "{ { <", False),
+        ("[ ( [", "[([", True),
+        ("What is -5 * 3?", "What is 5 * 3?", False),
+        ("1 - 2 + 3", "1 + 2 - 3", False),
+        ("7 - (2 + 3)", "7 (2 + 3)", False),
+        ("2 \u2212 5", "2 - 5", True),
+        ("A well-known song of 1990-95.", "a well known song of 1990\u201395", True),
+        ("The ship - a ferry - sank.", "The ship, a ferry, sank.", True),
+    ],
+)
+def test_comparable_texts_differ_in_signs_with_a_meaning(one, other, equal):
+    assert (comparable(one) == comparable(other)) is equal
 
 
 def test_tokens_fold_what_looks_the_same():

@@ -15,8 +15,9 @@ _UNSPACED = (
 _UNSPACED_LETTER = re.compile(rf"[{_UNSPACED}]")
 # Accents and vowel signs of Latin, Hebrew, Arabic and the scripts of India: parts of words that are not letters.
 _SIGNS = r"\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0963\u0971-\u0dff"
-# Signs with a meaning in formulas, code and bracket puzzles. Others, such as hyphens, are optional in prose.
-_OPERATOR = re.compile(r"[()\[\]{}<>+*/=]")
+# Signs with a meaning in formulas, code and bracket puzzles. Others, such as the hyphens of words and of ranges, are
+# optional in prose.
+_OPERATOR = re.compile(r"[()\[\]{}<>+*/=]|(?<!\w)-(?=\s*[\d(])")
 _TOKEN = re.compile(rf"[{_UNSPACED}]|(?:[^\W_{_UNSPACED}]|[{_SIGNS}])+")
 # Soft hyphens, joiners, byte order marks, variation selectors.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
@@ -55,8 +56,9 @@ def normalize(text: str) -> str:
 
 
 def comparable(text: str) -> str:
-    """``normalize``, plus the brackets and operators: ``[ ( [`` and ``{ {`` are different sequences."""
-    return f"{normalize(text)} {''.join(_OPERATOR.findall(unicodedata.normalize('NFKC', text)))}"
+    """``normalize``, plus brackets and operators: ``[ ( [`` is not ``{ {``, and ``-5`` is not ``5``."""
+    folded = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
+    return f"{normalize(text)} {''.join(_OPERATOR.findall(folded))}"
 
 
 def ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
