@@ -193,7 +193,33 @@ def test_a_number_is_kept_bare(answer, tidied):
         ("She pays 3 × $4 = $12.", "12", None),
         ("A third of 10 is 10 / 3 = 3.33.", "3.33", None),
         ("So 2 + 2 = 4. So the answer is 4.", "4", None),
+        ("She pays 3 * 5 + 2 = 15 + 2 = 17 dollars.", "17", None),
+        ("3 * 4 = 12 dollars, and $1,200 + $300 = $1,500 (so 12 + 1,500 = 1,512).", "1512", None),
+        ("6 * 8\n= 48", "48", None),
+        ("1/2 + 1/4 = 3/4", "0.75", None),
+        ("The share is 20 / 80 = 25%.", "25", None),
+        ("25% * 80 = 20", "20", None),
+        ("2^3 + 1 = 9", "9", None),
+        ("2 ** 3 + 1 = 9", "9", None),
+        ("2 x 3 + 4 * 5 = 26", "26", None),
+        ("Half of 6 + 2 = 5", "5", None),
+        ("2x + 3 + 4 = 15, so 15 - 7 = 8 and 8 / 2 = 4", "4", None),
+        ("7:30 + 45 = 8:15, so 8 - 5 = 3", "3", None),
+        ("2(3+4) = 14", "14", None),
+        ("5 − 2 + 3 = 6", "6", None),
+        ("6 * 8 = 40 apples + 8 apples = 48 apples", "48", "answer_not_derived"),
+        ("17 / 4 = 4 with 1 left", "4", None),
+        ("5 / 2 = 2 1/2, and 5 - 2 = 3", "3", None),
+        ("10 / 3 * 3 = 3.33 * 3 = 9.99", "9.99", None),
+        ("There are 48\n- 48 - 30 = 18\n- **18 / 3 = 6**", "6", None),
         ("6 * 8 = 42.", "42", "wrong_equation"),
+        ("6 * 8 = 40 + 2 = 42", "42", "wrong_equation"),
+        ("6 * 8 = 40 + 8 = 49", "49", "wrong_equation"),
+        ("1/2 + 1/4 = 2/6, so 1 + 1 = 2", "2", "wrong_equation"),
+        ("- 6 * 8 = 42\n- 48 - 30 = 18", "18", "wrong_equation"),
+        ("**6 * 8 = 42**", "42", "wrong_equation"),
+        ("They are 7 (3 + 5 = 7).", "7", "wrong_equation"),
+        ("x = 3 + 4 = 8", "8", "wrong_equation"),
         ("27 - 12 = 13, then 13 + 12 = 25.", "25", "wrong_equation"),
         ("2 + 2 = 4. So the answer is 5.", "4", "states_another_answer"),
         ("12 / 4 = 3", "48", "answer_not_derived"),
@@ -209,7 +235,10 @@ def test_words_need_no_equation():
     assert reject_rationale(TOPIC, "It is about a football match.", "sport") is None
 
 
-@pytest.mark.parametrize("text", ["no sums here", "1 / 0 = 3", "x + y = z", "on 3-4 = nothing"])
+@pytest.mark.parametrize(
+    "text",
+    ["no sums here", "1 / 0 = 3", "x + y = z", "on 3-4 = nothing", "9" * 5000 + " + 1 = 2", "1" + "+1" * 9999 + " = 2"],
+)
 def test_what_is_no_sum_is_not_called_wrong(text):
     assert all(is_true for _, is_true in equations(text))
 

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from rebase.records import Task
@@ -26,8 +27,21 @@ _STOPWORDS = frozenset(
     would you your
     """)
 )
-_TERM = r"\(?-?\d[\d,]*(?:\.\d+)?\)?"
-_EQUATION = re.compile(rf"(?P<left>{_TERM}(?:\s*[-+*/×÷]\s*{_TERM})+)\s*=\s*(?P<right>-?\d[\d,]*(?:\.\d+)?)")
+# Not a line break: the next line may start with a bullet.
+_GAP = r"[^\S\n]*+"
+_TERM = r"\(*+-?\d++(?:,\d++)*+(?:\.\d++)?+%?\)*+"
+_EXPRESSION = re.compile(rf"{_TERM}(?P<more>(?:{_GAP}[-+*/×÷]{_GAP}{_TERM})*+)")
+_EQUALS = re.compile(r"\s*=\s*")
+#: Characters around an expression that show whether it is a part of a longer one.
+_NEAR = 40
+# The expression is the end of a longer one: 2^3 + 1, 7:30 + 45, 2x + 3 + 4, half of 6 + 2.
+_STARTS_EARLIER = re.compile(
+    rf"(?:[\w.^:)√]|(?<=[^\s*]){_GAP}[-+*/×÷^·]{_GAP}|[\d)]{_GAP}(?:x|\*\*){_GAP}|\b(?:of|times){_GAP})$"
+)
+# The expression is the beginning of a longer one: 8:15, 2 1/2, 40 apples + 8 apples, 4 remainder 1.
+_CONTINUES = re.compile(
+    rf"[²³^]|\(\d|:\d|{_GAP}\d|{_GAP}[^\W\d]*{_GAP}[-+*/×÷·]{_GAP}\(?-?\d|{_GAP}(?:[rR]{_GAP}\d|remainder\b|with\b)"
+)
 _OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -145,18 +159,24 @@ def reject_rationale(task: Task, rationale: str, answer: str) -> str | None:
     stated = stated_answer(rationale)
     if stated is not None and not same_answer(stated, answer):
         return "states_another_answer"
-    if task.answer.type == "number" and not any(same_answer(result, answer) for result, _ in calculations):
+    if task.answer.type == "number" and _as_number(answer) not in {result for result, _ in calculations} - {None}:
         return "answer_not_derived"
     return None
 
 
-def equations(text: str) -> list[tuple[str, bool]]:
-    """The result of each equation between plain numbers, such as ``6 * 8 = 48``, in order, and whether it is true.
+def equations(text: str) -> list[tuple[Fraction | None, bool]]:
+    """The result of each equation of numbers, such as ``6 * 8 = 48``, in order, and whether it is true.
 
-    Currency signs are ignored. An equation that cannot be computed counts as true.
+    ``6 * 8 = 40 + 8 = 48`` has two equations with the result 48. Currency signs are ignored. An equation counts as true
+    if a side is a percentage, is a part of a longer expression (``2x + 3 + 4``) or cannot be computed; a result that
+    cannot be computed is None.
     """
-    bare = re.sub(r"[$£€]\s?", "", text)
-    return [(match["right"], _is_true(match)) for match in _EQUATION.finditer(bare)]
+    bare = re.sub(r"[$£€]\s?", "", text).replace("\u2212", "-")
+    return [
+        (_compute(right.group()), _is_true(left, right))
+        for left, right in pairwise(_EXPRESSION.finditer(bare))
+        if left["more"] and _EQUALS.fullmatch(bare, left.end(), right.start())
+    ]
 
 
 def stated_answer(rationale: str) -> str | None:
@@ -250,17 +270,30 @@ def _as_number(text: str) -> Fraction | None:
     return Fraction(text.replace(",", "")) if NUMBER.fullmatch(text) else None
 
 
-def _is_true(equation: re.Match[str]) -> bool:
-    """Whether both sides are equal, or the left one cannot be computed: it is malformed or divides by zero."""
-    left = equation["left"].replace(",", "").replace("×", "*").replace("÷", "/")
-    try:
-        value = _value(ast.parse(left.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, KeyError):
+def _is_true(left: re.Match[str], right: re.Match[str]) -> bool:
+    """Whether both sides of an equation are equal, or cannot be judged (``equations``)."""
+    value, result = _compute(left.group()), _compute(right.group())
+    before, after = left.string[: left.start()][-_NEAR:], right.string[right.end() :][:_NEAR]
+    is_part = _STARTS_EARLIER.search(before) or _CONTINUES.match(after)
+    if value is None or result is None or is_part or "%" in left.group() + right.group():
         return True
-    right = equation["right"].replace(",", "").rstrip(".")
-    # A rounded result is right to the digits that it shows.
-    digits = len(right.partition(".")[2])
-    return abs(value - Fraction(right)) <= (Fraction(1, 2 * 10**digits) if digits else 0)
+    # A rounded result is right to the digits that it shows; an expression may have several rounded terms.
+    digits = len(right.group().rstrip(")").partition(".")[2])
+    if digits and right["more"]:
+        return True
+    return abs(value - result) <= (Fraction(1, 2 * 10**digits) if digits else 0)
+
+
+def _compute(expression: str) -> Fraction | None:
+    """The exact value of an expression, without regard to an outer parenthesis that it does not open and close."""
+    unclosed = expression.count("(") - expression.count(")")
+    text = expression.removeprefix("(" * unclosed).removesuffix(")" * -unclosed)
+    for sign, operation in ((",", ""), ("%", ""), ("×", "*"), ("÷", "/")):
+        text = text.replace(sign, operation)
+    try:
+        return _value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, KeyError, RecursionError, MemoryError):
+        return None
 
 
 def _value(node: ast.expr) -> Fraction:
