@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from rebase.errors import RebaseError, StageError
 from rebase.parameters import CotParameters
 from rebase.pipelines.cot.nodes import reason_examples
-from rebase.records import REJECTED_COLUMNS
+from rebase.records import PEOPLE, REJECTED_COLUMNS
 from tests.scripted import Scripted, cached
 from tests.shipped import shipped_prompt, shipped_task
 
 PROMPT = shipped_prompt("cot")
 
 
-READING, SUMS = shipped_task("reading_qa"), shipped_task("word_problems")
+READING, SUMS, NLI = shipped_task("reading_qa"), shipped_task("word_problems"), shipped_task("mnli")
 
 
 def parameters(samples=1, on_disagreement="reject"):
@@ -142,6 +142,25 @@ def test_another_majority_relabels_if_it_may():
     assert (kept.iloc[0]["answer"], kept.iloc[0]["rationale"]) == ("9", "3 * 3 = 9.")
     assert summary["relabeled"] == 1
     assert rejected_with(OTHER, OTHER, RIGHT, samples=3)["detail"] == "9 for 6"
+
+
+def test_another_answer_passes_the_checks_of_all_answers_and_is_the_teachers():
+    fields = [{"premise": "A boat left.", "hypothesis": f"Boat {n} left."} for n in range(3)]
+    lines = pd.DataFrame(
+        {"example_id": ["a", "b", "c"], "row_id": ["a", "b", "c"], "mapping_id": "m", "teacher": PEOPLE,
+         "fields": list(map(json.dumps, fields)), "query": list(map(NLI.render_query, fields)), "answer": "neutral"}
+    )  # fmt: skip
+    answers = iter(["neutral", "entailment", "maybe"])
+    teacher = cached(Scripted(lambda _: solution("So it is.", next(answers))))
+    kept, rejected, summary = reason_examples(
+        NLI, lines, retrieved(0), teacher, PROMPT, "rationale_then_answer", parameters(on_disagreement="relabel")
+    )
+    assert list(kept["answer"]) == ["neutral", "entailment"]
+    assert list(kept["teacher"]) == [PEOPLE, "scripted/test"]
+    assert summary["relabeled"] == 1
+    assert rejected[["row_id", "reason", "detail"]].to_dict("records") == [
+        {"row_id": "c", "reason": "unknown_label", "detail": "maybe"}
+    ]
 
 
 def test_an_agreeing_answer_keeps_its_spelling():

@@ -86,10 +86,13 @@ def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
 
 def reject_example(task: Task, fields: Mapping[str, str], answer: str, protected: ProtectedTexts) -> str | None:
     """Why the example is rejected; None if it is kept. ``answer`` is tidied."""
+    return reject_input(task, fields, protected, answer) or reject_answer(task, fields, answer)
+
+
+def reject_answer(task: Task, fields: Mapping[str, str], answer: str) -> str | None:
+    """Why an answer to a query that passed is rejected; None if it is kept. ``answer`` is tidied."""
     if not answer.strip():
         return "empty"
-    if reason := reject_input(task, fields, protected, answer):
-        return reason
     query = comparable(task.render_query(fields))
     match task.answer.type:
         case "span":

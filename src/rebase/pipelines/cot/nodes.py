@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from rebase.generation.prompts.parsing import read_rationale
 from rebase.generation.prompts.requests import cot_request
 from rebase.generation.prompts.templates import SolvePrompt
 from rebase.generation.self_consistency import AnswerSample, sample_answers, vote
-from rebase.generation.verification import same_answer
+from rebase.generation.verification import reject_answer, same_answer
 from rebase.parameters import CotParameters
 from rebase.records import PEOPLE, REJECTED_COLUMNS, Task, summarize_stage
 from rebase.student.formatting import Target
@@ -40,11 +41,12 @@ def reason_examples(
     whose answers are people's: the teacher's disagreement is no reason to reject them.
 
     More than half of ``samples`` responses must reach one answer, by rationales without a wrong equation. If it is not
-    the example's answer, the example is rejected or takes the answer of the majority (``on_disagreement``).
+    the example's answer, the example is rejected or takes the answer of the majority (``on_disagreement``), which must
+    pass the checks that all answers pass.
 
-    Returns the examples with ``rationale`` and ``agreement`` (the share of samples behind the answer); the rejected
-    examples, with reasons; the summary. Raises RebaseError if there are no examples before or after, or the teacher
-    answers no request.
+    Returns the examples with ``rationale`` and ``agreement`` (the share of samples behind the answer), and this teacher
+    as the ``teacher`` of a changed answer; the rejected examples, with reasons; the summary. Raises RebaseError if
+    there are no examples before or after, or the teacher answers no request.
     """
     started = time.monotonic()
     require_examples("cot", examples)
@@ -62,7 +64,7 @@ def reason_examples(
         row, fields = rows.get(line["row_id"]), json.loads(line["fields"])
         requests = [cot_request(task, fields, row, cot_prompt, parameters, k) for k in range(parameters.samples)]
         samples = await sample_answers(session, requests, task, fields, read_rationale)
-        return samples, _compare(vote(samples), line["answer"], parameters)
+        return samples, _compare(task, fields, vote(samples), line["answer"], parameters)
 
     outcomes, usage = generate_all(
         teacher, lines, generate, lambda result: isinstance(result[1], AnswerSample), stage="cot",
@@ -75,8 +77,10 @@ def reason_examples(
         if isinstance(outcome, Rejection):
             rejected.append(rejected_line(line, outcome, samples[0].response))
         else:
-            relabeled += not same_answer(outcome.answer, line["answer"])
             kept.append(line | {name: getattr(outcome, name) for name in ("answer", "rationale", "agreement")})
+            if outcome.answer != line["answer"]:
+                relabeled += 1
+                kept[-1]["teacher"] = f"{teacher.provider}/{teacher.model}"
     rejected_table = pd.DataFrame(rejected, columns=REJECTED_COLUMNS)
     if not kept:
         advice = (
@@ -91,7 +95,13 @@ def reason_examples(
     return pd.DataFrame(kept), rejected_table, summary
 
 
-def _compare(outcome: AnswerSample | Rejection, answer: str, parameters: CotParameters) -> AnswerSample | Rejection:
+def _compare(
+    task: Task,
+    fields: Mapping[str, str],
+    outcome: AnswerSample | Rejection,
+    answer: str,
+    parameters: CotParameters,
+) -> AnswerSample | Rejection:
     """The majority if it reaches ``answer``, or if it may replace it."""
     if isinstance(outcome, Rejection):
         return outcome
@@ -99,4 +109,5 @@ def _compare(outcome: AnswerSample | Rejection, answer: str, parameters: CotPara
         return replace(outcome, answer=answer)
     if parameters.on_disagreement == "reject":
         return Rejection("another_answer", f"{outcome.answer} for {answer}")
-    return outcome
+    reason = reject_answer(task, fields, outcome.answer)
+    return Rejection(reason, outcome.answer) if reason else outcome
