@@ -155,6 +155,17 @@ def test_rows_in_a_request_stay_data():
     assert "windmills" in request.system, "the task's examples"
 
 
+def test_a_request_shows_a_part_of_each_column_of_a_row():
+    story = "The mill on the river was built in 1820 by Anna. " * 20
+    rows = [{"id": "x" * 200, "context": story, "question": "Who built the mill?"}]
+    request = map_request(READING, "", describe_columns(rows), rows, shipped_prompt("map"), PARAMETERS)
+    (shown,) = json.loads(request.messages[-1].content.splitlines()[1])["rows"]
+    assert list(shown) == ["id", "context", "question"]
+    assert shown["context"].startswith("The mill on the river")
+    assert shown["context"].endswith("…")
+    assert shown["question"] == "Who built the mill?"
+
+
 def response(mapping):
     return json.dumps({"row": "A pair of sentences.", "mapping": mapping})
 

@@ -20,7 +20,7 @@ import pandas as pd
 
 from rebase.generation.filters.base import Rejection
 from rebase.generation.prompts.parsing import Example
-from rebase.generation.prompts.requests import build_request, fence, object_schema, task_in_words, trim_row
+from rebase.generation.prompts.requests import build_request, cut_cells, fence, object_schema, task_in_words
 from rebase.generation.prompts.templates import MapPrompt
 from rebase.generation.verification import agrees
 from rebase.parameters import MapParameters
@@ -153,7 +153,9 @@ def map_request(
             else {"words": column.words}
             for name, column in columns.items()
         },
-        "rows": [trim_row(row, parameters.max_row_tokens)[0] for row in rows],
+        "rows": [
+            cut_cells({name: row[name] for name in columns if name in row}, parameters.max_row_tokens) for row in rows
+        ],
     }  # fmt: skip
     return build_request(prompt, words, (), {"data": fence(data)}, mapping_schema(task, columns), parameters.sampling)
 

@@ -11,6 +11,7 @@ from rebase.generation.prompts.parsing import Example, read_check, read_example,
 from rebase.generation.prompts.requests import (
     answer_request,
     cot_request,
+    cut_cells,
     example_schema,
     fence,
     transform_request,
@@ -189,6 +190,36 @@ def test_the_beginning_of_a_row_is_kept_where_no_column_fits():
         {"text": "The ferry leaves"},
         ["text", "more"],
     )
+
+
+def test_the_beginning_of_the_first_column_has_at_least_half_of_the_tokens():
+    story = "word " * 100
+    assert trim_row({"text": story, "id": "7", "label": "sport"}, 20) == (
+        {"text": "word " * 14 + "word", "id": "7", "label": "sport"},
+        ["text"],
+    )
+    kept, cut = trim_row({"text": story, "summary": "long " * 12, "label": "sport"}, 20)
+    assert (kept["text"].split(), cut) == (["word"] * 17, ["text", "summary"])
+    assert kept["label"] == "sport"
+
+
+def test_a_row_is_shown_by_the_beginnings_of_its_cells():
+    cells = {"text": "word " * 100, "id": "7", "notes": "note " * 100}
+    shown = cut_cells(cells, 40)
+    assert {name: text.split() for name, text in shown.items()} == {
+        "text": [*["word"] * 16, "…"],
+        "id": ["7"],
+        "notes": [*["note"] * 16, "…"],
+    }
+    assert cut_cells(cells, 6) == {"id": "7", "notes": "note …"}
+    assert cut_cells(cells, 1000) == cells
+
+
+@given(st.dictionaries(st.text(max_size=20), st.text(min_size=1, max_size=80), max_size=6), st.integers(1, 60))
+def test_cut_cells_fit(cells, limit):
+    shown = cut_cells(cells, limit)
+    assert sum(approximate_tokens(name) + approximate_tokens(text) for name, text in shown.items()) <= limit
+    assert all(cells[name].startswith(text.removesuffix(" …")) for name, text in shown.items())
 
 
 def test_the_columns_that_were_retrieved_for_come_first_and_the_cut_is_said():

@@ -36,6 +36,8 @@ _TYPE_IN_WORDS = {
 _FENCE = re.compile(r"<(?=\s*/?\s*data\b)", re.IGNORECASE)
 #: At most this many cut columns are named in a request: there may be thousands.
 _MAX_NAMED_COLUMNS = 20
+#: What ends a cell that is cut.
+_CUT = " …"
 #: Tokens of a response beside its answer: the JSON around it.
 _JSON_TOKENS = 40
 
@@ -210,22 +212,47 @@ def visible_cells(
 def trim_row(cells: Mapping[str, str], max_tokens: int) -> tuple[dict[str, str], list[str]]:
     """As many whole columns, in order, as fit ``max_tokens``; and the names of the columns that were cut or omitted.
 
-    ``approximate_tokens`` counts, the names as well. Only if not even the first column fits, its beginning is kept.
+    If the first column is too long, at least half of the tokens are for its beginning: it matched best.
+    ``approximate_tokens`` counts, the names as well.
     """
-    kept: dict[str, str] = {}
-    cut: list[str] = []
-    remaining = max_tokens
+    first = next(iter(cells), "")
+    is_cut = _size(first, cells.get(first, "")) > max_tokens
+    name_size = approximate_tokens(first)
+    reserved = max(name_size, max_tokens - max_tokens // 2) if is_cut else 0
+    remaining = max_tokens - reserved
+    kept = {first: ""} if is_cut else {}
     for name, text in cells.items():
-        size = approximate_tokens(name) + approximate_tokens(text)
-        if size <= remaining:
+        if name not in kept and (size := _size(name, text)) <= remaining:
             kept[name] = text
             remaining -= size
-        else:
-            cut.append(name)
-    first = next(iter(cells), None)
-    if first is not None and not kept:
-        kept[first] = cut_at_tokens(cells[first], max(0, max_tokens - approximate_tokens(first)))
-    return kept, cut
+    if is_cut:
+        kept[first] = cut_at_tokens(cells[first], max(0, reserved + remaining - name_size))
+    return kept, [name for name, text in cells.items() if kept.get(name) != text]
+
+
+def cut_cells(cells: Mapping[str, str], max_tokens: int) -> dict[str, str]:
+    """The cells, long ones cut and marked by ``…``, so that they fit ``max_tokens`` with the names of their columns.
+
+    Each cell has an equal share, and short ones leave theirs to the others. Cells without room are left out.
+    """
+    shown: dict[str, str] = {}
+    remaining = max_tokens
+    by_size = sorted(cells, key=lambda name: _size(name, cells[name]))
+    for position, name in enumerate(by_size):
+        text = cells[name]
+        share = remaining // (len(by_size) - position) - approximate_tokens(name)
+        if approximate_tokens(text) > share:
+            beginning = cut_at_tokens(text, max(0, share - approximate_tokens(_CUT)))
+            text = beginning and beginning + _CUT
+        if text:
+            shown[name] = text
+            remaining -= _size(name, text)
+    return {name: shown[name] for name in cells if name in shown}
+
+
+def _size(name: str, text: str) -> int:
+    """The tokens of a cell with the name of its column."""
+    return approximate_tokens(name) + approximate_tokens(text)
 
 
 def fence(data: Mapping[str, Any]) -> str:
