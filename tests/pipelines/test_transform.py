@@ -340,6 +340,31 @@ def test_examples_tell_what_they_cost_and_what_was_cut():
     assert summary["usage"]["dollars"] == pytest.approx(13e-6)
 
 
+def test_mapped_examples_count_for_duplicates_and_for_the_balance_of_labels(caplog):
+    def write(texts, label):
+        return lambda _: json.dumps({"example": {"text": next(texts), "answer": label}})
+
+    rows = retrieved([{"lead": "The rovers."}, {"lead": "The others."}])
+    mapped, *_ = transform(
+        TOPIC, rows, NO_EVALUATION, cached(Scripted(write(iter("ab"), "sport"))), PROMPT, parameters()
+    )
+    caplog.clear()
+    other = rows.assign(dataset="press", row_id=["press/0", "press/1"])
+    examples, rejected, summary = transform_rows(
+        TOPIC, other, NO_EVALUATION, cached(Scripted(write(iter("Ac"), "food"))), PROMPT, parameters(mode="both"),
+        CONTAMINATION, mapped,
+    )  # fmt: skip
+    assert list(examples["query"]) == ["News item: a", "News item: b", "News item: c"]
+    assert list(rejected["reason"]) == ["duplicate"]
+    assert (summary["in"], summary["kept"]) == (2, 1)
+    assert {label for label, count in summary["labels"]["counts"].items() if count} == {"sport", "food"}
+    assert "a student may learn no other" not in caplog.text
+    *_, summary = transform_rows(
+        TOPIC, other, NO_EVALUATION, cached(Scripted(str)), PROMPT, parameters(mode="map"), CONTAMINATION, mapped
+    )
+    assert (summary["kept"], summary["labels"]["counts"]["sport"]) == (0, 2)
+
+
 def test_a_real_model_gives_responses_in_shape(tmp_path):
     make_student(tmp_path)
     teacher = LocalTeacher(str(tmp_path / "tiny"), None, tmp_path)

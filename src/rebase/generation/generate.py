@@ -106,12 +106,16 @@ class GenerationResult:
 
 @dataclass
 class ExampleStage:
-    """A stage that makes examples: its kept and rejected lines, and the tables and summary made of them."""
+    """A stage that makes examples: its kept and rejected lines, and the tables and summary made of them.
+
+    ``earlier`` are examples to which the stage adds its own: queries and the balance of labels are compared with them.
+    """
 
     name: str
     task: Task
     teacher: CachedTeacher
     prompt: Prompt
+    earlier: pd.DataFrame = field(default_factory=pd.DataFrame)
     kept: list[Line] = field(default_factory=list)
     rejected: list[Line] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
@@ -126,10 +130,10 @@ class ExampleStage:
     ) -> None:
         """Run ``generate_all`` on the items and record each result.
 
-        An example whose query another example has is rejected as ``duplicate``. If the teacher raises a RebaseError,
-        it becomes a StageError with what was rejected before.
+        An example whose query another example has, also an ``earlier`` one, is rejected as ``duplicate``. If the
+        teacher raises a RebaseError, it becomes a StageError with what was rejected before.
         """
-        queries: set[str] = set()
+        queries = set(map(comparable, self.earlier.get("query", ())))
 
         def is_kept(result: GenerationResult) -> bool:
             outcome = result.outcome
@@ -171,8 +175,9 @@ class ExampleStage:
             "prompt_hash": prompt_hash(self.prompt, self.task),
         }
         examples = pd.DataFrame([shared | line for line in self.kept], columns=columns)
-        if self.task.answer.labels and self.kept:
-            details["labels"] = balance = label_balance(self.task.answer.labels, examples["answer"])
+        answers = [*self.earlier.get("answer", ()), *examples["answer"]]
+        if self.task.answer.labels and answers:
+            details["labels"] = balance = label_balance(self.task.answer.labels, answers)
             if balance["missing"]:
                 logger.warning("%s: no example has the label %s", self.name, ", ".join(balance["missing"]))
             if warning := one_sided(balance["counts"]):

@@ -38,15 +38,16 @@ def transform_rows(
     another one gets no further row after ``patience`` rejections.
 
     Returns the examples with their provenance; the rows without an example, each with its reason (``not_needed`` for
-    the rows after the last example); the summary with the teacher's usage and the balance of labels. Raises StageError
-    if no example passed (``not_requested``: the rows after ``patience``), or the teacher answers no request.
+    the rows after the last example); the summary with the teacher's usage and the balance of the labels of all
+    examples. Raises StageError if no example passed (``not_requested``: the rows after ``patience``), or the teacher
+    answers no request.
     """
-    stage = ExampleStage("transform", task, teacher, transform_prompt)
     ranked = retrieved.sort_values("rank", kind="stable").to_dict("records")
     mode = "rewrite" if mapped_examples is None else parameters.mode
     mapped = pd.DataFrame() if mapped_examples is None or mode == "rewrite" else mapped_examples
     if mode == "map" and mapped.empty:
         raise RebaseError("transform: there are no mapped examples. Run the pipeline map first.")
+    stage = ExampleStage("transform", task, teacher, transform_prompt, mapped)
     rows, stage.rejected = _rows_to_rewrite(ranked, mapped, mode)
     not_sent = len(stage.rejected)
     transformer = RowTransformer(task, ranked, transform_prompt, parameters)
