@@ -90,11 +90,19 @@ def test_the_source_text_column_is_the_longest_that_matched_queries():
         row({"blurb": "never matched although it is by far the longest", "title": "A"}, "other", query_column="title"),
         row({"title": "nothing matched"}, "none"),
     ]
-    assert source_text_columns(rows) == {"notes": "story", "other": "title"}
+    assert source_text_columns(rows) == {("notes", "default"): "story", ("other", "default"): "title"}
+
+
+def test_configs_with_other_columns_have_their_own_source_text_column():
+    rows = [
+        row({"question": "How many apples are left in the basket?"}, query_column="question"),
+        row({"text": "How many pears?"}, query_column="text") | {"config": "short"},
+    ]
+    assert source_text_columns(rows) == {("notes", "default"): "question", ("notes", "short"): "text"}
 
 
 def test_a_row_without_a_source_text_has_no_cue():
-    assert find_cue(TOPIC, row({"section": "sport"}), {"notes": "section"}) is None
+    assert find_cue(TOPIC, row({"section": "sport"}), {("notes", "default"): "section"}) is None
     assert find_cue(TOPIC, row({"section": "sport"}), {}) is None
     text = "Rain stopped play at noon."
-    assert find_cue(TOPIC, row({"text": text}), {"notes": "text"}) == SourceText("text", text)
+    assert find_cue(TOPIC, row({"text": text}), {("notes", "default"): "text"}) == SourceText("text", text)

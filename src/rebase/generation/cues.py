@@ -81,6 +81,8 @@ class SourceText:
 
 
 Guidance = Cue | SourceText
+#: A dataset and its config, whose rows have the same columns.
+Config = tuple[str, str]
 
 
 def can_be_guided(task: Task) -> bool:
@@ -88,35 +90,39 @@ def can_be_guided(task: Task) -> bool:
     return len(task.written_fields) == 1 and (task.passage is None or task.answer.type == "span")
 
 
-def find_cue(task: Task, row: Mapping[str, Any], columns: Mapping[str, str]) -> Guidance | None:
+def find_cue(task: Task, row: Mapping[str, Any], columns: Mapping[Config, str]) -> Guidance | None:
     """The cue for this row; None if the row offers none.
 
-    ``columns`` names each dataset's column of source texts (``source_text_columns``).
+    ``columns`` names each config's column of source texts (``source_text_columns``).
     """
     if task.passage:
         return choose_cue(row["passage"], seed=str(row["row_id"]))
-    column = columns.get(row["dataset"], "")
+    column = columns.get(_config(row), "")
     text = str(json.loads(row["row"]).get(column, "")).strip()
     return SourceText(column, text) if len(text.split()) >= _MIN_SOURCE_WORDS else None
 
 
-def source_text_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """For each dataset the column with texts like the queries of the task.
+def source_text_columns(rows: Iterable[Mapping[str, Any]]) -> dict[Config, str]:
+    """For each config of a dataset the column with texts like the queries of the task.
 
     Of the columns that matched the queries (``query_column``), this is the one with the longest texts: short cells are
     names and labels, and a problem is longer than its answer.
     """
     rows = list(rows)
-    columns: dict[str, set[str]] = defaultdict(set)
+    columns: dict[Config, set[str]] = defaultdict(set)
     for row in rows:
         if isinstance(row["query_column"], str):
-            columns[row["dataset"]].add(row["query_column"])
-    words: Counter[tuple[str, str]] = Counter()
+            columns[_config(row)].add(row["query_column"])
+    words: Counter[tuple[Config, str]] = Counter()
     for row in rows:
         cells = json.loads(row["row"])
-        for column in columns.get(row["dataset"], ()):
-            words[row["dataset"], column] += len(str(cells.get(column, "")).split())
-    return {dataset: max(sorted(names), key=lambda name: words[dataset, name]) for dataset, names in columns.items()}
+        for column in columns.get(_config(row), ()):
+            words[_config(row), column] += len(str(cells.get(column, "")).split())
+    return {config: max(sorted(names), key=lambda name: words[config, name]) for config, names in columns.items()}
+
+
+def _config(row: Mapping[str, Any]) -> Config:
+    return row["dataset"], row["config"]
 
 
 def sentences(text: str) -> list[str]:

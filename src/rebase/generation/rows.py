@@ -23,7 +23,7 @@ class RowTransformer:
     """Requests an example for a row of ``retrieved``, and checks it.
 
     ``rows`` are all retrieved rows, also if only some are sent: the request for a guided teacher depends on all rows of
-    a dataset.
+    a config.
     """
 
     def __init__(

@@ -18,6 +18,6 @@ READING, TOPIC, SUMS = shipped_task("reading_qa"), shipped_task("news_topic"), s
 
 def row(cells, dataset="notes", passage=None, query_column=None):
     return {
-        "row_id": "notes/0", "dataset": dataset, "row": json.dumps(cells), "passage": passage,
+        "row_id": "notes/0", "dataset": dataset, "config": "default", "row": json.dumps(cells), "passage": passage,
         "query_column": query_column, "answer_column": None,
     }  # fmt: skip
