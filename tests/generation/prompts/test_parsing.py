@@ -2,7 +2,14 @@ import json
 
 import pytest
 
-from rebase.generation.prompts.parsing import Example, read_check, read_example, read_rationale
+from rebase.generation.prompts.parsing import (
+    Example,
+    read_check,
+    read_denser,
+    read_example,
+    read_rationale,
+    read_synthesized,
+)
 from tests.generation.prompts.samples import READING, SUMS, TOPIC
 
 
@@ -43,3 +50,18 @@ def test_a_rationale_is_read_with_its_answer():
 def test_a_check_of_another_shape_is_an_error(response):
     with pytest.raises(ValueError, match=r"."):
         read_check(TOPIC, {"text": "x"}, response)
+
+
+@pytest.mark.parametrize("value", [None, [], ["x"], {"a": 1}])
+def test_a_value_that_is_no_text_or_number_is_an_error(value):
+    for fields in ({"question": value, "answer": "him"}, {"question": "Who?", "answer": value}):
+        with pytest.raises(ValueError, match="expected a text or a number"):
+            read_example(READING, json.dumps({"example": fields}), "It was him.")
+        with pytest.raises(ValueError, match="expected a text or a number"):
+            read_synthesized(SUMS, json.dumps(fields))
+    for name, read in (("rationale", read_rationale), ("missing", lambda text: read_denser(SUMS, {}, text))):
+        for fields in ({name: value, "answer": "4"}, {name: "x", "answer": value}):
+            with pytest.raises(ValueError, match="expected a text or a number"):
+                read(json.dumps(fields))
+    with pytest.raises(ValueError, match="expected a text or a number"):
+        read_check(TOPIC, {"text": "x"}, json.dumps({"answer": value}))

@@ -28,7 +28,7 @@ def read_example(task: Task, text: str, passage: str | None, cue: Guidance | Non
     check_fields(written, {*written_fields} if isinstance(cue, Cue) else {*written_fields, "answer"})
     if isinstance(cue, SourceText):
         return Example({task.query_fields[0]: cue.text}, _as_text(written["answer"]))
-    fields = {name: str(written[name]).strip() for name in task.written_fields}
+    fields = {name: _as_text(written[name]) for name in task.written_fields}
     if task.passage:
         fields[task.passage] = passage or ""
     answer = cue.answer if cue else _as_text(written["answer"])
@@ -46,7 +46,7 @@ def read_synthesized(task: Task, text: str, *, guided: bool = False) -> Example:
 def read_rationale(text: str) -> tuple[str, str]:
     """The rationale and the answer in a response."""
     response = _read(text, ("rationale", "answer"))
-    return str(response["rationale"]).strip(), _as_text(response["answer"])
+    return _as_text(response["rationale"]), _as_text(response["answer"])
 
 
 def read_check(task: Task, fields: Mapping[str, str], text: str) -> str:
@@ -57,7 +57,7 @@ def read_check(task: Task, fields: Mapping[str, str], text: str) -> str:
 def read_denser(task: Task, fields: Mapping[str, str], text: str) -> tuple[str, str]:
     """What the last answer lacked, and the denser answer, tidied."""
     response = _read(text, ("missing", "answer"))
-    return str(response["missing"]).strip(), tidy_answer(task, fields, _plain(response["answer"]))
+    return _as_text(response["missing"]), tidy_answer(task, fields, _plain(response["answer"]))
 
 
 def check_fields(response: Any, names: Iterable[str]) -> None:
@@ -72,10 +72,12 @@ def _read(text: str, names: Iterable[str]) -> dict[str, Any]:
     return response
 
 
-def _plain(answer: Any) -> str:
-    """The answer as text; a whole number without a decimal point."""
-    return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
+def _plain(value: Any) -> str:
+    """The value as text, a whole number without a decimal point; raises ValueError unless it is a text or a number."""
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"expected a text or a number, not {value!r:.60}")
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _as_text(answer: Any) -> str:
-    return _plain(answer).strip()
+def _as_text(value: Any) -> str:
+    return _plain(value).strip()
