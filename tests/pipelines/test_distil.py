@@ -99,7 +99,7 @@ def test_bad_labels_are_rejected_with_their_reason(response, reason):
     assert summary["rejected"] == {reason: 1}
 
 
-def test_evaluation_items_and_repeated_inputs_are_not_asked_about():
+def test_evaluation_items_and_repeated_and_empty_inputs_are_not_requested():
     evaluation_items = pd.DataFrame(
         [
             {
@@ -110,8 +110,9 @@ def test_evaluation_items_and_repeated_inputs_are_not_asked_about():
             }
         ]
     )
-    examples, rejected, _, teacher = distil(TOPIC, [*NEWS[:2], NEWS[1].upper()], lambda _: SPORT, evaluation_items)
-    assert list(rejected["reason"]) == ["contamination_exact", "duplicate"]
+    texts = [*NEWS[:2], NEWS[1].upper(), " "]
+    examples, rejected, _, teacher = distil(TOPIC, texts, lambda _: SPORT, evaluation_items)
+    assert list(rejected["reason"]) == ["contamination_exact", "duplicate", "empty"]
     assert len(examples) == len(teacher.requests) == 1
 
 

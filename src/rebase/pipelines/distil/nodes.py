@@ -12,7 +12,7 @@ from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.generation.generate import ExampleStage, GenerationResult, rejected_line, verify
 from rebase.generation.labeling import check_style, request_label, with_costs
 from rebase.generation.prompts.templates import DistilPrompt
-from rebase.generation.verification import ProtectedTexts
+from rebase.generation.verification import ProtectedTexts, reject_input
 from rebase.parameters import ContaminationParameters, DistilParameters
 from rebase.records import DISTILLED_COLUMNS, Task
 from rebase.teacher.cached import CachedSession, CachedTeacher
@@ -34,8 +34,9 @@ def distil_inputs(
     """Label inputs of the task by the teacher, in the style that ``parameters`` name.
 
     ``unlabeled_inputs`` has ``row_id`` and ``fields`` (JSON), and its provenance if there is one. If it is empty, the
-    inputs of ``examples`` are labeled, and their answers are ignored. Inputs that contain a part of the evaluation set
-    and duplicates are rejected before any request; labels must pass the checks that all examples pass.
+    inputs of ``examples`` are labeled, and their answers are ignored. Inputs that contain a part of the evaluation set,
+    duplicates and those with an empty field are rejected before any request; labels must pass the checks that all
+    examples pass.
 
     Returns the labeled examples in the form of ``reasoned_examples``; the rejected inputs with reasons; the summary.
     Raises RebaseError if there are no inputs, the style does not suit the task, no label is left, or the teacher
@@ -51,8 +52,8 @@ def distil_inputs(
     stage = ExampleStage("distil", task, teacher, distil_prompt)
     selected = inputs.iloc[systematic_positions(len(inputs), parameters.max_inputs or len(inputs))].to_dict("records")
     contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
-    clean, stage.rejected = _filter_inputs(task, selected, contaminated)
     protected = ProtectedTexts(task, evaluation_items["query"], contamination.ngram)
+    clean, stage.rejected = _filter_inputs(task, selected, contaminated, protected)
 
     async def generate(session: CachedSession, item: Line) -> GenerationResult:
         fields = json.loads(item["fields"])
@@ -66,14 +67,19 @@ def distil_inputs(
     return stage.conclude(advice, DISTILLED_COLUMNS, not_listed, style=parameters.style)
 
 
-def _filter_inputs(task: Task, inputs: list[Line], contaminated: ContaminationFilter) -> tuple[list[Line], list[Line]]:
-    """The inputs to be labeled, and lines of the rejected ones: contaminated, or duplicates."""
+def _filter_inputs(
+    task: Task, inputs: list[Line], contaminated: ContaminationFilter, protected: ProtectedTexts
+) -> tuple[list[Line], list[Line]]:
+    """The inputs to be labeled, and lines of the rejected ones: contaminated, duplicates, or no query of an example."""
     clean: dict[str, Line] = {}
     rejected: list[Line] = []
     for item in inputs:
         fields = json.loads(item["fields"])
         query = comparable(task.render_query(fields))
-        if rejection := Rejection("duplicate") if query in clean else contaminated.reject(fields):
+        rejection = Rejection("duplicate") if query in clean else contaminated.reject(fields)
+        if rejection is None and (reason := reject_input(task, fields, protected)):
+            rejection = Rejection(reason)
+        if rejection:
             rejected.append(rejected_line(item, rejection))
         else:
             clean[query] = item
