@@ -17,6 +17,20 @@ CHAT_TEMPLATE = (
 )
 
 
+#: What the configurations of other architectures need beside the sizes of the tiny student.
+ARCHITECTURES: dict[str, dict[str, object]] = {
+    "llama": {},
+    "gemma3_text": {  # a sliding window that is shorter than most prompts
+        "head_dim": 8, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "qwen3_5_text": {
+        "head_dim": 8, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    },
+}  # fmt: skip
+
+
 def tolerances(dtype: str) -> dict[str, float]:
     """Tolerances for logits of a tiny student, at most 1: a few units in the last place of the number format."""
     return {"atol": 1e-5, "rtol": 1e-5} if dtype == "float32" else {"atol": 2**-8, "rtol": 2**-6}
@@ -32,12 +46,12 @@ def freeze_libraries() -> None:
     atexit.register(gc.unfreeze)
 
 
-def make_student(folder: Path, chat: bool = True, dtype: str = "float32") -> Student:
+def make_student(folder: Path, chat: bool = True, dtype: str = "float32", architecture: str = "llama") -> Student:
     """Write the model to ``folder/tiny`` and return its handle; its tokenizer starts every text with a BOS."""
     freeze_libraries()
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     special = ["<s>", "<|im_start|>", "<|im_end|>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -51,8 +65,9 @@ def make_student(folder: Path, chat: bool = True, dtype: str = "float32") -> Stu
     tokenizer.chat_template = CHAT_TEMPLATE if chat else None
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            architecture,
             vocab_size=len(vocabulary),
             hidden_size=32,
             intermediate_size=64,
@@ -62,6 +77,8 @@ def make_student(folder: Path, chat: bool = True, dtype: str = "float32") -> Stu
             max_position_embeddings=1024,
             bos_token_id=0,
             eos_token_id=2,
+            pad_token_id=None,
+            **ARCHITECTURES[architecture],
         )
     )
     model.save_pretrained(folder / "tiny")

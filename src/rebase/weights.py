@@ -7,7 +7,7 @@ import platform
 import re
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rebase.errors import RebaseError
 from rebase.files import damaged_files, replacing_folder, write_checksums
@@ -90,6 +90,17 @@ def render_chat(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]
         date_string=f"{_DATE:%d %b %Y}",
     )
     return str(prompt)
+
+
+def ignores_padding(cache: Any) -> bool:
+    """Whether padding between earlier and later tokens has no effect in a model with this cache (``DynamicCache``).
+
+    True for full attention. A sliding window counts masked tokens, too, and they change the state of linear attention:
+    for these models padding must come before all tokens.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def machine_name() -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rebase.student.handle import Student
-from tests.tiny import make_student
+from tests.tiny import ARCHITECTURES, make_student
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,13 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
 def any_student(student: Student, request: pytest.FixtureRequest) -> Student:
     """The student in either number format."""
     return replace(student, dtype=request.param)
+
+
+@pytest.fixture(scope="session", params=["bfloat16", *ARCHITECTURES])
+def any_architecture(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Student:
+    """The student in bfloat16, or in float32 with each of the architectures."""
+    setting = {"dtype": "bfloat16"} if request.param == "bfloat16" else {"architecture": request.param}
+    return make_student(tmp_path_factory.mktemp(request.param), **setting)
 
 
 @pytest.fixture

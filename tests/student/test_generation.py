@@ -1,10 +1,11 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from rebase.student.generation import generate
 from rebase.student.handle import Student
-from tests.tiny import tolerances
+from tests.tiny import ARCHITECTURES, make_student, tolerances
 
 PROMPTS = [
     "Where?",
@@ -35,6 +36,13 @@ def test_batches_generate_what_single_prompts_generate(student: Student, prompts
         together = generate(model, tokenizer, prompts, 8, batch_size, "together")
     assert together == alone
     assert len(set(alone)) >= min(2, len(set(prompts)))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_architecture_generates_in_batches_what_it_generates_alone(tmp_path: Path, architecture: str) -> None:
+    with make_student(tmp_path, architecture=architecture).open() as (model, tokenizer):
+        alone = [generate_alone(model, tokenizer, prompt) for prompt in SHARED]
+        assert generate(model, tokenizer, SHARED, 8, 5, "together") == alone
 
 
 def test_text_ends_with_the_turn(student: Student) -> None:

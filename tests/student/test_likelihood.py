@@ -31,18 +31,18 @@ def from_scratch(model, tokenizer, prompt: str, label: str) -> float:
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize("labels", [LABELS, ("a", "b"), ("one",)])
 def test_likelihoods_are_those_of_each_text_alone(
-    any_student: Student, labels: tuple[str, ...], batch_size: int
+    any_architecture: Student, labels: tuple[str, ...], batch_size: int
 ) -> None:
     import torch
 
-    with any_student.open() as (model, tokenizer), torch.inference_mode():
+    with any_architecture.open() as (model, tokenizer), torch.inference_mode():
         expected = [[from_scratch(model, tokenizer, prompt, label) for label in labels] for prompt in PROMPTS]
         chosen, scores = choose_labels(model, tokenizer, PROMPTS, labels, batch_size, "labels")
     longest = max(map(len, labels)) + 1  # tokens of a label: each adds its own error to the sum
-    bounds = tolerances(any_student.dtype)
+    bounds = tolerances(any_architecture.dtype)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=longest * bounds["atol"])
     assert chosen == [labels[index] for index in np.argmax(scores, axis=1)]
-    if any_student.dtype == "float32":
+    if any_architecture.dtype == "float32":
         assert chosen == [labels[index] for index in np.argmax(expected, axis=1)]
 
 

@@ -13,7 +13,7 @@ from rebase.errors import RebaseError
 from rebase.teacher.local import LocalTeacher
 from rebase.teacher.protocol import Failure, Message, Request, Response, Sampling
 from tests.scripted import generate_all
-from tests.tiny import make_student
+from tests.tiny import ARCHITECTURES, make_student
 
 LABELS = {"type": "string", "enum": ["yes", "no", "perhaps"]}
 SYSTEM = "You answer questions about animals with one of the labels, and with nothing else at all."
@@ -65,8 +65,10 @@ def test_responses_come_in_the_order_of_the_requests(teacher):
     assert [response.key for response in responses] == [one.key("local", teacher.model) for one in requests]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_response_does_not_depend_on_its_batch(teacher, temperature):
+@pytest.mark.parametrize(("architecture", "temperature"), [*((name, 0.0) for name in ARCHITECTURES), ("llama", 1.0)])
+def test_a_response_does_not_depend_on_its_batch(tmp_path, architecture, temperature):
+    student = make_student(tmp_path, architecture=architecture)
+    teacher = LocalTeacher(student.model, None, tmp_path, "float32")
     text = object_schema(answer={"type": "string"})
     requests = [request("x" * (1 + 7 * n), text, temperature, max_tokens=25) for n in range(5)]
     together = generate_all(teacher, requests)

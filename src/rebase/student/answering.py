@@ -23,6 +23,9 @@ from rebase.student.served import generate_served
 
 logger = logging.getLogger(__name__)
 
+#: Changes when the same weights generate other answers, so that older ones are not read.
+_FORMAT = 2
+
 #: Names of the two systems that every evaluation has: the student before training, and with its adapter.
 STUDENT, EXPERT = "student", "expert"
 #: The student before training, with the task's examples in its prompt: a baseline that knows the format.
@@ -86,7 +89,7 @@ def answers_file(student: Student, adapter: Adapter | None, max_new_tokens: int)
     """The cache file for a student with an adapter, or without (None). Other weights have another file."""
     files = sorted(adapter.folder.glob("adapter_*")) if adapter else []
     weights = [(file.name, _digest(file.read_bytes())) for file in files]
-    content = [__version__, student.identity(), weights, max_new_tokens]
+    content = [_FORMAT, __version__, student.identity(), weights, max_new_tokens]
     return student.workdir / "answers" / f"{_digest(json.dumps(content).encode())}.jsonl"
 
 

@@ -49,8 +49,10 @@ def _score_rest(batch: PrefilledBatch, rows: Sequence[int], targets: list[list[i
 
     batch = batch.select([row for row in rows for _ in targets])
     width = max(map(len, targets)) - 1
-    logits = batch.extend([target[:-1] for target in targets] * len(rows), logits=width)
-    padded = [[-1] * (width - len(target) + 1) + target[1:] for target in targets]
+    # Padding on the right: no token attends to it, and a sliding window before it has the prompt.
+    given = [target[:-1] + [0] * (width - len(target) + 1) for target in targets]
+    logits = batch.extend(given * len(rows), logits=width)
+    padded = [target[1:] + [-1] * (width - len(target) + 1) for target in targets]
     token_ids = torch.tensor(padded, device=logits.device).repeat(len(rows), 1)
     likelihoods = logits.log_softmax(dim=-1).gather(-1, token_ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return torch.where(token_ids >= 0, likelihoods, 0.0).sum(dim=-1).view(len(rows), len(targets))

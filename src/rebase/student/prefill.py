@@ -1,7 +1,8 @@
 """Prompts through the model in batches; a beginning that prompts share is computed once.
 
 The only module that relies on how transformers caches keys and values: ``DynamicCache`` has a list ``layers`` whose
-tensors are replaced and never written to (see tests/student/test_prefill.py).
+tensors are replaced. The states of linear attention are written to, in the copies that ``reorder_cache`` makes (see
+tests/student/test_prefill.py).
 """
 
 import copy
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rebase.student.formatting import tokenize_prompt
 from rebase.text import common_prefix_length
+from rebase.weights import ignores_padding
 
 if TYPE_CHECKING:
     import torch
@@ -30,20 +32,25 @@ class PrefilledBatch:
         self._cache = DynamicCache(config=model.config) if cache is None else cache
         self._mask = torch.ones((1, 0), dtype=torch.long, device=model.device) if mask is None else mask
 
+    @property
+    def can_share(self) -> bool:
+        """Whether rows of different lengths may follow a beginning that they share."""
+        return ignores_padding(self._cache)
+
     def select(self, rows: Sequence[int]) -> "PrefilledBatch":
         """A new batch of these rows, which may repeat. This batch does not change."""
         import torch
 
         indices = torch.tensor(rows, device=self._mask.device)
         cache = copy.copy(self._cache)
-        cache.layers = [copy.copy(layer) for layer in cache.layers]
-        cache.batch_select_indices(indices)
+        cache.layers = [_copy_layer(layer) for layer in cache.layers]
+        cache.reorder_cache(indices)  # type: ignore[arg-type]
         return PrefilledBatch(self._model, cache, self._mask[indices])
 
     def extend(self, tokens: Sequence[Sequence[int]], logits: int = 1) -> "torch.Tensor":
         """Process more tokens of every row, padded on the left; logits ``[rows, logits, vocabulary]`` of the last.
 
-        The padding lies between the earlier tokens and these, and is masked.
+        The padding lies between the earlier tokens and these, and is masked (see ``can_share``).
         """
         import torch
 
@@ -67,14 +74,14 @@ def prefill(
     """Process rendered prompts in batches: positions of the prompts, the batch, and ``[rows, vocabulary]`` logits.
 
     The beginning of all prompts (the instruction) is computed once, a beginning that some of a batch share (a passage)
-    once per batch. Prompts of similar length share a batch, the longest first: a batch that does not fit into memory
-    fails at once. Use it under ``torch.inference_mode``.
+    once per batch, if the model can share them (``ignores_padding``). Prompts of similar length share a batch, the
+    longest first: a batch that does not fit into memory fails at once. Use it under ``torch.inference_mode``.
     """
     from tqdm.auto import tqdm
 
     tokenized = [tokenize_prompt(tokenizer, prompt) for prompt in prompts]
-    shared = _common_prefix(tokenized) if tokenized else []
     beginning = PrefilledBatch(model)
+    shared = _common_prefix(tokenized) if tokenized and beginning.can_share else []
     if shared:
         beginning.extend([shared])
     rests = [tokens[len(shared) :] for tokens in tokenized]
@@ -100,7 +107,7 @@ def group_prompts(prompts: Sequence[list[int]]) -> list[list[int]]:
 
 def _prefill_batch(beginning: PrefilledBatch, prompts: list[list[int]]) -> tuple[PrefilledBatch, "torch.Tensor"]:
     """Process shared heads once and then each prompt's tail, if that is less than all prompts at once."""
-    groups = group_prompts(prompts)
+    groups = group_prompts(prompts) if beginning.can_share else [[index] for index in range(len(prompts))]
     heads = [_common_prefix([prompts[index] for index in group]) for group in groups]
     group_of = {index: number for number, group in enumerate(groups) for index in group}
     longest_tail = max((len(prompts[i]) - len(heads[g]) for i, g in group_of.items() if len(groups[g]) > 1), default=0)
@@ -123,3 +130,10 @@ def _prefill_batch(beginning: PrefilledBatch, prompts: list[list[int]]) -> tuple
 def _common_prefix(prompts: Sequence[list[int]]) -> list[int]:
     """The beginning that the prompts share, without the last token of any: its logits are needed."""
     return prompts[0][: common_prefix_length([tokens[:-1] for tokens in prompts])]
+
+
+def _copy_layer(layer: Any) -> Any:
+    """A copy whose states can be replaced; linear attention has them in dictionaries, which a shallow copy shares."""
+    copied = copy.copy(layer)
+    vars(copied).update({name: dict(value) for name, value in vars(copied).items() if isinstance(value, dict)})
+    return copied

@@ -20,7 +20,7 @@ from rebase.teacher.concurrency import Pending, RequestGroup
 from rebase.teacher.protocol import Failure, Request, Response, Session, Teacher
 from rebase.teacher.settings import TeacherSettings
 from rebase.text import common_prefix_length
-from rebase.weights import check_dtype, locate_model, render_chat, resolve_dtype
+from rebase.weights import check_dtype, ignores_padding, locate_model, render_chat, resolve_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -222,7 +222,7 @@ class LocalSession(Session):
                 keep = list(range(len(active)))
                 if done >= DONE_SHARE * len(active):
                     keep = [index for index in keep if not active[index].finish]
-                    cache.batch_select_indices(torch.tensor(keep))
+                    cache.reorder_cache(torch.tensor(keep))  # type: ignore[arg-type]
                     active = [active[index] for index in keep]
                 tokens = torch.tensor([[chosen[index]] for index in keep])
                 positions = positions[keep, -1:] + 1
@@ -255,7 +255,10 @@ class LocalSession(Session):
         return token
 
     def _prefill_shared(self, rows: list[_Row]) -> tuple["DynamicCache", int]:
-        """Return a KV cache of the tokens that all prompts begin with, expanded to the batch, and their number."""
+        """Return a KV cache of the tokens that all prompts begin with, expanded to the batch, and their number.
+
+        Padding follows these tokens, so a model for which it matters gets an empty cache.
+        """
         import copy
 
         import torch
@@ -264,8 +267,9 @@ class LocalSession(Session):
         length = common_prefix_length([row.prompt for row in rows])
         # At least one token of every row must go through the model to predict the next one.
         length = min(length, min(len(row.prompt) for row in rows) - 1)
-        if length < MIN_SHARED_TOKENS or len(rows) == 1:
-            return DynamicCache(config=self._model.config), 0
+        empty = DynamicCache(config=self._model.config)
+        if length < MIN_SHARED_TOKENS or len(rows) == 1 or not ignores_padding(empty):
+            return empty, 0
         tokens, cache = self._shared
         count = len(tokens)
         if cache is None or rows[0].prompt[:count] != tokens or not length - MIN_SHARED_TOKENS <= count <= length:
