@@ -1,6 +1,7 @@
 """``kedro ask``, as people and their scripts call it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -125,4 +126,14 @@ def test_an_adapter_of_another_student(catalog: DataCatalog, student: Student) -
     catalog["student"] = MemoryDataset(
         Student("owner/other", None, student.folder, student.workdir), copy_mode="assign"
     )
-    assert "was trained on the student in a folder called 'tiny'" in call(*ONE, code=1)
+    assert "was trained on the student in a folder or file called 'tiny'" in call(*ONE, code=1)
+
+
+def test_a_student_in_a_local_file(
+    catalog: DataCatalog, student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = call(*ONE)
+    (tmp_path / student.name).touch()
+    monkeypatch.setattr("rebase.student.handle.locate_model", lambda model, folder: student.model)
+    catalog["student"] = MemoryDataset(replace(student, model=str(tmp_path / student.name)), copy_mode="assign")
+    assert call(*ONE) == expected

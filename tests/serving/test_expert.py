@@ -74,12 +74,30 @@ def test_an_adapter_that_was_copied_elsewhere(
     assert Expert.load(copied, student.model).answers(FIELDS) == answers
     content = (copied / EXPERT_RECORD).read_text()
     assert str(Path(student.model).parent) not in content
-    with pytest.raises(RebaseError, match=r"student in a folder called 'tiny'\. Say where it is"):
+    with pytest.raises(RebaseError, match=r"student in a folder or file called 'tiny'\. Say where it is"):
         Expert.load(copied)
     other = make_student(tmp_path / "other")
     Path(other.model).rename(tmp_path / "smaller")
     with pytest.raises(RebaseError, match="was trained on 'tiny', the student is 'smaller'"):
         Expert.load(copied, tmp_path / "smaller").answer(**FIELDS[0])
+
+
+def test_an_adapter_of_a_student_in_a_gguf_file(
+    student: Student, adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "here" / "small.gguf"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setattr("rebase.student.handle.locate_model", lambda model, folder: student.model)
+    trained = Expert.load(adapter.folder, student.model)
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter.folder, folder, ignore=shutil.ignore_patterns(CHECKSUMS))
+    write_record(Adapter(folder, ""), trained.task, replace(student, model=str(file)), "")
+    assert str(tmp_path) not in (folder / EXPERT_RECORD).read_text()
+    with pytest.raises(RebaseError, match=r"a folder or file called 'small\.gguf'\. Say where it is"):
+        Expert.load(folder)
+    moved = file.rename(tmp_path / "small.gguf")
+    assert Expert.load(folder, moved).answer(**FIELDS[0]) == trained.answer(**FIELDS[0])
 
 
 def test_the_record_has_no_path_of_this_machine(adapter: Adapter, student: Student, tmp_path: Path) -> None:

@@ -27,6 +27,17 @@ def test_name_is_never_a_path(student: Student) -> None:
     assert replace(student, model="owner/model").name == "owner/model"
 
 
+def test_a_gguf_file_has_its_name_and_is_identified_by_its_content(student: Student, tmp_path: Path) -> None:
+    file = tmp_path / "small.gguf"
+    file.write_bytes(b"weights")
+    in_file = replace(student, model=str(file))
+    before = in_file.identity()
+    assert in_file.name == "small.gguf"
+    assert in_file.identity() == before
+    file.write_bytes(b"other weights")
+    assert in_file.identity() != before
+
+
 def test_tokenizer_has_a_padding_token(student: Student) -> None:
     assert student.tokenizer().pad_token_id is not None
 

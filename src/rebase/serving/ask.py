@@ -31,8 +31,8 @@ def load_expert(catalog: Any) -> Expert:
         task = catalog.load("task").name
         raise RebaseError(f"There is no adapter for the task {task!r}. Train one: kedro run --params=task={task}")
     adapter, student = catalog.load("adapter"), catalog.load("student")
-    # Of a student in a local folder, the adapter knows the name alone.
-    is_local = Path(student.model).is_dir() and student.name == adapter.base_model
+    # Of a student in a local folder or file, the adapter has the name alone.
+    is_local = Path(student.model).exists() and student.name == adapter.base_model
     settings = catalog.load("params:evaluate")
     return Expert.load(adapter.folder, student.model if is_local else None, settings.labels_by, settings.batch_size)
 

@@ -45,7 +45,7 @@ class Expert:
     ) -> "Expert":
         """The expert of an adapter's folder, or of the newest adapter in a task's folder (``data/06_models/NAME``).
 
-        ``model`` is a folder or hub id to load the student from, by default what the adapter was trained on.
+        ``model`` is a folder, GGUF file or hub id to load the student from, by default what the adapter was trained on.
         ``labels_by`` and ``batch_size`` are as in ``EvaluateParameters``. Raises RebaseError if there is no adapter, if
         it is damaged, or if it was trained on another student.
         """
@@ -55,8 +55,8 @@ class Expert:
         record = read_record(folder)
         if model is None and not record.model.startswith(PACKAGE) and "/" not in record.model:
             raise RebaseError(
-                f"The adapter in {folder} was trained on the student in a folder called {record.model!r}. Say where it "
-                "is: Expert.load(FOLDER, model=PATH), or `student.model` in globals.yml."
+                f"The adapter in {folder} was trained on the student in a folder or file called {record.model!r}. "
+                "Say where it is: Expert.load(FOLDER, model=PATH), or `student.model` in globals.yml."
             )
         models = (parent for parent in folder.resolve().parents if parent.name == "06_models")
         base = next((parent / "base" for parent in models), Path.home() / ".cache" / "rebase")

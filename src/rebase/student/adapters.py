@@ -115,7 +115,7 @@ class ExpertRecord(Strict):
 
 def write_record(adapter: Adapter, task: Task, student: Student, prompt: str) -> None:
     """Write the ``ExpertRecord`` into the adapter's folder, without paths of this machine."""
-    model = student.name if Path(student.model).is_dir() else student.model
+    model = student.name if Path(student.model).exists() else student.model
     source = Path(task.evaluation.source)
     if source.is_absolute():
         task = task.model_copy(update={"evaluation": task.evaluation.model_copy(update={"source": source.name})})

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Student:
-    """A cheap handle. ``model`` is a package, a folder or a hub id.
+    """A cheap handle. ``model`` is a package, a folder, a GGUF file or a hub id.
 
     ``folder`` has the converted weights of packaged models, ``workdir`` the checkpoints of training and cached answers.
     ``dtype`` is the number format of computing (``rebase.weights.Dtype``).
@@ -37,14 +37,14 @@ class Student:
 
     @property
     def name(self) -> str:
-        """The base model's name in adapters: its hub id, or the name of a local folder, never its path."""
+        """The base model's name in adapters: its hub id, or the name of a local folder or file, never its path."""
         path = Path(self.model)
-        return path.resolve().name if path.is_dir() else PUBLISHED.get(self.model, self.model)
+        return path.resolve().name if path.exists() else PUBLISHED.get(self.model, self.model)
 
     def identity(self) -> list[Any]:
-        """What identifies the weights, as plain data: model, revision, number format, and the files of a folder."""
-        folder = Path(self.model)
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        """What identifies the weights, as plain data: model, revision, number format, and a state of local files."""
+        path = Path(self.model)
+        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
         return [
             self.model,
             self.revision,
