@@ -1,9 +1,11 @@
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebase.tasks.chrf import chrf
+from rebase.tasks.chrf import chrf, corpus_chrf, count_ngrams
 from rebase.tasks.metrics import (
     bootstrap_chrf,
     bootstrap_interval,
@@ -116,12 +118,27 @@ def test_the_corpus_chrf_is_that_of_sacrebleu_and_its_differences_are_paired() -
     assert interval["value"] == pytest.approx(published, abs=0.005)
     assert 0 < interval["low"] < interval["high"] < 100
     nothing = ["" for _ in predictions]
-    assert bootstrap_chrf(predictions, answers, 20, 0.9, 1, nothing) == bootstrap_chrf(predictions, answers, 20, 0.9, 1)
-    assert set(bootstrap_chrf(predictions, answers, 20, 0.9, 1, predictions).values()) == {0.0}
+    gain = bootstrap_chrf(predictions, answers, 20, 0.9, 1, nothing)
+    alone = bootstrap_chrf(predictions, answers, 20, 0.9, 1)
+    assert {name: gain[name] for name in alone} == alone
+    none = {"value": 0, "low": 0, "high": 0, "p": 1}
+    assert bootstrap_chrf(predictions, answers, 20, 0.9, 1, predictions) == none
     # Several answers to an item, as many as it has: sacrebleu wants as many for each.
     references = [[accepted[place % len(accepted)] for _, accepted in CODE] for place in (0, 1)]
     several = bootstrap_chrf(predictions, [accepted for _, accepted in CODE], 20, 0.9, 1)
     assert several["value"] == pytest.approx(metric.corpus_score(predictions, references).score, abs=0.005)
+
+
+def test_p_of_chrf_is_the_share_of_swaps_with_a_larger_difference_of_the_corpus_scores() -> None:
+    predictions, answers = [text for text, _ in CODE], [accepted for _, accepted in CODE]
+    baseline = ["x.sorted()", "print(b)", "df.head", "os.listdir", "辞書"]
+    counts = np.stack([count_ngrams(texts, answers) for texts in (predictions, baseline)], axis=1)
+    swaps = product([False, True], repeat=len(CODE))
+    swapped = (np.where(np.array(swap)[:, None, None], counts[:, ::-1], counts) for swap in swaps)
+    gains = np.array([corpus_chrf(pair[:, 0]) - corpus_chrf(pair[:, 1]) for pair in swapped])
+    exact = np.mean(abs(gains) >= abs(gains[0]) - 1e-9)
+    assert 0.2 < exact < 0.9
+    assert bootstrap_chrf(predictions, answers, 20, 0.9, 1, baseline)["p"] == pytest.approx(exact, abs=0.02)
 
 
 def test_no_scores_have_no_interval() -> None:

@@ -110,7 +110,8 @@ def bootstrap_chrf(
     """Return the corpus's chrF++ in the form of ``bootstrap_interval``.
 
     This is the published score: n-grams are counted over the whole corpus, so that long answers weigh more than in the
-    mean of ``chrf``. With the predictions of a ``baseline`` for the same items: the paired difference to its score.
+    mean of ``chrf``. With the predictions of a ``baseline`` for the same items: the paired difference to its score, and
+    its ``p`` (``permutation_p``).
     """
     systems = [predictions] if baseline is None else [predictions, baseline]
     counts = np.stack([count_ngrams(texts, references) for texts in systems], axis=1)
@@ -119,22 +120,36 @@ def bootstrap_chrf(
         score, *baseline_scores = (corpus_chrf(drawn[:, system]) for system in range(len(systems)))
         return score - sum(baseline_scores)
 
-    return _bootstrap([counts], corpus_score, samples, confidence, seed)
+    interval = _bootstrap([counts], corpus_score, samples, confidence, seed)
+    if baseline is None:
+        return interval
+    both = counts.sum(axis=(0, 1))
+
+    def corpus_gains(differences: np.ndarray) -> np.ndarray:
+        # Halves of sum and difference are the counts of each system.
+        pairs = np.stack([both + differences, both - differences], axis=1) / 2
+        return np.array([corpus_score(pair[None]) for pair in pairs])
+
+    return {**interval, "p": permutation_p(counts[:, 0] - counts[:, 1], seed, corpus_gains)}
 
 
-def permutation_p(gains: np.ndarray, seed: int) -> float:
-    """Return the two-sided p-value of a mean gain, by a paired permutation test (Fisher) with 9,999 draws.
+def permutation_p(
+    differences: np.ndarray, seed: int, gains_of: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> float:
+    """Return the two-sided p-value of a gain, by a paired permutation test (Fisher) with 9,999 draws.
 
-    ``gains`` are the items' differences ``[items]``; swapping the two systems on an item turns its sign. Not
+    ``differences`` of the two systems are ``[items]`` or ``[items, statistics]``; swapping the systems on an item turns
+    their signs. ``gains_of`` turns sums of differences ``[draws, ...]`` into gains ``[draws]``; by default they are the
+    sums. Not
     ``scipy.stats.permutation_test``, which takes thirty times as long for 1,000 items.
     """
     draw = np.random.default_rng(seed)
-    unequal = gains[gains != 0]
-    observed = abs(unequal.sum()) - 1e-9
+    unequal = differences[differences.any(axis=tuple(range(1, differences.ndim)))]
+    observed = abs(gains_of(unequal.sum(axis=0, keepdims=True))) - 1e-9
     extreme_count = 1  # the observed assignment
     for start in range(0, _DRAWS, _DRAWS_AT_ONCE):
         signs = 2 * draw.integers(2, size=(min(_DRAWS_AT_ONCE, _DRAWS - start), len(unequal)), dtype=np.int8) - 1
-        extreme_count += int((abs(signs @ unequal) >= observed).sum())
+        extreme_count += int((abs(gains_of(signs @ unequal)) >= observed).sum())
     return round(extreme_count / (_DRAWS + 1), 4)
 
 

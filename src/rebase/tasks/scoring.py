@@ -75,8 +75,8 @@ def score_predictions(
 
     Returns ``predictions`` (``score_answers``), and scores in percent with bootstrap intervals: of each system, and of
     the difference of each pair (None: of any two systems, the later minus the earlier). Differences are paired and
-    also have ``p`` (``permutation_p`` on the item scores). The metrics are the task's and the lenient score. With
-    answers of the student and the expert, the scores also have the ``verdict`` and ``warnings``.
+    also have ``p`` (``permutation_p``). The metrics are the task's and the lenient score. With answers of the student
+    and the expert, the scores also have the ``verdict`` and ``warnings``.
 
     Raises RebaseError if there are no answers, or if the systems answered different items: their scores do not compare.
     """
@@ -101,14 +101,14 @@ def score_predictions(
     def interval(metric: str, system: str, baseline: str | None = None) -> dict[str, float]:
         frame = by_system[system]
         other = by_system[baseline].loc[frame.index] if baseline else None
-        gains = frame[metric] - (0 if other is None else other[metric])
         if metric == "chrf":
             references = [json.loads(text) for text in frame["references"]]
             baseline_texts = None if other is None else other["extracted"].to_list()
-            scores = bootstrap_chrf(frame["extracted"].to_list(), references, *draws, baseline=baseline_texts)
-        else:
-            scores = bootstrap_interval(gains.to_list(), *draws)
-        return scores if other is None else {**scores, "p": permutation_p(gains.to_numpy(), parameters.seed)}
+            return bootstrap_chrf(frame["extracted"].to_list(), references, *draws, baseline=baseline_texts)
+        if other is None:
+            return bootstrap_interval(frame[metric].to_list(), *draws)
+        gains = (frame[metric] - other[metric]).to_numpy()
+        return {**bootstrap_interval(gains, *draws), "p": permutation_p(gains, parameters.seed)}
 
     metrics = (*task.metrics, LENIENT)
     scores: dict[str, Any] = {
