@@ -119,7 +119,7 @@ def pieces(reading_task: Task, predictions: pd.DataFrame, retrieved: pd.DataFram
             "task": HOSTILE, "n": 24, "confidence": 0.95, "verdict": "The expert answers as many.",
             "warnings": [HOSTILE], "run": "2026-11-29T11.29.15.123Z",
             "systems": dict.fromkeys(("student", "expert", "teacher", HOSTILE), metrics),
-            "differences": {"expert - student": metrics},
+            "differences": {"expert - student": {name: {**cell, "p": 0.01} for name, cell in metrics.items()}},
         },
         "embedding_map": pd.DataFrame(points),
         "run_record": {
@@ -255,11 +255,29 @@ def test_pieces_that_are_empty_or_of_another_version_count_as_missing(
 
 
 def test_scores_of_another_version_of_the_task_do_no_harm(reading_task: Task, pieces: dict[str, Any]) -> None:
-    cells = {"f1": CELL, "accuracy": CELL}
+    cells = {name: {**CELL, "p": 0.01} for name in ("f1", "accuracy")}
     old = {"systems": {"student": cells, "expert": cells}, "differences": {"expert - student": cells}}
     page = Page(write_report(reading_task, **pieces | {"scores": pieces["scores"] | old}))
     assert "Mean grades from 1 to 5" in page.text
     assert "before → after" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("gain", "words", "color"),
+    [
+        ({"value": 5.0, "low": 0.2, "high": 9.0, "p": 0.061}, "no clear difference (p = 0.061)", ""),
+        ({"value": 5.0, "low": -0.2, "high": 9.0, "p": 0.041}, "better", "good"),
+        ({"value": -5.0, "low": -9.0, "high": 0.2, "p": 0.041}, "worse", "bad"),
+    ],
+)
+def test_a_difference_is_clear_by_its_p_value(
+    reading_task: Task, pieces: dict[str, Any], gain: dict[str, float], words: str, color: str
+) -> None:
+    gains = dict.fromkeys(reading_task.metrics, gain)
+    scores = pieces["scores"] | {"differences": {"expert - student": gains}}
+    html = write_report(reading_task, **pieces | {"scores": scores})
+    assert f"{gain['value']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]: {words}" in Page(html).text
+    assert f'<span class="{color}">{gain["value"]:+.1f}' in html
 
 
 def test_what_other_seeds_gave_stands_beside_the_intervals(reading_task: Task, pieces: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from rebase.reporting import diagnostics, plots
 from rebase.reporting.console import STAGES
 from rebase.reporting.reasons import REASONS
 from rebase.student.answering import FEW_SHOT
-from rebase.tasks.verdict import GRADED, LENIENT, MIN_ITEMS
+from rebase.tasks.verdict import GRADED, LENIENT, MIN_ITEMS, format_p, is_clear
 
 #: Tables of rejected rows and examples, which may be empty.
 LISTED = ("examples_rejected", "reasoning_rejected")
@@ -158,7 +158,8 @@ def render_page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"shorten": _shorten, "marked": _marked, "number": _number, "dollars": _dollars}
-    environment.filters["ending"] = _ending
+    environment.filters |= {"ending": _ending, "p_value": format_p}
+    environment.tests["clear"] = is_clear
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
     return environment.get_template(template).render(**values)
 

@@ -39,6 +39,19 @@ def warnings(task: Task, expert: pd.DataFrame, scores: Scores) -> list[str]:
     return [] if scores["n"] < MIN_ITEMS else list(_warnings(task, expert, scores))
 
 
+def is_clear(gain: Mapping[str, float]) -> bool:
+    """Whether a difference of two systems is clear, by its p-value.
+
+    The one criterion of all sentences, tables and colors: an interval and a p-value can disagree.
+    """
+    return gain["p"] < _CLEAR_P
+
+
+def format_p(gain: Mapping[str, float]) -> str:
+    """The p-value of a difference as text."""
+    return "p < 0.001" if gain["p"] < 0.001 else f"p = {gain['p']:.2g}"
+
+
 def _counted_sentences(metric: Metric, scores: Scores) -> Iterator[str]:
     n, counts = scores["n"], {}
     for system, cells in scores["systems"].items():
@@ -47,14 +60,14 @@ def _counted_sentences(metric: Metric, scores: Scores) -> Iterator[str]:
     yield (
         f"The expert answers {_more(expert - student, f' items of {n}')} the student ({expert} and {student}), "
         f"{expert_in_format} and {student_in_format} of them in the asked format; the difference in content is "
-        f"{_clarity(_gain(scores, _STUDENT, LENIENT)['p'])}."
+        f"{_clarity(_gain(scores, _STUDENT, LENIENT))}."
     )
     if _has_few_shot(scores):
         few_shot, few_shot_in_format = counts[_FEW_SHOT]
         yield (
             f"It answers {_more(expert - few_shot)} the student with examples in its prompt ({few_shot}, "
             f"{few_shot_in_format} of them in the asked format); this difference is "
-            f"{_clarity(_gain(scores, _FEW_SHOT, LENIENT)['p'])}."
+            f"{_clarity(_gain(scores, _FEW_SHOT, LENIENT))}."
         )
 
 
@@ -65,12 +78,12 @@ def _graded_sentences(metric: Metric, scores: Scores) -> Iterator[str]:
 
     yield (
         f"The expert's answers have {amount(_EXPERT)} of the words of the references, the student's "
-        f"{amount(_STUDENT)}; the difference in content is {_clarity(_gain(scores, _STUDENT, LENIENT)['p'])}."
+        f"{amount(_STUDENT)}; the difference in content is {_clarity(_gain(scores, _STUDENT, LENIENT))}."
     )
     if _has_few_shot(scores):
         yield (
             f"With examples in its prompt the student's have {amount(_FEW_SHOT)}; the difference to the expert's is "
-            f"{_clarity(_gain(scores, _FEW_SHOT, LENIENT)['p'])}."
+            f"{_clarity(_gain(scores, _FEW_SHOT, LENIENT))}."
         )
 
 
@@ -87,8 +100,8 @@ def _gain(scores: Scores, baseline: str, metric: str) -> Mapping[str, float]:
     return gain
 
 
-def _clarity(p: float) -> str:
-    return f"{'clear' if p < _CLEAR_P else 'not clear'} ({'p < 0.001' if p < 0.001 else f'p = {p:.2g}'})"
+def _clarity(gain: Mapping[str, float]) -> str:
+    return f"{'clear' if is_clear(gain) else 'not clear'} ({format_p(gain)})"
 
 
 def _warnings(task: Task, expert: pd.DataFrame, scores: Scores) -> Iterator[str]:
@@ -109,5 +122,5 @@ def _warnings(task: Task, expert: pd.DataFrame, scores: Scores) -> Iterator[str]
         few_shot = scores["systems"][_FEW_SHOT][metric]["value"]
         yield (
             f"The expert is below the student with examples in its prompt: {cell['value']:.1f} and {few_shot:.1f} in "
-            f"{metric}; the difference is {_clarity(gain['p'])}."
+            f"{metric}; the difference is {_clarity(gain)}."
         )
