@@ -53,6 +53,7 @@ def task_of(answer_type: str, metric: str) -> Task:
         ("text", "exact_match", "pear apple", ["apple pear"], 0),
         ("text", "rouge_l", "pear, then: apple", ["apple pear plum fig"], 0.5),
         ("code", "chrf", "sorted(x)", ["x.sort()"], 0.5),
+        ("span", "f1", "oil, I think", ["colza oil"], 0.5),
     ],
 )
 def test_content_is_found_in_whatever_form(
@@ -64,7 +65,7 @@ def test_content_is_found_in_whatever_form(
 @given(
     kind=st.sampled_from(
         [("span", "exact_match"), ("label", "accuracy"), ("number", "numeric_match"), ("text", "rouge_l"),
-         ("code", "chrf"), ("text", "exact_match")]
+         ("code", "chrf"), ("span", "f1"), ("text", "exact_match")]
     ),
     raw_output=st.lists(
         st.sampled_from([*LABELS, "7", "-7.5", "the answer is", "not", "colza", "oil", ".", "\n", "####", "<think>"]),

@@ -3,7 +3,7 @@ import json
 import pandas as pd
 import pytest
 
-from rebase.records import Task
+from rebase.records import Metric, Task
 from rebase.tasks.verdict import verdict, warnings
 
 
@@ -47,10 +47,11 @@ def test_content_comes_before_format(expert: tuple, student: tuple, p: float, se
     assert verdict("exact_match", scores_of(100, expert, student, p, "exact_match")) == sentence
 
 
-def test_metrics_with_degrees_are_told_in_percent() -> None:
-    assert verdict("rouge_l", scores_of(60, (30, 55.25), (20, 44), 0.021, "rouge_l")) == (
-        "The expert's answers have 55.2 % (rouge_l 30.0) of the words of the references, the student's 44.0 % "
-        "(rouge_l 20.0); the difference in content is clear (p = 0.021)."
+@pytest.mark.parametrize("metric", ["rouge_l", "f1", "chrf"])
+def test_metrics_with_degrees_are_told_in_percent(metric: Metric) -> None:
+    assert verdict(metric, scores_of(60, (30, 55.25), (20, 44), 0.021, metric)) == (
+        f"The expert's answers have 55.2 % ({metric} 30.0) of the words of the references, the student's 44.0 % "
+        f"({metric} 20.0); the difference in content is clear (p = 0.021)."
     )
 
 

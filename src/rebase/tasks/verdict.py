@@ -12,7 +12,7 @@ from rebase.records import Metric, Task
 #: The name of the lenient score, which ``scoring.answer_found`` defines.
 LENIENT = "answer_found"
 #: Metrics with degrees between right and wrong.
-GRADED: frozenset[Metric] = frozenset({"chrf", "rouge_l"})
+GRADED: frozenset[Metric] = frozenset({"chrf", "f1", "rouge_l"})
 #: Fewer items decide nothing: on 20, the 95 % interval of a score of 50 reaches from 30 to 70.
 MIN_ITEMS = 20
 #: A difference is clear below this p-value, and a system gives nearly one label above this share of its answers.
