@@ -1,10 +1,22 @@
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from rebase.records import Metric, Task
 from rebase.tasks.verdict import verdict, warnings
+
+
+def predictions_of(n: int, expert: tuple[int, int], student: tuple[int, int], metric: str) -> pd.DataFrame:
+    """Scores of items of two systems, of which (strict, lenient) are right."""
+    return pd.concat(
+        pd.DataFrame(
+            {name: np.arange(n) < count for name, count in zip((metric, "answer_found"), pair, strict=True)},
+            dtype=float,
+        ).assign(system=system)
+        for system, pair in (("student", student), ("expert", expert))
+    )
 
 
 def scores_of(n: int, expert: tuple[float, float], student: tuple[float, float], p: float, metric: str) -> dict:
@@ -44,12 +56,21 @@ def scores_of(n: int, expert: tuple[float, float], student: tuple[float, float],
     ],
 )  # fmt: skip
 def test_content_comes_before_format(expert: tuple, student: tuple, p: float, sentence: str) -> None:
-    assert verdict("exact_match", scores_of(100, expert, student, p, "exact_match")) == sentence
+    predictions = predictions_of(100, expert, student, "exact_match")
+    assert verdict("exact_match", predictions, scores_of(100, expert, student, p, "exact_match")) == sentence
+
+
+def test_items_are_counted_from_their_scores() -> None:
+    """The percentages of scores are rounded to two digits, which is too few for 10,000 items."""
+    percent = round(100 * 955 / 10570, 2)
+    scores = scores_of(10570, (percent, percent), (0, 0), 0.01, "exact_match")
+    text = verdict("exact_match", predictions_of(10570, (955, 955), (0, 0), "exact_match"), scores)
+    assert text.startswith("The expert answers 955 more items of 10570 than the student (955 and 0)")
 
 
 @pytest.mark.parametrize("metric", ["rouge_l", "f1", "chrf"])
 def test_metrics_with_degrees_are_told_in_percent(metric: Metric) -> None:
-    assert verdict(metric, scores_of(60, (30, 55.25), (20, 44), 0.021, metric)) == (
+    assert verdict(metric, pd.DataFrame(), scores_of(60, (30, 55.25), (20, 44), 0.021, metric)) == (
         f"The expert's answers have 55.2 % ({metric} 30.0) of the words of the references, the student's 44.0 % "
         f"({metric} 20.0); the difference in content is clear (p = 0.021)."
     )
@@ -57,7 +78,10 @@ def test_metrics_with_degrees_are_told_in_percent(metric: Metric) -> None:
 
 def test_nothing_is_said_about_fewer_than_20_items(label_task: Task) -> None:
     scores = scores_of(19, (100, 100), (0, 0), 0.0001, "accuracy")
-    assert verdict("accuracy", scores) == "19 evaluation items are too few for a verdict: 20 or more are needed."
+    assert (
+        verdict("accuracy", pd.DataFrame(), scores)
+        == "19 evaluation items are too few for a verdict: 20 or more are needed."
+    )
     assert warnings(label_task, pd.DataFrame(), scores) == []
 
 

@@ -124,7 +124,7 @@ def score_predictions(
     }
     if "expert - student" in scores["differences"]:
         return predictions, scores | {
-            "verdict": verdict(task.metrics[0], scores),
+            "verdict": verdict(task.metrics[0], predictions, scores),
             "warnings": warnings(task, by_system["expert"], scores),
         }
     return predictions, scores

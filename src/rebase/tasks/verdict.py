@@ -22,16 +22,18 @@ _EXPERT, _STUDENT, _FEW_SHOT = "expert", "student", "student_few_shot"
 Scores = Mapping[str, Any]
 
 
-def verdict(metric: Metric, scores: Scores) -> str:
+def verdict(metric: Metric, predictions: pd.DataFrame, scores: Scores) -> str:
     """Compare the expert with the student, without and with examples in its prompt: first in content, then in format.
 
-    ``scores`` are those of ``score_predictions``, ``metric`` is the strict one. The number of answers that the lenient
-    score counts is the content; how many of them the strict score counts as well is the format.
+    ``predictions`` and ``scores`` are those of ``score_predictions``, ``metric`` is the strict one. The number of
+    answers that the lenient score counts is the content; how many of them the strict score counts as well is the
+    format.
     """
     if scores["n"] < MIN_ITEMS:
         return f"{scores['n']} evaluation items are too few for a verdict: {MIN_ITEMS} or more are needed."
-    sentences = _graded_sentences(metric, scores) if metric in GRADED else _counted_sentences(metric, scores)
-    return " ".join(sentences)
+    if metric in GRADED:
+        return " ".join(_graded_sentences(metric, scores))
+    return " ".join(_counted_sentences(metric, predictions, scores))
 
 
 def warnings(task: Task, expert: pd.DataFrame, scores: Scores) -> list[str]:
@@ -52,10 +54,9 @@ def format_p(gain: Mapping[str, float]) -> str:
     return "p < 0.001" if gain["p"] < 0.001 else f"p = {gain['p']:.2g}"
 
 
-def _counted_sentences(metric: Metric, scores: Scores) -> Iterator[str]:
-    n, counts = scores["n"], {}
-    for system, cells in scores["systems"].items():
-        counts[system] = [round(cells[name]["value"] * n / 100) for name in (LENIENT, metric)]
+def _counted_sentences(metric: Metric, predictions: pd.DataFrame, scores: Scores) -> Iterator[str]:
+    n = scores["n"]
+    counts = predictions.groupby("system")[[LENIENT, metric]].sum().astype(int).T
     (expert, expert_in_format), (student, student_in_format) = counts[_EXPERT], counts[_STUDENT]
     yield (
         f"The expert answers {_more(expert - student, f' items of {n}')} the student ({expert} and {student}), "
