@@ -20,6 +20,7 @@ from rebase.student.hyperparameters import (
     choose_rank,
     choose_step,
 )
+from rebase.student.memory import available_memory
 from rebase.student.tokenization import TokenizedExample, TokenizedExamples, chunks, order_examples, tokenize
 from rebase.weights import resolve_dtype
 
@@ -304,13 +305,13 @@ def shape_of(config: Any, four_bit: bool, dtype: str) -> Shape:
 
 
 def free_memory() -> int:
-    """Bytes of memory for this process: on the GPU, or what the machine has left and the process has already."""
+    """Bytes of memory for this process: on the GPU, or what it can still take and what it has already."""
     import psutil  # type: ignore[import-untyped]
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
+    return available_memory() + int(psutil.Process().memory_info().rss)
 
 
 def matrix_rate(dtype: str, seconds: float = 0.3) -> float:

@@ -7,6 +7,8 @@ The only module that relies on undocumented attributes: ``Linear4bit.support_avx
 import logging
 from typing import TYPE_CHECKING, Any
 
+from rebase.student.memory import available_memory
+
 if TYPE_CHECKING:
     from rebase.student.preflight import Shape
 
@@ -30,9 +32,7 @@ def dequantize_if_it_fits(model: Any, shape: "Shape") -> Any:
     On a CPU, decoding the weights for each product takes a good part of a step. The values stay those of NF4,
     so the adapter is the one that QLoRA trains.
     """
-    import psutil  # type: ignore[import-untyped]
-
-    if shape.weights > psutil.virtual_memory().available / 2:
+    if shape.weights > available_memory() / 2:
         return model
     logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)  # warns of dequantizing
     model = model.dequantize()
