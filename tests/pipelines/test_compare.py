@@ -23,12 +23,14 @@ from rebase.pipelines.compare.nodes import add_mapped, learn_curve, score_curves
 from rebase.pipelines.compare.pipeline import TRAINING_SETS
 from rebase.records import (
     COMPARISON_COLUMNS,
+    CURVE_COLUMNS,
     CURVES_COLUMNS,
     DISTILLED_COLUMNS,
     TRAINING_LOG_COLUMNS,
     Adapter,
     Task,
     Untrained,
+    summarize_stage,
 )
 from rebase.reporting.console import comparison_tables
 from rebase.student.answering import as_generations
@@ -197,6 +199,19 @@ def test_curves_need_a_training_set(student: Student, reading_task: Task):
     scores = {"systems": {"student": {}, "teacher": {}}, "left_out": {"rebase": "train: too few"}}
     with pytest.raises(RebaseError, match=r"none of the training sets could be trained: .*train: too few"):
         score_curves(reading_task, evaluation_items(2), student, scores, train_parameters(), evaluate_parameters())
+
+
+def test_curves_count_what_each_run_was_given(student: Student, reading_task: Task):
+    """All runs on the full set have one number of examples, by which the seeds are found."""
+    scores = {"systems": {name: {"f1": {"value": 1.0, "low": 0.0, "high": 2.0}} for name in ("student", "rebase")}}
+    rejected = {"target_truncated": 1, "validation": 2, "license_excluded": 4}
+    trained = {
+        "rebase_curve": pd.DataFrame(columns=CURVE_COLUMNS),
+        "rebase_train_summary": summarize_stage("train", kept=8, rejected=rejected, seconds=1),
+    }
+    settings = (train_parameters(), evaluate_parameters())
+    curves = score_curves(reading_task, evaluation_items(2), student, scores, *settings, **trained)
+    assert list(curves["examples"]) == [0, 11]
 
 
 def test_a_failed_stage_leaves_its_set_out():

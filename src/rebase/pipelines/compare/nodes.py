@@ -22,6 +22,7 @@ from rebase.records import (
 )
 from rebase.student.answering import FEW_SHOT, STUDENT, answer_items
 from rebase.student.handle import Student
+from rebase.student.tokenization import TRUNCATED, VALIDATION
 from rebase.student.training import train_adapter
 from rebase.tasks.evaluation_items import select_items
 from rebase.tasks.scoring import score_predictions
@@ -150,16 +151,19 @@ def score_curves(
     """Score every run of the learning curves, and the student before training.
 
     For each training set ``NAME``, ``trained`` has the ``NAME_curve`` of ``learn_curve`` and the
-    ``NAME_train_summary`` of the run on the full set. ``examples`` counts what a run was given, rejected ones
-    included; 0 is the student before training. Returns ``CURVES_COLUMNS``. Raises RebaseError if no training set could
-    be trained.
+    ``NAME_train_summary`` of the run on the full set. ``examples`` counts what a run was given, also those that were
+    too long or for validation; 0 is the student before training. Returns ``CURVES_COLUMNS``. Raises RebaseError if no
+    training set could be trained.
     """
     names = [name for name in scores["systems"] if f"{name}_curve" in trained]
     if not names:
         raise RebaseError(f"compare: none of the training sets could be trained: {scores['left_out']}")
     systems, runs, adapters = scores["systems"], [], {}
     for name in names:
-        runs += [(name, 0, train.seed, STUDENT), (name, trained[f"{name}_train_summary"]["in"], train.seed, name)]
+        summary = trained[f"{name}_train_summary"]
+        # The summary's `in` also has the examples that `train.exclude` names, which no run was given.
+        given = summary["kept"] + sum(summary["rejected"].get(reason, 0) for reason in (TRUNCATED, VALIDATION))
+        runs += [(name, 0, train.seed, STUDENT), (name, given, train.seed, name)]
         for run in trained[f"{name}_curve"].itertuples():
             system = f"{name}-{run.Index}"
             runs.append((name, run.examples, run.seed, system))
