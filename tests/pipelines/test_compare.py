@@ -153,6 +153,22 @@ def test_every_size_is_trained_with_every_seed(student: Student, monkeypatch: py
     assert sets[-1][1] == list("abcdef")
 
 
+def test_a_size_that_cannot_be_trained_is_left_out_of_the_curve_alone(
+    student: Student, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def train(student, training_set, parameters):
+        if len(training_set) < 4:
+            raise RebaseError("train: there are too few")
+        return Adapter(Path("somewhere"), "tiny"), None, {}
+
+    monkeypatch.setattr("rebase.pipelines.compare.nodes.train_adapter", train)
+    full = pd.DataFrame({"prompt": list("abcdef"), "completion": list("abcdef")})
+    runs = learn_curve(full, student, train_parameters(), CompareParameters(sizes=(2, 4), seeds=(2,), targets=TARGETS))
+    assert list(zip(runs["examples"], runs["seed"], strict=True)) == [(4, 1), (4, 2), (6, 2)]
+    assert "no run on 2 examples (seed 1): train: there are too few" in caplog.text
+    assert "no run on 2 examples (seed 2)" in caplog.text
+
+
 @pytest.mark.slow
 def test_without_chain_of_thought_rebase_is_compared_once(student: Student, reading_task: Task, tmp_path: Path):
     made = run(reading_task, student, tmp_path)

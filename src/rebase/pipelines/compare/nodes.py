@@ -1,5 +1,6 @@
 """Compare: train and evaluate every baseline and ReBase in the same way, in one table (docs/method.md section 9)."""
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ from rebase.student.training import train_adapter
 from rebase.tasks.evaluation_items import select_items
 from rebase.tasks.scoring import score_predictions
 from rebase.weights import resolve_dtype
+
+logger = logging.getLogger(__name__)
 
 #: This training set equals ``rebase``'s if the task has no chain of thought, and is left out then.
 WITH_COT = "rebase_cot"
@@ -82,7 +85,8 @@ def learn_curve(
     """Train on each size of the training set with each seed, except the run that ``train_student`` does.
 
     A seed draws the examples, their order and the adapter's initial weights: with one seed a smaller set is part of a
-    larger one. Finished runs are not trained again.
+    larger one. Finished runs are not trained again; a run that fails, such as one with too few examples, is left out
+    with a warning.
 
     Returns one row per run (``CURVE_COLUMNS``).
     """
@@ -94,7 +98,11 @@ def learn_curve(
                 continue
             # The full set keeps its order, so that only the seed differs.
             chosen = training_set.iloc[order[:size]] if size < len(order) else training_set
-            adapter, _, _ = train_adapter(student, chosen, train.model_copy(update={"seed": seed}))
+            try:
+                adapter, _, _ = train_adapter(student, chosen, train.model_copy(update={"seed": seed}))
+            except RebaseError as error:
+                logger.warning("compare: the learning curve has no run on %d examples (seed %d): %s", size, seed, error)
+                continue
             runs.append((size, seed, str(adapter.folder), adapter.base_model))
     return pd.DataFrame(runs, columns=CURVE_COLUMNS)
 
