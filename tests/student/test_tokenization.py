@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.student.handle import Student
-from rebase.student.tokenization import order_examples, tokenize
+from rebase.student.tokenization import chunks, order_examples, tokenize
 from tests.tiny import train_parameters, training_set
 
 lengths_of = st.lists(st.integers(1, 500), min_size=1, max_size=90)
@@ -32,6 +32,14 @@ def test_order_has_every_example_once_an_epoch(lengths: list[int], epochs: int, 
 def test_part_of_an_epoch_has_no_example_twice(lengths: list[int], seed: int) -> None:
     order = order_examples(lengths, 0.5, 4, seed)
     assert len(order) == max(1, round(len(lengths) / 2)) == len(set(order))
+
+
+@given(lengths=lengths_of, epochs=st.integers(1, 3), step=st.integers(1, 8), seed=st.integers(0, 9))
+def test_a_step_of_a_small_set_has_no_example_twice(lengths: list[int], epochs: int, step: int, seed: int) -> None:
+    """Where steps end with the epoch; elsewhere, a step has the end of one epoch and the beginning of the next."""
+    lengths = lengths[: min(8, len(lengths) // step) * step]
+    steps = chunks(order_examples(lengths, epochs, step, seed), step) if lengths else []
+    assert all(len(set(examples)) == step for examples in steps)
 
 
 def test_steps_have_similar_lengths() -> None:

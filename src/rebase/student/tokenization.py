@@ -84,8 +84,9 @@ def tokenize(student: Student, training_set: pd.DataFrame, parameters: TrainPara
 def order_examples(lengths: Sequence[int], epochs: float, step_size: int, seed: int) -> list[int]:
     """The order of training on examples of these lengths, all epochs in one list; steps have similar lengths.
 
-    The seed fixes it, so that a resumed run sees what an uninterrupted one sees. Each epoch has every example once; a
-    part of an epoch has a random part of them.
+    The seed fixes it, so that a resumed run sees what an uninterrupted one sees. Each epoch draws every example once; a
+    part of an epoch draws a random part of them. Steps around the end of an epoch are sorted together, so that one of
+    them can have an example of both epochs twice.
     """
     draw = np.random.default_rng(seed)
     drawn: list[int] = []
@@ -93,7 +94,9 @@ def order_examples(lengths: Sequence[int], epochs: float, step_size: int, seed: 
     while len(drawn) < total:
         drawn += draw.permutation(len(lengths)).tolist()
     ordered: list[int] = []
-    for group in chunks(drawn[:total], _STEPS_SORTED * step_size):
+    # No more than an epoch together: steps of a small set would have its examples two or three times.
+    group_size = min(_STEPS_SORTED, max(1, len(lengths) // step_size)) * step_size
+    for group in chunks(drawn[:total], group_size):
         steps = chunks(sorted(group, key=lambda index: lengths[index]), step_size)
         # Only the very last step may be short: it stays last.
         full, short = [s for s in steps if len(s) == step_size], [s for s in steps if len(s) < step_size]
