@@ -14,6 +14,15 @@ def test_adapter_of_another_model_is_rejected(student: Student, tmp_path: Path) 
         student.open({"expert": Adapter(tmp_path, "other/model")}).__enter__()
 
 
+def test_adapter_of_another_revision_is_rejected(student: Student, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "revision": "abc"}')
+    adapter = {"expert": Adapter(tmp_path, student.name)}
+    with pytest.raises(RebaseError, match=r"on the revision abc of 'tiny', the student has main\. .*student\.revision"):
+        student.open(adapter).__enter__()
+    with pytest.raises(RebaseError, match="the student has abd"):
+        replace(student, revision="abd").open(adapter).__enter__()
+
+
 def test_missing_model_says_what_to_set(student: Student, tmp_path: Path) -> None:
     absent = replace(student, model=str(tmp_path / "absent"))
     with pytest.raises(RebaseError, match="There is no model"):

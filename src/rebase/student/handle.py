@@ -80,14 +80,23 @@ class Student:
 
         ``four_bit`` quantizes to NF4 with double quantization (QLoRA, docs/method.md section 7). The model is a
         ``PreTrainedModel``, with adapters a ``PeftModel``: ``use_adapter`` activates one of them.
-        Raises RebaseError if the model cannot be loaded, or an adapter belongs to another model.
+        Raises RebaseError if the model cannot be loaded, or an adapter belongs to another model or revision.
         """
+        from peft import PeftConfig, PeftModel
+
         for adapter in (adapters or {}).values():
             if adapter.base_model not in (self.name, self.model):  # earlier versions wrote the package's name
                 raise RebaseError(
                     f"The adapter in {adapter.folder} was trained on {adapter.base_model!r}, the student is "
                     f"{self.name!r}. Set `student.model` in globals.yml to the adapter's model, or run the train "
                     "pipeline again."
+                )
+            revision = PeftConfig.from_pretrained(str(adapter.folder)).revision
+            if (revision or "main") != (self.revision or "main"):
+                raise RebaseError(
+                    f"The adapter in {adapter.folder} was trained on the revision {revision or 'main'} of "
+                    f"{self.name!r}, the student has {self.revision or 'main'}. Set `student.revision` in globals.yml "
+                    "to the adapter's, or run the train pipeline again."
                 )
         tokenizer = self.tokenizer()
         model = self._load_weights(four_bit)
@@ -96,8 +105,6 @@ class Student:
                 if hasattr(model, "peft_config"):
                     model.load_adapter(adapter.folder, adapter_name=name)
                 else:
-                    from peft import PeftModel
-
                     model = PeftModel.from_pretrained(model, adapter.folder, adapter_name=name)
         model.eval()
         try:
