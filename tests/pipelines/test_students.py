@@ -1,5 +1,6 @@
 """The students pipeline over two tiny students of the same name."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,9 +129,18 @@ def test_nothing_is_trained_if_one_student_cannot_be(students, reading_task, tmp
 def test_missing_adapters_and_one_server_for_several_students_are_rejected(students, reading_task):
     given = (reading_task, evaluation_items(2), students)
     with pytest.raises(RebaseError, match="no adapter of tiny-2"):
-        predict_students(*given, {"tiny": None}, evaluate_parameters())
+        predict_students(*given, {"tiny": None}, {"students": {}}, evaluate_parameters())
+    server = evaluate_parameters(server="http://localhost:1/v1")
     with pytest.raises(RebaseError, match="a server has one student"):
-        predict_students(*given, {"tiny": None, "tiny-2": None}, evaluate_parameters(server="http://localhost:1/v1"))
+        predict_students(*given, {"tiny": None, "tiny-2": None}, {"students": {}}, server)
+
+
+def test_adapters_of_a_list_in_another_order_are_rejected(made, students, reading_task):
+    """Repeated names have numbers by their place in the list."""
+    given = (made["students_adapters"], made["students_train_summary"], evaluate_parameters())
+    with pytest.raises(RebaseError, match=r"the adapter of tiny was trained on another model of this name"):
+        predict_students(reading_task, evaluation_items(2), students[::-1], *given)
+    assert str(Path(students[0].model).parent) not in json.dumps(made["students_train_summary"])
 
 
 def test_names_are_safe_and_unique():

@@ -1,5 +1,7 @@
 """Students: train and evaluate several students on one set of examples (docs/method.md section 9)."""
 
+import hashlib
+import json
 import logging
 import re
 import time
@@ -72,7 +74,7 @@ def train_students(
         adapters[name], logs[name], summary = train_expert(
             task, training_set, examples, excluded, named[name], preflight, parameters, target
         )
-        summaries[name] = summary | {"revision": named[name].revision}
+        summaries[name] = summary | {"revision": named[name].revision, "model_digest": _digest(named[name])}
     log = pd.concat(logs, names=["student"]).reset_index("student").reset_index(drop=True)
     total = summarize_stage(
         "train",
@@ -89,12 +91,14 @@ def predict_students(
     evaluation_items: pd.DataFrame,
     students: Sequence[Student],
     adapters: Mapping[str, Callable[[], Adapter]],
+    trained: dict[str, Any],
     parameters: EvaluateParameters,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Let each student answer the items without and with its adapter, one student after another.
 
-    Returns ``generations`` as in the evaluate pipeline, with the systems ``NAME student`` and ``NAME expert``, and the
-    stage's summary. Raises RebaseError if a student has no adapter, or a server is set for several students.
+    ``trained`` is the summary of ``train_students``. Returns ``generations`` as in the evaluate pipeline, with the
+    systems ``NAME student`` and ``NAME expert``, and the stage's summary. Raises RebaseError if a student has no
+    adapter, or has that of another student of its name, or if a server is set for several students.
     """
     started = time.monotonic()
     named = by_name(students)
@@ -102,6 +106,13 @@ def predict_students(
         raise RebaseError(
             f"students: there is no adapter of {', '.join(missing)}. Run from the node train_students on."
         )
+    for name, student in named.items():
+        if trained["students"].get(name, {}).get("model_digest", _digest(student)) != _digest(student):
+            raise RebaseError(
+                f"students: the adapter of {name} was trained on another model of this name than {student.model!r}, "
+                "because the list of students has changed. Run from the node train_students on; finished runs are not "
+                "trained again."
+            )
     if parameters.server and len(named) > 1:
         raise RebaseError(
             "students: a server has one student. Set `evaluate.server` to null, or list that student alone."
@@ -120,6 +131,11 @@ def predict_students(
         dtype=resolve_dtype(students[0].dtype),
     )
     return pd.concat(generations, ignore_index=True), summary
+
+
+def _digest(student: Student) -> str:
+    """A digest of where the student comes from: a folder's path is private, and its name is not unique."""
+    return hashlib.sha256(json.dumps([student.model, student.revision]).encode()).hexdigest()[:16]
 
 
 def score_students(

@@ -29,7 +29,14 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 predict_students,
-                ["task", "evaluation_items", "students", "students_adapters", "params:evaluate"],
+                [
+                    "task",
+                    "evaluation_items",
+                    "students",
+                    "students_adapters",
+                    "students_train_summary",
+                    "params:evaluate",
+                ],
                 ["students_generations", "students_summary"],
                 name="predict_students",
                 tags="gpu",
