@@ -20,6 +20,8 @@ LABEL = AnswerSpec(type="label", labels=("entailment", "not entailment", "neutra
         ("The lamp burned oil. So the answer is: colza oil.", "colza oil"),
         ("First the answer is A. No, the answer is B.\nThe answer is C.", "C"),
         ("Agnes Holm, Jr.", "Agnes Holm, Jr."),
+        ("The answer is **_colza oil_**.", "colza oil"),
+        ("The answer is " + "_" * 5001, "_"),  # what a model writes into a form
         ("", ""),
     ],
 )

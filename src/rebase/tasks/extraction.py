@@ -35,6 +35,9 @@ _NEXT_QUESTION = re.compile(r"\n[ \t]*(?:question|problem|q)\s*\d*\s*:|\n[ \t]*\
 # comment; 0.05 % of SQuAD's references have such a second sentence.
 _COMMENT = re.compile(r"(?<=\w)\.\s+(?:It|This|That|The|He|She|They|These|In|I|We|So)\b")
 
+# Emphasis, quotes and LaTeX.
+_WRAPPED = re.compile(r"(?:\*\*|[*_`\"“$]|\\text\w*\{)(?P<inside>[^*`\"“”$]+)(?:\*\*|[*_`\"”$}])\.?")
+
 _THOUGHTS = r"(?:<(?:think|thinking|thought|reasoning)>|\[THINK\])"
 _THOUGHTS_END = r"(?:</(?:think|thinking|thought|reasoning)>|\[/THINK\])"
 _FENCE = re.compile(r"```[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
@@ -152,8 +155,9 @@ def _span(text: str) -> str:
 
 def _unwrapped(span: str) -> str:
     """Return the span without emphasis, quotes and LaTeX around all of it."""
-    wrapped = re.fullmatch(r"(?:\*\*|[*_`\"“$]|\\text\w*\{)(?P<inside>[^*`\"“”$]+)(?:\*\*|[*_`\"”$}])\.?", span)
-    return _unwrapped(wrapped["inside"].strip()) if wrapped else span
+    while wrapped := _WRAPPED.fullmatch(span):
+        span = wrapped["inside"].strip()
+    return span
 
 
 def _text(text: str) -> str:
