@@ -34,7 +34,7 @@ def test_examples_become_an_adapter_with_its_card_and_log(student: Student, read
             "adapter": AdapterDataset(str(tmp_path / "adapter")),
             "training_log": ParquetDataset(filepath=str(tmp_path / "log.parquet")),
             "preflight": JSONDataset(filepath=str(tmp_path / "preflight.json")),
-            "params:train": MemoryDataset(train_parameters()),
+            "params:train": MemoryDataset(train_parameters(optimizer="adamw_8bit")),
             "params:train.target": MemoryDataset("answer"),
         }
     )
@@ -44,6 +44,7 @@ def test_examples_become_an_adapter_with_its_card_and_log(student: Student, read
     assert "| birds | cc0-1.0 | local:tiny | 4 |" in card
     assert "| foxes | cc0-1.0 | local:tiny | 5 |" in card
     assert str(tmp_path) not in card
+    assert f'"optimizer": "{outputs["train_summary"].load()["optimizer"]}"' in card
 
     assert list(catalog.load("training_log")) == TRAINING_LOG_COLUMNS
     assert catalog.load("training_log")["step"].tolist() == [1, 2, 3]

@@ -1,13 +1,14 @@
-import logging
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rebase.errors import RebaseError
-from rebase.parameters import LoraParameters
+from rebase.parameters import ChosenTraining, LoraParameters
 from rebase.student.formatting import tokenize_example
 from rebase.student.handle import Student
+from rebase.student.preflight import measure_shape
+from rebase.student.tokenization import tokenize
 from rebase.student.training import train_adapter
 from tests.tiny import train_parameters, training_set
 
@@ -59,14 +60,48 @@ def test_non_finite_loss_stops(fresh: Student) -> None:
     assert (run / complete[-1] / "adapter_model.safetensors").exists()
 
 
-def test_8_bit_optimizer_is_replaced_without_gpu(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("name", "used"), [("paged_adamw_8bit", "adamw_torch"), ("adamw_torch_fused",) * 2, ("lion_8bit",) * 2]
+)
+def test_the_optimizer_that_was_used_is_recorded(fresh: Student, name: str, used: str) -> None:
+    """Without a GPU, AdamW has another form, but no other optimizer becomes AdamW."""
+    import torch
+
     from rebase.student.trainer import _choose_optimizer
 
-    with caplog.at_level(logging.DEBUG, logger="rebase"):
-        assert _choose_optimizer("paged_adamw_8bit", cuda=False) == "adamw_torch"
-    assert "paged_adamw_8bit needs a GPU" in caplog.text
-    assert _choose_optimizer("paged_adamw_8bit", cuda=True) == "paged_adamw_8bit"
-    assert _choose_optimizer("adamw_torch", cuda=False) == "adamw_torch"
+    _, log, counts = train_adapter(fresh, training_set(8), train_parameters(optimizer=name, learning_rate=0.001))
+    assert counts["optimizer"] == (name if torch.cuda.is_available() else used)
+    assert log["loss"].notna().all()
+    assert _choose_optimizer(name, cuda=True) == name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_computes_in_the_number_format_of_the_student(
+    fresh: Student, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Without a GPU, this test ends where the settings are known."""
+    import torch
+
+    from rebase.student import trainer
+
+    fresh, parameters = replace(fresh, dtype=dtype), train_parameters()
+    tokenized = tokenize(fresh, training_set(8), parameters)
+    chosen = ChosenTraining.model_validate(parameters.model_dump())
+    settings: dict[str, object] = {}
+
+    def configure(**given: object) -> None:
+        settings.update(given)
+        raise RuntimeError("there is no GPU")
+
+    with fresh.open() as (model, tokenizer):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(trainer, "_activations_fit", lambda *arguments: True)
+        monkeypatch.setattr(trainer, "SFTConfig", configure)
+        given = (model, tokenizer, tokenized, chosen, measure_shape(fresh, parameters), fresh.workdir, lambda _: None)
+        with pytest.raises(RuntimeError, match="there is no GPU"):
+            trainer.make_trainer(*given)
+        monkeypatch.undo()
+    assert settings["bf16"] == (dtype == "bfloat16")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

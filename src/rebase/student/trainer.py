@@ -89,13 +89,14 @@ def make_trainer(
     examples = tokenized.train
     order = order_examples(list(map(len, examples)), parameters.epochs, parameters.step_size, parameters.seed)
     cuda = torch.cuda.is_available()
-    if cuda and is_flash_attn_2_available():
+    mixed = cuda and model.dtype == torch.bfloat16
+    if mixed and is_flash_attn_2_available():  # it computes in 16 bits alone
         model.set_attn_implementation("flash_attention_2")
     elif not cuda and parameters.four_bit:
         model = dequantize_if_it_fits(model, shape)
     trainer = StepTrainer(
         model,
-        args=_configure(parameters, run, cuda and not _activations_fit(examples, parameters, shape)),
+        args=_configure(parameters, run, mixed, cuda and not _activations_fit(examples, parameters, shape)),
         train_dataset=Dataset.from_list([vars(examples[index]) for index in order]),
         processing_class=tokenizer,
         peft_config=LoraConfig(
@@ -108,8 +109,9 @@ def make_trainer(
         # In a namespace, so that no library looks for tensors in it.
         data_collator=lambda rows: {"step": SimpleNamespace(examples=[TokenizedExample(**row) for row in rows])},
     )
-    if not cuda:
-        # TRL has the adapter of a quantized model in bfloat16, which most CPUs emulate slowly.
+    if not mixed:
+        # TRL has the adapter of a quantized model in bfloat16, which most CPUs emulate slowly. In float32 it would be
+        # rounded.
         for weights in trainer.model.parameters():
             if weights.requires_grad:
                 weights.data = weights.data.float()
@@ -264,7 +266,7 @@ class Monitor(TrainerCallback):
             self.save_best(self.trainer.model)
 
 
-def _configure(parameters: ChosenTraining, run: Path, activation_checkpointing: bool) -> SFTConfig:
+def _configure(parameters: ChosenTraining, run: Path, mixed: bool, activation_checkpointing: bool) -> SFTConfig:
     cuda = torch.cuda.is_available()
     return SFTConfig(
         output_dir=str(run),
@@ -279,7 +281,7 @@ def _configure(parameters: ChosenTraining, run: Path, activation_checkpointing: 
         optim=_choose_optimizer(parameters.optimizer, cuda),
         max_length=None,  # longer examples are rejected before
         use_cpu=not cuda,
-        bf16=cuda and torch.cuda.is_bf16_supported(),
+        bf16=mixed,
         activation_checkpointing=activation_checkpointing,
         dataloader_pin_memory=False,
         save_steps=parameters.checkpoint_steps,
@@ -301,8 +303,5 @@ def _activations_fit(examples: list[TokenizedExample], parameters: ChosenTrainin
 
 
 def _choose_optimizer(name: str, cuda: bool) -> str:
-    """The optimizer of this name; 8-bit and paged ones need a GPU and are replaced by plain AdamW without one."""
-    if cuda or not any(mark in name for mark in ("8bit", "paged", "bnb")):
-        return name
-    logger.debug("train: the optimizer %s needs a GPU; adamw_torch is used.", name)
-    return "adamw_torch"
+    """The optimizer of this name. Without a GPU it is plain AdamW for those of bitsandbytes, which are slower there."""
+    return "adamw_torch" if not cuda and "adamw" in name and "torch" not in name else name

@@ -62,7 +62,7 @@ def train_expert(
     adapter, log, counts = train_adapter(student, training_set, parameters)
     del counts["in"]  # the summary counts the excluded examples too
     counts["rejected"] = {**counts["rejected"], **excluded}
-    chosen = {name: counts[name] for name in CHOSEN}
+    chosen = {name: counts[name] for name in (*CHOSEN, "optimizer") if name in counts}
     settings = TrainParameters.model_validate(parameters.model_dump() | chosen | {"target": target})
     # It replaces the card that peft writes.
     prompt = prompt_template(student.tokenizer(), task)
@@ -142,7 +142,7 @@ def _train_once(
     if checkpoint:
         logger.info("train: resuming from %s", checkpoint.name)
     with replacing_folder(run / "result") as result:
-        log, trainable = _train(student, tokenized, parameters, run, checkpoint, result / "adapter")
+        log, facts = _train(student, tokenized, parameters, run, checkpoint, result / "adapter")
         steps = log[log["step"] > 0]
         initial, *losses = log["validation_loss"].dropna() if tokenized.validation else [0.0]
         counts = {
@@ -150,7 +150,7 @@ def _train_once(
             "kept": len(tokenized.train),
             "rejected": tokenized.rejected,
             "steps": int(steps["step"].max()),
-            "trainable_parameters": trainable,
+            **facts,
             **parameters.model_dump(mode="json", include=CHOSEN),
             "fault": find_fault(initial, losses) if losses else None,
             "first_loss": float(steps["loss"].iloc[0]),
@@ -190,8 +190,8 @@ def check_disk(run: Path, trainable: int) -> None:
 def _train(
     student: Student, tokenized: TokenizedExamples, parameters: ChosenTraining, run: Path, checkpoint: Path | None,
     target: Path,
-) -> tuple[pd.DataFrame, int]:  # fmt: skip
-    """Train, write the adapter to ``target``, and return the log and the count of trained numbers."""
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # fmt: skip
+    """Train, write the adapter to ``target``, and return the log and what was trained by which optimizer."""
     from rebase.student.trainer import make_trainer
 
     shape = measure_shape(student, parameters)
@@ -214,11 +214,11 @@ def _train(
                 "globals.yml, and run again: training resumes from its last complete checkpoint."
             ) from error
         finally:
-            history = trainer.state.log_history
+            history, optimizer = trainer.state.log_history, str(trainer.args.optim.value)
             # The trainer and the model refer to each other: without this the weights stay in memory.
             trainer.model = trainer.model_wrapped = None
             del model, trainer
-    return _log_table(history, parameters.epochs), trainable
+    return _log_table(history, parameters.epochs), {"trainable_parameters": trainable, "optimizer": optimizer}
 
 
 def _step(checkpoint: Path) -> int:
