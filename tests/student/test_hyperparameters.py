@@ -18,7 +18,7 @@ from rebase.student.hyperparameters import (
     choose_step,
     find_fault,
 )
-from rebase.student.training import train_adapter
+from rebase.student.training import _train, train_adapter
 from tests.tiny import train_parameters, training_set
 
 losses = st.lists(st.floats(0.01, 10), min_size=1, max_size=5)
@@ -99,7 +99,26 @@ def test_a_rate_with_a_fault_is_halved_once_and_the_better_adapter_is_kept(
         rate: train_adapter(fresh, training_set(20), settings.model_copy(update={"learning_rate": rate}))[2]
         for rate in (0.01, 0.005)
     }
-    assert counts == min(alone.values(), key=lambda count: count["validation_loss"])
+    seconds = sum(count["seconds"] for count in alone.values())
+    best = min(alone.values(), key=lambda count: count["validation_loss"])
+    assert counts == best | {"seconds": pytest.approx(seconds, abs=0.05)}
+
+
+def test_a_rate_that_diverged_is_not_trained_again(fresh: Student, monkeypatch: pytest.MonkeyPatch, caplog):
+    rates = []
+
+    def train(student, tokenized, parameters, *arguments):
+        rates.append(parameters.learning_rate)
+        if parameters.learning_rate == 0.01:
+            raise DivergedError("the loss is nan")
+        return _train(student, tokenized, parameters, *arguments)
+
+    monkeypatch.setattr("rebase.student.training._train", train)
+    _, _, counts = train_at(0.01, fresh, monkeypatch)
+    assert (counts["learning_rate"], rates) == (0.005, [0.01, 0.005])
+    assert train_at(0.01, fresh, monkeypatch)[2] == counts
+    assert rates == [0.01, 0.005]
+    assert caplog.text.count("at a learning rate of 0.01 the loss was not finite; it is halved once") == 2
 
 
 def test_a_rate_that_a_user_sets_is_kept_with_a_warning(fresh: Student, monkeypatch: pytest.MonkeyPatch, caplog):

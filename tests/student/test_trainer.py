@@ -97,7 +97,16 @@ def test_a_gpu_computes_in_the_number_format_of_the_student(
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(trainer, "_activations_fit", lambda *arguments: True)
         monkeypatch.setattr(trainer, "SFTConfig", configure)
-        given = (model, tokenizer, tokenized, chosen, measure_shape(fresh, parameters), fresh.workdir, lambda _: None)
+        given = (
+            model,
+            tokenizer,
+            tokenized,
+            chosen,
+            measure_shape(fresh, parameters),
+            fresh.workdir,
+            lambda _: None,
+            0,
+        )
         with pytest.raises(RuntimeError, match="there is no GPU"):
             trainer.make_trainer(*given)
         monkeypatch.undo()

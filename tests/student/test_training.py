@@ -134,6 +134,22 @@ def test_a_result_of_an_earlier_version_has_no_checksums(fresh: Student, caplog:
     assert "is damaged" in caplog.text
 
 
+def test_the_seconds_of_an_interrupted_run_count(fresh: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **settings: object) -> None:
+        raise RuntimeError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rebase.student.training.save_adapter", interrupt)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            train_adapter(fresh, training_set(8), train_parameters(checkpoint_steps=1))
+    (mark,) = fresh.workdir.glob("*/checkpoint-2/complete")
+    assert 0 < float(mark.read_text()) < 1000
+    mark.write_text("1000.0")
+    _, _, counts = train_adapter(fresh, training_set(8), train_parameters(checkpoint_steps=1))
+    assert counts["resumed_from_step"] == 2
+    assert counts["seconds"] > 1000
+
+
 def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()

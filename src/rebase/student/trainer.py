@@ -5,6 +5,7 @@ Import it only when training starts: it imports torch and TRL.
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -80,11 +81,12 @@ class StepTrainer(SFTTrainer):
 
 def make_trainer(
     model: Any, tokenizer: Any, tokenized: TokenizedExamples, parameters: ChosenTraining, shape: Shape, run: Path,
-    save_best: Callable[[Any], None],
+    save_best: Callable[[Any], None], started: float,
 ) -> StepTrainer:  # fmt: skip
     """A trainer over the tokenized examples that writes its checkpoints to ``run``.
 
-    ``save_best`` gets the model whenever the validation loss is the lowest so far.
+    ``save_best`` gets the model whenever the validation loss is the lowest so far. Checkpoints have the seconds since
+    ``started``, by ``time.monotonic``.
     """
     examples = tokenized.train
     order = order_examples(list(map(len, examples)), parameters.epochs, parameters.step_size, parameters.seed)
@@ -121,7 +123,7 @@ def make_trainer(
         logger.warning("train: this student's attention lets packed examples see each other; they are padded instead.")
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Monitor(trainer, tokenized.validation, parameters, save_best))
+    trainer.add_callback(Monitor(trainer, tokenized.validation, parameters, save_best, started))
     return trainer
 
 
@@ -218,6 +220,7 @@ class Monitor(TrainerCallback):
     validation: list[TokenizedExample]
     parameters: ChosenTraining
     save_best: Callable[[Any], None]
+    started: float
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train")
@@ -250,7 +253,7 @@ class Monitor(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         write_checksums(checkpoint)
-        (checkpoint / COMPLETE).touch()
+        (checkpoint / COMPLETE).write_text(f"{time.monotonic() - self.started:.1f}", encoding="utf-8")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.close()

@@ -35,8 +35,11 @@ logger = logging.getLogger(__name__)
 
 #: Changes when results get other content, so that older ones are not read.
 _FORMAT = 3
-#: Written into a checkpoint after everything else: one without it was interrupted and is not resumed from.
+#: Written into a checkpoint after everything else, with the seconds of training until then: one without it was
+#: interrupted and is not resumed from.
 COMPLETE = "complete"
+#: Written into the folder of a run whose loss was not finite, with its seconds.
+_DIVERGED = "diverged"
 
 # Bytes of a trained number in a checkpoint (weight and two moments), and checkpoints on disk at the same time.
 _SAVED_BYTES, _CHECKPOINTS = 12, 3
@@ -93,7 +96,7 @@ def train_adapter(
     examples, the loss is not finite, or memory or disk space are short.
 
     If the loss speaks against a learning rate of ``auto``, training is repeated once at half of it, and the adapter
-    with the lower validation loss is returned.
+    with the lower validation loss is returned. The seconds are those of both runs.
     """
     tokenized = tokenize(student, training_set, parameters)
     check_examples(tokenized, student.tokenizer(), parameters)
@@ -108,20 +111,30 @@ def train_adapter(
             )  # fmt: skip
         return run
     runs: list[tuple[Adapter, pd.DataFrame, dict[str, Any]]] = []
+    seconds = 0.0
     for factor in (1, 0.5):
         chosen = settings.model_copy(update={"learning_rate": factor * settings.learning_rate})
+        diverged = student.workdir / _fingerprint(student, training_set, chosen) / _DIVERGED
+        started = time.monotonic()
         try:
-            runs.append(train(chosen))
-            fault = runs[-1][2]["fault"]
+            if not diverged.exists():
+                runs.append(train(chosen))
         except DivergedError:
             if factor < 1 and not runs:
                 raise
+            diverged.write_text(f"{time.monotonic() - started:.1f}", encoding="utf-8")
+        if diverged.exists():
             fault = "the loss was not finite"
+            seconds += float(diverged.read_text(encoding="utf-8") or 0)
+        else:
+            fault = runs[-1][2]["fault"]
+            seconds += runs[-1][2]["seconds"]
         if not fault:
             break
         consequence = "it is halved once" if factor == 1 else "the adapter with the lowest validation loss is used"
         logger.warning("train: at a learning rate of %g %s; %s", chosen.learning_rate, fault, consequence)
-    return min(runs, key=lambda run: run[2].get("validation_loss", 0.0))
+    adapter, log, counts = min(runs, key=lambda run: run[2].get("validation_loss", 0.0))
+    return adapter, log, counts | {"seconds": round(seconds, 1)}
 
 
 def _train_once(
@@ -141,8 +154,9 @@ def _train_once(
     checkpoint = last_checkpoint(run)
     if checkpoint:
         logger.info("train: resuming from %s", checkpoint.name)
+        started -= float((checkpoint / COMPLETE).read_text(encoding="utf-8") or 0)  # earlier versions wrote nothing
     with replacing_folder(run / "result") as result:
-        log, facts = _train(student, tokenized, parameters, run, checkpoint, result / "adapter")
+        log, facts = _train(student, tokenized, parameters, run, checkpoint, result / "adapter", started)
         steps = log[log["step"] > 0]
         initial, *losses = log["validation_loss"].dropna() if tokenized.validation else [0.0]
         counts = {
@@ -189,7 +203,7 @@ def check_disk(run: Path, trainable: int) -> None:
 
 def _train(
     student: Student, tokenized: TokenizedExamples, parameters: ChosenTraining, run: Path, checkpoint: Path | None,
-    target: Path,
+    target: Path, started: float,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # fmt: skip
     """Train, write the adapter to ``target``, and return the log and what was trained by which optimizer."""
     from rebase.student.trainer import make_trainer
@@ -197,7 +211,7 @@ def _train(
     shape = measure_shape(student, parameters)
     save_best = partial(save_adapter, student=student, folder=run / "best")
     with quiet_libraries(), student.open(four_bit=parameters.four_bit) as (model, tokenizer):
-        trainer: Any = make_trainer(model, tokenizer, tokenized, parameters, shape, run, save_best)
+        trainer: Any = make_trainer(model, tokenizer, tokenized, parameters, shape, run, save_best, started)
         trainable, _ = trainer.model.get_nb_trainable_parameters()
         check_disk(run, trainable)
         try:
