@@ -27,6 +27,7 @@ def with_answer(task: Task, **spec: object) -> Task:
         ({"type": "span"}, "heron nests in high trees", False),  # longer than the longest reference
         ({"type": "span"}, "Where?", False),  # a whole sentence
         ({"type": "span"}, "the", False),
+        ({"type": "span"}, "ees", False),  # a part of a word
         ({"type": "label", "labels": ["yes", "no"]}, "yes", True),
         ({"type": "label", "labels": ["yes", "no"]}, "", False),
         ({"type": "number"}, "1,800", True),
@@ -50,6 +51,18 @@ def predictions() -> pd.DataFrame:
     ]  # fmt: skip
     frame = pd.DataFrame(lines, columns=["system", "item_id", "extracted", "exact_match"])
     return frame.assign(prompt=PROMPT, references='["in high trees"]')
+
+
+def test_a_span_of_an_example_in_the_prompt_is_not_in_form(reading_task: Task, predictions: pd.DataFrame) -> None:
+    few_shot = predictions[predictions["system"] == "expert"].assign(
+        system="few_shot", extracted="dry banks", prompt=f"Foxes dig dens in dry banks. {PROMPT}", exact_match=0.0
+    )
+    *_, line = right_in_format(reading_task, pd.concat([predictions, few_shot], ignore_index=True))
+    assert (line["system"], line["in_form"]) == ("few_shot", 0.0)
+
+
+def test_a_word_of_a_language_without_spaces_is_in_form(reading_task: Task) -> None:
+    assert is_in_form(with_answer(reading_task, type="span"), "東京", "私は東京に住む。", 3)
 
 
 def test_right_in_format(reading_task: Task, predictions: pd.DataFrame) -> None:

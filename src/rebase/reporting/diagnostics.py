@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rebase.records import Task
-from rebase.tasks.metrics import normalize_answer, same_number
+from rebase.tasks.metrics import contains_answer, normalize_answer, same_number
 
 _PAIRS = 3
 _SENTENCE_END = re.compile(r"[.!?。！？]\s*|\n+")
@@ -21,8 +21,9 @@ _SENTENCE_END = re.compile(r"[.!?。！？]\s*|\n+")
 def is_in_form(task: Task, extracted: str, prompt: str, max_words: int) -> bool:
     """Whether an extracted answer, right or wrong, has the task's form.
 
-    A label is one of the task's, a number parses, other answers are not empty. A span occurs in the prompt, has at most
-    ``max_words`` (the words of the longest reference), and is no whole sentence: copying sentences is not answering.
+    A label is one of the task's, a number parses, other answers are not empty. A span has words of the prompt in a row,
+    at most ``max_words`` (the words of the longest reference), and is no whole sentence: copying sentences is not
+    answering.
     """
     match task.answer.type:
         case "label":
@@ -32,7 +33,7 @@ def is_in_form(task: Task, extracted: str, prompt: str, max_words: int) -> bool:
         case "span":
             words = normalize_answer(extracted)
             sentences = map(normalize_answer, _SENTENCE_END.split(prompt))
-            return 0 < len(words.split()) <= max_words and words in normalize_answer(prompt) and words not in sentences
+            return len(words.split()) <= max_words and contains_answer(prompt, words) and words not in sentences
     return bool(extracted.strip())
 
 
@@ -131,7 +132,9 @@ def judge_against_scores(
 
 
 def _with_form(task: Task, predictions: pd.DataFrame) -> pd.DataFrame:
-    answers = predictions[["extracted", "prompt"]].fillna("").to_numpy()
+    # The shortest prompt of an item is the one without the task's examples, whose passages have other spans.
+    prompts = predictions.groupby("item_id")["prompt"].transform(lambda texts: min(texts.dropna(), key=len, default=""))
+    answers = predictions.assign(prompt=prompts)[["extracted", "prompt"]].fillna("").to_numpy()
     references = [reference for text in predictions["references"] for reference in json.loads(text)]
     longest = max((len(normalize_answer(reference).split()) for reference in references), default=0)
     in_form = np.array([is_in_form(task, extracted, prompt, longest) for extracted, prompt in answers], dtype=bool)

@@ -15,6 +15,7 @@ from rapidfuzz.distance import LCSseq
 
 from rebase.records import Metric
 from rebase.tasks.chrf import chrf, corpus_chrf, count_ngrams
+from rebase.text import normalize
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ROUGE_WORD = re.compile(r"[a-z0-9]+")
@@ -39,6 +40,12 @@ def score(metric: Metric, prediction: str, references: Sequence[str]) -> float:
 def normalize_answer(text: str) -> str:
     """Apply SQuAD's normalization: lower case, no ASCII punctuation, no articles, single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def contains_answer(text: str, answer: str) -> bool:
+    """Whether the text has all words of an answer, in a row; an answer without words is in no text."""
+    words_of_text, words = (f" {normalize(normalize_answer(part))} " for part in (text, answer))
+    return bool(words.strip()) and words in words_of_text
 
 
 def exact_match(prediction: str, answer: str) -> float:

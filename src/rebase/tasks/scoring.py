@@ -15,7 +15,7 @@ from rebase.tasks.extraction import extract, named_labels, remove_thoughts
 from rebase.tasks.metrics import (
     bootstrap_chrf,
     bootstrap_interval,
-    normalize_answer,
+    contains_answer,
     permutation_p,
     same_label,
     same_number,
@@ -23,7 +23,7 @@ from rebase.tasks.metrics import (
 )
 from rebase.tasks.numbers import all_numbers
 from rebase.tasks.verdict import GRADED, LENIENT, verdict, warnings
-from rebase.text import normalize, tokens
+from rebase.text import tokens
 
 
 def answer_found(task: Task, raw_output: str, references: Sequence[str]) -> float:
@@ -47,8 +47,7 @@ def answer_found(task: Task, raw_output: str, references: Sequence[str]) -> floa
         words = Counter(tokens(text))
         wanted = filter(None, (Counter(tokens(reference)) for reference in references))
         return max([strict, *((words & counts).total() / counts.total() for counts in wanted)])
-    words_of_text, *contained = (f" {normalize(normalize_answer(part))} " for part in (text, *references))
-    return max(strict, float(any(part.strip() and part in words_of_text for part in contained)))
+    return max(strict, float(any(contains_answer(text, reference) for reference in references)))
 
 
 def _any_same(same: Callable[[str, str], float], values: Iterable[str], references: Sequence[str]) -> bool:
