@@ -23,6 +23,7 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     "gemma3_text": {  # a sliding window that is shorter than most prompts
         "head_dim": 8, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"],
     },
+    "gpt2": {},  # learned positions
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "qwen3_5_text": {
         "head_dim": 8, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,

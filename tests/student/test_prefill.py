@@ -1,9 +1,15 @@
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rebase.errors import RebaseError
+from rebase.student.generation import generate
 from rebase.student.handle import Student
 from rebase.student.prefill import PrefilledBatch, group_prompts, prefill
-from tests.tiny import tolerances
+from tests.tiny import make_student, tolerances
 
 PASSAGES = [
     "The heron stands in the shallow water and waits for frogs. ",
@@ -61,3 +67,15 @@ def test_each_prompt_is_in_one_group(prompts: list[list[int]]) -> None:
     assert sorted(index for group in groups for index in group) == list(range(len(prompts)))
     for group in groups:
         assert len({tuple(prompts[index][:16]) for index in group}) == 1
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_text_beyond_the_learned_positions_is_an_error(tmp_path: Path, architecture: str) -> None:
+    """A GPU would stop at an assertion without a message. Computed positions have no end."""
+    fails = pytest.raises(RebaseError, match=r"reads at most 1024 tokens.*student\.model.*max_new_tokens")
+    with make_student(tmp_path, architecture=architecture).open() as (model, tokenizer):
+        model.generation_config.eos_token_id = tokenizer.eos_token_id = None  # no answer ends
+        generate(model, tokenizer, ["a" * 1020], 5, 1, "fits")
+        for prompt, count in (("a" * 1030, 1), ("a" * 1020, 6)):
+            with fails if architecture == "gpt2" else nullcontext():
+                generate(model, tokenizer, [prompt], count, 1, "longer")

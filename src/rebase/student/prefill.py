@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rebase.errors import RebaseError
 from rebase.student.formatting import tokenize_prompt
 from rebase.text import common_prefix_length
 from rebase.weights import ignores_padding
@@ -24,13 +25,15 @@ MIN_SHARED_TOKENS = 16
 class PrefilledBatch:
     """Rows of tokens that the model has processed: keys and values, and the mask ``[rows, length]`` of padding."""
 
-    def __init__(self, model: Any, cache: Any = None, mask: Any = None) -> None:
+    def __init__(self, model: Any) -> None:
+        """One row without tokens."""
         import torch
         from transformers import DynamicCache
 
         self._model = model
-        self._cache = DynamicCache(config=model.config) if cache is None else cache
-        self._mask = torch.ones((1, 0), dtype=torch.long, device=model.device) if mask is None else mask
+        self._limit = _count_learned_positions(model)
+        self._cache = DynamicCache(config=model.config)
+        self._mask = torch.ones((1, 0), dtype=torch.long, device=model.device)
 
     @property
     def can_share(self) -> bool:
@@ -42,15 +45,18 @@ class PrefilledBatch:
         import torch
 
         indices = torch.tensor(rows, device=self._mask.device)
-        cache = copy.copy(self._cache)
-        cache.layers = [_copy_layer(layer) for layer in cache.layers]
-        cache.reorder_cache(indices)  # type: ignore[arg-type]
-        return PrefilledBatch(self._model, cache, self._mask[indices])
+        batch = copy.copy(self)
+        batch._mask = self._mask[indices]
+        batch._cache = copy.copy(self._cache)
+        batch._cache.layers = [_copy_layer(layer) for layer in self._cache.layers]
+        batch._cache.reorder_cache(indices)  # type: ignore[arg-type]
+        return batch
 
     def extend(self, tokens: Sequence[Sequence[int]], logits: int = 1) -> "torch.Tensor":
         """Process more tokens of every row, padded on the left; logits ``[rows, logits, vocabulary]`` of the last.
 
-        The padding lies between the earlier tokens and these, and is masked (see ``can_share``).
+        The padding lies between the earlier tokens and these, and is masked (see ``can_share``). Raises RebaseError if
+        a row becomes longer than the model can read.
         """
         import torch
 
@@ -58,10 +64,17 @@ class PrefilledBatch:
         ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in tokens], device=self._mask.device)
         new = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in tokens], device=self._mask.device)
         self._mask = torch.cat([self._mask, new], dim=1)
+        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
+        if self._limit and int(positions.max()) >= self._limit:
+            raise RebaseError(
+                f"The student reads at most {self._limit} tokens, and a prompt with its answer has more. Set another "
+                "`student.model` in globals.yml, or shorten the task's examples, its evaluation items or "
+                "`max_new_tokens`."
+            )
         return self._model(
             input_ids=ids,
             attention_mask=self._mask,
-            position_ids=(self._mask.cumsum(-1) - 1).clamp(min=0)[:, -width:],
+            position_ids=positions,
             cache=self._cache,
             use_cache=True,
             logits_to_keep=logits,
@@ -130,6 +143,17 @@ def _prefill_batch(beginning: PrefilledBatch, prompts: list[list[int]]) -> tuple
 def _common_prefix(prompts: Sequence[list[int]]) -> list[int]:
     """The beginning that the prompts share, without the last token of any: its logits are needed."""
     return prompts[0][: common_prefix_length([tokens[:-1] for tokens in prompts])]
+
+
+def _count_learned_positions(model: Any) -> int | None:
+    """How many positions the model has an embedding for; None if it computes positions, and can read any length."""
+    from torch.nn import Embedding
+
+    count = getattr(model.config, "max_position_embeddings", None)
+    others = [module for module in model.modules() if module is not model.get_input_embeddings()]
+    # Some models have a few more embeddings than positions.
+    is_learned = count and any(isinstance(one, Embedding) and 0 <= one.num_embeddings - count <= 2 for one in others)
+    return count if is_learned else None
 
 
 def _copy_layer(layer: Any) -> Any:
