@@ -19,8 +19,8 @@ def test_adapter_of_another_revision_is_rejected(student: Student, tmp_path: Pat
     adapter = {"expert": Adapter(tmp_path, student.name)}
     with pytest.raises(RebaseError, match=r"on the revision abc of 'tiny', the student has main\. .*student\.revision"):
         student.open(adapter).__enter__()
-    with pytest.raises(RebaseError, match="the student has abd"):
-        replace(student, revision="abd").open(adapter).__enter__()
+    with pytest.raises(RebaseError, match="the student has def"):
+        replace(student, revision="def").open(adapter).__enter__()
 
 
 def test_missing_model_says_what_to_set(student: Student, tmp_path: Path) -> None:
