@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +50,28 @@ def test_only_what_changed_is_built_and_what_is_gone_is_removed(tmp_path):
     assert [name for name, _ in built] == ["b", "d"]
     assert contents(store) == changed
     assert len(list((tmp_path / "rows").iterdir())) == 5  # three shards, the manifest and the lock
+
+
+def test_a_store_knows_what_it_was_made_of(tmp_path):
+    rows, vectors = (ShardStore(str(tmp_path / name)) for name in ("rows", "vectors"))
+    rows.save(plan({"a": "one", "b": "two"}))
+    vectors.save(replace(plan({"a": "1"}), made_of=rows.load().digest))
+    vectors.load().check_made_of(rows.load())
+    rows.save(plan({"a": "one", "b": "two"}))
+    vectors.load().check_made_of(rows.load())
+    for changed in ({"a": "one", "b": "2"}, {"a": "one"}, {"a": "two", "b": "one"}):
+        rows.save(plan(changed))
+        with pytest.raises(RebaseError, match=r"vectors was not made of what .*rows has now"):
+            vectors.load().check_made_of(rows.load())
+
+
+def test_a_manifest_of_an_earlier_version_does_not_know_it(tmp_path):
+    store = ShardStore(str(tmp_path))
+    store.save(plan({"a": "one"}))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "made_of"}))
+    assert contents(store) == {"a": "one"}
+    store.load().check_made_of(store.load())
 
 
 def test_a_preview_takes_rows_of_as_many_shards_as_it_can(tmp_path):

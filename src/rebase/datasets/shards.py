@@ -257,7 +257,7 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
                 "kedro run --pipelines=ingest,embed,index."
             )
         read, engine, path = self._folder.read, self._engine, self._folder.path
-        return Shards(manifest.shards, read, engine, path, manifest.seconds, manifest.checksums)
+        return Shards(manifest.shards, read, engine, path, manifest.seconds, manifest.checksums, manifest.made_of)
 
     def preview(self, nrows: int = 30) -> TablePreview:
         """At most ``nrows`` rows for kedro-viz, from as many shards as possible."""
@@ -299,6 +299,7 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
                 {name: fingerprint for name, (fingerprint, _) in saved.items()},
                 {name: digest for name, (_, digest) in saved.items() if digest},
                 seconds,
+                plan.made_of,
             )
             with self._folder.writing(_MANIFEST) as path:
                 path.write_text(manifest.to_json())
@@ -372,11 +373,15 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
 
 
 class _Manifest(NamedTuple):
-    """The fingerprints of a store's shards by name, their files' checksums, and the seconds of the last save."""
+    """The fingerprints of a store's shards by name, their files' checksums, and the seconds of the last save.
+
+    ``made_of`` identifies the store that they are made of.
+    """
 
     shards: dict[str, str]
     checksums: dict[str, str]
     seconds: float
+    made_of: str = ""
 
     def to_json(self) -> str:
         """The manifest with a checksum of its own."""
@@ -390,7 +395,8 @@ class _Manifest(NamedTuple):
             raise ValueError("it is no manifest")
         if not isinstance(content.get("shards"), dict):
             content = {"shards": content}
-        manifest = cls(content["shards"], content.get("checksums", {}), content.get("seconds", 0.0))
+        details = content.get("checksums", {}), content.get("seconds", 0.0), content.get("made_of", "")
+        manifest = cls(content["shards"], *details)
         if content.get("checksum", manifest._checksum()) != manifest._checksum():
             raise ValueError("its content is not what was written")
         if not all(isinstance(value, str) for value in (*manifest.shards.values(), *manifest.checksums.values())):
@@ -398,7 +404,10 @@ class _Manifest(NamedTuple):
         return manifest
 
     def _checksum(self) -> str:
-        return xxhash.xxh3_64_hexdigest(json.dumps(self._asdict()).encode())
+        content = self._asdict()
+        if not self.made_of:  # Manifests of earlier versions do not have it.
+            del content["made_of"]
+        return xxhash.xxh3_64_hexdigest(json.dumps(content).encode())
 
 
 def _is_intact(folder: ShardFolder, _: None, file: str) -> tuple[str, bool]:

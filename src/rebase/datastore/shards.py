@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from rebase.datastore.engines import Engine, LocalEngine, Opener
+from rebase.errors import RebaseError
 
 Result = TypeVar("Result")
 
@@ -40,6 +41,7 @@ class ShardPlan:
         opener: yields the argument of every ``build``, such as an encoder; opened only if a shard is missing.
         threads: how many builds share that argument at once: several if builds wait, one if a build uses all cores.
         seconds: how long planning took.
+        made_of: the ``Shards.digest`` of the store that the shards are made of; empty if there is none.
 
     """
 
@@ -47,6 +49,7 @@ class ShardPlan:
     opener: Opener = field(default=nullcontext)
     threads: int = 1
     seconds: float = 0.0
+    made_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Shards(Mapping[str, Any]):
         folder: where the shards are, for messages.
         seconds: how long the run that saved them last took to plan and build what was missing.
         checksums: those of the shards' files, by name; shards of earlier versions have none.
+        made_of: the ``digest`` of the store that they are made of; empty in stores of earlier versions.
 
     """
 
@@ -69,6 +73,7 @@ class Shards(Mapping[str, Any]):
     folder: str = "memory"
     seconds: float = 0.0
     checksums: Mapping[str, str] = field(default_factory=dict)
+    made_of: str = ""
 
     def __getitem__(self, name: str) -> Any:
         return self.reader(name)()
@@ -78,6 +83,19 @@ class Shards(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.fingerprints)
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content of all shards."""
+        return fingerprint_of(*(part for shard in sorted(self.fingerprints.items()) for part in shard))
+
+    def check_made_of(self, source: "Shards") -> None:
+        """Raise RebaseError unless these shards, which refer to those of ``source`` by position, are made of them."""
+        if self.made_of not in ("", source.digest):
+            raise RebaseError(
+                f"{self.folder} was not made of what {source.folder} has now: the run that changed it did not end, or "
+                "had fewer pipelines. Build the rest of the datastore: kedro run --pipelines=embed,index."
+            )
 
     def reader(self, name: str) -> Callable[[], Any]:
         """A function that reads one shard; unlike the mapping, it is small enough to send to another process."""

@@ -38,7 +38,7 @@ def plan_embed(rows: Shards, cards: pd.DataFrame, encoder: Encoder, parameters: 
         )
         for name in rows
     ]
-    return ShardPlan(shards, opener=encoder.open)
+    return ShardPlan(shards, opener=encoder.open, made_of=rows.digest)
 
 
 def summarize_embed(vectors: Shards) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def plan_index(vectors: Shards) -> ShardPlan:
     for run in _runs(vectors):
         fingerprint = fingerprint_of(_VERSION, *(f"{name}|{vectors.fingerprints[name]}" for name in run))
         shards.append(Shard(run[0], fingerprint, partial(_build_segment, {name: vectors.reader(name) for name in run})))
-    return ShardPlan(shards)
+    return ShardPlan(shards, made_of=vectors.digest)
 
 
 def plan_annoy_index(index: Shards, vectors: Shards, parameters: IndexParameters) -> ShardPlan:

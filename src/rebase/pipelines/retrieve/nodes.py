@@ -52,10 +52,13 @@ def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
         rank and reason; the stage's summary, with Annoy's recall of the exact top ``top_n``.
 
     Raises:
-        RebaseError: The index was built with another encoder, the rows by an earlier version, or no row passed.
+        RebaseError: The index is not that of these vectors and rows, was built with another encoder, the rows by an
+            earlier version, or no row passed.
 
     """
     started = time.monotonic()
+    index.check_made_of(vectors)
+    vectors.check_made_of(rows)
     # Checked before the encoder is loaded, which may not be available here.
     check_encoder(index.first_metadata()["encoder"], encoder.identity)
     task_vectors = embed_task(task, encoder)
