@@ -165,7 +165,7 @@ def test_a_provisional_shard_does_not_replace_a_good_one(tmp_path, caplog):
     store = ShardStore(str(tmp_path))
 
     def plan_of(fingerprint, text, provisional):
-        table = with_metadata(pa.table({"content": [text]}), {"provisional": provisional})
+        table = with_metadata(pa.table({"content": [text]}), {"provisional": text if provisional else ""})
         return ShardPlan([Shard("a", fingerprint * 64, lambda _: table)])
 
     store.save(plan_of("1", "good", False))
@@ -268,7 +268,7 @@ def test_a_provisional_shard_is_built_again_until_it_is_not(tmp_path):
 
     def build(_):
         built.append("a")
-        return with_metadata(pa.table({"content": [len(built)]}), {"provisional": len(built) < 3})
+        return with_metadata(pa.table({"content": [len(built)]}), {"provisional": "one" if len(built) < 3 else ""})
 
     seen = []
     for _ in range(5):

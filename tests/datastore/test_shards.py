@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from rebase.datastore.shards import Shards, is_provisional, metadata_of, with_metadata
+from rebase.datastore.shards import Shards, metadata_of, provisional_digest, with_metadata
 
 
 def test_shards_are_read_in_name_order_when_asked_for():
@@ -23,7 +23,7 @@ def test_shards_are_read_in_name_order_when_asked_for():
 
 def test_metadata_travels_with_the_table():
     table = pa.table({"a": [1]})
-    assert not is_provisional(table)
+    assert not provisional_digest(table)
     assert metadata_of(with_metadata(table, {"n": 1, "s": "é"})) == {"n": 1, "s": "é"}
-    assert is_provisional(with_metadata(table, {"provisional": True}))
-    assert not is_provisional(with_metadata(table, {"provisional": False}))
+    assert provisional_digest(with_metadata(table, {"provisional": "abc"})) == "abc"
+    assert not provisional_digest(with_metadata(table, {"provisional": ""}))

@@ -14,7 +14,7 @@ import pytest
 
 from rebase.datasets import ShardStore
 from rebase.datastore.shards import metadata_of
-from rebase.datastore.sources import find_sources
+from rebase.datastore.sources import TooSlowError, find_sources
 from rebase.errors import StageError
 from rebase.parameters import IngestParameters
 from rebase.pipelines.ingest import nodes
@@ -349,6 +349,31 @@ def test_a_dataset_that_vanishes_is_tried_again(tmp_path):
     assert reasons(rows, "late") == {("no_data_files", 0)}
     assert cells(rows, "stays") == [{"a": "stays"}]
     assert metadata_of(rows["early"])["provisional"]
+
+
+def test_what_was_not_read_today_changes_the_fingerprint_only_if_the_rows_or_the_card_change(tmp_path, monkeypatch):
+    """Vectors and index are built again if the fingerprint changes, and only then."""
+    raw = tmp_path / "raw" / "d"
+    raw.mkdir(parents=True)
+    for config in "abc":
+        (raw / f"{config}.csv").write_text(f"text\nrow of {config}\n")
+    (raw / "README.md").write_text(
+        "---\nconfigs:\n" + "".join(f"- {{config_name: {config}, data_files: {config}.csv}}\n" for config in "abc")
+        + "---\nAbout.")  # fmt: skip
+    read_config, seen = nodes._read_config, []
+    for run_number, too_slow in enumerate(["b", "b", "c", "-"]):
+
+        def read(source, config, *arguments, limit=too_slow, detail=run_number):
+            if config == limit:
+                raise TooSlowError(f"too slow, request {detail}")
+            return read_config(source, config, *arguments)
+
+        monkeypatch.setattr(nodes, "_read_config", read)
+        rows, *_ = run(tmp_path / "raw", tmp_path / "work")
+        seen.append((rows.fingerprints["d"], len(rows["d"])))
+    assert [count for _, count in seen] == [1, 1, 2, 3]
+    assert seen[0] == seen[1]
+    assert len(set(seen)) == 3
 
 
 def test_a_cell_of_ten_megabytes_is_kept_whole(tmp_path):

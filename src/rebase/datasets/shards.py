@@ -27,7 +27,7 @@ from tqdm import tqdm
 from rebase.datasets.checked import FileError
 from rebase.datasets.previews import TablePreview
 from rebase.datastore.engines import open_engine
-from rebase.datastore.shards import Shard, ShardPlan, Shards, is_provisional
+from rebase.datastore.shards import Shard, ShardPlan, Shards, fingerprint_of, provisional_digest
 from rebase.errors import RebaseError
 from rebase.files import DOWNLOADS, checksum, replacing_file, temporary_file
 
@@ -230,8 +230,8 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
     built, so an interrupted run resumes. The manifest is written last and lists the shards of the store: ``exists`` is
     true if it and all of its shards are there.
 
-    A provisional shard, of data that could not be read, gets another fingerprint than its plan's, so that the
-    next save builds it again; it never replaces an earlier good one.
+    A provisional shard, which lacks data that could not be read, gets another fingerprint than its plan's, made of its
+    content, so that the next save builds it again. It never replaces an earlier good one.
     """
 
     def __init__(
@@ -419,9 +419,9 @@ def _build(folder: ShardFolder, tool: Any, item: tuple[Shard, tuple[str, str] | 
     shard, earlier = item
     built = shard.build(tool)
     fingerprint = shard.fingerprint
-    if is_provisional(built):
+    if content := provisional_digest(built):
         if earlier is not None:
             logger.warning("%s could not be read again: the earlier rows are kept", shard.name)
             return shard.name, earlier
-        fingerprint = f"{_RETRY}{fingerprint}"
+        fingerprint = f"{_RETRY}{fingerprint_of(fingerprint, content)}"
     return shard.name, (fingerprint, folder.write(built, folder.stem(shard.name, fingerprint)))

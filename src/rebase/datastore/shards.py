@@ -124,9 +124,12 @@ def fingerprint_of(*parts: Any) -> str:
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
 
 
-def is_provisional(built: Any) -> bool:
-    """Whether the shard replaces data that could not be read: the next save builds it again."""
-    return isinstance(built, pa.Table) and bool(metadata_of(built).get("provisional"))
+def provisional_digest(built: Any) -> str:
+    """What identifies the content of a shard that lacks data that could not be read; empty for every other shard.
+
+    The next save builds such a shard again.
+    """
+    return metadata_of(built).get("provisional") or "" if isinstance(built, pa.Table) else ""
 
 
 def with_metadata(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:

@@ -142,13 +142,15 @@ class _DatasetRows:
 
     def table(self) -> pa.Table:
         """The shard."""
+        is_provisional = any(rejection["reason"] in _TEMPORARY for rejection in self.rejected)
+        rows = [f"{record['row_id']}|{record['content_hash']}" for record in self.records]
         metadata = {
             "card": self.card.model_dump(mode="json"),
             "in": self.total,
             "kept": len(self.records),
             "rejected": self.rejected,
             "duplicate_of": self.duplicate_of,
-            "provisional": any(rejection["reason"] in _TEMPORARY for rejection in self.rejected),
+            "provisional": fingerprint_of(self.card, *rows) if is_provisional else "",
         }
         return with_metadata(pa.Table.from_pylist(self.records, schema=_SCHEMA), metadata)
 
