@@ -14,7 +14,7 @@ import pytest
 
 from rebase.datasets import ShardStore
 from rebase.datastore.shards import metadata_of
-from rebase.datastore.sources import TooSlowError, find_sources
+from rebase.datastore.sources import HubSource, TooSlowError, find_sources
 from rebase.errors import StageError
 from rebase.parameters import IngestParameters
 from rebase.pipelines.ingest import nodes
@@ -374,6 +374,21 @@ def test_what_was_not_read_today_changes_the_fingerprint_only_if_the_rows_or_the
     assert [count for _, count in seen] == [1, 1, 2, 3]
     assert seen[0] == seen[1]
     assert len(set(seen)) == 3
+
+
+def test_the_same_failure_in_other_words_changes_no_fingerprint(monkeypatch):
+    """The hub's errors name the request: a dataset that is gone must not be embedded and indexed in every run."""
+    source, fingerprints = HubSource("owner/gone", None, None), set()
+    for request in (1, 2):
+
+        def fail(_, request=request):
+            raise ConnectionError(f"Request ID {request}: gone")
+
+        monkeypatch.setattr(HubSource, "fingerprint", fail)
+        [shard] = plan_ingest([source], IngestParameters(max_rows=10)).shards
+        assert metadata_of(shard.build(None))["rejected"][0]["detail"].endswith(f"{request}: gone")
+        fingerprints.add(shard.fingerprint)
+    assert len(fingerprints) == 1
 
 
 def test_a_cell_of_ten_megabytes_is_kept_whole(tmp_path):

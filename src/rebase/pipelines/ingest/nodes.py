@@ -51,7 +51,8 @@ def plan_ingest(sources: list[Source], parameters: IngestParameters) -> ShardPla
     for source, (fingerprint, content, rejection) in zip(sources, identities, strict=True):
         name = source.dataset
         if rejection:
-            parts, build = tuple(rejection.values()), partial(_build_rejected, rejection)
+            # Without the detail, which may have the number of a request.
+            parts, build = (name, rejection["reason"]), partial(_build_rejected, rejection)
         elif (duplicate_of := first.setdefault(content or name, name)) != name:
             parts, build = (fingerprint, duplicate_of), partial(_build_duplicate, source, duplicate_of)
         else:
