@@ -20,9 +20,13 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 
 
 class IngestParameters(Strict):
-    """Keep a systematic sample of ``max_rows`` rows of each config."""
+    """Keep a systematic sample of ``max_rows`` rows of each config.
+
+    With ``remove`` a run removes the datasets that ``sources`` no longer names from the datastore; without, it stops.
+    """
 
     max_rows: Count
+    remove: bool = False
 
 
 class EmbedParameters(Strict):

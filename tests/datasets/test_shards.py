@@ -74,6 +74,18 @@ def test_a_manifest_of_an_earlier_version_does_not_know_it(tmp_path):
     store.load().check_made_of(store.load())
 
 
+def test_a_plan_can_keep_shards_from_being_removed(tmp_path):
+    store, built = ShardStore(str(tmp_path)), []
+    store.save(plan({name: name for name in "abcdefg"}))
+    fewer = replace(plan({"a": "changed", "new": "x"}, built), may_remove=False)
+    with pytest.raises(DatasetError, match=r"6 of its 7 datasets, .* b, c, d, e, f, …\. .*`datastore`.*remove=true"):
+        store.save(fewer)
+    assert built == []
+    assert contents(store) == {name: name for name in "abcdefg"}
+    store.save(replace(fewer, may_remove=True))
+    assert contents(store) == {"a": "changed", "new": "x"}
+
+
 def test_a_preview_takes_rows_of_as_many_shards_as_it_can(tmp_path):
     store = ShardStore(str(tmp_path / "rows"))
     tables = {name: pa.table({"row": [f"{name}{number}" for number in range(9)]}) for name in "abc"}

@@ -56,10 +56,10 @@ def card(front):
     return f"---\n{front}---\nText.\n"
 
 
-def run(raw, work, max_rows=1000):
+def run(raw, work, max_rows=1000, remove=False):
     """Ingest a folder of datasets: the stored rows, and the results of summarize_ingest."""
     store = ShardStore(str(work))
-    store.save(plan_ingest(find_sources([f"{raw}/*"]), IngestParameters(max_rows=max_rows)))
+    store.save(plan_ingest(find_sources([f"{raw}/*"]), IngestParameters(max_rows=max_rows, remove=remove)))
     rows = store.load()
     return rows, *summarize_ingest(rows)
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from kedro.io import DatasetError
 
 from rebase.datasets import ShardStore
 from rebase.datastore.shards import metadata_of
@@ -291,7 +292,7 @@ def test_duplicates_are_stored_once_and_named(tmp_path):
     assert (summary["in"], summary["kept"], summary["duplicates"], summary["datasets_unread"]) == (2, 2, 2, [])
     written = times(tmp_path / "work")
     shutil.rmtree(raw / "a")
-    rows, cards, *_ = run(raw, tmp_path / "work")
+    rows, cards, *_ = run(raw, tmp_path / "work", remove=True)
     assert (rows["b"].num_rows, rows["c"].num_rows) == (1, 0)
     assert cards["duplicate_of"].tolist() == ["", "b", ""]
     assert len(written.items() & times(tmp_path / "work").items()) == 1
@@ -389,6 +390,25 @@ def test_the_same_failure_in_other_words_changes_no_fingerprint(monkeypatch):
         assert metadata_of(shard.build(None))["rejected"][0]["detail"].endswith(f"{request}: gone")
         fingerprints.add(shard.fingerprint)
     assert len(fingerprints) == 1
+
+
+def test_forgotten_sources_remove_nothing(tmp_path):
+    """A changed setting, a new duplicate and an unreadable dataset remove nothing either: they stop no run."""
+    raw = tmp_path / "raw"
+    for name in ("bees", "cats", "dogs"):
+        (raw / name).mkdir(parents=True)
+        (raw / name / "a.csv").write_text(f"a\nof {name}\nmore {name}\n")
+    run(raw, tmp_path / "work")
+    shutil.copytree(raw / "cats", raw / "a-copy-of-cats")
+    (raw / "dogs" / "a.csv").unlink()
+    rows, *_ = run(raw, tmp_path / "work", max_rows=1)
+    assert [len(rows[name]) for name in ("a-copy-of-cats", "bees", "cats", "dogs")] == [1, 1, 0, 0]
+    before = rows.fingerprints
+    shutil.rmtree(raw / "bees")
+    with pytest.raises(DatasetError, match=r"names 1 of its 4 datasets, which would be removed: bees\. "):
+        run(raw, tmp_path / "work")
+    assert ShardStore(str(tmp_path / "work")).load().fingerprints == before
+    assert set(run(raw, tmp_path / "work", remove=True)[0]) == set(before) - {"bees"}
 
 
 def test_a_cell_of_ten_megabytes_is_kept_whole(tmp_path):

@@ -274,6 +274,15 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
             except ValueError as error:
                 logger.warning("%s: %s is damaged and is written again: %s", self._folder.path, _MANIFEST, error)
                 listed = None
+            names = set(listed.shards) if listed else set()
+            removed = sorted(names.difference(shard.name for shard in plan.shards))
+            if removed and not plan.may_remove:
+                shown = ", ".join(removed[:5]) + ", …" * (len(removed) > 5)
+                raise RebaseError(
+                    f"{self._folder.path}: `sources` no longer names {len(removed)} of its {len(names)} "
+                    f"datasets, which would be removed: {shown}. Each run names all sources of its datastore: name "
+                    "these as well, set another `datastore`, or remove them: --params=ingest.remove=true."
+                )
             intact, damaged = self._verify()
             if damaged:
                 shown = ", ".join(damaged[:5])

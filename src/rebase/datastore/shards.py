@@ -42,6 +42,7 @@ class ShardPlan:
         threads: how many builds share that argument at once: several if builds wait, one if a build uses all cores.
         seconds: how long planning took.
         made_of: the ``Shards.digest`` of the store that the shards are made of; empty if there is none.
+        may_remove: whether shards that are not planned may be removed from the store.
 
     """
 
@@ -50,6 +51,7 @@ class ShardPlan:
     threads: int = 1
     seconds: float = 0.0
     made_of: str = ""
+    may_remove: bool = True
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def plan_ingest(sources: list[Source], parameters: IngestParameters) -> ShardPla
     """Plan one shard of rows a dataset; a dataset whose content did not change keeps its shard.
 
     A dataset that cannot be read becomes an empty shard with the reason. Of datasets with the same data files the first
-    by name is read; each other one becomes an empty shard that names the first.
+    by name is read; each other one becomes an empty shard that names the first. Unless ``parameters.remove`` is true,
+    the store raises RebaseError if it has datasets that are no longer among the sources.
     """
     started = time.monotonic()
     with _datasets_imported(), ThreadPoolExecutor(_READERS) as pool:
@@ -58,7 +59,8 @@ def plan_ingest(sources: list[Source], parameters: IngestParameters) -> ShardPla
         else:
             parts, build = (fingerprint, parameters.max_rows), partial(_build, source, parameters.max_rows)
         shards.append(Shard(name, fingerprint_of(_VERSION, *parts), build))
-    return ShardPlan(shards, opener=_datasets_imported, threads=_READERS, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return ShardPlan(shards, _datasets_imported, _READERS, seconds, may_remove=parameters.remove)
 
 
 def summarize_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
