@@ -68,6 +68,21 @@ def test_a_row_without_a_gold_answer_is_left_out_and_counted(gold):
     assert len(selected) + sum(rejected.values()) == len(rows)
 
 
+@pytest.mark.parametrize(
+    ("settings", "labels", "references"),
+    [
+        ({"outside_labels": True}, [1871.0, [1902.0, 0.5]], [["1871"], ["1902", "0.5"]]),
+        ({"label_names": ["sport", "science"]}, [0.0, [1.0, -1.0]], [["sport"], ["science"]]),
+    ],
+)
+def test_a_column_of_integers_has_floats_if_a_value_is_missing(settings, labels, references):
+    rows = [{"text": text, "label": label} for text, label in zip([7.0, 2.5, ""], [*labels, float("nan")], strict=True)]
+    items = to_items(make_task(**settings), rows)
+    assert list(map(json.loads, items["references"])) == references
+    assert items["query"].tolist() == ["Text: 7", "Text: 2.5"]
+    assert items.attrs["rejected"] == {"no_gold": 1}
+
+
 def test_questions_without_an_answer_are_left_out():
     task = make_task({"text": "text", "references": "answers.text"})
     rows = [{"text": "t", "answers": {"text": texts}} for texts in (["sport"], [])] + [{"text": "t", "answers": None}]

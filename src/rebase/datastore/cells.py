@@ -85,7 +85,7 @@ def _to_text(value: Any, column: str, label_names: Mapping[str, list[str]]) -> s
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, float):
-        return _number_to_text(value)
+        return number_to_text(value)
     if isinstance(value, dict):
         if is_media(value.keys()):
             return ""
@@ -103,7 +103,7 @@ def _join(items: list[str]) -> str:
     return (json.dumps(items, ensure_ascii=False) if is_ambiguous else text) if any(items) else ""
 
 
-def _number_to_text(value: float) -> str:
+def number_to_text(value: float) -> str:
     """All digits of a number, without the ``.0`` that a column of integers gets if a value is missing."""
     if math.isnan(value):
         return ""

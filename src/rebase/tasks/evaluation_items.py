@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rebase.datastore.cells import number_to_text
 from rebase.datastore.sampling import systematic_positions
 from rebase.errors import RebaseError
 from rebase.records import EVALUATION_COLUMNS, Task
@@ -184,4 +185,11 @@ def _lookup(row: Mapping[str, Any], column: str, here: str) -> Any:
             names = f"there is no column {column!r} (there are {sorted(row)})"
             raise RebaseError(f"{here}: {names}. Correct `evaluation.fields` of the task.")
         value = value[part]
-    return value
+    return _without_floats(value)
+
+
+def _without_floats(value: Any) -> Any:
+    """The value with floats as the text that people write: a column of integers has floats if a value is missing."""
+    if isinstance(value, list):
+        return list(map(_without_floats, value))
+    return number_to_text(value) or None if isinstance(value, float) else value
