@@ -34,6 +34,19 @@ def test_what_cannot_be_read_is_named_with_what_to_do(reading_task: Task, tmp_pa
             read(reading_task, location)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
+def test_a_file_in_another_encoding_is_an_error(reading_task: Task, tmp_path: Path, name: str) -> None:
+    """Answers would be compared with "caf\ufffd"."""
+    content = {"a.csv": "answer\ncafé\n", "a.jsonl": '{"answer": "café"}\n', "a.txt": "café\n"}[name]
+    (tmp_path / name).write_bytes(content.encode("cp1252"))
+    with pytest.raises(RebaseError, match=rf"{name}: the content is not text in UTF-8; save it as UTF-8\n"):
+        read(reading_task, tmp_path / name)
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / name).write_bytes(content.encode(encoding))
+        [row] = read(reading_task, tmp_path / name).rows
+        assert list(row.values()) == ["café"]
+
+
 @pytest.mark.parametrize(
     ("location", "config", "revision", "expected"),
     [

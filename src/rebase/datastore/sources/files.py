@@ -32,6 +32,7 @@ class DataFiles:
         other_splits: the config's other splits.
         other_files: files of other formats, and files that the library assigns to no split.
         unusable: files that are declared but missing, or outside the dataset, with the reason.
+        decoding: what is done with invalid bytes of text: ``replace``, or ``strict`` for an error.
 
     """
 
@@ -43,6 +44,7 @@ class DataFiles:
     other_splits: list[str] = field(default_factory=list)
     other_files: list[str] = field(default_factory=list)
     unusable: dict[str, str] = field(default_factory=dict)
+    decoding: str = "replace"
 
 
 def find_files(root: str, declared: dict[str, Any], split: str | None, token: str | None) -> DataFiles:

@@ -52,11 +52,15 @@ def all_rows(sample: RowSample) -> list[dict[str, Any]]:
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """All rows of one data file. Raises RebaseError if its format is not supported, or if a row cannot be read."""
+    """All rows of one data file.
+
+    Raises RebaseError if its format is not supported, if a row cannot be read, or if a letter cannot be decoded: unlike
+    in a datastore, each answer counts.
+    """
     module, paths = data_format([str(path)])
     if not paths:
         raise RebaseError(f"{path}: cannot read {path.suffix!r}; use .jsonl, .json, .csv, .tsv or .parquet")
-    return all_rows(sample_rows(DataFiles(module, paths), {}, sys.maxsize))
+    return all_rows(sample_rows(DataFiles(module, paths, decoding="strict"), {}, sys.maxsize))
 
 
 def _items(files: DataFiles, sample: RowSample) -> Iterator[Any]:
@@ -85,7 +89,7 @@ def _file_items(path: str, files: DataFiles, sample: RowSample) -> Iterator[Any]
             if files.module == "arrow":
                 yield from _arrow_rows(stream, sample)
                 continue
-            lines = open_text(stream, options.get("encoding"))
+            lines = open_text(stream, options.get("encoding"), files.decoding)
             if files.module == "csv":
                 yield from csv_rows(lines, name, options)
             elif files.module == "json":

@@ -32,20 +32,23 @@ _ENCODINGS = {
 }
 
 
-def open_text(stream: IO[bytes], encoding: str | None) -> Iterator[str]:
+def open_text(stream: IO[bytes], encoding: str | None, errors: str = "replace") -> Iterator[str]:
     """The lines of a stream, decoded: by its byte order mark, as ``encoding``, or as UTF-16 or UTF-8.
 
-    Invalid bytes become U+FFFD. Raises ValueError if the content is no text, and TooLargeError at a line that is too
-    long.
+    Invalid bytes become U+FFFD unless ``errors`` is ``strict``. Raises ValueError if the content is no text, or has
+    invalid bytes, and TooLargeError at a line that is too long.
     """
     head = stream.read(_HEAD)
     stream.seek(0)
     by_mark = next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), None)
-    text = io.TextIOWrapper(stream, by_mark or encoding or _detect_encoding(head), errors="replace", newline="")
-    while line := text.readline(MAX_CHARACTERS + 1):
-        if len(line) > MAX_CHARACTERS:
-            raise TooLargeError(f"a line has more than {MAX_CHARACTERS:,} characters")
-        yield line
+    text = io.TextIOWrapper(stream, by_mark or encoding or _detect_encoding(head), errors=errors, newline="")
+    try:
+        while line := text.readline(MAX_CHARACTERS + 1):
+            if len(line) > MAX_CHARACTERS:
+                raise TooLargeError(f"a line has more than {MAX_CHARACTERS:,} characters")
+            yield line
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the content is not text in {text.encoding.upper()}; save it as UTF-8") from error
 
 
 def _detect_encoding(head: bytes) -> str:
