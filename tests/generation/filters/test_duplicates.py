@@ -1,6 +1,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,6 +63,28 @@ def test_rows_without_words_are_duplicates_only_when_they_are_equal():
     duplicates.keep(row({"a": "1", "b": "2"}, row_id="first"))
     assert duplicates.reject(row({"x": "1", "y": "2"})).detail == "first"
     assert duplicates.reject(row({"a": "1", "b": "3"})) is None
+
+
+TEMPLATE = "Compute the result of the expression, and give the number alone, without any words before or after it."
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "are_duplicates"),
+    [
+        ({"input": "3 + 5", "output": "8"}, {"input": "12 * 7", "output": "84"}, False),
+        ({"input": "3 + 5", "output": "8"}, {"input": "3 * 5", "output": "8"}, False),
+        ({"input": "[2, 4, 8]", "options": "1; 2; 3"}, {"input": "[3, 9, 27]", "options": "1; 2; 3"}, False),
+        ({"input": "3 + 5", "output": "8"}, {"x": "3+5", "y": "8", "id": "17"}, True),
+        ({"input": "3 + 5", "output": "8"}, {"input": "3 + 5", "numbers": "3; 5"}, True),
+        ({"id": "17", "label": "0"}, {"id": "203"}, True),
+        ({"date": "2020-01-02", "time": "12:30"}, {"date": "03/04/2021 12:31"}, True),
+        ({"version": "1.0.2", "isbn": "3-16-148410-0"}, {"version": "2.0.1"}, True),
+    ],
+)
+def test_rows_of_one_template_differ_in_their_numbers(first, second, are_duplicates):
+    duplicates = Duplicates(0.8)
+    duplicates.keep(row({"instruction": TEMPLATE} | first, row_id="first"))
+    assert (duplicates.reject(row({"instruction": TEMPLATE} | second)) is not None) == are_duplicates
 
 
 def test_a_row_is_sketched_once(monkeypatch):

@@ -1,15 +1,16 @@
 """Collapse exact and near duplicates among the kept rows."""
 
+import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from rebase.datastore.cells import worth_embedding
 from rebase.generation.filters.base import Candidate, Rejection
-from rebase.text import ngrams, tokens
+from rebase.text import NUMBER, ngrams, tokens
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -21,13 +22,22 @@ _MAX_CHARACTERS = 100_000
 _PERMUTATIONS = 128
 #: Five standard deviations of a similarity of 0.8 that is estimated from 128 permutations.
 _ESTIMATE_MARGIN = 0.18
+# Dates, times, versions and the like: copies of one text may have different ones.
+_STAMP = re.compile(r"\d([-/.:])\d+\1\d|\d:\d\d")
+
+
+class _Sketch(NamedTuple):
+    hashes: np.ndarray
+    minhash: "MinHash"
+    numbers: frozenset[int]
 
 
 class Duplicates:
     """The kept rows, each with the ids of its duplicates (``of``). The best ranked of several duplicates is kept.
 
     Two rows are near duplicates if the Jaccard similarity of their cells' 3-word shingles, whatever the names of the
-    columns, is at least ``threshold``. MinHash proposes pairs, the true similarity decides.
+    columns, is at least ``threshold``, unless each has cells of several numbers that the other lacks: the words may be
+    the same in all rows of a dataset. MinHash proposes pairs, the true similarity decides.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -36,8 +46,8 @@ class Duplicates:
         self.of: dict[str, list[str]] = {}
         self._threshold = threshold
         self._by_hash: dict[str, str] = {}
-        self._kept: list[tuple[str, np.ndarray, MinHash]] = []
-        self._latest: tuple[Candidate, np.ndarray, MinHash] | None = None
+        self._kept: list[tuple[str, _Sketch]] = []
+        self._latest: tuple[Candidate, _Sketch] | None = None
         # Copied for each row, because making the permutations takes longer than sketching a row.
         self._empty = MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=int)
         # Far below the threshold, so that pairs at the threshold are rarely missed: a proposal costs one comparison, a
@@ -54,30 +64,32 @@ class Duplicates:
 
     def keep(self, row: Candidate) -> None:
         """Remember a row that passed all filters."""
-        hashes, sketch = self._sketch(row)
+        sketch = self._sketch(row)
         self.of[row.row_id] = []
         self._by_hash[row.content_hash] = row.row_id
-        if len(hashes):
-            self._lsh.insert(len(self._kept), sketch)
-            self._kept.append((row.row_id, hashes, sketch))
+        if len(sketch.hashes):
+            self._lsh.insert(len(self._kept), sketch.minhash)
+            self._kept.append((row.row_id, sketch))
 
     def _find_near(self, row: Candidate) -> str | None:
-        hashes, sketch = self._sketch(row)
+        sketch = self._sketch(row)
         # In the order of the ranking. Rows of one template propose each other by the thousand: the estimate is cheap.
-        for position in sorted(self._lsh.query(sketch)) if len(hashes) else ():
-            row_id, other_hashes, other = self._kept[position]
-            is_likely = sketch.jaccard(other) >= self._threshold - _ESTIMATE_MARGIN
-            if is_likely and jaccard(hashes, other_hashes) >= self._threshold:
+        for position in sorted(self._lsh.query(sketch.minhash)) if len(sketch.hashes) else ():
+            row_id, other = self._kept[position]
+            if not (sketch.numbers <= other.numbers or other.numbers <= sketch.numbers):
+                continue
+            is_likely = sketch.minhash.jaccard(other.minhash) >= self._threshold - _ESTIMATE_MARGIN
+            if is_likely and jaccard(sketch.hashes, other.hashes) >= self._threshold:
                 return row_id
         return None
 
-    def _sketch(self, row: Candidate) -> tuple[np.ndarray, "MinHash"]:
-        """The row's shingles and their MinHash, computed once for ``reject`` and ``keep``."""
+    def _sketch(self, row: Candidate) -> _Sketch:
+        """What the row is compared by, computed once for ``reject`` and ``keep``."""
         if self._latest is None or self._latest[0] is not row:
-            hashes, sketch = shingles(row.cells), self._empty.copy()
-            sketch.update_batch((hashes & np.uint64(2**32 - 1)).tolist())
-            self._latest = row, hashes, sketch
-        return self._latest[1:]
+            hashes, minhash = shingles(row.cells), self._empty.copy()
+            minhash.update_batch((hashes & np.uint64(2**32 - 1)).tolist())
+            self._latest = row, _Sketch(hashes, minhash, frozenset(map(hash, number_cells(row.cells))))
+        return self._latest[1]
 
 
 def shingles(cells: Mapping[str, str]) -> np.ndarray:
@@ -86,6 +98,16 @@ def shingles(cells: Mapping[str, str]) -> np.ndarray:
     grams = (gram for words in texts for gram in (ngrams(words, _SHINGLE) if len(words) > _SHINGLE else [words]))
     hashes = (blake2b(" ".join(gram).encode(), digest_size=8).digest() for gram in islice(grams, _MAX_SHINGLES))
     return np.unique(np.frombuffer(b"".join(hashes), dtype=np.uint64))
+
+
+def number_cells(cells: Mapping[str, str]) -> set[str]:
+    """The cells of several numbers and no letter, such as ``3 + 5`` or ``2, 4, 8``, without their spaces.
+
+    Not dates and times, nor a number alone, which may be an id.
+    """
+    texts = (text[:_MAX_CHARACTERS] for text in cells.values() if not any(map(str.isalpha, text)))
+    several = (text for text in texts if len(list(islice(NUMBER.finditer(text), 2))) > 1 and not _STAMP.search(text))
+    return {"".join(text.split()) for text in several}
 
 
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:
