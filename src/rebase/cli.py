@@ -217,7 +217,7 @@ def _show_retrieved(catalog: Any, has_items: bool) -> None:
     """Print the best rows of the datastore for the task, as the pipeline ``retrieve`` finds them; nothing is saved."""
     from rebase.pipelines.retrieve.nodes import retrieve_rows
 
-    if not all(map(catalog.exists, ("index", "vectors", "rows"))):
+    if not all(map(catalog.exists, ("index", "vectors", "rows", "cards"))):
         click.echo("There is no datastore to search yet. To build it: kedro run --pipelines=ingest,embed,index")
         return
     task = catalog.load("task")
@@ -225,7 +225,7 @@ def _show_retrieved(catalog: Any, has_items: bool) -> None:
         items = make_evaluation_items(task, catalog.load("evaluation_rows"))
     else:
         items = pd.DataFrame(columns=EVALUATION_COLUMNS)
-    stores = map(catalog.load, ("encoder", "index", "annoy_index", "vectors", "rows"))
+    stores = map(catalog.load, ("encoder", "index", "annoy_index", "vectors", "rows", "cards"))
     settings = map(catalog.load, ("params:retrieve", "params:contamination"))
     retrieved, rejected, summary = retrieve_rows(*[task, *stores, items, *settings])
     for line in (stage_line(summary, summary["seconds"]), *retrieved_lines(retrieved, 10)):

@@ -73,6 +73,10 @@ def retrieved_of(rows, count=6):
     return frame.reindex(columns=RETRIEVED_COLUMNS)
 
 
+def cards_of(rows):
+    return pd.DataFrame({"dataset": list(rows), "description": "Sentences.", "duplicate_of": ""})
+
+
 def answers_like_people(request):
     """A teacher that maps as MAPPING says, and answers NLI queries right."""
     query = request.messages[-1].content
@@ -92,11 +96,10 @@ def maps_by_columns(request):
 def map_(datasets, say=answers_like_people, task=NLI, mode="map", *, evaluation=NO_EVALUATION, retrieve=RETRIEVE,
          license="mit", distil=LABELING, retrieved=None, **changes):  # fmt: skip
     rows = datasets if isinstance(datasets, Shards) else store(datasets, license)
-    cards = pd.DataFrame({"dataset": list(rows), "description": "Sentences."})
     teacher = cached(Scripted(say), price=Price(input=1, output=1))
     retrieved = retrieved_of(rows) if retrieved is None else retrieved
     tables = map_datasets(
-        task, retrieved, rows, cards, evaluation, teacher, shipped_prompt("map"), shipped_prompt("distil"),
+        task, retrieved, rows, cards_of(rows), evaluation, teacher, shipped_prompt("map"), shipped_prompt("distil"),
         mode, PARAMETERS.model_copy(update=changes), distil, retrieve, CONTAMINATION,
     )  # fmt: skip
     mappings, examples, rejected, summary = tables

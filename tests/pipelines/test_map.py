@@ -29,6 +29,7 @@ from tests.pipelines.maps import (
     RETRIEVE,
     UNLABELED,
     answers_like_people,
+    cards_of,
     map_,
     maps_by_columns,
     pairs,
@@ -150,9 +151,9 @@ def test_a_retrieved_dataset_that_is_gone_is_an_error():
     retrieved = retrieved_of(rows)
     with pytest.raises(RebaseError, match=r"no longer has the retrieved dataset 'gone'.*--pipelines=retrieve,map"):
         map_datasets(
-            NLI, retrieved, store({"boats": pairs()}), pd.DataFrame({"dataset": ["boats"], "description": [""]}),
-            NO_EVALUATION, cached(Scripted(answers_like_people)), shipped_prompt("map"), shipped_prompt("distil"),
-            "map", PARAMETERS, LABELING, RETRIEVE, CONTAMINATION,
+            NLI, retrieved, store({"boats": pairs()}), cards_of(rows), NO_EVALUATION,
+            cached(Scripted(answers_like_people)),
+            shipped_prompt("map"), shipped_prompt("distil"), "map", PARAMETERS, LABELING, RETRIEVE, CONTAMINATION,
         )  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def test_in_the_mode_rewrite_nothing_happens():
 
 def test_the_budget_ends_requests():
     rows = store({"boats": pairs(), "ships": pairs(30)})
-    cards = pd.DataFrame({"dataset": list(rows), "description": ""})
+    cards = cards_of(rows)
     teacher = cached(Scripted(answers_like_people, 1), price=Price(input=1, output=1), max_requests=1)
     mappings, *_ = map_datasets(
         NLI, retrieved_of(rows), rows, cards, NO_EVALUATION, teacher, shipped_prompt("map"), shipped_prompt("distil"),
@@ -396,7 +397,7 @@ def test_labels_of_an_api_are_bought_once(tmp_path):
     def run(provider):
         teacher = cached(hosted("openai", provider.address), tmp_path / "responses.sqlite", Price(input=1, output=5))
         rows = store({"boats": unlabeled()})
-        cards = pd.DataFrame({"dataset": ["boats"], "description": ""})
+        cards = cards_of(rows)
         return map_datasets(
             NLI, retrieved_of(rows), rows, cards, NO_EVALUATION, teacher, shipped_prompt("map"),
             shipped_prompt("distil"), "map", PARAMETERS, LABELING, RETRIEVE, CONTAMINATION,

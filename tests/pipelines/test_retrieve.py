@@ -39,6 +39,7 @@ def run(datastore, encoder, reading_task):
             datastore.load("annoy_index") if annoy_index is None else annoy_index,
             vectors or datastore.load("vectors"),
             rows or datastore.load("rows"),
+            datastore.load("cards"),
             EVALUATION_SET,
             PARAMETERS.model_copy(update=changes),
             CONTAMINATION,
@@ -54,7 +55,7 @@ def walk(datastore, encoder, reading_task, tmp_path_factory):
     outputs = ("retrieved", "retrieval_rejected")
     catalog = DataCatalog(
         {
-            **{name: datastore.catalog.get(name) for name in ("index", "annoy_index", "vectors", "rows")},
+            **{name: datastore.catalog.get(name) for name in ("index", "annoy_index", "vectors", "rows", "cards")},
             "task": MemoryDataset(reading_task),
             "encoder": MemoryDataset(encoder),
             "evaluation_items": MemoryDataset(EVALUATION_SET),
@@ -225,7 +226,7 @@ def test_rows_of_an_earlier_version_name_the_folder_to_rebuild(run, datastore):
 
 
 def test_new_task_shows_what_the_pipeline_retrieves_and_saves_nothing(datastore, encoder, reading_task, walk, capsys):
-    stores = {name: datastore.catalog.get(name) for name in ("index", "annoy_index", "vectors", "rows")}
+    stores = {name: datastore.catalog.get(name) for name in ("index", "annoy_index", "vectors", "rows", "cards")}
     values = {
         "task": reading_task.model_copy(update={"name": "trad"}),
         "encoder": encoder,

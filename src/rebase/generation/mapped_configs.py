@@ -215,13 +215,17 @@ async def request_mapping(
 
 
 def row_check(
-    task: Task, evaluation_items: pd.DataFrame, protected: ProtectedTexts, retrieve: RetrieveParameters
+    task: Task,
+    evaluation_items: pd.DataFrame,
+    cards: pd.DataFrame,
+    protected: ProtectedTexts,
+    retrieve: RetrieveParameters,
 ) -> Check:
     """The filters of ``retrieve`` and the checks of every example, for a row and its example.
 
     The third argument is False for an input, whose answer is not known yet.
     """
-    reject = source_filter(task, evaluation_items, retrieve.licenses, protected.ngram)
+    reject = source_filter(task, evaluation_items, cards, retrieve.licenses, protected.ngram)
 
     def check(line: Line, example: Example, has_answer: bool) -> Example | Rejection:
         cells = json.loads(line["row"])

@@ -1,6 +1,8 @@
 """The filters that depend on the row and the task alone, in the order in which they reject."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pandas as pd
 
@@ -14,18 +16,30 @@ from rebase.records import Task
 
 
 def source_filter(
-    task: Task, evaluation_items: pd.DataFrame, licenses: LicensePolicy, ngram: int
+    task: Task, evaluation_items: pd.DataFrame, cards: pd.DataFrame, licenses: LicensePolicy, ngram: int
 ) -> Callable[[Candidate, str], Rejection | None]:
-    """Reject excluded datasets, licenses, other languages (by a text of the row) and contaminated rows."""
+    """Reject excluded datasets, licenses, other languages (by a text of the row) and contaminated rows.
+
+    A dataset is excluded under the name, and by the license, of each of its duplicates in the ``cards``, too.
+    """
     contaminated = ContaminationFilter.of(task, evaluation_items, ngram)
     languages = LanguageFilter(task)
+    duplicates: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for card in cards[cards["duplicate_of"] != ""].itertuples():
+        duplicates[card.duplicate_of].append((card.dataset, card.license))
 
     def reject(row: Candidate, text: str) -> Rejection | None:
+        others = duplicates.get(row.dataset, ())
+        copies = [row, *(replace(row, dataset=dataset, license=license) for dataset, license in others)]
         return (
-            reject_excluded(row, task)
-            or reject_license(row, licenses)
+            _first(reject_excluded(copy, task) for copy in copies)
+            or _first(reject_license(copy, licenses) for copy in copies)
             or languages.reject(row.config, text)
             or contaminated.reject(row.cells)
         )
 
     return reject
+
+
+def _first(rejections: Iterable[Rejection | None]) -> Rejection | None:
+    return next(filter(None, rejections), None)

@@ -89,7 +89,7 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
         )
     configs = find_configs(task, retrieved, rows, parameters)
     protected = ProtectedTexts(task, evaluation_items["query"], contamination.ngram)
-    check = row_check(task, evaluation_items, protected, retrieve)
+    check = row_check(task, evaluation_items, cards, protected, retrieve)
     descriptions = dict(zip(cards["dataset"], cards["description"], strict=True))
 
     async def generate(session: CachedSession, config: MappedConfig) -> MappedConfig:

@@ -38,6 +38,7 @@ def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
     annoy_index: Shards,
     vectors: Shards,
     rows: Shards,
+    cards: pd.DataFrame,
     evaluation_items: pd.DataFrame,
     parameters: RetrieveParameters,
     contamination: ContaminationParameters,
@@ -75,7 +76,7 @@ def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
     near = search("annoy", count) if annoy_index or parameters.search == "annoy" else None
     first = near if near and parameters.search == "annoy" else exact
     ranked = _widen(partial(search, parameters.search), first, count)
-    kept, rejected = _filter_ranked(task, _read(ranked, rows), evaluation_items, parameters, contamination)
+    kept, rejected = _filter_ranked(task, _read(ranked, rows), evaluation_items, cards, parameters, contamination)
     by_reason = dict(Counter(rejected["reason"]))
     if kept.empty:
         raise StageError(
@@ -130,11 +131,12 @@ def _filter_ranked(
     task: Task,
     ranked: Iterator[tuple[dict[str, Any], dict[str, Any]]],
     evaluation_items: pd.DataFrame,
+    cards: pd.DataFrame,
     parameters: RetrieveParameters,
     contamination: ContaminationParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The ``top_n`` best rows that pass the filters, and the rows rejected before enough had passed."""
-    reject_source = source_filter(task, evaluation_items, parameters.licenses, contamination.ngram)
+    reject_source = source_filter(task, evaluation_items, cards, parameters.licenses, contamination.ngram)
     duplicates = Duplicates(parameters.near_duplicate)
     kept_of_dataset: Counter[str] = Counter()
     limit = max(1, int(parameters.max_dataset_share * parameters.top_n))

@@ -9,7 +9,7 @@ from rebase.reporting.plots import plot_sources
 
 def create_pipeline() -> Pipeline:
     """``index`` and ``task`` to ``retrieved`` and ``retrieval_rejected``."""
-    inputs = ["task", "encoder", "index", "annoy_index", "vectors", "rows", "evaluation_items"]
+    inputs = ["task", "encoder", "index", "annoy_index", "vectors", "rows", "cards", "evaluation_items"]
     return prepare.create_pipeline() + Pipeline(
         [
             Node(
