@@ -5,6 +5,7 @@ import resource
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from rebase.datastore.shards import metadata_of
 from rebase.parameters import IngestParameters
@@ -21,6 +22,32 @@ def test_fingerprint_changes_with_content_and_names(tmp_path):
         assert source.fingerprint() not in seen
         seen.add(source.fingerprint())
         assert source.fingerprint().startswith(source.card().revision)
+
+
+ONE, OTHER = "text\nfirst row\n", "text\nsecond row\n"
+FILES_OF_THE_CARD = "---\nconfigs: [{config_name: c, data_files: one.csv}]\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "are_duplicates"),
+    [
+        ({"train.csv": ONE, "test.csv": OTHER}, {"data/train-0.csv": ONE, "data/test-0.csv": OTHER}, True),
+        ({"a.csv.gz": ONE, "README.md": "x"}, {"b.CSV.gz": ONE, "README.md": "y"}, True),
+        ({"train.csv": ONE, "test.csv": OTHER}, {"train.csv": OTHER, "test.csv": ONE}, False),
+        ({"train.csv": ONE, "test.csv": OTHER}, {"part-1.csv": ONE, "part-2.csv": OTHER}, False),
+        ({"a.csv": ONE}, {"a.txt": ONE}, False),
+        ({"a.csv.gz": ONE}, {"a.txt.gz": ONE}, False),
+        (
+            {"one.csv": ONE, "two.csv": OTHER, "README.md": FILES_OF_THE_CARD},
+            {"one.csv": OTHER, "two.csv": ONE, "README.md": FILES_OF_THE_CARD},
+            False,
+        ),
+    ],
+)
+def test_duplicates_have_the_same_files_in_the_same_splits(tmp_path, first, second, are_duplicates):
+    contents = [folder(tmp_path / name, files).content() for name, files in (("a", first), ("b", second))]
+    assert all(contents)
+    assert (contents[0] == contents[1]) == are_duplicates
 
 
 def test_a_dataset_that_takes_too_long_is_too_slow_and_the_others_are_read(tmp_path, monkeypatch):

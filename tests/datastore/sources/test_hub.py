@@ -105,7 +105,7 @@ def hub(tmp_path_factory):
         {
             "owner/long": Repository({NEW: {"data/train-00000-of-00002.parquet": long,
                                             "data/train-00001-of-00002.parquet": long}}),
-            "owner/long-copy": Repository({NEW: {"train.parquet": long, "x.parquet": long}}),
+            "owner/long-copy": Repository({NEW: {"train.parquet": long, "x/train.parquet": long}}),
             "owner/busy": Repository({NEW: {"a.parquet": parquet({"text": ["at last"]})}}),
             "owner/tale": Repository({OLD: one_row(), NEW: TALE_FILES}),
             "owner/pinned": Repository({OLD: one_row("pinned") | {"README.md": b"Old."}, NEW: {"README.md": b"New."}}),

@@ -47,7 +47,7 @@ class Source(ABC):
 
     @abstractmethod
     def content(self) -> str | None:
-        """A digest of the data files without their names: duplicates have the same. None if it is not known."""
+        """A digest of the data files by format and split: duplicates have the same. None or empty if not known."""
 
     @abstractmethod
     def revision_id(self) -> str:

@@ -1,8 +1,9 @@
 """Find the data files of a config, in a local folder or on the hub, as the ``datasets`` library does."""
 
+import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from glob import escape, has_magic
@@ -130,12 +131,29 @@ def is_data_file(path: str) -> bool:
     """Whether the library reads files of this name: by its suffixes, unless it is hidden or describes a dataset."""
     from datasets.config import DATASET_STATE_JSON_FILENAME
     from datasets.data_files import FILES_TO_IGNORE
-    from datasets.packaged_modules import _ALL_EXTENSIONS
 
     *folders, name = PurePosixPath(path).parts or ("",)
     if name in (*FILES_TO_IGNORE, DATASET_STATE_JSON_FILENAME) or any(part[:1] == "." for part in (*folders, name)):
         return False
-    return any(f".{suffix}" in _ALL_EXTENSIONS for suffix in name.lower().split(".")[1:])
+    return bool(_format_suffixes(name))
+
+
+def _format_suffixes(path: str) -> list[str]:
+    """The suffixes by which the library knows a file's format and compression."""
+    from datasets.packaged_modules import _ALL_EXTENSIONS
+
+    return [suffix for suffix in PurePosixPath(path).name.lower().split(".")[1:] if f".{suffix}" in _ALL_EXTENSIONS]
+
+
+def digest_of_content(digests: Mapping[str, str], by_name: bool = False) -> str:
+    """A digest of data files, given by path in the dataset: of their contents, formats and splits; empty without any.
+
+    The names count only by the splits that they tell, unless ``by_name``.
+    """
+    paths = list(filter(is_data_file, digests))
+    splits = {path: split for split, of_split in _splits_by_name(paths, "").items() for path in of_split}
+    parts = [[path if by_name else splits.get(path, ""), *_format_suffixes(path), digests[path]] for path in paths]
+    return hashlib.sha256(repr(sorted(parts)).encode()).hexdigest() if parts else ""
 
 
 def is_inside(path: str, folder: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rebase.datastore.sources.base import Source
 from rebase.datastore.sources.errors import check_time
-from rebase.datastore.sources.files import is_data_file, is_inside, list_files, read_start
+from rebase.datastore.sources.files import digest_of_content, is_inside, list_files, read_start
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,12 @@ class FolderSource(Source):
         return digest_of_all.hexdigest()
 
     def content(self) -> str | None:
-        digests = sorted(digest for path, digest in self._once(self._hash_files).items() if is_data_file(str(path)))
-        if not digests:
-            return None
-        # The card affects what is read: it declares configs and the names of labels.
+        # The card affects what is read: it declares configs, by the names of their files, and the names of labels.
         front = self._front()
         declared = repr([front.get("configs"), front.get("dataset_info")])
-        return hashlib.sha256("\x1f".join([*digests, declared]).encode(errors="surrogatepass")).hexdigest()
+        digests = {path.as_posix(): digest for path, digest in self._once(self._hash_files).items()}
+        content = digest_of_content(digests, by_name="configs" in front)
+        return content and hashlib.sha256(f"{content}{declared}".encode(errors="surrogatepass")).hexdigest()
 
     def revision_id(self) -> str:
         return self.fingerprint()[:12]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rebase.datastore.sources.base import Source
 from rebase.datastore.sources.errors import with_retries
-from rebase.datastore.sources.files import HUB_PREFIX, is_data_file, read_start
+from rebase.datastore.sources.files import HUB_PREFIX, digest_of_content, is_data_file, read_start
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -71,10 +71,10 @@ class HubSource(Source):
 
         api = HfApi(token=self.token)
         info = with_retries(partial(api.dataset_info, self.dataset, revision=self.revision, files_metadata=True))
-        digests = sorted(
-            (file.lfs.sha256 if file.lfs else file.blob_id) or ""
+        digests = {
+            file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) or ""
             for file in info.siblings or []
             if is_data_file(file.rfilename)
-        )
-        has_digest = digests and all(digests) and not info.gated
-        return str(info.sha), hashlib.sha256("\x1f".join(digests).encode()).hexdigest() if has_digest else ""
+        }
+        has_digest = all(digests.values()) and not info.gated
+        return str(info.sha), digest_of_content(digests) if has_digest else ""
