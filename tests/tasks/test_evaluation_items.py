@@ -36,6 +36,8 @@ def test_nested_columns_label_names_and_repeated_answers():
     task = make_task({"text": "doc.text", "references": "answers.label"}, label_names=["science", "sport"])
     rows = [{"doc": {"text": "Goal!"}, "answers": {"label": [1, 1, 0, None]}}]
     assert to_items(task, rows)["references"].tolist() == ['["sport", "science"]']
+    flat = [{"doc.text": "Goal!", "answers.label": "1"}]
+    assert to_items(task, flat)["references"].tolist() == ['["sport"]']
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,8 @@ def _text(value: Any) -> str:
 
 def _lookup(row: Mapping[str, Any], column: str, here: str) -> Any:
     value: Any = row
-    for part in column.split("."):
+    # A column of a CSV file can have dots in its name.
+    for part in [column] if column in row else column.split("."):
         if value is None:
             return None
         if not isinstance(value, Mapping) or part not in value:
