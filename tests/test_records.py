@@ -41,6 +41,9 @@ def test_a_good_task_renders_its_query():
         ({"query": "no field"}, "query"),
         ({"passage": "context"}, "passage"),
         ({"cot": True}, "rationale"),
+        ({"language": "eng"}, r"language: 'eng' is no language .* `any`\. Did you mean en\?"),
+        ({"language": "iw"}, r"Allowed: .* he, "),
+        ({"language": ""}, "language"),
         ({"evaluation": {"source": "e", "fields": {"text": "t"}}}, r"evaluation\.fields"),
         ({"evaluation": {"fields": {"text": "t", "references": "a"}}}, r"evaluation\.source"),
         (
@@ -53,6 +56,11 @@ def test_a_wrong_field_is_named(change, named):
     with pytest.raises(RebaseError, match=named) as error:
         Task.parse(GOOD | change, "tasks/topic.yml")
     assert "tasks/topic.yml" in str(error.value)
+
+
+@pytest.mark.parametrize(("code", "language"), [("de", "de"), ("nb", "no"), ("any", "any"), (None, None)])
+def test_a_language_is_one_that_rows_can_have(code, language):
+    assert Task.parse(GOOD | {"language": code}, "topic.yml").language == language
 
 
 @pytest.mark.parametrize("content", [None, [], "text", 3])

@@ -30,6 +30,15 @@ Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "roug
 TASK_NAME = r"^[a-z0-9][a-z0-9_]*$"
 #: The value of a task's ``language`` that takes rows of every language.
 ANY_LANGUAGE = "any"
+#: The codes of the languages that the language filter can tell, which are those of py3langid.
+LANGUAGES = (
+    "ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo "
+    "es et eu ext fa fi fo fr fuv fy ga gcf gcr gd gl gom grc gu gug guw ha hbo he hi hr "  # codespell:ignore fo
+    "ht hu hy id ig is it ja jv ka kab kik kk km kn ko ku ky la lb lg lij ln lo lt ltg lv "
+    "mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru rw sa sdh "
+    "se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo "  # codespell:ignore te
+    "wa wuu xh yo yue zh zu"
+)
 #: The ``teacher`` of examples with the labels that people gave.
 PEOPLE = "people"
 
@@ -230,12 +239,22 @@ class Task(Strict):
     answer: AnswerSpec
     metrics: tuple[Metric, ...] = Field(min_length=1)
     cot: bool = False
-    language: str | None = Field(default=None, pattern=rf"^([a-z]{{2,3}}|{ANY_LANGUAGE})$")
+    language: str | None = None
     exclude: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     mappings: tuple[DatasetMapping, ...] = ()
     evaluation: EvaluationSpec
     max_new_tokens: int = Field(default=32, ge=1, le=1_000_000)
+
+    @field_validator("language")
+    @classmethod
+    def _can_be_told(cls, language: str | None) -> str | None:
+        """The code that the language filter uses; with another one it would reject every row."""
+        code = "no" if language == "nb" else language
+        codes = LANGUAGES.split()
+        if code is not None and code not in (ANY_LANGUAGE, *codes):
+            raise ValueError(f"{code!r} is no language that rebase can tell, nor `any`. {did_you_mean(code, codes)}")
+        return code
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "Task":

@@ -1,6 +1,7 @@
 import pytest
 
-from rebase.generation.filters.languages import LanguageFilter, detect_language, task_language
+from rebase.generation.filters.languages import LanguageFilter, _identifier, detect_language, task_language
+from rebase.records import LANGUAGES
 from tests.generation.filters.rows import row
 
 ENGLISH = "The ferry to the island leaves at nine and returns before the harbor closes."
@@ -17,6 +18,10 @@ JAPANESE = "島へのフェリーは九時に出発し、港が閉まる前に�
 )
 def test_prose_has_a_language(text, language):
     assert detect_language(text) == language
+
+
+def test_a_task_can_name_the_languages_that_are_told_apart():
+    assert {*LANGUAGES.split(), "zxx"} == set(_identifier().nb_classes)
 
 
 @pytest.mark.parametrize(

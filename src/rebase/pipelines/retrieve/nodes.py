@@ -81,7 +81,8 @@ def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
     if kept.empty:
         raise StageError(
             f"retrieve: none of {len(rejected)} rows passed the filters for task {task.name!r}: {by_reason}. "
-            "Add sources, or change `retrieve.licenses`, the task's `exclude` or `retrieve.min_passage_words`.",
+            "Add sources, or change the task's `exclude` or `language`, `retrieve.licenses` or "
+            "`retrieve.min_passage_words`.",
             rejected,
         )
     if len(kept) < parameters.top_n:
