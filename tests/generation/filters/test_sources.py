@@ -1,8 +1,10 @@
+import html
 import json
 
 import pandas as pd
 import pytest
 
+from rebase.generation.filters.base import Rejection
 from rebase.generation.filters.sources import source_filter
 from rebase.parameters import LicensePolicy
 from rebase.records import CARD_COLUMNS
@@ -62,3 +64,10 @@ def test_a_dataset_has_the_names_and_licenses_of_its_duplicates_too(reject, data
     text = "The beaver builds its lodge of wood and mud, with the entrance under water."
     rejection = reject(row(text, f"{dataset}/c/train/1", dataset, "mit"), text)
     assert (rejection and rejection.reason) == reason
+
+
+def test_contamination_that_a_cell_hides_is_found_in_the_passage(reject):
+    hidden = ITEM.replace(" ", "&nbsp;").replace("-", "&#45;")
+    rejection = reject(row(hidden, "books/c/train/1", "books"), html.unescape(hidden))
+    assert rejection == Rejection("contamination_exact", "passage")
+    assert reject(row("Nothing that is known.", "books/c/train/1", "books"), "Nothing that is known.") is None

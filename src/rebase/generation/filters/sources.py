@@ -36,6 +36,8 @@ def source_filter(
             or _first(reject_license(copy, licenses) for copy in copies)
             or languages.reject(row.config, text)
             or contaminated.reject(row.cells)
+            # A passage is cleaned: of HTML entities, for example, which hide what it shares with an item.
+            or (None if text in row.cells.values() else contaminated.reject({"passage": text}))
         )
 
     return reject
