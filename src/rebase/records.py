@@ -246,6 +246,14 @@ class Task(Strict):
     evaluation: EvaluationSpec
     max_new_tokens: int = Field(default=32, ge=1, le=1_000_000)
 
+    @field_validator("query")
+    @classmethod
+    def _has_names_in_braces(cls, query: str) -> str:
+        for _, name, form, conversion in Formatter().parse(query):
+            if name is not None and (not name or name.isdigit() or {".", "["} & set(name) or form or conversion):
+                raise ValueError("braces must hold the name of a field alone, as in {question}; others are {{ and }}")
+        return query
+
     @field_validator("language")
     @classmethod
     def _can_be_told(cls, language: str | None) -> str | None:

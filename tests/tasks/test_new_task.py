@@ -118,7 +118,7 @@ def test_values_of_a_file_are_texts_as_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("a: [", "not valid YAML. while parsing a flow node"),
+        ("a: [", "not valid YAML in UTF-8. while parsing a flow node"),
         ("\0", "not valid YAML"),
         ("just words", "must have `instruction`, a text, and `examples`, a list."),
         ("instruction: x", "must have `instruction`, a text, and `examples`, a list."),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rebase.datastore.sources import read_file
+from rebase.errors import RebaseError
 from rebase.generation.verification import ProtectedTexts, reject_example, reject_rationale, tidy_answer
 from rebase.student.formatting import render_completion
 from rebase.tasks.evaluation_items import make_evaluation_items, remove_shown_items
@@ -46,6 +47,17 @@ def test_examples_pass_the_checks_that_those_of_teachers_must_pass(task):
             assert reject_rationale(task, example["rationale"], answer) is None
         for target in ("answer", "rationale_then_answer"):
             assert extract(render_completion(answer, example.get("rationale"), target), task.answer) == answer
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_a_task_file_in_another_encoding_is_read_or_named(tmp_path, encoding):
+    content = (FOLDER / "reading_qa.yml").read_text().replace("instruction: ", "instruction: Façade. ", 1)
+    (tmp_path / "reading_qa.yml").write_bytes(content.encode(encoding, "replace"))
+    if encoding == "cp1252":
+        with pytest.raises(RebaseError, match=r"reading_qa\.yml: not valid YAML in UTF-8\. .*#x00e7"):
+            load_task(tmp_path, "reading_qa")
+    else:
+        assert load_task(tmp_path, "reading_qa").instruction.startswith("Façade.")
 
 
 @every_task

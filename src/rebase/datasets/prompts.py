@@ -46,7 +46,7 @@ class PromptDataset(ReadOnly, AbstractDataset[Any, Prompt]):
         here = Path.cwd()
         path = self._filepath.relative_to(here) if self._filepath.is_relative_to(here) else self._filepath
         try:
-            content = yaml.safe_load(self._filepath.read_text(encoding="utf-8"))
+            content = yaml.safe_load(self._filepath.read_bytes())
         except (OSError, yaml.YAMLError) as error:
             raise RebaseError(f"{path}: the prompt file cannot be read. {error}") from None
         return self._kind.parse(content, path)

@@ -52,13 +52,13 @@ def find_free(file: Path, overwrite: bool) -> None:
 
 def read_description(file: Path) -> dict[str, Any]:
     """Read a YAML or JSON file with ``instruction`` and ``examples``; each value is text, as it is written."""
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = file.read_bytes()
     try:
         # YAML's own types would make a boolean of the answer `yes`, and cut the zeros of `007`.
         content = json.loads(text) if file.suffix == ".json" else yaml.BaseLoader(text).get_single_data()
     except (ValueError, yaml.YAMLError) as error:
         raise RebaseError(
-            f"{file}: not valid {'JSON' if file.suffix == '.json' else 'YAML'}. {_one_line(error)}"
+            f"{file}: not valid {'JSON' if file.suffix == '.json' else 'YAML'} in UTF-8. {_one_line(error)}"
         ) from None
     if not isinstance(content, dict) or not {"instruction", "examples"} <= set(content):
         raise RebaseError(f"{file}: it must have `instruction`, a text, and `examples`, a list.")

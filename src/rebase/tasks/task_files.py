@@ -22,13 +22,13 @@ def load_task(folder: Path, name: str, prompts: str | None = None) -> Task:
 
     """
     path = folder / f"{name}.yml"
-    if not path.exists():
+    if not path.is_file():
         hint = did_you_mean(name, (file.stem for file in folder.glob("*.yml")), "Tasks there")
         raise RebaseError(f"There is no task {name!r} in {folder}. {hint} A task is one YAML file.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:
-        raise RebaseError(f"{path}: not valid YAML. {error}") from None
+        raise RebaseError(f"{path}: not valid YAML in UTF-8. {error}") from None
     task = Task.parse(content, str(path))
     if task.name != name:
         raise RebaseError(f"{path}: `name` is {task.name!r}, but the file is called {name!r}. Make them the same.")
