@@ -225,6 +225,7 @@ def test_conditions_are_told() -> None:
         "cc-by-nc-sa-4.0: name the source, no commercial use, keep the same license",
     ]
     assert conditions_of("CC BY 4.0; openrail") == "name the source, pass on its restrictions of use"
+    assert conditions_of("(CC0-1.0 or OpenRAIL)/CC\u2011BY 4.0.") == "pass on its restrictions of use, name the source"
     assert all(pattern == pattern.casefold() for pattern in PERMITTED)
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 from rebase.errors import RebaseError
 from rebase.files import CHECKSUMS, replacing_folder
 from rebase.generation.filters.base import find_pattern
-from rebase.generation.filters.licenses import license_allowed
+from rebase.generation.filters.licenses import license_allowed, license_names
 from rebase.parameters import LicensePolicy
 from rebase.records import Adapter, Task
 from rebase.reporting.console import visible
@@ -141,9 +141,7 @@ def check_licenses(sources: Sequence[Line], checked: Sequence[str] = ()) -> list
 
 def conditions_of(license: str) -> str:
     """The conditions of a license, or of several in one text; empty if there are none, or none are known."""
-    parts = re.split(r"\s+(?:and|or)\s+|[;,()]", license.casefold())
-    names = [re.sub(r"[\s_]+", "-", part.strip()) for part in parts if part.strip()]
-    conditions = (PERMITTED[pattern] for name in names if (pattern := find_pattern(name, PERMITTED)))
+    conditions = (PERMITTED[pattern] for name in license_names(license) if (pattern := find_pattern(name, PERMITTED)))
     return ", ".join(dict.fromkeys(condition for text in conditions if text for condition in text.split(", ")))
 
 

@@ -20,6 +20,9 @@ def test_card_without_anything():
         ("license: mit", "mit"),
         ("license: [mit, cc-by-4.0]", "mit; cc-by-4.0"),
         ("license: null", "unknown"),
+        ("license: other\nlicense_name: cc-by-nc-4.0", "other; cc-by-nc-4.0"),
+        ("license: [other]\nlicense_name: [x]\nlicense_link: LICENSE", "other; ['x']"),
+        ("license: mit\nlicense_name: cc-by-nc-4.0", "mit"),
         ("license:", "unknown"),
         ("- a list", "unknown"),
         # One broken line must not hide a license that forbids the use.

@@ -35,6 +35,16 @@ from tests.generation.filters.rows import row
         ("other", ["*"], ["other"], "allow", False),
         ("", ["mit"], [], "allow", True),
         (" ; ", ["*"], [], "deny", False),
+        ("cc-by-nc/mit", ["*"], ["*-nc"], "allow", False),
+        ("mit|cc-by-nc", ["*"], ["*-nc"], "allow", False),
+        ("mit & cc-by-nc", ["*"], ["*-nc"], "allow", False),
+        ("cc-by-nc: research only", ["*"], ["*-nc"], "allow", False),
+        ("CC-BY-NC.", ["*"], ["*-nc"], "allow", False),
+        ("CC\u2011BY\u2013NC\u22124.0", ["*"], ["*-nc-*"], "allow", False),
+        ("\uff23\uff23 BY-NC 4.0", ["*"], ["*-nc-*"], "allow", False),
+        ("Apache-2.0/MIT.", ["apache-2.0", "mit"], [], "deny", True),
+        ("N/A", ["*"], [], "deny", False),
+        ("other; cc-by-nc-4.0", ["*"], ["*-nc-*"], "allow", False),
     ],
 )
 def test_license_policy(license, allow, deny, unknown, allowed):

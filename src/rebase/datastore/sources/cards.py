@@ -14,8 +14,8 @@ _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 _PLAIN_FIELD = re.compile(r"^(\w+):[ \t]+(.*)$", re.MULTILINE)
 #: Characters of a card that are read; values, and levels, of its front matter when all aliases are replaced.
 MOST_CHARACTERS, _MOST_VALUES, _MOST_LEVELS = 2**20, 100_000, 50
-#: The most licenses that are kept.
-_MOST_LICENSES = 50
+#: The most licenses that are kept, and the most characters of a name beside the license ``other``.
+_MOST_LICENSES, _MOST_NAME = 50, 200
 #: What a card declares about a config beside options of the reader.
 _NO_OPTIONS = {"config_name", "default", "description", "data_files", "data_dir", "features", "version"}
 #: Values of reader options that are not text.
@@ -27,6 +27,8 @@ def parse_card(dataset: str, text: str, revision: str, description: str = "") ->
     front = front_matter(text)
     license_ = front.get("license")
     licenses = list(map(str, _as_list("unknown" if license_ in (None, "", "null", "~") else license_)))
+    if "other" in licenses and (name := str(front.get("license_name") or "").strip()):
+        licenses.append(name[:_MOST_NAME])
     body = _split_card(text)[1].strip()
     return DatasetCard(
         dataset=dataset,
