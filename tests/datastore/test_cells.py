@@ -48,6 +48,24 @@ def test_nested_values_are_flattened_and_labels_named():
 
 
 @pytest.mark.parametrize(
+    ("value", "cells"),
+    [
+        (1.0, {"label": "pos"}),
+        ("1.0", {"label": "pos"}),
+        ([0.0, "1", "0.00"], {"label": "neg; pos; neg"}),
+        (-1.0, {}),
+        ("-1.0", {}),
+        (float("nan"), {}),
+        (0.5, {"label": "0.5"}),
+        ("0.5", {"label": "0.5"}),
+    ],
+)
+def test_a_column_of_labels_has_floats_if_a_label_is_missing(value, cells):
+    assert flatten_row({"label": value}, {"label": ["neg", "pos"]}) == cells
+    assert flatten_row({"label": "1.0"}, {"label": ["1.0", "2.0"]}) == {"label": "1.0"}
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [
         (True, "true"),

@@ -11,7 +11,7 @@ from typing import Any
 _URL = re.compile(r"\s*(https?|ftp)://\S+\s*", re.IGNORECASE)
 _HEX = re.compile(r"\s*(0x)?[0-9a-f-]{16,}\s*", re.IGNORECASE)
 _LETTERS = re.compile(r"""[\W_]*(?:[a-zA-Z][\s'"()\[\],;]+)*[a-zA-Z][\W_]*""")  # (b), or ['A', 'B', 'C', 'D']
-_INDEX = re.compile(r"\s*-?\d{1,6}\s*")  # Of a class label, in a CSV file.
+_INDEX = re.compile(r"\s*-?\d{1,6}(?:\.0+)?\s*")  # Of a class label, in a CSV file.
 _SURROGATES = re.compile("[\ud800-\udfff]")
 #: The fields of an image, audio, video or document in the ``datasets`` library; the second set is decoded audio.
 _MEDIA = ({"bytes", "path"}, {"array", "path", "sampling_rate"})
@@ -74,7 +74,9 @@ def _to_text(value: Any, column: str, label_names: Mapping[str, list[str]]) -> s
         is_index = column in label_names and value not in label_names[column] and _INDEX.fullmatch(value)
         if not is_index:
             return value.strip()
-        value = int(value)
+        value = float(value)
+    if isinstance(value, float) and column in label_names and value.is_integer():
+        value = int(value)  # A column of integers has floats if a value is missing.
     if value is None or isinstance(value, bytes | bytearray):
         return ""
     if isinstance(value, bool):
