@@ -4,6 +4,7 @@ import datetime
 import json
 import time
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +45,31 @@ def test_all_rows_of_a_table_come_in_order(count, size):
     batches = [range(start, min(count, start + size)) for start in range(0, count, size)]
     table = pa.table({"n": pa.chunked_array(batches, pa.int64())})
     assert list(rows_of(table)) == [{"n": number} for number in range(count)]
+
+
+@given(st.floats(width=32) | st.none(), st.floats(width=16) | st.none())
+def test_a_number_has_the_digits_that_it_was_written_with(single, half):
+    table = pa.table(
+        {
+            "single": pa.array([single], pa.float32()),
+            "half": pa.array([half], pa.float16()),
+            "list": pa.array([[single, 0.1]], pa.list_(pa.float32())),
+            "pair": pa.array([[single, 4.3]], pa.list_(pa.float32(), 2)),
+            "struct": pa.array([{"score": single}], pa.struct({"score": pa.float32()})),
+            "double": pa.array([single]),
+        }
+    )
+    [row] = rows_of(table)
+    written = None if single is None else float(str(np.float32(single)))
+    expected = {
+        "single": written,
+        "half": None if half is None else float(str(np.float16(half))),
+        "list": [written, 0.1],
+        "pair": [written, 4.3],
+        "struct": {"score": written},
+        "double": single,
+    }
+    assert repr(row) == repr(expected)  # NaN is not equal to itself
 
 
 def test_values_that_python_does_not_have_are_text_and_the_others_stay():

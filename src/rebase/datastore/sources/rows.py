@@ -40,15 +40,16 @@ class RowSample:
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
     """The rows of a table as dictionaries. Columns of mixed types, which the library stores as JSON, are decoded.
 
-    Columns of the same name are renamed: ``a``, ``a.1``.
+    Numbers of single precision have the digits that they were written with. Columns of the same name are renamed:
+    ``a``, ``a.1``.
     """
     names = distinct(table.column_names)
-    mixed = ["arrow.json" in str(field.type) for field in table.schema]
+    coded = ["arrow.json" in str(field.type) or "float" in str(field.type) for field in table.schema]
     for start in range(0, table.num_rows, _SLICE_ROWS):
         piece = table.slice(start, _SLICE_ROWS)
         columns = [
-            [_decode(value, column.type) for value in _values(column)] if is_json else _values(column)
-            for column, is_json in zip(piece.columns, mixed, strict=True)
+            [_decode(value, column.type) for value in _values(column)] if is_coded else _values(column)
+            for column, is_coded in zip(piece.columns, coded, strict=True)
         ]
         for number in range(piece.num_rows):
             yield {name: column[number] for name, column in zip(names, columns, strict=True)}
@@ -80,14 +81,16 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def _decode(value: Any, kind: pa.DataType) -> Any:
-    """Decode the JSON in a value of a column that contains JSON."""
+    """Decode the JSON and the numbers of single or half precision in a value of a column that contains them."""
     if value is None:
         return None
+    if pa.types.is_float32(kind) or pa.types.is_float16(kind):
+        return float(str(kind.to_pandas_dtype()(value)))  # 4.3, not 4.300000190734863
     if isinstance(kind, pa.JsonType):
         return json.loads(value)
     if pa.types.is_struct(kind):
         return {field.name: _decode(value[field.name], field.type) for field in kind.fields}
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return [_decode(item, kind.value_type) for item in value]
     return value
 
