@@ -167,7 +167,8 @@ def test_questions_of_squads_file_are_rows(tmp_path):
     ],
 )
 def test_a_file_of_one_json_value(tmp_path, value, expected):
-    assert rows(folder(tmp_path, {"a.json": json.dumps(value, indent=1)})) == expected
+    for number, text in enumerate([json.dumps(value), json.dumps(value, indent=1)]):
+        assert rows(folder(tmp_path / str(number), {"a.json": text})) == expected
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def _file_items(path: str, files: DataFiles, sample: RowSample) -> Iterator[Any]
             if files.module == "csv":
                 yield from csv_rows(lines, name, options)
             elif files.module == "json":
-                yield from json_texts(lines, options.get("field"))
+                yield from json_texts(lines, name, options.get("field"))
             else:
                 yield from text_rows(lines, files.module, options)
 

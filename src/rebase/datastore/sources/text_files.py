@@ -173,10 +173,10 @@ def _split(lines: Iterable[str], dialect: dict[str, Any]) -> Iterator[list[str]]
 # ----------------------------------------------------------------------------------------------------------- JSON
 
 
-def json_texts(lines: Iterable[str], key: str | None) -> Iterator[str]:
+def json_texts(lines: Iterable[str], name: str, key: str | None = None) -> Iterator[str]:
     """The rows of a file of JSON Lines, or of one JSON value, as JSON text (see ``json_row``).
 
-    ``key`` names the field of an object that has the rows.
+    ``key`` names the field of an object that has the rows. A file of one line has one row if it is JSON Lines by name.
     """
     lines = (line for line in lines if not line.isspace())
     first, second = next(lines, ""), next(lines, "")
@@ -190,7 +190,8 @@ def json_texts(lines: Iterable[str], key: str | None) -> Iterator[str]:
     except (ValueError, RecursionError):
         yield from _values_in(text)
     else:
-        yield from map(json.dumps, _rows_in(value[key] if key else value, is_line=not second))
+        is_line = not second and _JSON_LINES.search(name) is not None
+        yield from map(json.dumps, _rows_in(value[key] if key else value, is_line))
 
 
 def json_row(text: str) -> Row:
@@ -235,10 +236,11 @@ def _values_in(text: str) -> Iterator[str]:
 
 
 _VALUE = re.compile(r"[^\s,\[\]]")
+_JSON_LINES = re.compile(r"\.(?:jsonl|ndjson)\b", re.IGNORECASE)
 
 
 def _rows_in(value: Any, is_line: bool) -> Iterable[Any]:
-    """The rows in a file that is one JSON value. ``is_line``: it is one line, which may be a row of JSON Lines."""
+    """The rows in a file that is one JSON value. ``is_line``: it is the one line of a file of JSON Lines."""
     if isinstance(value, list):
         return value if value and isinstance(value[0], dict) else ({"text": item} for item in value)
     if not isinstance(value, dict):
