@@ -118,6 +118,16 @@ NASTY = {
         [{"a": "1"}, {"a": "x"}],
         {("malformed_row", 4)},
     ),
+    "deep": (
+        {"a.jsonl": '{"a": "x"}\n{"a": ' + "[" * 500 + '"y"' + "]" * 500 + '}\n{"a": "z"}\n'},
+        [{"a": "x"}, {"a": "z"}],
+        {("malformed_row", 1)},
+    ),
+    "no-time-zone": (
+        {"a.parquet": parquet({"at": pa.array([0, None], pa.timestamp("s", "Mars/Crater")), "t": ["x", "y"]})},
+        [{"at": "1970-01-01T00:00:00+00:00", "t": "x"}, {"t": "y"}],
+        set(),
+    ),
     "same-names": ({"a.csv": "a,a\nx,y\n"}, [{"a": "x", "a.1": "y"}], set()),
     "mixed": (
         {"a.jsonl": '{"a": 1}\n{"a": "b\\"c"}\n{"a": [1, {"d": "e"}]}\n{"a": null}\n'},

@@ -77,6 +77,8 @@ def _value(scalar: pa.Scalar) -> Any:
             return [_value(item) for item in scalar.values]
         if isinstance(scalar, pa.StringScalar):
             return scalar.as_buffer().to_pybytes().decode(errors="replace")
+        if isinstance(scalar, pa.TimestampScalar) and scalar.type.tz not in (None, "UTC"):  # It may not be known here.
+            return _value(scalar.cast(pa.timestamp(scalar.type.unit, "UTC")))
         return scalar.cast(pa.string()).as_py()
 
 

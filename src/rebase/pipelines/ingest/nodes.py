@@ -17,6 +17,7 @@ from tqdm import tqdm
 from rebase.datastore.cells import content_hash, flatten_row, row_json
 from rebase.datastore.shards import Shard, ShardPlan, Shards, fingerprint_of, with_metadata
 from rebase.datastore.sources import RowSample, Source, TooSlowError, check_time, failure_reason, time_limit
+from rebase.datastore.sources.rows import MALFORMED
 from rebase.errors import StageError
 from rebase.parameters import IngestParameters
 from rebase.records import CARD_COLUMNS, INGEST_REJECTED_COLUMNS, ROW_COLUMNS, DatasetCard, summarize_stage
@@ -235,7 +236,11 @@ def _records(sample: RowSample, config: str, split: str, rows: _DatasetRows) -> 
         if isinstance(row, str):
             yield row
             continue
-        cells = flatten_row(row, sample.label_names)
+        try:
+            cells = flatten_row(row, sample.label_names)
+        except RecursionError:  # Hundreds of nested lists.
+            yield MALFORMED
+            continue
         if not cells:
             yield "empty_row"
             continue
