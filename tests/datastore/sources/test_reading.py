@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import tarfile
 import zipfile
 from itertools import product
 
@@ -14,7 +15,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from rebase.datastore.sources import FolderSource
-from tests.datastore.folders import as_parquet, card, folder, read, rows
+from tests.datastore.folders import as_parquet, card, folder, ingested, read, rejections, rows
 
 
 def as_arrow(part, new=pa.ipc.new_stream):
@@ -49,10 +50,11 @@ TEXT = {
 }
 
 
-def zipped(content, name):
+def zipped(files):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr(name, content)
+        for name, content in files.items():
+            archive.writestr(name, content)
     return stream.getvalue()
 
 
@@ -64,7 +66,7 @@ def test_each_format_plain_compressed_sharded_and_with_a_card(tmp_path, suffix, 
     for part, pattern in zip(parts, SHARDS[shards], strict=True):
         name, content = pattern.format(suffix), {**BINARY, **TEXT}[suffix](part)
         if packing == "zip":
-            folder(tmp_path, {f"{name}.zip": zipped(content, name)})
+            folder(tmp_path, {f"{name}.zip": zipped({name: content})})
         else:
             folder(tmp_path, {f"{name}.{packing}".rstrip("."): PACKED.get(packing, bytes)(content)})
     if with_card:
@@ -73,6 +75,31 @@ def test_each_format_plain_compressed_sharded_and_with_a_card(tmp_path, suffix, 
     source = FolderSource(tmp_path)
     assert source.configs() == ["mine" if with_card else "default"]
     assert rows(source, *source.configs()) == ROWS
+
+
+@pytest.mark.parametrize("suffix", TEXT)
+def test_a_license_beside_the_data_of_an_archive_is_no_data(tmp_path, suffix):
+    notes = {"LICENSE.txt": "Copyright, by us\n", "README.md": "# About, it\n", "docs/COPYING.md": "x", "NOTICE": "y"}
+    source = folder(tmp_path, {"all.zip": zipped(notes | {f"data/rows.{suffix}": TEXT[suffix](ROWS)})})
+    assert rows(source) == ROWS
+
+
+def test_files_of_other_formats_in_an_archive_are_recorded(tmp_path):
+    files = {"a.csv": "t\nx\n", "b/c.csv": "t\ny\n", "d.jsonl": '{"t": "z"}\n', "cat.svg": "<svg>"}
+    source = folder(tmp_path, {"all.zip": zipped(files)})
+    assert read(source) == ([{"t": "x"}, {"t": "y"}], ["d.jsonl"])
+    [rejection] = ingested(source)["rejected"]
+    assert rejection["detail"].startswith("all.zip/d.jsonl: ")
+    assert rejection["detail"].endswith("not read with the others, which are csv")
+
+
+def test_an_archive_whose_files_are_not_read_has_no_rows(tmp_path):
+    """The library gives the path of the archive on this machine as a column."""
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        (tmp_path / "rows.jsonl").write_text('{"t": "z"}\n')
+        archive.add(tmp_path / "rows.jsonl", "rows.jsonl")
+    (tmp_path / "rows.jsonl").unlink()
+    assert rejections(FolderSource(tmp_path)) == [("empty_row", 1)]
 
 
 def test_lines_of_text_and_documents_are_rows(tmp_path):

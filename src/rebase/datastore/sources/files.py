@@ -18,6 +18,9 @@ from rebase.errors import RebaseError
 HUB_PREFIX = "hf://"
 #: Folders within folders, and wildcards of a card's pattern: those in one name, and those for any folders.
 _MOST_LEVELS, _MOST_STARS, _MOST_DOUBLE_STARS = 50, 3, 2
+#: Archives whose files tell the format of all.
+_COUNTED_ARCHIVES = 5
+_NOTE = re.compile(r"(?:licen[cs]e|copying|notice|readme)\b.*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -89,17 +92,42 @@ def find_files(root: str, declared: dict[str, Any], split: str | None, token: st
 
 def data_format(paths: list[str], token: str | None = None) -> tuple[str, list[str]]:
     """The library's reader of the most frequent format of the files, and the files that it reads."""
-    from datasets.data_files import DataFilesList
     from datasets.load import infer_module_for_data_files_list
+
+    module, _ = infer_module_for_data_files_list(_archived(paths, token) or paths, _download_config(token))
+    return (module, files_of_format(module, paths)) if module else ("", [])
+
+
+def files_of_format(module: str, paths: Iterable[str]) -> list[str]:
+    """The files that a reader of the library reads, by their names."""
+    from datasets.data_files import DataFilesList
     from datasets.packaged_modules import _MODULE_TO_EXTENSIONS, _MODULE_TO_METADATA_FILE_NAMES
 
-    module, _ = infer_module_for_data_files_list(paths, _download_config(token))
-    if not module:
-        return "", []
     extensions, names = _MODULE_TO_EXTENSIONS[module], _MODULE_TO_METADATA_FILE_NAMES[module]
     # The library's expressions do not match every folder, nor a name such as A.CSV.
     files = {path: DataFilesList([PurePosixPath(path).name.lower()], []) for path in paths}
-    return module, [path for path in paths if files[path].filter(extensions=extensions, file_names=names)]
+    return [path for path in files if files[path].filter(extensions=extensions, file_names=names)]
+
+
+def _archived(paths: list[str], token: str | None) -> list[str]:
+    """The data files in ZIP archives, if all paths are archives: the library would count a license, too."""
+    from datasets.download import StreamingDownloadManager
+
+    if not all(path.endswith(".zip") for path in paths):
+        return []
+    manager = StreamingDownloadManager(download_config=_download_config(token))
+    files = chain.from_iterable(manager.iter_files(manager.extract(path)) for path in paths[:_COUNTED_ARCHIVES])
+    return [path for path in map(path_in_archive, files) if not is_note(path)]
+
+
+def path_in_archive(name: str) -> str:
+    """The path of a file in its archive, from the library's name of it: ``zip://FILE::ARCHIVE``."""
+    return name.partition("::")[0].removeprefix("zip://")
+
+
+def is_note(path: str) -> bool:
+    """Whether a file is a license or a description, by its name."""
+    return _NOTE.fullmatch(PurePosixPath(path).name) is not None
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -10,14 +10,24 @@ from typing import IO, Any
 import pyarrow as pa
 
 from rebase.datastore.sampling import systematic_sample
-from rebase.datastore.sources.errors import TooSlowError, check_time
-from rebase.datastore.sources.files import DataFiles, data_format
+from rebase.datastore.sources.errors import NoDataFilesError, TooSlowError, check_time
+from rebase.datastore.sources.files import (
+    DataFiles,
+    data_format,
+    files_of_format,
+    is_data_file,
+    is_note,
+    path_in_archive,
+)
 from rebase.datastore.sources.parquet import sample_parquet, schema_label_names
 from rebase.datastore.sources.rows import Row, RowSample, rows_of
 from rebase.datastore.sources.text_files import csv_rows, json_row, json_texts, open_text, text_rows
 from rebase.errors import RebaseError
 
 _BATCH_ROWS = 1000
+#: The library's readers whose formats are read here.
+_MODULES = ("csv", "json", "text", "xml", "arrow")
+_OF_TAR = ("__key__", "__url__")
 
 
 def sample_rows(files: DataFiles, label_names: dict[str, list[str]], max_rows: int) -> RowSample:
@@ -31,8 +41,7 @@ def sample_rows(files: DataFiles, label_names: dict[str, list[str]], max_rows: i
         sample_parquet(files, max_rows, sample)
         return sample
     items, sample.total = systematic_sample(_items(files, sample), max_rows)
-    parse = json_row if files.module == "json" else lambda row: row
-    sample.rows = ((position, parse(item)) for position, item in items)
+    sample.rows = ((position, json_row(item) if isinstance(item, str) else item) for position, item in items)
     return sample
 
 
@@ -65,7 +74,7 @@ def read_file(path: Path) -> list[dict[str, Any]]:
 
 def _items(files: DataFiles, sample: RowSample) -> Iterator[Any]:
     """The rows of all files, or their JSON text. A file that fails is recorded, and its rows up to there count."""
-    by_library = files.module not in ("csv", "json", "text", "xml", "arrow")
+    by_library = files.module not in _MODULES
     for path in files.paths[:1] if by_library else files.paths:
         try:
             for item in _library_rows(files) if by_library else _file_items(path, files, sample):
@@ -84,18 +93,28 @@ def _file_items(path: str, files: DataFiles, sample: RowSample) -> Iterator[Any]
 
     config, options = DownloadConfig(token=files.token), files.options
     manager = StreamingDownloadManager(download_config=config)
-    for name in manager.iter_files(manager.extract(path)):  # One file, or those in a ZIP archive.
+    names, module = list(manager.iter_files(manager.extract(path))), files.module
+    for name in _files_of_archive(path, names, module, sample) if len(names) > 1 else names:
         with xopen(name, "rb", download_config=config) as stream:
-            if files.module == "arrow":
+            if module == "arrow":
                 yield from _arrow_rows(stream, sample)
                 continue
             lines = open_text(stream, options.get("encoding"), files.decoding)
-            if files.module == "csv":
+            if module == "csv":
                 yield from csv_rows(lines, name, options)
-            elif files.module == "json":
+            elif module == "json":
                 yield from json_texts(lines, name, options.get("field"))
             else:
-                yield from text_rows(lines, files.module, options)
+                yield from text_rows(lines, module, options)
+
+
+def _files_of_archive(path: str, names: list[str], module: str, sample: RowSample) -> list[str]:
+    """The files of a format in a ZIP archive, without licenses; data files of other formats are unread."""
+    data = {inner: name for name in names if not is_note(inner := path_in_archive(name))}
+    chosen = files_of_format(module, data)
+    for other in filter(is_data_file, data.keys() - chosen):
+        sample.unread.append((f"{path}/{other}", NoDataFilesError(f"not read with the others, which are {module}")))
+    return [data[inner] for inner in chosen] or names
 
 
 def _arrow_rows(stream: IO[bytes], sample: RowSample) -> Iterator[Row]:
@@ -127,4 +146,5 @@ def _library_rows(files: DataFiles) -> Iterator[Row]:
             if hasattr(builder.config, name):
                 setattr(builder.config, name, value)
         for table in builder.as_streaming_dataset(split="train").with_format("arrow").iter(batch_size=_BATCH_ROWS):
-            yield from rows_of(table)
+            # Of a TAR archive the names of files and a path of this machine are no content.
+            yield from rows_of(table.drop_columns([name for name in _OF_TAR if name in table.column_names]))
