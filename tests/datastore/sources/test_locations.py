@@ -102,6 +102,14 @@ def test_the_committed_catalog_lists_thousands_of_datasets_in_groups() -> None:
     assert table["group"].ne("").all()
 
 
+def test_a_folder_by_any_path_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "birds" / "data").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "birds")
+    monkeypatch.chdir(tmp_path / "birds")
+    assert datasets(".") == datasets("data/..") == datasets("../birds/") == ["birds"]
+    assert datasets("../link") == ["link"]
+
+
 SOURCE = "id,license,group\nowner/inference,mit,nli\nowner/sums,,math\nowner/plain,,\nowner/more,,nli\n"
 
 

@@ -20,7 +20,8 @@ class FolderSource(Source):
 
     @property
     def dataset(self) -> str:  # type: ignore[override]
-        return self.folder.name
+        name = self.folder.name  # That of a link, not of where it leads.
+        return self.folder.resolve().name if name in ("", "..") else name
 
     def fingerprint(self) -> str:
         digest_of_all = hashlib.sha256()
