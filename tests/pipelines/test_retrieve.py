@@ -5,6 +5,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 from kedro_datasets.pandas import ParquetDataset
@@ -15,7 +17,7 @@ from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError, StageError
 from rebase.parameters import ContaminationParameters, LicensePolicy, RetrieveParameters
 from rebase.pipelines import prepare, retrieve
-from rebase.pipelines.retrieve.nodes import retrieve_rows
+from rebase.pipelines.retrieve.nodes import most_of_a_dataset, retrieve_rows
 from rebase.records import EVALUATION_COLUMNS
 from rebase.weights import locate_model
 from tests.pipelines.conftest import EVALUATION
@@ -128,6 +130,11 @@ def test_one_dataset_has_at_most_its_share(run):
     retrieved, rejected, _ = run(top_n=4, max_dataset_share=0.5)
     assert retrieved["dataset"].value_counts().max() == 2
     assert "dataset_share" in set(rejected["reason"])
+
+
+@given(st.integers(1, 100), st.integers(1, 10_000))
+def test_the_share_of_a_dataset_is_counted_exactly(percent, top_n):
+    assert most_of_a_dataset(percent / 100, top_n) == max(1, percent * top_n // 100)
 
 
 def test_a_task_without_passage_takes_short_rows_too(run, reading_task):

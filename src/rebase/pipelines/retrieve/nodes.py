@@ -110,6 +110,11 @@ def embed_task(task: Task, encoder: Encoder) -> TaskVectors:
     return TaskVectors(vectors[0], vectors[1 : 1 + count], vectors[1 + count :], encoder.identity)
 
 
+def most_of_a_dataset(share: float, top_n: int) -> int:
+    """The most rows of one dataset among ``top_n``."""
+    return max(1, int(round(share * top_n, 6)))  # In Python 0.29 * 100 is 28.999999999999996.
+
+
 def _widen(search: Callable[[int], Ranking], first: Ranking, count: int) -> Iterator[pd.DataFrame]:
     """Yield the ranked rows in parts: the ``count`` rows of the first search, then those of wider searches."""
     ranking, done = first, 0
@@ -140,7 +145,7 @@ def _filter_ranked(
     reject_source = source_filter(task, evaluation_items, cards, parameters.licenses, contamination.ngram)
     duplicates = Duplicates(parameters.near_duplicate)
     kept_of_dataset: Counter[str] = Counter()
-    limit = max(1, int(parameters.max_dataset_share * parameters.top_n))
+    limit = most_of_a_dataset(parameters.max_dataset_share, parameters.top_n)
 
     def reject(row: Candidate, passage: Passage | None) -> Rejection | None:
         return (
