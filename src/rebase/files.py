@@ -94,6 +94,11 @@ def checksums(folder: Path) -> dict[str, str]:
     return {name.as_posix(): checksum(folder / name) for name in visible}
 
 
+def content_checksum(path: Path) -> str:
+    """The checksum of a file, or of the ``checksums`` of a folder."""
+    return checksum(path) if path.is_file() else xxhash.xxh3_64_hexdigest(json.dumps(checksums(path)).encode())
+
+
 def write_checksums(folder: Path) -> None:
     """Write the ``checksums`` of a folder into it."""
     (folder / CHECKSUMS).write_text(json.dumps(checksums(folder), indent=1))

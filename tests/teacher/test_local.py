@@ -61,8 +61,22 @@ def test_every_response_follows_its_own_schema(teacher):
 
 def test_responses_come_in_the_order_of_the_requests(teacher):
     requests = [request("long " * (11 - n) + str(n)) for n in range(11)]
-    responses = generate_all(LocalTeacher(teacher.model, None, teacher.folder, batch_size=3, window=6), requests)
+    responses = generate_all(LocalTeacher(teacher.source, None, teacher.folder, batch_size=3, window=6), requests)
     assert [response.key for response in responses] == [one.key("local", teacher.model) for one in requests]
+
+
+def test_a_local_model_is_named_by_its_content_without_its_path(tmp_path):
+    (tmp_path / "private").mkdir()
+    weights = tmp_path / "private" / "model.gguf"
+    names = []
+    for content in (b"a", b"b", b"a"):
+        weights.write_bytes(content)
+        names.append(LocalTeacher(str(weights), None, tmp_path).model)
+        folder = LocalTeacher(str(weights.parent), None, tmp_path).model
+        assert folder.startswith("private@")
+        assert str(tmp_path) not in folder + names[-1]
+    assert names[0] == names[2] != names[1]
+    assert names[0].startswith("model.gguf@")
 
 
 @pytest.mark.parametrize(("architecture", "temperature"), [*((name, 0.0) for name in ARCHITECTURES), ("llama", 1.0)])
@@ -138,7 +152,7 @@ def test_the_prompt_skips_the_thinking_phase_and_shows_a_fixed_date(teacher):
 
 def test_stop_decodes_nothing_more(teacher):
     async def main() -> list[Response | Failure]:
-        async with LocalTeacher(teacher.model, None, teacher.folder, batch_size=2, window=6).open() as session:
+        async with LocalTeacher(teacher.source, None, teacher.folder, batch_size=2, window=6).open() as session:
             tasks = [asyncio.create_task(session.generate(request(str(number)))) for number in range(20)]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             session.stop()

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rebase.datastore.packed_attention import pack, use_packed_attention, use_padded_attention
-from rebase.datastore.shards import fingerprint_of
 from rebase.errors import RebaseError
-from rebase.files import checksums
+from rebase.files import content_checksum
 from rebase.weights import PACKAGE, check_dtype, locate_model, resolve_dtype
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ class Encoder:
         """The model and its revision, that of a folder by its files; vectors of two identities are never mixed."""
         revision = self.revision or "main"
         if Path(self.model).is_dir():
-            revision = fingerprint_of(checksums(Path(self.model)))[:12]
+            revision = content_checksum(Path(self.model))
         if self.model.startswith(PACKAGE):
             try:
                 revision = version(self.model.removeprefix(PACKAGE))

