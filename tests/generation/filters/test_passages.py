@@ -106,6 +106,9 @@ def test_prose_is_told_from_what_is_not(text, fault):
         ("The cafÃ© is open.", "The café is open."),
         ("The rate $\\theta$ and “this”.", "The rate $\\theta$ and “this”."),
         ("[1] A footnote, not a list.", "[1] A footnote, not a list."),
+        ("['It rains today.', None, 3.5, ['We stay at home.']]", "It rains today. We stay at home."),
+        ('["We won," he said.] All went home. "Go," she said.', '["We won," he said.] All went home. "Go," she said.'),
+        ("['Tis the season] It isn't the mayor's fault.", "['Tis the season] It isn't the mayor's fault."),
     ],
 )  # fmt: skip
 def test_the_text_that_was_meant(text, clean):

@@ -12,8 +12,10 @@ from rebase.text import count_words, cut_at_sentence, is_unspaced, start_near
 
 #: Letters of a cell that are read for each word of the longest passage: a cell may have megabytes.
 _READ_LETTERS = 40
-_LIST = re.compile(r"""\s*\[[\s\[]*['"]""")
-_ITEM = re.compile(r"""(['"])((?:(?!\1)[^\\]|\\.)*)\1""", re.DOTALL)
+_LIST = re.compile(r"""\s*\[[\s\[]*(?=['"])""")
+_BETWEEN = r"(?:[\s,\[\]\d.]|None|null|True|False|true|false)*"
+_ITEM = re.compile(rf"""{_BETWEEN}(['"])((?:(?!\1)[^\\]|\\.)*)\1""", re.DOTALL)
+_END = re.compile(rf"""{_BETWEEN}(?:['"].*)?""", re.DOTALL)  # The last item may be cut.
 _SENTENCE_WORDS = 4  # Of the items of a list, on average; shorter ones are words or names.
 _ESCAPE = re.compile(r"\\(?:newline|[nrt](?![a-z]))")
 # The fields of a record in one cell: ``question: ... passage: ...``, or ``context: ..., qas: ...``.
@@ -124,11 +126,17 @@ def _join_list(text: str) -> str:
     """The items of a list in the spelling of Python or JSON as one text; any other text unchanged.
 
     Items of some length become sentences, and records become lines. If the list is cut within its first item, the text
-    is this item.
+    is this item. Prose that begins with a quotation in brackets is no list.
     """
     if not (opening := _LIST.match(text)):
         return text
-    items = [_unescape(quote, item) for quote, item in _ITEM.findall(text)] or [text[opening.end() :]]
+    items, position = [], opening.end()
+    while item := _ITEM.match(text, position):
+        items.append(_unescape(item[1], item[2]))
+        position = item.end()
+    if not _END.fullmatch(text, position):
+        return text
+    items = items or [text[opening.end() + 1 :]]
     end = "." if len(" ".join(items).split()) >= _SENTENCE_WORDS * len(items) else ""
     separator = "\n" if _FIELD.match(items[0]) else " "
     return separator.join(item if _SENTENCE_END.search(item[-2:]) else f"{item}{end}" for item in items if item)
