@@ -14,6 +14,7 @@ import pytest
 
 from rebase.datastore.sources import text_files
 from rebase.datastore.sources.reading import read_file
+from rebase.datastore.sources.text_files import open_text
 from rebase.errors import RebaseError
 from tests.datastore.folders import folder, ingested, read, rejections, rows
 
@@ -67,6 +68,11 @@ def test_text_of_any_language_is_read(tmp_path, encoding, text):
     source = folder(tmp_path, {"a.csv": text.encode(encoding)})
     header, first = (line.split(",") for line in text.splitlines()[:2])
     assert rows(source, "default")[0] == dict(zip(header, first, strict=True))
+
+
+@pytest.mark.parametrize("text", ["text,label\nhel\0lo there,1\n", "name\tcode\nAnna\0\tA1\nBert\tB2\n"])
+def test_a_zero_byte_in_a_short_text_is_no_encoding(text):
+    assert "".join(open_text(io.BytesIO(text.encode()), None)) == text
 
 
 def test_separators_are_text_or_white_space(tmp_path):

@@ -18,6 +18,8 @@ MAX_CHARACTERS = 2**28
 MAX_VALUES, MAX_COLUMNS = 2**24, 2**20
 #: The bytes by which an encoding is detected, and the largest share of odd characters in text.
 _HEAD, _MOST_ODD = 2**16, 0.2
+#: The least share of odd characters in UTF-16 that is read as UTF-8: a few zero bytes are an error in the text.
+_LEAST_ODD = 0.1
 #: Rows of a CSV file by which an unnamed first column is recognized.
 _FIRST_ROWS = 1000
 _DIALECT = ("quotechar", "escapechar", "doublequote", "skipinitialspace", "quoting")  # Options of the csv module, too.
@@ -61,7 +63,7 @@ def _detect_encoding(head: bytes) -> str:
     odd = _odd_share(head, "utf-8")
     zeros = {"utf-16-le": head[1::2].count(0), "utf-16-be": head[::2].count(0)}
     utf_16 = max(zeros, key=lambda name: zeros[name])
-    if zeros[utf_16] > 9 * min(zeros.values()) and _odd_share(head, utf_16) < odd / 9:
+    if odd > _LEAST_ODD and zeros[utf_16] > 9 * min(zeros.values()) and _odd_share(head, utf_16) < odd / 9:
         return utf_16
     if odd > _MOST_ODD and len(head) > 64:
         raise ValueError(
