@@ -22,12 +22,12 @@ def load_task(folder: Path, name: str, prompts: str | None = None) -> Task:
 
     """
     path = folder / f"{name}.yml"
-    if not path.is_file():
+    if not path.exists():
         hint = did_you_mean(name, (file.stem for file in folder.glob("*.yml")), "Tasks there")
         raise RebaseError(f"There is no task {name!r} in {folder}. {hint} A task is one YAML file.")
     try:
         content = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
+    except (OSError, yaml.YAMLError) as error:
         raise RebaseError(f"{path}: not valid YAML in UTF-8. {error}") from None
     task = Task.parse(content, str(path))
     if task.name != name:
