@@ -146,17 +146,6 @@ def test_without_enough_rows_no_request_is_sent():
         map_({"boats": pairs()}, min_rows=7)
 
 
-def test_a_retrieved_dataset_that_is_gone_is_an_error():
-    rows = store({"boats": pairs(), "gone": pairs()})
-    retrieved = retrieved_of(rows)
-    with pytest.raises(RebaseError, match=r"no longer has the retrieved dataset 'gone'.*--pipelines=retrieve,map"):
-        map_datasets(
-            NLI, retrieved, store({"boats": pairs()}), cards_of(rows), NO_EVALUATION,
-            cached(Scripted(answers_like_people)),
-            shipped_prompt("map"), shipped_prompt("distil"), "map", PARAMETERS, LABELING, RETRIEVE, CONTAMINATION,
-        )  # fmt: skip
-
-
 def test_in_the_mode_rewrite_nothing_happens():
     mappings, examples, _, summary, teacher = map_({"boats": pairs()}, mode="rewrite")
     assert mappings.empty

@@ -11,7 +11,7 @@ import pandas as pd
 
 from rebase.datastore.cells import content_hash
 from rebase.datastore.shards import Shards
-from rebase.errors import RebaseError, StageError
+from rebase.errors import StageError
 from rebase.generation.filters.base import Candidate, Rejection
 from rebase.generation.filters.duplicates import Duplicates
 from rebase.generation.generate import ExampleStage, GenerationResult, generate_all, rejected_line, verify
@@ -75,18 +75,13 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
         also counts rows that were not needed and those of rejected mappings.
 
     Raises:
-        RebaseError: A mapping in the task's file names a column that no row has, or a retrieved dataset is gone.
+        RebaseError: A mapping in the task's file names a column that no row has.
         StageError: The examples are to come from mappings alone and there are none.
 
     """
     stage = ExampleStage("map", task, teacher, map_prompt)
     if mode == "rewrite":
         return _conclude(stage, [], "transform.mode is rewrite: set it to map or both")
-    if gone := sorted(set(retrieved["dataset"]) - set(rows)):
-        raise RebaseError(
-            f"map: {rows.folder} no longer has the retrieved dataset {gone[0]!r}. Retrieve again: "
-            "kedro run --pipelines=retrieve,map."
-        )
     configs = find_configs(task, retrieved, rows, parameters)
     protected = ProtectedTexts(task, evaluation_items["query"], contamination.ngram)
     check = row_check(task, evaluation_items, cards, protected, retrieve)
