@@ -74,16 +74,20 @@ def test_a_manifest_of_an_earlier_version_does_not_know_it(tmp_path):
     store.load().check_made_of(store.load())
 
 
-def test_a_plan_can_keep_shards_from_being_removed(tmp_path):
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_a_plan_can_keep_shards_from_being_removed(tmp_path, is_interrupted):
     store, built = ShardStore(str(tmp_path)), []
     store.save(plan({name: name for name in "abcdefg"}))
-    fewer = replace(plan({"a": "changed", "new": "x"}, built), may_remove=False)
+    if is_interrupted:
+        (tmp_path / "manifest.json").unlink()
+    fewer = replace(plan({"a": "changed", "a/é": "x"}, built), may_remove=False)
     with pytest.raises(DatasetError, match=r"6 of its 7 datasets, .* b, c, d, e, f, …\. .*`datastore`.*remove=true"):
         store.save(fewer)
     assert built == []
-    assert contents(store) == {name: name for name in "abcdefg"}
+    assert len(list(tmp_path.glob("*.parquet"))) == 7
     store.save(replace(fewer, may_remove=True))
-    assert contents(store) == {"a": "changed", "new": "x"}
+    assert contents(store) == {"a": "changed", "a/é": "x"}
+    store.save(replace(fewer, shards=fewer.shards[::-1]))
 
 
 def test_a_preview_takes_rows_of_as_many_shards_as_it_can(tmp_path):

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import fsspec
 import pyarrow as pa
@@ -65,10 +65,14 @@ class ShardFolder:
 
     def stem(self, name: str, fingerprint: str) -> str:
         """The name of a shard's file, without its checksum and format; it contains the fingerprint."""
+        return f"{self.quoted(name)}.{fingerprint[:16]}"
+
+    def quoted(self, name: str) -> str:
+        """The name of a shard as it is in the name of its file."""
         safe = quote(name, safe="")
         if len(safe) > _MAX_NAME:
             safe = f"{safe[:_MAX_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        return f"{safe}.{fingerprint[:16]}"
+        return safe
 
     def file(self, stem: str, digest: str) -> str:
         """The name of a shard's file, which ends with its checksum; files of earlier versions have none."""
@@ -274,10 +278,10 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
             except ValueError as error:
                 logger.warning("%s: %s is damaged and is written again: %s", self._folder.path, _MANIFEST, error)
                 listed = None
-            names = set(listed.shards) if listed else set()
-            removed = sorted(names.difference(shard.name for shard in plan.shards))
+            names = self._quoted_names()
+            removed = sorted(names.difference(self._folder.quoted(shard.name) for shard in plan.shards))
             if removed and not plan.may_remove:
-                shown = ", ".join(removed[:5]) + ", …" * (len(removed) > 5)
+                shown = ", ".join(map(unquote, removed[:5])) + ", …" * (len(removed) > 5)
                 raise RebaseError(
                     f"{self._folder.path}: `sources` no longer names {len(removed)} of its {len(names)} "
                     f"datasets, which would be removed: {shown}. Each run names all sources of its datastore: name "
@@ -332,9 +336,17 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
         _, damaged = self._verify()
         return str(self._folder.damaged(", ".join(damaged[:5]), "not what was written")) if damaged else ""
 
+    def _quoted_names(self) -> set[str]:
+        """The names of all shards that have a file, also of an interrupted save, which has no manifest."""
+        stems = (self._folder.parts(file)[0] for file in self._shard_files())
+        return {stem.rpartition(".")[0] for stem in stems}
+
+    def _shard_files(self) -> list[str]:
+        return sorted(file for file in self._folder.files() if file.endswith(f".{self._folder.file_format}"))
+
     def _verify(self) -> tuple[dict[str, str], list[str]]:
         """The checksums of the intact shards by the stems of their files, and the names of damaged files."""
-        files = sorted(file for file in self._folder.files() if file.endswith(f".{self._folder.file_format}"))
+        files = self._shard_files()
         verified = self._engine.map(partial(_is_intact, self._folder), files, threads=_VERIFIERS)
         bar = tqdm(verified, desc=f"{Path(self._folder.path).name}: checksums", unit="shard", total=len(files), delay=3)
         intact = {file for file, is_intact in bar if is_intact}
