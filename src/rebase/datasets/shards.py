@@ -278,15 +278,8 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
             except ValueError as error:
                 logger.warning("%s: %s is damaged and is written again: %s", self._folder.path, _MANIFEST, error)
                 listed = None
-            names = self._quoted_names()
-            removed = sorted(names.difference(self._folder.quoted(shard.name) for shard in plan.shards))
-            if removed and not plan.may_remove:
-                shown = ", ".join(map(unquote, removed[:5])) + ", …" * (len(removed) > 5)
-                raise RebaseError(
-                    f"{self._folder.path}: `sources` no longer names {len(removed)} of its {len(names)} "
-                    f"datasets, which would be removed: {shown}. Each run names all sources of its datastore: name "
-                    "these as well, set another `datastore`, or remove them: --params=ingest.remove=true."
-                )
+            if not plan.may_remove:
+                self._check_removes_none(plan)
             intact, damaged = self._verify()
             if damaged:
                 shown = ", ".join(damaged[:5])
@@ -336,10 +329,17 @@ class ShardStore(AbstractDataset[ShardPlan, Shards]):
         _, damaged = self._verify()
         return str(self._folder.damaged(", ".join(damaged[:5]), "not what was written")) if damaged else ""
 
-    def _quoted_names(self) -> set[str]:
-        """The names of all shards that have a file, also of an interrupted save, which has no manifest."""
+    def _check_removes_none(self, plan: ShardPlan) -> None:
+        """Raise RebaseError if a shard with a file, also of an interrupted save without a manifest, is not planned."""
         stems = (self._folder.parts(file)[0] for file in self._shard_files())
-        return {stem.rpartition(".")[0] for stem in stems}
+        names = {stem.rpartition(".")[0] for stem in stems}
+        if removed := sorted(names.difference(self._folder.quoted(shard.name) for shard in plan.shards)):
+            shown = ", ".join(map(unquote, removed[:5])) + ", …" * (len(removed) > 5)
+            raise RebaseError(
+                f"{self._folder.path}: `sources` no longer names {len(removed)} of its {len(names)} "
+                f"datasets, which would be removed: {shown}. Each run names all sources of its datastore: name "
+                "these as well, set another `datastore`, or remove them: --params=ingest.remove=true."
+            )
 
     def _shard_files(self) -> list[str]:
         return sorted(file for file in self._folder.files() if file.endswith(f".{self._folder.file_format}"))

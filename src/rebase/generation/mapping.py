@@ -353,17 +353,17 @@ def audit(
     one of them than with any that other rows alone have.
     """
     is_text = task.answer.type in ("text", "code")
-    keys = [set(map(_text_key, golds)) for golds in references]
+    words = [{_text_key(gold): tokens(gold) for gold in golds} for golds in references]
     count = len(references)
 
     def is_reference(position: int, answer: str) -> bool:
         if is_text:
-            return _text_key(answer) in keys[position]
+            return _text_key(answer) in words[position]
         return any(agrees(task, queries[position], gold, answer) for gold in references[position])
 
     def is_nearest(position: int, answer: str) -> bool:
-        others = (gold for golds in references for gold in golds if _text_key(gold) not in keys[position])
-        return _nearest(answer, references[position]) > _nearest(answer, others)
+        others = (gold for golds in words for key, gold in golds.items() if key not in words[position])
+        return _nearest(tokens(answer), words[position].values()) > _nearest(tokens(answer), others)
 
     def agree(position: int, answer: str) -> bool:
         return is_reference(position, answer) or (is_text and is_nearest(position, answer))
@@ -379,9 +379,8 @@ def _text_key(text: str) -> str:
     return comparable(text).strip() or "".join(text.split())
 
 
-def _nearest(text: str, references: Iterable[str]) -> float:
-    words = tokens(text)
-    return max((word_f1(words, tokens(reference)) for reference in references), default=0.0)
+def _nearest(words: Sequence[str], references: Iterable[Sequence[str]]) -> float:
+    return max((word_f1(words, reference) for reference in references), default=0.0)
 
 
 def correct_values(task: Task, mapping: DatasetMapping, given: Iterable[tuple[str, str]]) -> DatasetMapping | None:
