@@ -29,12 +29,13 @@ def plan_embed(rows: Shards, cards: pd.DataFrame, encoder: Encoder, parameters: 
     in the list of column names in the metadata).
     """
     descriptions = dict(zip(cards["dataset"], cards["description"], strict=True))
+    identity = encoder.identity  # once: it looks at the files of a folder
     shards = [
         Shard(
             name,
             # `batch_tokens` changes no vector, so it is left out.
-            fingerprint_of(_VERSION, encoder.identity, parameters.cells, rows.fingerprints[name]),
-            partial(_embed, rows.reader(name), descriptions[name], encoder.identity, parameters),
+            fingerprint_of(_VERSION, identity, parameters.cells, rows.fingerprints[name]),
+            partial(_embed, rows.reader(name), descriptions[name], identity, parameters),
         )
         for name in rows
     ]

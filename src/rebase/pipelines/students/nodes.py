@@ -1,7 +1,5 @@
 """Students: train and evaluate several students on one set of examples (docs/method.md section 9)."""
 
-import hashlib
-import json
 import logging
 import re
 import time
@@ -12,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from rebase.datastore.shards import fingerprint_of
 from rebase.errors import RebaseError
 from rebase.generation.filters.exclusion import remove_excluded
 from rebase.parameters import EvaluateParameters, StudentsParameters, TrainParameters
@@ -135,7 +134,7 @@ def predict_students(
 
 def _digest(student: Student) -> str:
     """A digest of where the student comes from: a folder's path is private, and its name is not unique."""
-    return hashlib.sha256(json.dumps([student.model, student.revision]).encode()).hexdigest()[:16]
+    return fingerprint_of(student.model, student.revision)[:16]
 
 
 def score_students(
