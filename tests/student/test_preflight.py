@@ -22,11 +22,12 @@ from rebase.student.preflight import (
     training_memory,
 )
 from rebase.student.tokenization import TokenizedExample, TokenizedExamples, tokenize
-from tests.tiny import train_parameters, training_set
+from tests.tiny import make_student, train_parameters, training_set
 
 SHAPE = Shape(
-    total=1500, linear=1000, head=500, widths=100, vocabulary=50, weights=6000, token=400, process=10, loading=6010
-)
+    total=1500, linear=1000, head=500, widths=100, vocabulary=50, weights=6000, token=400, process=10, loading=6010,
+    positions=None,
+)  # fmt: skip
 FREE = 2**40
 AUTO = {"learning_rate": "auto", "epochs": "auto", "batch_size": "auto", "gradient_accumulation": 1}
 AUTO_LORA = LoraParameters(rank="auto", alpha="auto", dropout=0.0)
@@ -164,3 +165,12 @@ def test_training_that_needs_more_memory_than_is_free(
     record = inspect_training(training_set(9), student, train_parameters())
     assert record["memory"]["free"] == 2**20 < record["memory"]["bytes"]
     assert "needs more memory than is free" in caplog.text
+
+
+def test_no_example_is_longer_than_learned_positions(tmp_path: Path) -> None:
+    learned = make_student(tmp_path, architecture="gpt2")  # 1024 positions, and one token for each letter
+    data = training_set(9)
+    data.loc[4, "prompt"] += "x" * 1024
+    with pytest.raises(RebaseError, match=r"the student has 1024 positions\. Set train\.max_length to 1024"):
+        inspect_training(data, learned, train_parameters(max_length=2048))
+    assert inspect_training(data, learned, train_parameters(max_length=1024))["rejected"] == {"target_truncated": 1}

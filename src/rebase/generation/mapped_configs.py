@@ -424,6 +424,5 @@ def explain_nothing_mapped(task: Task, configs: list[MappedConfig]) -> str:
     shown = "\n".join(reasons[:_NAMED]) or "  no config has `map.min_rows` retrieved rows"
     return (
         f"map: none of {len(configs)} retrieved datasets could be mapped to task {task.name!r}, the first ones "
-        f"because:\n{shown}\nSet `transform.mode` to `both` or `rewrite`, retrieve more rows, or write a mapping "
-        "under `mappings` in the task's file."
+        f"because:\n{shown}\nRetrieve more rows, or write a mapping under `mappings` in the task's file."
     )

@@ -44,7 +44,7 @@ PERMITTED = {
     "cc-by-nc-sa*": f"{_BY}, {_NC}, {_SAME}",
     **dict.fromkeys(("openrail*", "*-openrail*", "bigscience-bloom-rail*"), _RAIL),
 }
-_POLICY = LicensePolicy(allow=tuple(PERMITTED), deny=("*-nd", "*-nd-*"), unknown="deny")
+_POLICY = LicensePolicy(allow=tuple(PERMITTED), deny=("*-nd*",), unknown="deny")
 #: The permitted licenses that the hub knows; it rejects a card with another one.
 _HUB_LICENSES = frozenset([
     "cc0-1.0", "pddl", "unlicense", "wtfpl", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "odc-by",

@@ -31,7 +31,7 @@ class PrefilledBatch:
         from transformers import DynamicCache
 
         self._model = model
-        self._limit = _count_learned_positions(model)
+        self._limit = count_learned_positions(model)
         self._cache = DynamicCache(config=model.config)
         self._mask = torch.ones((1, 0), dtype=torch.long, device=model.device)
 
@@ -145,7 +145,7 @@ def _common_prefix(prompts: Sequence[list[int]]) -> list[int]:
     return prompts[0][: common_prefix_length([tokens[:-1] for tokens in prompts])]
 
 
-def _count_learned_positions(model: Any) -> int | None:
+def count_learned_positions(model: Any) -> int | None:
     """How many positions the model has an embedding for; None if it computes positions, and can read any length."""
     from torch.nn import Embedding
 

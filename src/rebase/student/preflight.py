@@ -21,6 +21,7 @@ from rebase.student.hyperparameters import (
     choose_step,
 )
 from rebase.student.memory import available_memory
+from rebase.student.prefill import count_learned_positions
 from rebase.student.tokenization import TokenizedExample, TokenizedExamples, chunks, order_examples, tokenize
 from rebase.weights import resolve_dtype
 
@@ -51,7 +52,7 @@ class Shape:
     ``total`` counts all weights, ``linear`` those of the layers with LoRA, ``head`` those of the output matrix.
     ``widths`` sums inputs and outputs of the linear layers. The others are bytes: ``weights`` of the frozen weights,
     ``token`` of what a token keeps for the backward pass, ``process`` of the libraries, and ``loading`` at the peak of
-    loading.
+    loading. ``positions`` is the longest text of a student that learned its positions, None for others.
     """
 
     total: int
@@ -63,6 +64,7 @@ class Shape:
     token: int
     process: int
     loading: int
+    positions: int | None
 
     def memory(self, rank: int, tokens: int, targets: int) -> int:
         """Bytes at the peak of training: weights, adapter with optimizer, and what one pass of these tokens needs."""
@@ -208,6 +210,12 @@ def inspect(
     chosen = choose_settings(parameters, tokenized, shape, free)
     examples = tokenized.train
     lengths = list(map(len, examples))
+    longest = max(map(len, [*examples, *tokenized.validation]))
+    if shape.positions and longest > shape.positions:
+        raise RebaseError(
+            f"train: an example has {longest} tokens, and the student has {shape.positions} positions. Set "
+            f"train.max_length to {shape.positions}: longer examples are rejected then."
+        )
     batches = plan_batches(chosen, examples)
     tokens = sum(len(example) for batch in batches for example in batch)
     targets = sum(example.target_count for batch in batches for example in batch)
@@ -301,6 +309,7 @@ def shape_of(config: Any, four_bit: bool, dtype: str) -> Shape:
         token=int(widths * activation * (1 if cuda else _KEPT_ON_CPU[activation])),
         process=process,
         loading=process + stored + weights,
+        positions=count_learned_positions(model),
     )
 
 

@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import pytest
+import yaml
 
 from rebase.generation.filters.licenses import license_allowed, reject_license
 from rebase.parameters import LicensePolicy
 from tests.generation.filters.rows import row
+
+PROJECT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -53,3 +58,15 @@ def test_license_policy(license, allow, deny, unknown, allowed):
     rejection = reject_license(row("x", license=license), policy)
     assert (rejection is None) is allowed
     assert rejection is None or rejection.detail == license
+
+
+@pytest.mark.parametrize(
+    ("license", "allowed"),
+    [
+        *[(name, False) for name in ("cc-by-nc-4.0", "cc-by-nc", "CC-BY-NC4.0", "cc-by-nc-sa-3.0", "CC BY ND 4.0")],
+        *[(name, True) for name in ("ncsa", "cc-by-4.0", "cc-by-sa-4.0", "odc-by", "bsd-3-clause", "unknown")],
+    ],
+)
+def test_the_default_policy_rejects_every_spelling_of_noncommercial_and_no_derivatives(license, allowed):
+    parameters = yaml.safe_load((PROJECT / "conf/base/parameters_retrieve.yml").read_text(encoding="utf-8"))
+    assert license_allowed(license, LicensePolicy(**parameters["retrieve"]["licenses"])) is allowed

@@ -112,7 +112,7 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
     reasons = "" if stage.kept else explain_nothing_mapped(task, configs)
     mappings, examples, rejected, summary = _conclude(stage, configs, reasons)
     if reasons and mode == "map":
-        raise StageError(reasons, rejected, mappings)
+        raise StageError(f"{reasons} Or set `transform.mode` to `both` or `rewrite`.", rejected, mappings)
     if reasons:
         logger.warning(reasons)
     return mappings, examples, rejected, summary
