@@ -21,7 +21,7 @@ from rebase.text import count_words, cut_at_sentence
 PARAMETERS = RetrieveParameters(
     top_n=1, aggregation="max_of_mean", search="exact", annoy_candidates=1,
     licenses=LicensePolicy(allow=("*",), deny=(), unknown="allow"),
-    near_duplicate=0.8, max_dataset_share=1, min_passage_words=25, max_passage_words=110,
+    near_duplicate=0.8, max_dataset_share=1, balance_labels=True, min_passage_words=25, max_passage_words=110,
 )  # fmt: skip
 
 

@@ -64,7 +64,11 @@ class ContaminationParameters(Strict):
 
 
 class RetrieveParameters(Strict):
-    """The number of rows, how they are scored, and the settings of the filters."""
+    """The number of rows, how they are scored, and the settings of the filters.
+
+    ``balance_labels``: if the task has labels, the rows of a dataset have its labels in turn. Otherwise S alone
+    decides, as published, and ranks all rows with one label of a dataset before those with another.
+    """
 
     top_n: Count
     aggregation: Literal["max_of_mean", "mean_of_max"]
@@ -73,6 +77,7 @@ class RetrieveParameters(Strict):
     licenses: LicensePolicy
     near_duplicate: Share
     max_dataset_share: Share
+    balance_labels: bool
     min_passage_words: Tokens
     max_passage_words: Tokens
 

@@ -76,9 +76,14 @@ class Datastore:
 def datastore(tmp_path_factory, encoder: Encoder) -> Datastore:
     """The datastore that the pipelines ingest, embed and index build."""
     folder = tmp_path_factory.mktemp("datastore")
+    return build_datastore(folder, str(write_datasets(folder / "raw") / "*"), encoder)
+
+
+def build_datastore(folder: Path, sources: str, encoder: Encoder) -> Datastore:
+    """The datastore of these sources, with three datasets in a segment."""
     catalog = DataCatalog(
         {
-            "sources": SourcesDataset(str(write_datasets(folder / "raw") / "*")),
+            "sources": SourcesDataset(sources),
             "rows": ShardStore(str(folder / "rows")),
             "cards": ParquetDataset(filepath=str(folder / "cards.parquet")),
             "ingest_rejected": ParquetDataset(filepath=str(folder / "rejected.parquet")),

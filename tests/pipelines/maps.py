@@ -22,6 +22,7 @@ READING = shipped_task("squad")
 LABELS = NLI.answer.labels
 RETRIEVE = RetrieveParameters(
     top_n=50, aggregation="max_of_mean", search="exact", annoy_candidates=10, near_duplicate=0.8, max_dataset_share=1,
+    balance_labels=True,
     min_passage_words=5, max_passage_words=40, licenses={"allow": ["*"], "deny": ["*-nc-*"], "unknown": "allow"},
 )  # fmt: skip
 CONTAMINATION = ContaminationParameters(ngram=13)

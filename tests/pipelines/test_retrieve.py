@@ -18,14 +18,14 @@ from rebase.errors import RebaseError, StageError
 from rebase.parameters import ContaminationParameters, LicensePolicy, RetrieveParameters
 from rebase.pipelines import prepare, retrieve
 from rebase.pipelines.retrieve.nodes import most_of_a_dataset, retrieve_rows
-from rebase.records import EVALUATION_COLUMNS
+from rebase.records import EVALUATION_COLUMNS, Task
 from rebase.weights import locate_model
-from tests.pipelines.conftest import EVALUATION
+from tests.pipelines.conftest import EVALUATION, build_datastore, write
 
 PARAMETERS = RetrieveParameters(
     top_n=100, aggregation="max_of_mean", search="exact", annoy_candidates=1000,
     licenses=LicensePolicy(allow=("*",), deny=("*-nc-*",), unknown="allow"),
-    near_duplicate=0.6, max_dataset_share=1.0, min_passage_words=5, max_passage_words=14,
+    near_duplicate=0.6, max_dataset_share=1.0, balance_labels=True, min_passage_words=5, max_passage_words=14,
 )  # fmt: skip
 CONTAMINATION = ContaminationParameters(ngram=13)
 EVALUATION_SET = pd.DataFrame([["1", json.dumps(EVALUATION), "", "[]"]], columns=EVALUATION_COLUMNS)
@@ -33,7 +33,12 @@ EVALUATION_SET = pd.DataFrame([["1", json.dumps(EVALUATION), "", "[]"]], columns
 
 @pytest.fixture
 def run(datastore, encoder, reading_task):
-    def run(task=reading_task, encoder=encoder, annoy_index=None, index=None, vectors=None, rows=None, **changes):
+    store = datastore
+
+    def run(
+        task=reading_task, encoder=encoder, annoy_index=None, index=None, vectors=None, rows=None, datastore=store,
+        **changes,
+    ):  # fmt: skip
         return retrieve_rows(
             task,
             encoder,
@@ -130,6 +135,63 @@ def test_one_dataset_has_at_most_its_share(run):
     retrieved, rejected, _ = run(top_n=4, max_dataset_share=0.5)
     assert retrieved["dataset"].value_counts().max() == 2
     assert "dataset_share" in set(rejected["reason"])
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory, encoder):
+    """A dataset with two labels, of which some rows have none, and one with texts alone."""
+    folder = tmp_path_factory.mktemp("reviews")
+    things = ["film", "hotel", "meal", "novel", "concert", "garden", "museum", "train"]
+    rows = [
+        {"text": f"We found the {thing} {judged} in every way, and so did our {guest}.", "label": label}
+        for guest, thing in enumerate(things)
+        for judged, label in (("delightful", "positive"), ("dreadful", "negative"))
+    ]
+    unlabeled = [{"text": f"Nobody told us what they made of the {thing}.", "label": ""} for thing in things]
+    write(folder / "raw" / "reviews", "Reviews and whether they are positive.", "mit", [*unlabeled, *rows])
+    texts = [{"text": f"The {thing} was talked about by nearly everybody in town."} for thing in things]
+    write(folder / "raw" / "talk", "What people talk about.", "mit", texts)
+    return build_datastore(folder, str(folder / "raw" / "*"), encoder)
+
+
+@pytest.fixture
+def review_task(reading_task):
+    fields = reading_task.model_dump() | {
+        "instruction": "Say whether the review is positive or negative.",
+        "query": "{review}",
+        "passage": None,
+        "examples": [{"review": f"What a fine {thing} it was!", "answer": "positive"} for thing in ("day", "play")],
+        "answer": {"type": "label", "labels": ["positive", "negative"]},
+        "metrics": ["accuracy"],
+        "evaluation": {"source": "unused.jsonl", "fields": {"review": "review", "references": "label"}},
+    }
+    return Task.parse(fields, "review_task")
+
+
+def test_the_rows_of_a_dataset_have_its_labels_in_turn(run, review_task, reviews):
+    settings = {"task": review_task, "datastore": reviews, "top_n": 12, "max_dataset_share": 0.5, "near_duplicate": 1.0}
+    published, *_ = run(balance_labels=False, **settings)
+    balanced, rejected, summary = run(**settings)
+
+    def labels(rows):
+        return [json.loads(row)["label"] for row in rows.loc[rows["dataset"] == "reviews", "row"]]
+
+    assert set(labels(published)) == {"positive"}  # as all answers of the examples
+    assert labels(balanced) == ["positive", "negative"] * 3
+    assert list(balanced["dataset"]) == list(published["dataset"])
+    of_talk = [rows.loc[rows["dataset"] == "talk", "row_id"].tolist() for rows in (published, balanced)]
+    assert of_talk[0] == of_talk[1]
+    assert summary["in"] == len(balanced) + len(rejected)
+    assert dict(Counter(rejected["reason"]))["label_share"] == 3
+    assert set(balanced["row_id"]).isdisjoint(rejected["row_id"])
+    assert balanced[["rank", "answer_value", "duplicates"]].notna().all(axis=None)
+
+
+def test_rows_without_a_label_take_the_places_that_labels_leave(run, review_task, reviews):
+    rows, rejected, _ = run(task=review_task, datastore=reviews, near_duplicate=1.0)
+    labels = [json.loads(row).get("label", "") for row in rows.loc[rows["dataset"] == "reviews", "row"]]
+    assert labels == [*["positive", "negative"] * 8, *[""] * 8]
+    assert rejected.empty
 
 
 @given(st.integers(1, 100), st.integers(1, 10_000))

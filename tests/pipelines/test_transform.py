@@ -114,10 +114,10 @@ def test_it_stops_when_there_are_enough():
     assert summary["rejected"] == {"not_needed": 8}
 
 
-def test_the_best_rows_come_first():
+def test_the_rows_come_in_the_order_in_which_they_were_retrieved():
     rows = retrieved(passages=PASSAGES[:4]).sample(frac=1, random_state=1)
     examples, _, _ = transform(READING, rows, NO_EVALUATION, cached(Scripted(asks_for_the_year)), PROMPT, parameters(2))
-    assert list(examples["rank"]) == [1, 2]
+    assert list(examples["row_id"]) == list(rows["row_id"][:2])
 
 
 @pytest.mark.parametrize(

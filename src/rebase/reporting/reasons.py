@@ -26,6 +26,7 @@ REASONS = {
     "contamination_ngram": "The row shares a run of words with the evaluation set.",
     "no_passage": "No cell is prose of the right length to be the passage.",
     "dataset_share": "Its dataset already has its share of the rows.",
+    "label_share": "Its place went to a row of its dataset with another label.",
     # map
     "missing_column": "The row lacks a column of the mapping.",
     "unmapped_value": "The mapping gives no label for the value.",

@@ -12,7 +12,7 @@ from tests.generation.filters.rows import row
 PARAMETERS = RetrieveParameters(
     top_n=5, aggregation="max_of_mean", search="exact", annoy_candidates=10,
     licenses=LicensePolicy(allow=("*",), deny=("*-nc-*", "*-nc"), unknown="allow"),
-    near_duplicate=0.8, max_dataset_share=0.5, min_passage_words=4, max_passage_words=8,
+    near_duplicate=0.8, max_dataset_share=0.5, balance_labels=True, min_passage_words=4, max_passage_words=8,
 )  # fmt: skip
 PROSE = "The museum opens at nine. On Sundays it is closed, and the garden stays open until dusk."
 

@@ -52,7 +52,7 @@ def estimate_cost(  # noqa: PLR0913, PLR0917 - one argument for each input
     transform is not known. Cached responses are counted as well. Thinking tokens are not, because they cannot be
     predicted.
     """
-    rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
+    rows = retrieved.to_dict("records")
     transformer = RowTransformer(task, rows, transform_prompt, transform)
     rows_to_send = [] if transform.mode == "map" else rows
     requests = [request for row in rows_to_send if (request := transformer.request(row))]

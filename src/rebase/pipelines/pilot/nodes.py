@@ -44,7 +44,7 @@ def try_rows(
         raise RebaseError("pilot: transform.mode is map, which sends no row to the teacher. Run the pipeline map.")
     if retrieved.empty:
         raise RebaseError("pilot: there are no retrieved rows. Run the pipeline retrieve first, with other sources.")
-    rows = retrieved.sort_values("rank", kind="stable").to_dict("records")
+    rows = retrieved.to_dict("records")
     if len(rows) < parameters.rows:
         logger.warning("pilot: %d rows were retrieved, fewer than pilot.rows (%d)", len(rows), parameters.rows)
     chosen = [

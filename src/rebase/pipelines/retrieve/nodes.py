@@ -4,9 +4,12 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import partial
-from typing import Any
+from itertools import starmap
+from operator import itemgetter
+from statistics import mode
+from typing import Any, NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
@@ -18,17 +21,25 @@ from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError, StageError
 from rebase.generation.filters.base import Candidate, Rejection
 from rebase.generation.filters.duplicates import Duplicates
-from rebase.generation.filters.passages import Passage, find_passage, reject_without_passage
+from rebase.generation.filters.passages import find_passage, reject_without_passage
 from rebase.generation.filters.sources import source_filter
+from rebase.generation.mapping import interleave
 from rebase.parameters import ContaminationParameters, RetrieveParameters
 from rebase.records import RETRIEVAL_REJECTED_COLUMNS, RETRIEVED_COLUMNS, ROW_COLUMNS, Task, summarize_stage
 
 logger = logging.getLogger(__name__)
 
+#: A ranked row: its rank from 1, its scores and its columns.
+_Ranked = tuple[int, dict[str, Any], dict[str, Any]]
+
 #: Ranked rows that are read at once, which bounds the memory; each of their datasets is read once.
 _ROWS_READ_AT_ONCE = 1000
 #: The first search returns this many times ``top_n`` rows, each further search this many times more.
 _WIDENING = 4
+#: Rows with other labels are looked for among this many times ``top_n`` rows.
+_BALANCED = 16
+#: A column with more values among the ranked rows of its dataset has no labels.
+_MAX_LABELS = 20
 
 
 def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
@@ -45,12 +56,13 @@ def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Keep the ``top_n`` best rows that pass every filter.
 
-    Ranked rows are filtered, best first, until enough have passed or there are no more.
+    Ranked rows are filtered, best first, until enough have passed or there are no more. If the task has labels, the
+    places of a dataset go to its labels in turn (``balance_labels``).
 
     Returns:
-        The kept rows, best first, each with its three scores, the column and value that matched best on either
-        side, its passage (for tasks that take one from the row) and its duplicates; the rejected rows, with
-        rank and reason; the stage's summary, with Annoy's recall of the exact top ``top_n``.
+        The kept rows, in the order of their places, each with its three scores, the column and value that matched
+        best on either side, its passage (for tasks that take one from the row) and its duplicates; the rejected
+        rows, with rank and reason; the stage's summary, with Annoy's recall of the exact top ``top_n``.
 
     Raises:
         RebaseError: The index is not that of these vectors and rows, was built with another encoder, the rows by an
@@ -76,7 +88,14 @@ def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
     near = search("annoy", count) if annoy_index or parameters.search == "annoy" else None
     first = near if near and parameters.search == "annoy" else exact
     ranked = _widen(partial(search, parameters.search), first, count)
-    kept, rejected = _filter_ranked(task, _read(ranked, rows), evaluation_items, cards, parameters, contamination)
+
+    def rank_others(datasets: Set[str], after: int) -> Iterator[_Ranked]:
+        others = search(parameters.search, _BALANCED * parameters.top_n).lines.iloc[after:]
+        return _read(iter([others[others["dataset"].isin(datasets)]]), rows)
+
+    kept, rejected = _filter_ranked(
+        task, _read(ranked, rows), rank_others, evaluation_items, cards, parameters, contamination
+    )
     by_reason = dict(Counter(rejected["reason"]))
     if kept.empty:
         raise StageError(
@@ -133,53 +152,129 @@ def _recall(exact: Ranking, top_n: int, near: Ranking) -> float:
     return len(best.merge(near.lines[["dataset", "row"]])) / len(best)
 
 
+class _Row(NamedTuple):
+    """A ranked row, as the filters see it and as ``retrieved`` has it."""
+
+    candidate: Candidate
+    line: dict[str, Any]
+
+    @property
+    def row_id(self) -> str:
+        return self.candidate.row_id
+
+    @property
+    def dataset(self) -> str:
+        return self.candidate.dataset
+
+
 def _filter_ranked(
     task: Task,
-    ranked: Iterator[tuple[dict[str, Any], dict[str, Any]]],
+    ranked: Iterator[_Ranked],
+    rank_others: Callable[[Set[str], int], Iterator[_Ranked]],
     evaluation_items: pd.DataFrame,
     cards: pd.DataFrame,
     parameters: RetrieveParameters,
     contamination: ContaminationParameters,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The ``top_n`` best rows that pass the filters, and the rows rejected before enough had passed."""
+    """The ``top_n`` best rows that pass the filters, and the rows rejected before enough had passed.
+
+    ``rank_others`` are the rows of some datasets after a rank.
+    """
     reject_source = source_filter(task, evaluation_items, cards, parameters.licenses, contamination.ngram)
     duplicates = Duplicates(parameters.near_duplicate)
     kept_of_dataset: Counter[str] = Counter()
     limit = most_of_a_dataset(parameters.max_dataset_share, parameters.top_n)
 
-    def reject(row: Candidate, passage: Passage | None) -> Rejection | None:
-        return (
-            reject_source(row, passage.passage if passage else row.longest_cell)
-            or (reject_without_passage(row, parameters) if task.passage and not passage else None)
-            or duplicates.reject(row)
-            or (Rejection("dataset_share", row.dataset) if kept_of_dataset[row.dataset] >= limit else None)
+    def read(rank: int, scores: dict[str, Any], row: dict[str, Any]) -> _Row:
+        cells = json.loads(row["row"])
+        best = {f"{side}_value": cells.get(scores[f"{side}_column"] or "") for side in ("query", "answer")}
+        candidate = Candidate(
+            row["row_id"], row["dataset"], row["license"], cells, row["content_hash"], scores["query_column"]
+        )
+        passage = find_passage(candidate, parameters) if task.passage else None
+        return _Row(candidate, {"rank": rank, **scores, **row, **best, **(passage._asdict() if passage else {})})
+
+    def reject_text(row: _Row) -> Rejection | None:
+        passage = row.line.get("passage")
+        return reject_source(row.candidate, passage or row.candidate.longest_cell) or (
+            reject_without_passage(row.candidate, parameters) if task.passage and not passage else None
         )
 
-    kept: list[dict[str, Any]] = []
-    rejected: list[list[Any]] = []
+    kept: list[_Row] = []
+    spare: list[_Row] = []
+    rejected: dict[str, list[Any]] = {}
+    rank = 0
+
+    def note(row: _Row, rejection: Rejection) -> None:
+        columns = (row.line[name] for name in ("rank", "row_id", "dataset", "score"))
+        rejected[row.row_id] = [*columns, rejection.reason, rejection.detail]
+
     with tqdm(total=parameters.top_n, desc="retrieve", unit="row") as bar:
-        for rank, (scores, row) in enumerate(ranked, start=1):
-            row_id, dataset, cells = row["row_id"], row["dataset"], json.loads(row["row"])
-            candidate = Candidate(row_id, dataset, row["license"], cells, row["content_hash"], scores["query_column"])
-            passage = find_passage(candidate, parameters) if task.passage else None
-            if rejection := reject(candidate, passage):
-                rejected.append([rank, row_id, dataset, scores["score"], rejection.reason, rejection.detail])
-                continue
-            duplicates.keep(candidate)
-            kept_of_dataset[dataset] += 1
-            best = {f"{side}_value": cells.get(scores[f"{side}_column"] or "") for side in ("query", "answer")}
-            kept.append({"rank": rank, **scores, **row, **best, **(passage._asdict() if passage else {})})
-            bar.update()
-            if len(kept) == parameters.top_n:
-                break
-    for row in kept:
-        row["duplicates"] = json.dumps(duplicates.of[row["row_id"]])
-    kept_rows = pd.DataFrame(kept, columns=RETRIEVED_COLUMNS)
-    return kept_rows, pd.DataFrame(rejected, columns=RETRIEVAL_REJECTED_COLUMNS)
+        for rank, scores, columns in ranked:
+            row = read(rank, scores, columns)
+            if rejection := reject_text(row) or duplicates.reject(row.candidate):
+                note(row, rejection)
+            elif kept_of_dataset[row.dataset] >= limit:
+                note(row, Rejection("dataset_share", row.dataset))
+                spare.append(row)
+            else:
+                duplicates.keep(row.candidate)
+                kept_of_dataset[row.dataset] += 1
+                kept.append(row)
+                bar.update()
+                if len(kept) == parameters.top_n:
+                    break
+    if task.answer.labels and parameters.balance_labels:
+        others = starmap(read, rank_others(kept_of_dataset.keys(), rank))
+        balanced = _balance_labels(kept, [*spare, *(row for row in others if not reject_text(row))], duplicates)
+        for row in kept:
+            note(row, Rejection("label_share", row.dataset))
+        for row in balanced:
+            rejected.pop(row.row_id, None)
+        kept = balanced
+    kept_rows = pd.DataFrame(
+        [row.line | {"duplicates": json.dumps(duplicates.of[row.row_id])} for row in kept], columns=RETRIEVED_COLUMNS
+    )
+    return kept_rows, pd.DataFrame(list(rejected.values()), columns=RETRIEVAL_REJECTED_COLUMNS)
 
 
-def _read(parts: Iterator[pd.DataFrame], rows: Shards) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield for each ranked row, in order, its scores and its columns."""
+def _balance_labels(kept: list[_Row], spare: list[_Row], duplicates: Duplicates) -> list[_Row]:
+    """The rows that take the places of the kept ones: those of a dataset go to its labels in turn.
+
+    S ranks the rows of a dataset by their labels: all rows with the label nearest to the examples' answers come before
+    the first row with another one. Both lists are in the order of their ranks. Datasets without labels keep their rows.
+    """
+    known = {row.row_id for row in kept}
+    pools: dict[str, list[_Row]] = {}
+    for row in [*kept, *spare]:
+        pools.setdefault(row.dataset, []).append(row)
+    in_turn = {
+        dataset: iter(_by_label(pool, mode(row.line["answer_column"] for row in pool if row.row_id in known)))
+        for dataset, pool in pools.items()
+        if pool[0].row_id in known
+    }
+
+    def take(dataset: str) -> _Row:
+        row = next(row for row in in_turn[dataset] if row.row_id in known or not duplicates.reject(row.candidate))
+        if row.row_id not in known:
+            duplicates.keep(row.candidate)
+        return row
+
+    return [take(row.dataset) for row in kept]
+
+
+def _by_label(rows: list[_Row], column: str | None) -> list[_Row]:
+    """The rows so that the values of the column take turns, those without a value last; as they are without labels."""
+    labels = [row.candidate.cells.get(column or "", "").strip().casefold() for row in rows]
+    if len({*labels} - {""}) > _MAX_LABELS:
+        return rows
+    labeled = list(zip(labels, rows, strict=True))
+    in_turn = interleave((pair for pair in labeled if pair[0]), itemgetter(0))
+    return [row for _, row in [*in_turn, *(pair for pair in labeled if not pair[0])]]
+
+
+def _read(parts: Iterator[pd.DataFrame], rows: Shards) -> Iterator[_Ranked]:
+    """Yield the ranked rows in order."""
     for part in parts:
         for start in range(0, len(part), _ROWS_READ_AT_ONCE):
             ranked = part.iloc[start : start + _ROWS_READ_AT_ONCE]
@@ -192,5 +287,5 @@ def _read(parts: Iterator[pd.DataFrame], rows: Shards) -> Iterator[tuple[dict[st
                         "rebase wrote them. Build this datastore again: kedro run --pipelines=ingest,embed,index."
                     )
                 lines |= {(dataset, row): line for row, line in zip(group["row"], table.to_pylist(), strict=True)}
-            for scores in ranked.to_dict("records"):
-                yield scores, lines[scores["dataset"], scores["row"]]
+            for position, scores in zip(ranked.index, ranked.to_dict("records"), strict=True):
+                yield position + 1, scores, lines[scores["dataset"], scores["row"]]

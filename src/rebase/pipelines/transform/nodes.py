@@ -42,7 +42,7 @@ def transform_rows(
     examples. Raises StageError if no example passed (``not_requested``: the rows after ``patience``), or the teacher
     answers no request.
     """
-    ranked = retrieved.sort_values("rank", kind="stable").to_dict("records")
+    ranked = retrieved.to_dict("records")
     mode = "rewrite" if mapped_examples is None else parameters.mode
     mapped = pd.DataFrame() if mapped_examples is None or mode == "rewrite" else mapped_examples
     if mode == "map" and mapped.empty:
