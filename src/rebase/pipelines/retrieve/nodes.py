@@ -152,7 +152,7 @@ def _recall(exact: Ranking, top_n: int, near: Ranking) -> float:
     return len(best.merge(near.lines[["dataset", "row"]])) / len(best)
 
 
-class _Row(NamedTuple):
+class _RankedRow(NamedTuple):
     """A ranked row, as the filters see it and as ``retrieved`` has it."""
 
     candidate: Candidate
@@ -185,27 +185,27 @@ def _filter_ranked(
     kept_of_dataset: Counter[str] = Counter()
     limit = most_of_a_dataset(parameters.max_dataset_share, parameters.top_n)
 
-    def read(rank: int, scores: dict[str, Any], row: dict[str, Any]) -> _Row:
+    def read(rank: int, scores: dict[str, Any], row: dict[str, Any]) -> _RankedRow:
         cells = json.loads(row["row"])
         best = {f"{side}_value": cells.get(scores[f"{side}_column"] or "") for side in ("query", "answer")}
         candidate = Candidate(
             row["row_id"], row["dataset"], row["license"], cells, row["content_hash"], scores["query_column"]
         )
         passage = find_passage(candidate, parameters) if task.passage else None
-        return _Row(candidate, {"rank": rank, **scores, **row, **best, **(passage._asdict() if passage else {})})
+        return _RankedRow(candidate, {"rank": rank, **scores, **row, **best, **(passage._asdict() if passage else {})})
 
-    def reject_text(row: _Row) -> Rejection | None:
+    def reject_text(row: _RankedRow) -> Rejection | None:
         passage = row.line.get("passage")
         return reject_source(row.candidate, passage or row.candidate.longest_cell) or (
             reject_without_passage(row.candidate, parameters) if task.passage and not passage else None
         )
 
-    kept: list[_Row] = []
-    spare: list[_Row] = []
+    kept: list[_RankedRow] = []
+    spare: list[_RankedRow] = []
     rejected: dict[str, list[Any]] = {}
     rank = 0
 
-    def note(row: _Row, rejection: Rejection) -> None:
+    def note(row: _RankedRow, rejection: Rejection) -> None:
         columns = (row.line[name] for name in ("rank", "row_id", "dataset", "score"))
         rejected[row.row_id] = [*columns, rejection.reason, rejection.detail]
 
@@ -235,35 +235,34 @@ def _filter_ranked(
     kept_rows = pd.DataFrame(
         [row.line | {"duplicates": json.dumps(duplicates.of[row.row_id])} for row in kept], columns=RETRIEVED_COLUMNS
     )
-    return kept_rows, pd.DataFrame(list(rejected.values()), columns=RETRIEVAL_REJECTED_COLUMNS)
+    return kept_rows, pd.DataFrame(sorted(rejected.values()), columns=RETRIEVAL_REJECTED_COLUMNS)
 
 
-def _balance_labels(kept: list[_Row], spare: list[_Row], duplicates: Duplicates) -> list[_Row]:
+def _balance_labels(kept: list[_RankedRow], spare: list[_RankedRow], duplicates: Duplicates) -> list[_RankedRow]:
     """The rows that take the places of the kept ones: those of a dataset go to its labels in turn.
 
     S ranks the rows of a dataset by their labels: all rows with the label nearest to the examples' answers come before
     the first row with another one. Both lists are in the order of their ranks. Datasets without labels keep their rows.
     """
-    known = {row.row_id for row in kept}
-    pools: dict[str, list[_Row]] = {}
+    kept_ids = {row.row_id for row in kept}
+    pools: dict[str, list[_RankedRow]] = {}
     for row in [*kept, *spare]:
         pools.setdefault(row.dataset, []).append(row)
     in_turn = {
-        dataset: iter(_by_label(pool, mode(row.line["answer_column"] for row in pool if row.row_id in known)))
+        dataset: iter(_by_label(pool, mode(row.line["answer_column"] for row in pool if row.row_id in kept_ids)))
         for dataset, pool in pools.items()
-        if pool[0].row_id in known
     }
 
-    def take(dataset: str) -> _Row:
-        row = next(row for row in in_turn[dataset] if row.row_id in known or not duplicates.reject(row.candidate))
-        if row.row_id not in known:
+    def take(dataset: str) -> _RankedRow:
+        row = next(row for row in in_turn[dataset] if row.row_id in kept_ids or not duplicates.reject(row.candidate))
+        if row.row_id not in kept_ids:
             duplicates.keep(row.candidate)
         return row
 
     return [take(row.dataset) for row in kept]
 
 
-def _by_label(rows: list[_Row], column: str | None) -> list[_Row]:
+def _by_label(rows: list[_RankedRow], column: str | None) -> list[_RankedRow]:
     """The rows so that the values of the column take turns, those without a value last; as they are without labels."""
     labels = [row.candidate.cells.get(column or "", "").strip().casefold() for row in rows]
     if len({*labels} - {""}) > _MAX_LABELS:
