@@ -23,11 +23,23 @@ BUDGET_SECONDS = 360
 BUDGET_GIB = 4
 
 
-def run(project: Path, task: str) -> dict:
+def copy_project(project: Path) -> None:
+    """Copy what a run needs, without the outputs of earlier runs."""
+    for name in ("conf", "src", "data/01_raw"):
+        shutil.copytree(ROOT / name, project / name)
+    shutil.copy(ROOT / "pyproject.toml", project)
+
+
+def run_job(project: Path, params: str) -> None:
+    """Run the main job with these parameters."""
+    command = [sys.executable, "-m", "kedro", "run", "--pipelines=rebase", f"--params={params}"]
+    subprocess.run(command, cwd=project, check=True, env={**os.environ, "DO_NOT_TRACK": "1"})
+
+
+def measure(project: Path, task: str) -> dict:
     """Run one task; return seconds, peak memory so far (GiB) and scores."""
     started = time.monotonic()
-    command = [sys.executable, "-m", "kedro", "run", "--pipelines=rebase", f"--params=task={task}"]
-    subprocess.run(command, cwd=project, check=True, env={**os.environ, "DO_NOT_TRACK": "1"})
+    run_job(project, f"task={task}")
     seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     scores = max((project / "data/08_reporting" / task / "scores.json").iterdir()) / "scores.json"
@@ -38,11 +50,8 @@ def main(tasks: list[str]) -> None:
     """Run the tasks one after the other and print time, memory and scores."""
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
-        for name in ("conf", "src"):
-            shutil.copytree(ROOT / name, project / name)
-        shutil.copytree(ROOT / "data/01_raw", project / "data/01_raw")
-        shutil.copy(ROOT / "pyproject.toml", project)
-        results = {task: run(project, task) for task in tasks}
+        copy_project(project)
+        results = {task: measure(project, task) for task in tasks}
     for task, result in results.items():
         systems = result["scores"]["systems"]
         gains = [f"{name} {before['value']:.1f} -> {systems['expert'][name]['value']:.1f}"
