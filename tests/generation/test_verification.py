@@ -148,6 +148,26 @@ def test_the_words_of_the_template_are_no_run():
     assert reject_example(long, {"text": "Rain stopped play."}, "sport", ProtectedTexts(long, [query], 13)) is None
 
 
+def test_the_format_of_the_items_is_no_content_but_a_shared_passage_is():
+    fallacies, form = shipped("bbh_formal_fallacies"), "is this, on the explicitly stated premises alone, valid or not?"
+    queries = [f"{name} rows, and so {name} swims: {form}\nOptions:\n- valid\n- invalid" for name in ("Jo", "Al", "Di")]
+    protected_texts = ProtectedTexts(fallacies, queries, 13)
+    written = (
+        fallacies.examples[0]["question"].replace("rower", "miller").replace("boat", "cart").replace("mooring", "shed")
+    )
+
+    def reason(question):
+        return reject_example(fallacies, {"question": question}, "valid", protected_texts)
+
+    assert reason(written) is None
+    assert reason(f"All who row swim, and Bo rows. {queries[0].partition(':')[2]}") is None
+    assert reason(f"Listen! {queries[0]}") == "overlaps_evaluation"
+    assert reason(f"Listen! {fallacies.examples[0]['question']}") == "overlaps_evaluation"
+    passages = [READING.render_query({"context": RUN, "question": f"Who is {name}?"}) for name in ("Jo", "Al", "Di")]
+    fields = {"context": f"{RUN}. It sails at 7.", "question": "When does the ferry sail?"}
+    assert reject_example(READING, fields, "at 7", ProtectedTexts(READING, passages, 13)) == "overlaps_evaluation"
+
+
 def test_labels():
     fields = {"text": "Rain stopped play."}
     assert reject_example(TOPIC, fields, "sport", NOTHING) is None

@@ -59,13 +59,13 @@ class ProtectedTexts:
     """
 
     def __init__(self, task: Task, evaluation_queries: Iterable[str], ngram: int) -> None:
-        queries = list(evaluation_queries)
+        queries = list(dict.fromkeys(evaluation_queries))
         self.evaluation = set(map(comparable, queries))
         self.shown = {comparable(task.render_query(example)) for example in task.examples}
         self.shown |= {comparable(example[name]) for example in task.examples for name in task.written_fields}
         self.ngram = ngram
-        self.evaluation_runs = _runs(queries, ngram)
-        self.example_runs = _runs((text for example in task.examples for text in example.values()), ngram)
+        self.evaluation_runs = _runs(queries, ngram) if task.passage else _content([[text] for text in queries], ngram)
+        self.example_runs = _content([example.values() for example in task.examples], ngram)
 
 
 def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
@@ -218,6 +218,12 @@ def agrees(task: Task, fields: Mapping[str, str], one: str, other: str) -> bool:
 def _runs(texts: Iterable[str], n: int) -> set[int]:
     """Hashes of all runs of ``n`` words in the texts."""
     return {hash(run) for text in texts for run in runs(tokens(text), n)}
+
+
+def _content(items: Sequence[Iterable[str]], n: int) -> set[int]:
+    """Hashes of the runs of ``n`` words in the items' texts, without those that more than half of the items share."""
+    counts = Counter(run for texts in items for run in _runs(texts, n))
+    return {run for run, count in counts.items() if count == 1 or 2 * count <= len(items)}
 
 
 def _overlaps(task: Task, fields: Mapping[str, str], answer: str, protected: ProtectedTexts) -> bool:
