@@ -16,6 +16,8 @@ from rebase.text import (
     count_words,
     cut_at_sentence,
     cut_at_tokens,
+    inside_fence,
+    is_python,
     lettered_options,
     listed_options,
     ngrams,
@@ -218,3 +220,38 @@ def test_options_that_have_their_letters_keep_one():
     assert lettered_options(["(A)5", "(B)6"]) == lettered_options(["A. 5", "B. 6"]) == "(A) 5\n(B) 6"
     assert lettered_options(["A. Smith", "C. Jones"]) == "(A) A. Smith\n(B) C. Jones"
     assert lettered_options([]) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names.sort()",
+        "x * 2",
+        "a = 1",
+        "  a = 1\n  b = 2\n",
+        "import os",
+        "lambda: 0",
+        "[n for n in names]",
+        r"re.sub('\d', '', s)",
+    ],
+)
+def test_python(text):
+    assert is_python(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "word", "salt and pepper", "text: here, start: 26", "name: value", "10-11", "1 + 2", "not valid", "pass",
+        "bin(n)}", "image.png", "105282-109303-g3452",
+        "Sort the list.", "\0", "(" * 5000, "with open('f') as f: for line in f: pass", f"f({'x, ' * 10_000})",
+    ],
+)  # fmt: skip
+def test_no_python(text):
+    assert not is_python(text)
+
+
+def test_inside_the_first_fence():
+    assert inside_fence("So:\n```python\na = 1\n```\n```\nb\n```") == "a = 1"
+    assert inside_fence("```\na = 1") == "a = 1"
+    assert inside_fence("\na = 1\n") == "a = 1"

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from rebase.errors import RebaseError, did_you_mean
-from rebase.text import NUMBER, listed_options, normalize, split_reference, template_columns
+from rebase.text import NUMBER, is_python, listed_options, normalize, split_reference, template_columns
 
 AnswerType = Literal["span", "label", "number", "text", "code"]
 Metric = Literal["exact_match", "f1", "accuracy", "numeric_match", "chrf", "rouge_l"]
@@ -340,6 +340,11 @@ class Task(Strict):
         return self.answer.type == "label" and all(
             {example["answer"].strip("()")} < listed_options(self.render_query(example)) for example in self.examples
         )
+
+    @property
+    def answers_python(self) -> bool:
+        """Whether the answers are Python code: those of the task's examples are."""
+        return self.answer.type == "code" and all(is_python(example["answer"]) for example in self.examples)
 
     def render_query(self, fields: Mapping[str, str]) -> str:
         """Fill the query template."""

@@ -1,7 +1,10 @@
 """Text for comparison (normalized, tokens, n-grams), and its length in words and tokens."""
 
+import ast
 import re
+import textwrap
 import unicodedata
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, islice, takewhile
@@ -30,6 +33,12 @@ _SPACE = re.compile(r"\s")
 _PIECE = re.compile(rb"[A-Z]?[a-z]{1,6}|[A-Z]{1,2}|[!-/:-@\[-`{-~]{1,2}|[\x80-\xff]{1,2}|\s{2,}|[^ ]")
 #: A number as people write it, with or without thousands separators.
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_FENCE = re.compile(r"```[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
+_MAX_CODE = 20_000
+_CODE = {
+    ast.Assign, ast.AugAssign, ast.Call, ast.ClassDef, ast.For, ast.FunctionDef, ast.If, ast.Import,
+    ast.ImportFrom, ast.Lambda, ast.Subscript, ast.Try, ast.While, ast.With, ast.comprehension,
+}  # fmt: skip
 _LISTED_OPTION = re.compile(r"\(([A-Z])\)|^[^\S\n]*([A-Z])[.):](?=\s)", re.MULTILINE)
 _IN_BRACES = re.compile(r"\{([^{}]+)\}")
 _PART_OF_COLUMN = re.compile(r"(.*)\|(options|[1-9][0-9]{0,5})", re.DOTALL)
@@ -190,6 +199,28 @@ def lettered_options(options: Sequence[Any]) -> str:
 def listed_options(text: str) -> set[str]:
     """The letters of the options that a text lists: ``(A)``, or at the start of a line ``A.``, ``A)`` or ``A:``."""
     return {match[1] or match[2] for match in _LISTED_OPTION.finditer(text)}
+
+
+def inside_fence(text: str) -> str:
+    """The inside of the first Markdown code fence, or else the text; without line breaks around it."""
+    fenced = _FENCE.search(text)
+    return (fenced["code"] if fenced else text).strip("\n")
+
+
+def is_python(text: str) -> bool:
+    """Whether the text is Python code: it parses, with a call, an assignment, a block or the like in it.
+
+    Other texts parse as well, and are none: words ("salt and pepper", "name: value"), ids and names of files. Longer
+    texts than 20,000 characters are not read.
+    """
+    if len(text) > _MAX_CODE:
+        return False
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of escapes that Python does not have
+            parts = {type(node) for node in ast.walk(ast.parse(textwrap.dedent(text).strip()))}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return not parts.isdisjoint(_CODE) or ({ast.BinOp, ast.Name} <= parts and " " in text)
 
 
 def template_columns(template: str) -> list[str]:

@@ -190,6 +190,15 @@ def test_an_answer_that_repeats_its_query():
     assert reject_example(CODE, fields, "print('rain')", NOTHING) is None
 
 
+def test_an_answer_in_python_where_the_examples_answer_in_python():
+    task = shipped("mconala_ja")
+    fields = {"intent": "空港は何の直訳か"}
+    answer = tidy_answer(task, fields, "```python\nnames.sort()\n```")
+    assert answer == "names.sort()"
+    assert reject_example(task, fields, answer, NOTHING) is None
+    assert reject_example(task, fields, "text: Airport, answer_start: 124", NOTHING) == "not_code"
+
+
 def test_a_span_takes_the_passages_spelling():
     fields = {"context": PASSAGE, "question": "Who?"}
     assert tidy_answer(READING, fields, ' "anna dahl." ') == "Anna Dahl"

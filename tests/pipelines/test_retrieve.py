@@ -199,6 +199,14 @@ def test_the_share_of_a_dataset_is_counted_exactly(percent, top_n):
     assert most_of_a_dataset(percent / 100, top_n) == max(1, percent * top_n // 100)
 
 
+def test_a_task_that_answers_in_python_takes_no_row_without_code(run, reading_task):
+    answer = reading_task.answer.model_copy(update={"type": "code"})
+    examples = tuple({**example, "answer": "names.sort()"} for example in reading_task.examples)
+    code_task = reading_task.model_copy(update={"passage": None, "answer": answer, "examples": examples})
+    with pytest.raises(StageError, match="'no_code': "):
+        run(task=code_task)
+
+
 def test_a_task_without_passage_takes_short_rows_too(run, reading_task):
     retrieved, rejected, _ = run(task=reading_task.model_copy(update={"passage": None}))
     assert "no_passage" not in set(rejected["reason"])

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from rebase.records import Task
-from rebase.text import NUMBER, comparable, listed_options, ngrams, normalize, runs, tokens
+from rebase.text import NUMBER, comparable, inside_fence, is_python, listed_options, ngrams, normalize, runs, tokens
 
 MAX_SPAN_WORDS = 12
 #: From this share of one label a student may learn no other.
@@ -69,8 +69,8 @@ class ProtectedTexts:
 
 
 def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
-    """Normalize an answer: a span as the passage spells it, a label as the task spells it, a bare number."""
-    answer = answer.strip("\n") if task.answer.type == "code" else answer.strip()
+    """Normalize an answer: a span as the passage spells it, a label as the task spells it, a number or code alone."""
+    answer = inside_fence(answer) if task.answer.type == "code" else answer.strip()
     match task.answer.type:
         case "span":
             answer = answer.strip("\"'“”").rstrip(".").strip()
@@ -103,7 +103,7 @@ def reject_answer(task: Task, fields: Mapping[str, str], answer: str) -> str | N
             return "no_such_option"
         case "number" if not NUMBER.fullmatch(answer):
             return "not_a_number"
-        case "code" if comparable(answer) == query:
+        case "code" if comparable(answer) == query or (task.answers_python and not is_python(answer)):
             return "not_code"
         case "text" if comparable(answer) == query:
             return "repeats_query"

@@ -25,6 +25,7 @@ REASONS = {
     "contamination_exact": "A text of the row is in the evaluation set, or in an example of the task.",
     "contamination_ngram": "The row shares a run of words with the evaluation set.",
     "no_passage": "No cell is prose of the right length to be the passage.",
+    "no_code": "No cell is Python code, as the answers of the task's examples are.",
     "dataset_share": "Its dataset already has its share of the rows.",
     "label_share": "Its place went to a row of its dataset with another label.",
     # map
@@ -61,7 +62,7 @@ REASONS = {
     "no_such_option": "The answer is the letter of an option that the query does not list.",
     "label_not_in_row": "Nothing in the row names the label.",
     "not_a_number": "The answer is not a number.",
-    "not_code": "The answer repeats the query.",
+    "not_code": "The answer repeats the query, or is not Python as the answers of the task's examples are.",
     "repeats_query": "The answer repeats the query.",
     "repeats_prompt": "The response repeats its prompt.",
     "answer_too_long": "The answer is too long for a span.",

@@ -11,6 +11,7 @@ from itertools import chain
 
 from rebase.records import AnswerSpec
 from rebase.tasks.numbers import plain_math, stated_number, unstated_number
+from rebase.text import inside_fence
 
 # Rationales end with "So the answer is X."; models that explain their answers use similar words.
 _ANSWER_IS = re.compile(r"\banswer\s+is\s*:?\s*", re.IGNORECASE)
@@ -40,7 +41,6 @@ _WRAPPED = re.compile(r"(?:\*\*|[*_`\"“$]|\\text\w*\{)(?P<inside>[^*`\"“”$
 
 _THOUGHTS = r"(?:<(?:think|thinking|thought|reasoning)>|\[THINK\])"
 _THOUGHTS_END = r"(?:</(?:think|thinking|thought|reasoning)>|\[/THINK\])"
-_FENCE = re.compile(r"```[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
 
 # An option's letter at the beginning, as in "B) because". "A dog" and "I do" begin with words; "C is wrong" rejects C.
 _OPTION_FIRST = re.compile(
@@ -83,8 +83,7 @@ def extract(raw_output: str, answer: AnswerSpec) -> str:
         case "number":
             return _search(text, stated_number, unstated_number)
         case "code":
-            fenced = _FENCE.search(text)
-            return (fenced["code"] if fenced else text).strip("\n")
+            return inside_fence(text)
         case "text":
             return _text(text)
 

@@ -20,6 +20,7 @@ from rebase.datastore.search import Ranking, TaskVectors, check_encoder, search_
 from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError, StageError
 from rebase.generation.filters.base import Candidate, Rejection
+from rebase.generation.filters.code import reject_without_code
 from rebase.generation.filters.duplicates import Duplicates
 from rebase.generation.filters.passages import find_passage, reject_without_passage
 from rebase.generation.filters.sources import source_filter
@@ -181,7 +182,7 @@ def _filter_ranked(
     ``rank_others`` are the rows of some datasets after a rank.
     """
     reject_source = source_filter(task, evaluation_items, cards, parameters.licenses, contamination.ngram)
-    duplicates = Duplicates(parameters.near_duplicate)
+    duplicates, answers_python = Duplicates(parameters.near_duplicate), task.answers_python
     kept_of_dataset: Counter[str] = Counter()
     limit = most_of_a_dataset(parameters.max_dataset_share, parameters.top_n)
 
@@ -196,9 +197,11 @@ def _filter_ranked(
 
     def reject_text(row: _RankedRow) -> Rejection | None:
         passage = row.line.get("passage")
-        return reject_source(row.candidate, passage or row.candidate.longest_cell) or (
-            reject_without_passage(row.candidate, parameters) if task.passage and not passage else None
-        )
+        if rejection := reject_source(row.candidate, passage or row.candidate.longest_cell):
+            return rejection
+        if task.passage and not passage:
+            return reject_without_passage(row.candidate, parameters)
+        return reject_without_code(row.candidate) if answers_python else None
 
     kept: list[_RankedRow] = []
     spare: list[_RankedRow] = []
