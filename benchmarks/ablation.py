@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from main_job import ROOT, copy_project, run_job
+from main_job import ROOT, copy_project, latest, run_job
 
 from rebase.records import PREDICTION_COLUMNS
 from rebase.tasks.metrics import bootstrap_interval, permutation_p
@@ -25,17 +25,12 @@ SAMPLES, CONFIDENCE = 2000, 0.95
 AS_IT_COMES = "as it comes"
 
 
-def latest(versions: Path) -> pd.DataFrame:
-    """Read the last version of a versioned table."""
-    return pd.read_parquet(max(versions.iterdir()) / versions.name)
-
-
 def measure(project: Path, task: str, seed: int, setting: str) -> tuple[list[str], pd.Series]:
     """Run the main job; return the answers of its examples, and the expert's score of each item, 0 to 1."""
     params = [f"task={task}", f"seed={seed}", *([] if setting == AS_IT_COMES else [setting])]
     run_job(project, ",".join(params))
-    answers = latest(project / "data/05_model_input" / task / "examples.parquet")["answer"]
-    predictions = latest(project / "data/07_model_output" / task / "predictions.parquet")
+    answers = pd.read_parquet(latest(project / "data/05_model_input" / task / "examples.parquet"))["answer"]
+    predictions = pd.read_parquet(latest(project / "data/07_model_output" / task / "predictions.parquet"))
     metric = predictions.columns[len(PREDICTION_COLUMNS)]
     return answers.to_list(), predictions[predictions["system"] == "expert"].set_index("item_id")[metric]
 

@@ -36,13 +36,18 @@ def run_job(project: Path, params: str) -> None:
     subprocess.run(command, cwd=project, check=True, env={**os.environ, "DO_NOT_TRACK": "1"})
 
 
+def latest(versions: Path) -> Path:
+    """Return the file of the last version of a versioned dataset."""
+    return max(versions.iterdir()) / versions.name
+
+
 def measure(project: Path, task: str) -> dict:
     """Run one task; return seconds, peak memory so far (GiB) and scores."""
     started = time.monotonic()
     run_job(project, f"task={task}")
     seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    scores = max((project / "data/08_reporting" / task / "scores.json").iterdir()) / "scores.json"
+    scores = latest(project / "data/08_reporting" / task / "scores.json")
     return {"seconds": round(seconds), "peak_gib_so_far": round(peak, 2), "scores": json.loads(scores.read_text())}
 
 
