@@ -29,7 +29,7 @@ from rebase.parameters import MapParameters
 from rebase.records import DatasetMapping, Task
 from tests.shipped import shipped_prompt, shipped_task
 
-NLI, READING, EXAM, SUMS = map(shipped_task, ("mnli", "squad", "mmlu", "gsm8k"))
+NLI, READING, EXAM, SUMS, CODE = map(shipped_task, ("mnli", "squad", "mmlu", "gsm8k", "mconala_ja"))
 PARAMETERS = MapParameters(
     min_rows=5, max_examples=10, shown_rows=2, max_row_tokens=80, audit=4, min_agreement=0.3, seed=1,
     sampling={"temperature": 0, "max_tokens": 300},
@@ -90,6 +90,8 @@ def test_any_cell_is_a_list(text):
 
 def test_columns_are_described_by_what_a_teacher_needs():
     columns = describe_columns([row | {"id": str(n), "tags": "x; y"} for n, row in enumerate(QUIZ)])
+    types = {name: column.in_words()["type"] for name, column in columns.items()}
+    assert types == {"question": "text", "choices.text": "list", "answerKey": "label", "id": "number", "tags": "label"}
     assert columns["answerKey"].values == {"A": 3, "B": 3, "C": 3, "D": 3}
     assert columns["choices.text"].items == 4
     assert columns["question"].words == 3
@@ -236,6 +238,24 @@ def test_a_list_of_answers_gives_its_first_and_a_solution_its_number():
     assert map_row(READING, reading, row).answer == "red"
     sums = DatasetMapping(dataset="d", fields={"question": "question"}, answer="answer")
     assert map_row(SUMS, sums, {"question": "How many?", "answer": "48/2 = 24 and\n48+24 = 72\n#### 72"}).answer == "72"
+    assert map_row(SUMS, sums, {"question": "How many?", "answer": "First 24; then 72"}).answer == "72"
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"), [(SUMS, "10; 1010"), (SUMS, "[10, 1010]"), (READING, "['red', 'blue']"), (CODE, "x = 1; y = 2")]
+)
+def test_a_list_in_a_column_of_single_answers_is_rejected_but_no_code(task, answer):
+    mapping = DatasetMapping(dataset="d", fields=dict.fromkeys(task.query_fields, "text"), answer="answer")
+    outcome = map_row(task, mapping, {"text": "The boat is red and blue.", "answer": answer})
+    assert outcome == (Example(outcome.fields, answer) if task is CODE else Rejection("several_answers", answer))
+
+
+def test_texts_are_cleaned_but_no_code():
+    spelled = {"sentence1": r"It&#x27;s here.\nSo.", "sentence2": "caf\u00c3\u00a9", "gold": "1"}
+    assert map_row(NLI, nli(), spelled).fields == {"premise": "It's here.\nSo.", "hypothesis": "café"}
+    sums = DatasetMapping(dataset="d", fields={"intent": "sentence1"}, answer="gold")
+    outcome = map_row(CODE, sums, {"sentence1": r"split at &amp; by \n", "gold": r"text.split('\n')"})
+    assert (outcome.fields["intent"], outcome.answer) == (r"split at &amp; by \n", r"text.split('\n')")
 
 
 @pytest.mark.parametrize(

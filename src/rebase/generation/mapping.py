@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from rebase.generation.filters.base import Rejection
+from rebase.generation.filters.passages import clean_spelling
 from rebase.generation.prompts.parsing import Example
 from rebase.generation.prompts.requests import build_request, cut_cells, fence, object_schema, task_in_words
 from rebase.generation.prompts.templates import MapPrompt
@@ -29,6 +30,7 @@ from rebase.tasks.extraction import as_label, extract
 from rebase.tasks.metrics import word_f1
 from rebase.teacher.protocol import Request, parse_response
 from rebase.text import (
+    NUMBER,
     comparable,
     count_words,
     fill_template,
@@ -69,6 +71,15 @@ class Column:
     words: int
     values: Mapping[str, int]
     items: int = 0
+    has_numbers: bool = False
+
+    def in_words(self) -> dict[str, Any]:
+        """The type of the column, and what is typical of its cells."""
+        if self.values:
+            return {"type": "label", "values": self.values}
+        if self.items:
+            return {"type": "list", "items": self.items}
+        return {"type": "number"} if self.has_numbers else {"type": "text", "words": self.words}
 
 
 def configs_to_map(task: Task, retrieved: pd.DataFrame, min_rows: int) -> list[tuple[str, str]]:
@@ -118,7 +129,9 @@ def _describe(cells: list[str]) -> Column:
         return Column(words, dict(counts.most_common()))
     sizes = [len(list_items(cell)) for cell in cells]
     several = sum(size > 1 or cell.startswith("[") for size, cell in zip(sizes, cells, strict=True))
-    return Column(words, {}, max(sizes) if several >= _LIST_SHARE * len(cells) else 0)
+    if several >= _LIST_SHARE * len(cells):
+        return Column(words, {}, max(sizes))
+    return Column(words, {}, has_numbers=all(NUMBER.fullmatch(cell.strip()) for cell in cells))
 
 
 def passage_columns(columns: Mapping[str, Column]) -> list[str]:
@@ -147,16 +160,11 @@ def map_request(
     }
     data = {
         "description": description[:_SHOWN_DESCRIPTION],
-        "columns": {
-            name: {"values": column.values} if column.values
-            else {"list of": column.items} if column.items
-            else {"words": column.words}
-            for name, column in columns.items()
-        },
+        "columns": {name: column.in_words() for name, column in columns.items()},
         "rows": [
             cut_cells({name: row[name] for name in columns if name in row}, parameters.max_row_tokens) for row in rows
         ],
-    }  # fmt: skip
+    }
     return build_request(prompt, words, (), {"data": fence(data)}, mapping_schema(task, columns), parameters.sampling)
 
 
@@ -248,10 +256,11 @@ def unknown_columns(mapping: DatasetMapping, columns: Iterable[str], task: Task)
 def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Example | Rejection:
     """The example in a row, not yet verified; or why there is none. Its answer is empty if the mapping has none.
 
-    A number is read from the answer's text (``#### 72``), a label is spelled as the task spells it.
+    A number is read from the answer's text (``#### 72``), a label is spelled as the task spells it, and other texts are
+    cleaned as passages are.
     """
     try:
-        fields = {name: fill_cells(mapping.fields[name], cells) for name in task.query_fields}
+        fields = {name: _clean_field(task, name, fill_cells(mapping.fields[name], cells)) for name in task.query_fields}
         if mapping.answer is None:
             return Example(fields, "")
         answer = fill_cells(mapping.answer, cells)
@@ -262,13 +271,32 @@ def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Ex
             answer = choice if task.answer.labels else fill_cells(choice, cells)
     except LookupError as error:
         return Rejection("missing_column", str(error.args[0]))
+    if _has_several(task, answer):
+        return Rejection("several_answers", answer[:_MAX_VALUE_CHARACTERS])
     return Example(fields, _spell(task, answer))
+
+
+def _clean_field(task: Task, name: str, text: str) -> str:
+    # The passage is cleaned when it is cut; entities and escapes are a part of code.
+    return text if name == task.passage or task.answer.type == "code" else clean_spelling(text)
+
+
+def _has_several(task: Task, answer: str) -> bool:
+    """Whether an answer is a list, in a column that has one answer in other rows: which one is meant is not known."""
+    if task.answer.labels or task.answer.type == "code":
+        return False
+    items = list_items(answer)
+    is_spelled = answer.startswith("[") and answer.endswith("]")
+    is_numbers = task.answer.type == "number" and all(NUMBER.fullmatch(item.strip()) for item in items)
+    return len(items) > 1 and (is_spelled or is_numbers)
 
 
 def _spell(task: Task, answer: str) -> str:
     if task.answer.labels:
         return as_label(answer, task.answer.labels) or answer
-    return extract(answer, task.answer) if task.answer.type == "number" else answer
+    if task.answer.type == "code":
+        return answer
+    return extract(answer, task.answer) if task.answer.type == "number" else clean_spelling(answer)
 
 
 def reference_answers(task: Task, mapping: DatasetMapping, cells: Mapping[str, str], answer: str) -> list[str]:
@@ -386,7 +414,8 @@ def _nearest(words: Sequence[str], references: Iterable[Sequence[str]]) -> float
 def correct_values(task: Task, mapping: DatasetMapping, given: Iterable[tuple[str, str]]) -> DatasetMapping | None:
     """The mapping with the label that the teacher gave most often to the rows of each value.
 
-    None if that changes nothing, or leaves one label. ``given`` has the value and the teacher's answer of some rows;
+    None if that changes nothing, or leaves one label or fewer than before: two values of which the teacher tells one
+    label have the wrong fields. ``given`` has the value and the teacher's answer of some rows;
     answers that are no label of the task do not count. A teacher that labels rows rightly can still write a wrong table
     for values without names, such as 0, 1 and 2.
     """
@@ -395,7 +424,7 @@ def correct_values(task: Task, mapping: DatasetMapping, given: Iterable[tuple[st
         if label := as_label(answer, task.answer.labels):
             labels.setdefault(value, Counter())[label] += 1
     values = mapping.values | {value: counts.most_common(1)[0][0] for value, counts in labels.items()}
-    if values == mapping.values or len(set(values.values())) == 1:
+    if values == mapping.values or len(set(values.values())) < max(2, len(set(mapping.values.values()))):
         return None
     return mapping.model_copy(update={"values": values})
 

@@ -30,6 +30,7 @@ REASONS = {
     "label_share": "Its place went to a row of its dataset with another label.",
     # map
     "missing_column": "The row lacks a column of the mapping.",
+    "several_answers": "The row has a list of answers where others have one.",
     "unmapped_value": "The mapping gives no label for the value.",
     "mapping_rejected": "The mapping of its dataset was rejected: see the mappings.",
     "not_in_datastore": "The datastore does not have the dataset, or the config, to be mapped.",

@@ -81,13 +81,18 @@ def clean_text(text: str) -> str:
 
     Of a record, the longest field.
     """
-    from ftfy import fix_text
-
     text = _join_list(text)
     if _FIELD.match(text):
         text = _join_list(max(_FIELD.split(text), key=len))
+    return _SENTENCES_OF_A_LIST.sub("", clean_spelling(text)).strip()
+
+
+def clean_spelling(text: str) -> str:
+    """The text without HTML entities, spelled-out escapes and mojibake."""
+    from ftfy import fix_text
+
     text = _ESCAPE.sub("\n", html.unescape(text)).replace("\\'", "'").replace('\\"', '"')
-    return _SENTENCES_OF_A_LIST.sub("", fix_text(text, uncurl_quotes=False)).strip()
+    return fix_text(text, uncurl_quotes=False)
 
 
 def fault_of(text: str) -> str:
