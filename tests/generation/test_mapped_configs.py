@@ -37,6 +37,13 @@ def test_a_mapping_without_a_config_is_for_all_of_them():
     assert list(mappings["config"]) == ["one", "two"]
 
 
+def test_a_mapping_for_all_configs_is_used_for_those_that_have_its_columns():
+    mapping = DatasetMapping(dataset="boats", fields=MAPPING["fields"], answer="gold", values=NAMES)
+    task = NLI.model_copy(update={"mappings": (mapping,)})
+    mappings, *_ = map_({"boats:one": pairs(), "boats:raw": [{"text": "A boat."}]}, task=task)
+    assert list(zip(mappings["config"], mappings["state"], strict=True)) == [("one", "used"), ("raw", "unknown_column")]
+
+
 def test_a_wrong_mapping_in_the_task_file_stops_the_run_before_any_request():
     mapping = DatasetMapping(
         dataset="boats", fields={"premise": "sentence1", "hypothesis": "text"}, answer="gold", values=NAMES
@@ -122,6 +129,43 @@ def maps_to_one_label(answer=answers_like_people):
         return answer(request)
 
     return say
+
+
+def test_swapped_fields_show_as_labels_that_a_correction_would_merge():
+    seen = dict(zip(LABELS, ["neutral", "contradiction", "contradiction"], strict=True))
+
+    def says(request):
+        query = request.messages[-1].content
+        if "<data>" in query:
+            swapped = {"premise": "sentence2", "hypothesis": "sentence1"}
+            return json.dumps({"row": "Pairs.", "mapping": MAPPING | {"fields": swapped}})
+        answer = json.loads(answers_like_people(request))
+        if query.index("Case") < query.index("boat"):
+            answer["answer"] = seen[answer["answer"]]
+        return json.dumps(answer)
+
+    mappings, *_ = map_({"boats": pairs()}, says, mode="both", max_examples=60, audit=60)
+    assert list(mappings["state"]) == ["low_agreement"]
+    assert mappings["written_by"][0] == "the teacher"
+
+
+def test_a_column_that_explains_the_label_is_no_part_of_the_query():
+    rows = [row | {"why": f"It is {LABELS[int(row['gold'])]} because of {n}."} for n, row in enumerate(pairs())]
+    fields = {"premise": "sentence1", "hypothesis": "{sentence2} {why}"}
+    mappings, *_, teacher = map_({"boats": rows}, respond(MAPPING | {"fields": fields}), mode="both")
+    assert list(mappings["state"]) == ["answer_given_away"]
+    assert len(teacher.requests) == 1, "an audit would only show that the teacher reads"
+
+
+def test_near_duplicates_leave_room_for_other_rows():
+    asked = ["Case 0 of the vessel is near.", "Case 1 of the vessel is near.", "Case 2 of the vessel is near."]
+    story = " ".join(f"Word {n} of the log of the boat." for n in range(12))
+    rows = [row | {"sentence1": f"{row['sentence1']} {story}", "sentence2": asked[int(row["gold"])]} for row in pairs()]
+    copies = [rows[n] | {"sentence1": f"{rows[n]['sentence1']} End."} for n in range(30)]
+    retrieve = RETRIEVE.model_copy(update={"near_duplicate": 0.95})
+    _, examples, rejected, _, _ = map_({"boats": rows + copies}, retrieve=retrieve, max_examples=60)
+    assert len(examples) == 60
+    assert set(rejected["reason"]) == {"duplicate"}
 
 
 def test_values_with_one_label_are_told_apart_by_the_audit():
@@ -232,6 +276,7 @@ def test_rows_pass_the_same_filters_as_retrieved_ones():
     rows[2]["sentence1"] = "Beavers fell poplars along the river, and with the trunks they build a dam that floods it."
     rows[3]["sentence1"] = "Die Biber bauen einen Damm aus Holz und Schlamm, damit der Eingang ihrer Burg nass bleibt."
     rows[4]["sentence1"] = ""
+    rows[7]["sentence2"] = "Die Biber bauen einen Damm aus Holz und Schlamm."
     rows[5] = rows[8]
     rows[6]["sentence1"] = NLI.examples[0]["premise"]
     item = {"premise": rows[2]["sentence1"], "hypothesis": "Beavers build."}
@@ -244,7 +289,7 @@ def test_rows_pass_the_same_filters_as_retrieved_ones():
     assert found[0] == "unmapped_value"
     assert found[1] == "missing_column"
     assert found[2] == found[6] == "contamination_exact"
-    assert found[3] == "language"
+    assert found[3] == found[7] == "language"
     assert found[4] == "empty"
     assert "duplicate" in (found.get(5), found.get(8))
     assert not set(examples["row_id"]) & set(rejected["row_id"])

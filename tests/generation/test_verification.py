@@ -10,6 +10,7 @@ from rebase.generation.verification import (
     ProtectedTexts,
     agrees,
     equations,
+    gives_answers_away,
     label_balance,
     names_label,
     one_sided,
@@ -258,6 +259,23 @@ def test_a_number_is_kept_bare(answer, tidied):
 )
 def test_rationales(rationale, answer, reason):
     assert reject_rationale(SUMS, rationale, answer) == reason
+
+
+@pytest.mark.parametrize(
+    ("task", "query", "answer", "given_away"),
+    [
+        ("mnli", {"premise": "A boat.", "hypothesis": "It moves. It is neutral: boats may rest."}, "neutral", True),
+        ("mnli", {"premise": "A boat.", "hypothesis": "Entailment, neutral or contradiction?"}, "neutral", False),
+        ("gsm8k", {"question": "How many are 6 and 6, that is 1,200 or 12?"}, "12", True),
+        ("gsm8k", {"question": "How many are 6 and 6, of 120?"}, "12", False),
+        ("mmlu", {"question": "Which?", "choices": "(A) x (B) y"}, "(A)", False),
+        ("squad", {"context": "It is red.", "question": "What color?"}, "red", False),
+    ],
+)
+def test_queries_that_state_their_answer(task, query, answer, given_away):
+    task, other = shipped(task), dict.fromkeys(query, "Nothing.")
+    assert gives_answers_away(task, [(query, answer)] * 3 + [(other, answer)] * 2) == given_away
+    assert not gives_answers_away(task, [(query, answer)] * 2 + [(other, answer)] * 2), "some rows may"
 
 
 def test_words_need_no_equation():

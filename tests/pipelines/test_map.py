@@ -136,6 +136,8 @@ def test_labels_and_datasets_take_turns_and_copies_are_used_once():
     _, examples, rejected, _, _ = map_({"boats": pairs(), "copies": few, "ships": ships}, max_examples=30)
     assert Counter(examples["answer"]) == dict.fromkeys(LABELS, 10)
     assert 10 <= (examples["dataset"] == "ships").sum() <= 20
+    _, examples, *_ = map_({"boats:one": pairs(30), "boats:two": pairs()[30:], "ships": ships}, max_examples=30)
+    assert (examples["dataset"] == "ships").sum() == 15, "configs of one dataset share its turns"
     _, examples, rejected, _, _ = map_({"boats": pairs(30), "copies": pairs(30)}, max_examples=100)
     assert "duplicate" in set(rejected["reason"])
     assert not examples["query"].duplicated().any()
@@ -146,8 +148,11 @@ def test_without_enough_rows_no_request_is_sent():
         map_({"boats": pairs()}, min_rows=7)
 
 
-def test_in_the_mode_rewrite_nothing_happens():
-    mappings, examples, _, summary, teacher = map_({"boats": pairs()}, mode="rewrite")
+def test_in_the_mode_rewrite_nothing_happens(caplog):
+    mapping = DatasetMapping(dataset="boats", fields=MAPPING["fields"], answer="gold", values=NAMES)
+    task = NLI.model_copy(update={"mappings": (mapping,)})
+    mappings, examples, _, summary, teacher = map_({"boats": pairs()}, task=task, mode="rewrite")
+    assert "set transform.mode to map or both" in caplog.text
     assert mappings.empty
     assert examples.empty
     assert examples.attrs["left_out"].startswith("transform.mode is rewrite")

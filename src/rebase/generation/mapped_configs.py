@@ -14,9 +14,12 @@ import pandas as pd
 import pyarrow.compute as pc
 import yaml
 
+from rebase.datastore.cells import content_hash
 from rebase.datastore.shards import Shards, metadata_of
 from rebase.errors import RebaseError
 from rebase.generation.filters.base import Candidate, Rejection
+from rebase.generation.filters.duplicates import Duplicates
+from rebase.generation.filters.languages import LanguageFilter
 from rebase.generation.filters.passages import find_passage, reject_without_passage
 from rebase.generation.filters.sources import source_filter
 from rebase.generation.generate import read_response, rejected_line, verify
@@ -39,12 +42,11 @@ from rebase.generation.mapping import (
 from rebase.generation.prompts.parsing import Example, read_check, read_rationale
 from rebase.generation.prompts.requests import evaluation_requests
 from rebase.generation.prompts.templates import DistilPrompt, MapPrompt
-from rebase.generation.verification import ProtectedTexts, reject_input
+from rebase.generation.verification import ProtectedTexts, gives_answers_away, reject_input
 from rebase.parameters import MapParameters, RetrieveParameters
 from rebase.records import MAPPING_COLUMNS, DatasetMapping, Task
 from rebase.teacher.cached import CachedSession
 from rebase.teacher.protocol import Failure, Response
-from rebase.text import comparable
 
 #: Rows that are read as Python objects at once, and rows by which the columns of a config are described.
 _ROWS_AT_ONCE = 1000
@@ -147,7 +149,8 @@ class MappedConfig:
 def find_configs(task: Task, retrieved: pd.DataFrame, rows: Shards, parameters: MapParameters) -> list[MappedConfig]:
     """The configs with a mapping in the task's file, then those with enough retrieved rows.
 
-    Raises RebaseError if a mapping in the task's file names a column that no row has.
+    Raises RebaseError if a mapping in the task's file names a column that no row has. A mapping for all configs needs
+    one that has its columns; the others are rejected.
     """
     configs = []
     for mapping in task.mappings:
@@ -155,15 +158,18 @@ def find_configs(task: Task, retrieved: pd.DataFrame, rows: Shards, parameters: 
             configs.append(MappedConfig(mapping.dataset, mapping.config or "", rows, mapping, rejection=rejection))
             continue
         names = [mapping.config] if mapping.config else pc.unique(rows[mapping.dataset]["config"]).to_pylist()
-        for name in names:
-            configs.append(MappedConfig(mapping.dataset, name, rows, mapping))
-            columns = {column for line in configs[-1].lines(0) for column in json.loads(line["row"])}
+        written = [MappedConfig(mapping.dataset, name, rows, mapping) for name in names]
+        for config in written:
+            columns = {column for line in config.lines(0) for column in json.loads(line["row"])}
             if unknown := unknown_columns(mapping, columns, task):
-                there = f"there are {', '.join(sorted(columns))}" if columns else "it has no rows"
-                raise RebaseError(
-                    f"map: the mapping of {mapping.dataset} in the file of task {task.name!r} names the column "
-                    f"{', '.join(map(repr, unknown))}, which no row of the config {name!r} has: {there}. Correct it."
-                )
+                config.rejection = Rejection("unknown_column", ", ".join(unknown))
+        if all(config.rejection for config in written):
+            there = f"there are {', '.join(sorted(columns))}" if columns else "it has no rows"
+            raise RebaseError(
+                f"map: the mapping of {mapping.dataset} in the file of task {task.name!r} names the column "
+                f"{', '.join(map(repr, unknown))}, which no row of the config {names[-1]!r} has: {there}. Correct it."
+            )
+        configs += written
     for dataset, name in configs_to_map(task, retrieved, parameters.min_rows):
         configs.append(MappedConfig(dataset, name, rows, rejection=None if dataset in rows else _NOT_IN_DATASTORE))
     return configs
@@ -226,12 +232,17 @@ def row_check(
     The third argument is False for an input, whose answer is not known yet.
     """
     reject = source_filter(task, evaluation_items, cards, retrieve.licenses, protected.ngram)
+    languages = LanguageFilter(task)
 
     def check(line: Line, example: Example, has_answer: bool) -> Example | Rejection:
         cells = json.loads(line["row"])
         row = Candidate(line["row_id"], line["dataset"], line["license"], cells, line["content_hash"])
         if rejection := reject(row, max(example.fields.values(), key=len)):
             return rejection
+        for name, text in example.fields.items():
+            # Sets for several languages pair a text in one with a text in another.
+            if rejection := languages.reject(f"{row.config}/{name}", text):
+                return rejection
         outcome = _cut_passage(task, row, example, retrieve)
         if isinstance(outcome, Rejection) or has_answer:
             return verify(task, outcome, protected)
@@ -251,15 +262,26 @@ def _cut_passage(task: Task, row: Candidate, example: Example, retrieve: Retriev
     return reject_without_passage(text, retrieve)
 
 
-def apply_mapping(
-    task: Task, config: MappedConfig, mapping: DatasetMapping, check: Check, parameters: MapParameters
-) -> None:
-    """Map the rows of the config until there are enough examples of each label; reject the mapping if there are none.
+def as_candidate(line: Line, example: Example) -> Candidate:
+    """A mapped row, to be compared with others by the fields of its query."""
+    return Candidate(line["row_id"], line["dataset"], line["license"], example.fields, content_hash(example.fields))
 
-    Each label gets ``max_examples``, so that labels can be balanced whatever other datasets have.
+
+def apply_mapping(
+    task: Task,
+    config: MappedConfig,
+    mapping: DatasetMapping,
+    check: Check,
+    parameters: MapParameters,
+    near_duplicate: float,
+) -> None:
+    """Map the rows of the config until there are enough examples of each label.
+
+    Each label gets ``max_examples``, so that labels can be balanced whatever other datasets have. The mapping is
+    rejected if there are no examples, only those of one label, or if most queries state their answer.
     """
     counts: Counter[str] = Counter()
-    queries: set[str] = set()
+    duplicates = Duplicates(near_duplicate)
     for line in config.lines(parameters.seed):
         outcome = map_row(task, mapping, json.loads(line["row"]))
         if isinstance(outcome, Example):
@@ -269,18 +291,20 @@ def apply_mapping(
                 continue
             outcome = check(line, outcome, config.has_answers)
         if isinstance(outcome, Example):
-            query = comparable(task.render_query(outcome.fields))
-            if query not in queries:
-                queries.add(query)
+            candidate = as_candidate(line, outcome)
+            if (rejection := duplicates.reject(candidate)) is None:
+                duplicates.keep(candidate)
                 counts[group] += 1
                 config.mapped.append((line, outcome))
                 continue
-            outcome = Rejection("duplicate")
+            outcome = rejection
         config.rejected.append(rejected_line(line, outcome))
     if not config.mapped:
         config.reject_all()
     elif config.has_answers and task.answer.labels and len(counts) == 1:
         config.rejection = Rejection("one_label", next(iter(counts)))
+    elif config.has_answers and gives_answers_away(task, [(e.fields, e.answer) for _, e in config.mapped]):
+        config.rejection = Rejection("answer_given_away")
 
 
 async def audit_mapping(
@@ -290,6 +314,7 @@ async def audit_mapping(
     check: Check,
     prompt: DistilPrompt,
     parameters: MapParameters,
+    near_duplicate: float,
 ) -> None:
     """Audit the config's mapping; if its labels disagree with the teacher's, correct them once and audit other rows.
 
@@ -304,7 +329,7 @@ async def audit_mapping(
         config.rejection = one_label or config.rejection
         return
     config.correct(corrected)
-    apply_mapping(task, config, corrected, check, parameters)
+    apply_mapping(task, config, corrected, check, parameters, near_duplicate)
     if config.is_usable:
         audited = {line["row_id"] for line, _, _ in answered}
         answered = await _request_audit(session, task, config, audited, prompt, parameters)

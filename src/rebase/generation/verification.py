@@ -124,6 +124,25 @@ def reject_input(task: Task, fields: Mapping[str, str], protected: ProtectedText
     return "overlaps_evaluation" if _overlaps(task, fields, answer, protected) else None
 
 
+def gives_answers_away(task: Task, examples: Sequence[tuple[Mapping[str, str], str]]) -> bool:
+    """Whether most queries state their answer: the label, and no other one, or the number.
+
+    Columns beside the answer may explain it ("It is neutral because …"). An audit rewards that: the teacher reads the
+    answer. In the other tasks, and among options, the answer may well be a part of the query.
+    """
+    if task.lists_options or not (task.answer.labels or task.answer.type == "number"):
+        return False
+    stated = sum(_states_answer(task, task.render_query(fields), answer) for fields, answer in examples)
+    return stated > len(examples) / 2
+
+
+def _states_answer(task: Task, query: str, answer: str) -> bool:
+    if not task.answer.labels:
+        return answer in {number.group().replace(",", "") for number in NUMBER.finditer(query)}
+    words = f" {normalize(query)} "
+    return [label for label in task.answer.labels if f" {normalize(label)} " in words] == [answer]
+
+
 def names_label(label: str, texts: Iterable[str]) -> bool:
     """Whether one of the texts has a word that begins like the label ("Sports" for ``sport``)."""
     stem = normalize(label)

@@ -9,10 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from rebase.datastore.cells import content_hash
 from rebase.datastore.shards import Shards
 from rebase.errors import StageError
-from rebase.generation.filters.base import Candidate, Rejection
+from rebase.generation.filters.base import Rejection
 from rebase.generation.filters.duplicates import Duplicates
 from rebase.generation.generate import ExampleStage, GenerationResult, generate_all, rejected_line, verify
 from rebase.generation.labeling import check_style, request_label, with_costs
@@ -20,6 +19,7 @@ from rebase.generation.mapped_configs import (
     AUDITED_AT_ONCE,
     MappedConfig,
     apply_mapping,
+    as_candidate,
     audit_mapping,
     explain_nothing_mapped,
     find_configs,
@@ -81,6 +81,10 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
     """
     stage = ExampleStage("map", task, teacher, map_prompt)
     if mode == "rewrite":
+        if task.mappings:
+            logger.warning(
+                "map: the mappings in the file of task %r are not used: set transform.mode to map or both", task.name
+            )
         return _conclude(stage, [], "transform.mode is rewrite: set it to map or both")
     configs = find_configs(task, retrieved, rows, parameters)
     protected = ProtectedTexts(task, evaluation_items["query"], contamination.ngram)
@@ -95,10 +99,10 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
             description = descriptions.get(config.dataset, "")
             await request_mapping(session, task, config, description, map_prompt, parameters)
         if config.mapping and not config.rejection:
-            apply_mapping(task, config, config.mapping, check, parameters)
+            apply_mapping(task, config, config.mapping, check, parameters, retrieve.near_duplicate)
         is_audited = config.written is None or config.written.audit
         if parameters.audit and is_audited and config.has_answers and (config.is_usable or config.can_be_corrected):
-            await audit_mapping(session, task, config, check, distil_prompt, parameters)
+            await audit_mapping(session, task, config, check, distil_prompt, parameters, retrieve.near_duplicate)
         return config
 
     concurrency = max(1, teacher.concurrency // AUDITED_AT_ONCE)
@@ -125,19 +129,18 @@ def _select(
     max_examples: int,
     near_duplicate: float,
 ) -> list[_Mapped]:
-    """Add the labeled examples to the stage, labels and configs in turn; return the inputs to be labeled, if needed."""
+    """Add the labeled examples to the stage; return the inputs to be labeled, if needed. All sources take turns."""
     duplicates = Duplicates(near_duplicate)
     scores = retrieved.set_index("row_id")[[name for name in PROVENANCE_COLUMNS if name.startswith(("rank", "score"))]]
     ranks = scores.to_dict("index")
     mapped = [(config, line, example) for config in configs if config.is_usable for line, example in config.mapped]
     labeled = [item for item in mapped if item[0].has_answers]
-    in_turn = interleave(labeled, lambda item: label_of(stage.task, item[2]), lambda item: id(item[0]))
-    in_turn += interleave([item for item in mapped if not item[0].has_answers], lambda item: id(item[0]))
+    sources = (lambda item: item[0].dataset, lambda item: item[0].config)
+    in_turn = interleave(labeled, lambda item: label_of(stage.task, item[2]), *sources)
+    in_turn += interleave([item for item in mapped if not item[0].has_answers], *sources)
     inputs: list[_Mapped] = []
     for config, line, example in in_turn:
-        candidate = Candidate(
-            line["row_id"], line["dataset"], line["license"], example.fields, content_hash(example.fields)
-        )
+        candidate = as_candidate(line, example)
         if len(stage.kept) == max_examples:
             config.not_needed += 1
         elif rejection := duplicates.reject(candidate):
