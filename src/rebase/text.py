@@ -34,6 +34,7 @@ _PIECE = re.compile(rb"[A-Z]?[a-z]{1,6}|[A-Z]{1,2}|[!-/:-@\[-`{-~]{1,2}|[\x80-\x
 #: A number as people write it, with or without thousands separators.
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _FENCE = re.compile(r"```[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
+_OPTION_LINE = re.compile(r"^\(([A-Z])\) (.*)$", re.MULTILINE)
 _MAX_CODE = 20_000
 _CODE = {
     ast.Assign, ast.AugAssign, ast.Call, ast.ClassDef, ast.For, ast.FunctionDef, ast.If, ast.Import,
@@ -199,6 +200,12 @@ def lettered_options(options: Sequence[Any]) -> str:
 def listed_options(text: str) -> set[str]:
     """The letters of the options that a text lists: ``(A)``, or at the start of a line ``A.``, ``A)`` or ``A:``."""
     return {match[1] or match[2] for match in _LISTED_OPTION.finditer(text)}
+
+
+def find_option(text: str, query: str) -> str:
+    """The letter of the option of a query that is this text; empty if none is, or several are."""
+    letters = [letter for letter, option in _OPTION_LINE.findall(query) if comparable(option) == comparable(text)]
+    return letters[0] if len(letters) == 1 else ""
 
 
 def inside_fence(text: str) -> str:

@@ -15,6 +15,7 @@ from rebase.generation.mapped_configs import MappedConfig
 from rebase.records import DatasetMapping
 from tests.generation.test_mapping import NAMES
 from tests.pipelines.maps import (
+    COLORS,
     LABELS,
     MAPPING,
     NLI,
@@ -147,6 +148,27 @@ def test_swapped_fields_show_as_labels_that_a_correction_would_merge():
     mappings, *_ = map_({"boats": pairs()}, says, mode="both", max_examples=60, audit=60)
     assert list(mappings["state"]) == ["low_agreement"]
     assert mappings["written_by"][0] == "the teacher"
+
+
+def test_the_letters_of_options_are_not_corrected():
+    exam = shipped_task("mmlu")
+    rows = [
+        {"question": f"Which color has boat {n * 7919}?", "options": str([f"{c} {n}" for c in COLORS[:4]]),
+         "key": "ABCD"[n % 4]}
+        for n in range(40)
+    ]  # fmt: skip
+    fields = {"question": "question", "choices": "options|options"}
+
+    def says(request):
+        if "<data>" in request.messages[-1].content:
+            return json.dumps({"row": "Exams.", "mapping": {"fields": fields, "answer": {"column": "key"}}})
+        number = int(re.findall(r"boat (\d+)", request.messages[-1].content)[-1]) // 7919
+        answer = {"rationale": "It is so.", "answer": f"({'BCDA'[number % 4]})"}
+        return json.dumps({name: answer[name] for name in request.schema["properties"]})
+
+    mappings, *_, teacher = map_({"boats": rows}, says, exam, mode="both", audit=20)
+    assert (mappings["state"][0], mappings["agreement"][0]) == ("low_agreement", 0)
+    assert len(teacher.requests) == 1 + 20
 
 
 def test_a_column_that_explains_the_label_is_no_part_of_the_query():

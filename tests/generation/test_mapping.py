@@ -11,6 +11,7 @@ from rebase.generation.filters.base import Rejection
 from rebase.generation.mapping import (
     MAX_COLUMNS,
     NO_LABEL,
+    Column,
     audit,
     correct_values,
     describe_columns,
@@ -19,6 +20,7 @@ from rebase.generation.mapping import (
     map_request,
     map_row,
     mapping_schema,
+    number_options,
     passage_columns,
     read_mapping,
     reference_answers,
@@ -221,6 +223,29 @@ def test_options_are_lettered_and_letters_point_to_them():
     pointers = {letter: f"choices.text|{place}" for place, letter in enumerate("ABCD", 1)}
     sums = DatasetMapping(dataset="d", fields={"question": "question"}, answer="answerKey", values=pointers)
     assert map_row(SUMS, sums, QUIZ[1] | {"choices.text": "12; 13 eggs"}).answer == "13"
+
+
+def test_an_option_is_meant_by_its_letter_its_number_or_its_text():
+    rows = [row | {"idx": str(n % 4), "text": list_items(row["choices.text"])[n % 4]} for n, row in enumerate(QUIZ)]
+    columns = describe_columns(rows)
+    schema = mapping_schema(EXAM, columns)["properties"]["mapping"]["anyOf"][0]["properties"]
+    names = ["question", "answerKey", "idx", "text"]
+    column, _ = schema["answer"]["anyOf"]
+    assert column["properties"] == {"column": {"type": "string", "enum": names}}, "no table of what letters mean"
+    choices = schema["fields"]["properties"]["choices"]["anyOf"][0]["enum"]
+    assert choices == [*names, "choices.text|options"]
+    for answer in ("answerKey", "idx", "text"):
+        mapping = DatasetMapping(
+            dataset="d", fields={"question": "question", "choices": "choices.text|options"}, answer=answer
+        )
+        mapping = number_options(EXAM, mapping, columns)
+        assert bool(mapping.values) == (answer == "idx")
+        assert [map_row(EXAM, mapping, row).answer for row in rows] == [f"({'ABCD'[n % 4]})" for n in range(12)]
+    one_based = {"idx": Column(1, {"2": 3, "1": 2, "5": 1})}
+    mapping = number_options(EXAM, mapping.model_copy(update={"answer": "idx"}), one_based)
+    assert mapping.values == {"1": "(A)", "2": "(B)"}
+    twice = rows[0] | {"choices.text": "['sea', 'sea']", "text": "sea"}
+    assert map_row(EXAM, mapping.model_copy(update={"answer": "text", "values": {}}), twice).answer == "sea"
 
 
 def test_an_empty_option_keeps_the_letters_of_the_others():

@@ -35,6 +35,7 @@ from rebase.generation.mapping import (
     map_request,
     map_row,
     mapping_id,
+    number_options,
     read_mapping,
     reference_answers,
     unknown_columns,
@@ -211,10 +212,12 @@ async def request_mapping(
     if isinstance(outcome, Rejection):
         config.rejection = outcome
         return
-    config.row, config.mapping = outcome
-    if config.mapping is None:
+    config.row, mapping = outcome
+    if mapping is None:
         config.rejection = Rejection("unsuitable")
-    elif problem := task.mapping_problem(config.mapping):
+        return
+    config.mapping = number_options(task, mapping, columns)
+    if problem := task.mapping_problem(config.mapping):
         config.rejection = Rejection("invalid_mapping", problem)
     elif unknown := unknown_columns(config.mapping, set().union(*sample), task):
         config.rejection = Rejection("unknown_column", ", ".join(unknown))
@@ -322,7 +325,8 @@ async def audit_mapping(
     """
     one_label, mapping = config.rejection, config.mapping
     answered = await _request_audit(session, task, config, set(), prompt, parameters)
-    if config.written or mapping is None or not answered or not config.rejection or not task.answer.labels:
+    has_names = bool(task.answer.labels) and not task.lists_options  # a letter means the option that it stands for
+    if config.written or mapping is None or not answered or not config.rejection or not has_names:
         return
     corrected = correct_values(task, mapping, [(_answer_value(config, line), answer) for line, _, answer in answered])
     if corrected is None:

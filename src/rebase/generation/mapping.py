@@ -34,6 +34,7 @@ from rebase.text import (
     comparable,
     count_words,
     fill_template,
+    find_option,
     lettered_options,
     split_reference,
     template_columns,
@@ -171,16 +172,22 @@ def map_request(
 def mapping_schema(task: Task, columns: Mapping[str, Column]) -> dict[str, Any]:
     """The JSON schema of a mapping, or null: its enums are the columns, their values and the task's labels.
 
-    The answer may be null: then the teacher answers the mapped queries.
+    The answer may be null: then the teacher answers the mapped queries. Letters of options are no names that a table
+    could translate: where the labels are such letters, the answer is a column alone.
     """
     lists = {name: column.items for name, column in columns.items() if column.items}
+    single = [name for name in columns if name not in lists]
     first_items = [f"{name}|1" for name in lists]
     template = object_schema({"template": _TEXT})
-    field = {"anyOf": [_enum(*columns, *(f"{name}|options" for name in lists)), template]}
+    # A list as it is has no letters.
+    references = [*(single if task.lists_options else columns), *(f"{name}|options" for name in lists)]
+    field = {"anyOf": [_enum(*references), template]}
     fields = dict.fromkeys(task.query_fields, field)
     if task.passage:
         fields[task.passage] = {"anyOf": [_enum(*passage_columns(columns)), template]}
-    if task.answer.labels:
+    if task.lists_options:
+        answers = [object_schema({"column": _enum(*single)})] if single else []
+    elif task.answer.labels:
         choices = _enum(*task.answer.labels, NO_LABEL)
         answers = [_with_values(name, column, choices) for name, column in columns.items() if len(column.values) > 1]
     else:
@@ -190,7 +197,7 @@ def mapping_schema(task: Task, columns: Mapping[str, Column]) -> dict[str, Any]:
         plain += first_items
         answers = [object_schema({"column": _enum(*plain)})] if plain else []
         answers += [
-            _with_values(name, column, _enum(*(other for other in columns if other not in (name, *lists)), *items))
+            _with_values(name, column, _enum(*(other for other in single if other != name), *items))
             for name, column in columns.items()
             if _are_pointers(column.values)
         ]
@@ -239,6 +246,17 @@ def read_mapping(dataset: str, config: str, text: str) -> tuple[str, DatasetMapp
     return row, DatasetMapping(dataset=dataset, config=config, fields=fields, answer=column, values=values)
 
 
+def number_options(task: Task, mapping: DatasetMapping, columns: Mapping[str, Column]) -> DatasetMapping:
+    """The mapping with a table of values, if the answer is the number of an option: from 0 if there is a 0."""
+    column = columns.get(mapping.answer or "")
+    if not (task.lists_options and column and column.values and all(map(str.isdecimal, column.values))):
+        return mapping
+    values = column.values
+    first = 0 if "0" in values else 1
+    table = {str(number): label for number, label in enumerate(task.answer.labels, first)}
+    return mapping.model_copy(update={"values": {value: table[value] for value in sorted(values) if value in table}})
+
+
 def mapping_id(mapping: DatasetMapping) -> str:
     """Fingerprint of a mapping: 12 hexadecimal digits."""
     return hashlib.sha256(mapping.model_dump_json().encode()).hexdigest()[:12]
@@ -256,8 +274,8 @@ def unknown_columns(mapping: DatasetMapping, columns: Iterable[str], task: Task)
 def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Example | Rejection:
     """The example in a row, not yet verified; or why there is none. Its answer is empty if the mapping has none.
 
-    A number is read from the answer's text (``#### 72``), a label is spelled as the task spells it, and other texts are
-    cleaned as passages are.
+    A number is read from the answer's text (``#### 72``), a label is spelled as the task spells it, the text of an
+    option becomes its letter, and other texts are cleaned as passages are.
     """
     try:
         fields = {name: _clean_field(task, name, fill_cells(mapping.fields[name], cells)) for name in task.query_fields}
@@ -273,6 +291,8 @@ def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Ex
         return Rejection("missing_column", str(error.args[0]))
     if _has_several(task, answer):
         return Rejection("several_answers", answer[:_MAX_VALUE_CHARACTERS])
+    if task.lists_options and not as_label(answer, task.answer.labels):
+        answer = find_option(answer, task.render_query(fields)) or answer
     return Example(fields, _spell(task, answer))
 
 
