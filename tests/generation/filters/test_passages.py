@@ -104,6 +104,7 @@ def test_prose_is_told_from_what_is_not(text, fault):
         ('["It rains today.", "We stay at ho', "It rains today."),
         ("It rains.; We stay at home.; We read.", "It rains. We stay at home. We read."),
         ("The cafÃ© is open.", "The café is open."),
+        ("我们，去（学校）。「は」　ＡＢ！", "我们，去（学校）。「は」　ＡＢ！"),
         ("The rate $\\theta$ and “this”.", "The rate $\\theta$ and “this”."),
         ("[1] A footnote, not a list.", "[1] A footnote, not a list."),
         ("['It rains today.', None, 3.5, ['We stay at home.']]", "It rains today. We stay at home."),

@@ -92,7 +92,8 @@ def clean_spelling(text: str) -> str:
     from ftfy import fix_text
 
     text = _ESCAPE.sub("\n", html.unescape(text)).replace("\\'", "'").replace('\\"', '"')
-    return fix_text(text, uncurl_quotes=False)
+    # Chinese and Japanese punctuation is wide.
+    return fix_text(text, uncurl_quotes=False, fix_character_width=False)
 
 
 def fault_of(text: str) -> str:
