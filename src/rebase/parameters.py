@@ -68,6 +68,7 @@ class RetrieveParameters(Strict):
 
     ``balance_labels``: if the task has labels, the rows of a dataset have its labels in turn. Otherwise S alone
     decides, as published, and ranks all rows with one label of a dataset before those with another.
+    ``max_dataset_share``: no dataset has more of the rows, nor of the first rows, where others are left.
     """
 
     top_n: Count

@@ -17,7 +17,7 @@ from rebase.datastore.shards import Shards
 from rebase.errors import RebaseError, StageError
 from rebase.parameters import ContaminationParameters, LicensePolicy, RetrieveParameters
 from rebase.pipelines import prepare, retrieve
-from rebase.pipelines.retrieve.nodes import most_of_a_dataset, retrieve_rows
+from rebase.pipelines.retrieve.nodes import most_of_a_dataset, retrieve_rows, spread
 from rebase.records import EVALUATION_COLUMNS, Task
 from rebase.weights import locate_model
 from tests.pipelines.conftest import EVALUATION, build_datastore, write
@@ -192,6 +192,22 @@ def test_rows_without_a_label_take_the_places_that_labels_leave(run, review_task
     labels = [json.loads(row).get("label", "") for row in rows.loc[rows["dataset"] == "reviews", "row"]]
     assert labels == [*["positive", "negative"] * 8, *[""] * 8]
     assert rejected.empty
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=40), st.sampled_from([0.25, 0.3, 0.5, 1.0]))
+def test_no_dataset_has_more_than_its_share_of_the_first_rows(datasets, share):
+    order = spread(range(len(datasets)), datasets, share)
+    assert sorted(order) == list(range(len(datasets)))
+    assert share < 1 or order == sorted(order)
+    for count in range(1, len(order) + 1):
+        used = Counter(datasets[position] for position in order[:count])
+        latest = datasets[order[count - 1]]
+        others = {datasets[position] for position in order[count:]} - {latest}
+        if used[latest] > most_of_a_dataset(share, count):
+            assert all(used[other] >= used[latest] - 1 for other in others), "the least used one comes next"
+    for dataset in set(datasets):
+        of_dataset = [position for position in order if datasets[position] == dataset]
+        assert of_dataset == sorted(of_dataset), "best first"
 
 
 @given(st.integers(1, 100), st.integers(1, 10_000))

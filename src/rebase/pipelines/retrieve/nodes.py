@@ -3,13 +3,13 @@
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Set
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from itertools import starmap
 from operator import itemgetter
 from statistics import mode
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 from tqdm import tqdm
@@ -29,6 +29,8 @@ from rebase.parameters import ContaminationParameters, RetrieveParameters
 from rebase.records import RETRIEVAL_REJECTED_COLUMNS, RETRIEVED_COLUMNS, ROW_COLUMNS, Task, summarize_stage
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: A ranked row: its rank from 1, its scores and its columns.
 _Ranked = tuple[int, dict[str, Any], dict[str, Any]]
@@ -58,12 +60,13 @@ def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
     """Keep the ``top_n`` best rows that pass every filter.
 
     Ranked rows are filtered, best first, until enough have passed or there are no more. If the task has labels, the
-    places of a dataset go to its labels in turn (``balance_labels``).
+    places of a dataset go to its labels in turn (``balance_labels``). No dataset has more than its share of them, nor
+    of the first ones (``spread``).
 
     Returns:
-        The kept rows, in the order of their places, each with its three scores, the column and value that matched
-        best on either side, its passage (for tasks that take one from the row) and its duplicates; the rejected
-        rows, with rank and reason; the stage's summary, with Annoy's recall of the exact top ``top_n``.
+        The kept rows, in the order of their use, each with its three scores, the column and value that matched best
+        on either side, its passage (for tasks that take one from the row) and its duplicates; the rejected rows, with
+        rank and reason; the stage's summary, with Annoy's recall of the exact top ``top_n``.
 
     Raises:
         RebaseError: The index is not that of these vectors and rows, was built with another encoder, the rows by an
@@ -235,10 +238,32 @@ def _filter_ranked(
         for row in balanced:
             rejected.pop(row.row_id, None)
         kept = balanced
+    kept = spread(kept, [row.dataset for row in kept], parameters.max_dataset_share)
     kept_rows = pd.DataFrame(
         [row.line | {"duplicates": json.dumps(duplicates.of[row.row_id])} for row in kept], columns=RETRIEVED_COLUMNS
     )
     return kept_rows, pd.DataFrame(sorted(rejected.values()), columns=RETRIEVAL_REJECTED_COLUMNS)
+
+
+def spread(rows: Sequence[T], datasets: Sequence[str], share: float) -> list[T]:
+    """The rows, best first, but so that no dataset has more than its share of the first ones, for any number of them.
+
+    A run ends at ``max_examples``: without this, its examples could all come from the dataset whose rows are the best.
+    Where each dataset has its share, the rows of the least used one come next.
+    """
+    waiting: dict[str, deque[int]] = {}
+    for position, dataset in enumerate(datasets):
+        waiting.setdefault(dataset, deque()).append(position)
+    taken: Counter[str] = Counter()
+    order: list[int] = []
+    for count in range(1, len(rows) + 1):
+        limit = most_of_a_dataset(share, count)
+        dataset = min(waiting, key=lambda name: (max(limit, taken[name] + 1), waiting[name][0]))
+        order.append(waiting[dataset].popleft())
+        taken[dataset] += 1
+        if not waiting[dataset]:
+            del waiting[dataset]
+    return [rows[position] for position in order]
 
 
 def _balance_labels(kept: list[_RankedRow], spare: list[_RankedRow], duplicates: Duplicates) -> list[_RankedRow]:

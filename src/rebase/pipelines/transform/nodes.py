@@ -30,7 +30,7 @@ def transform_rows(
     contamination: ContaminationParameters,
     mapped_examples: pd.DataFrame | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Turn retrieved rows into examples, best rows first, until ``max_examples`` have passed or the rows end.
+    """Turn retrieved rows into examples, in their order, until ``max_examples`` have passed or the rows end.
 
     With ``mapped_examples`` these come first, unless the mode is ``rewrite``, and rows of their datasets are not sent;
     in the mode ``map`` no row is. Concurrency is limited by the teacher, and by the rows that the missing examples need
