@@ -25,7 +25,7 @@ from tests.pipelines.conftest import EVALUATION, build_datastore, write
 PARAMETERS = RetrieveParameters(
     top_n=100, aggregation="max_of_mean", search="exact", annoy_candidates=1000,
     licenses=LicensePolicy(allow=("*",), deny=("*-nc-*",), unknown="allow"),
-    near_duplicate=0.6, max_dataset_share=1.0, balance_labels=True, min_passage_words=5, max_passage_words=14,
+    near_duplicate=0.6, max_dataset_share=1.0, balance_labels=True, min_passage_words=5, max_passage_words=25,
 )  # fmt: skip
 CONTAMINATION = ContaminationParameters(ngram=13)
 EVALUATION_SET = pd.DataFrame([["1", json.dumps(EVALUATION), "", "[]"]], columns=EVALUATION_COLUMNS)

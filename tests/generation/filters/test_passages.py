@@ -58,6 +58,31 @@ def test_a_longer_cell_that_is_no_prose_is_passed_over():
     assert reject_without_passage(row(cells), PARAMETERS).detail == "markup"
 
 
+PARSE = "(ROOT (S (NP (DT The) (NN museum)) (VP (VBZ opens)))).\n"
+LONG_PROSE = " ".join(f"The museum has {count} rooms on its floors." for count in range(20))
+
+
+def test_a_passage_that_is_no_prose_is_passed_over_though_prose_comes_after_it():
+    cells = {"tree": PARSE + LONG_PROSE, "text": PROSE}
+    assert fault_of(cells["tree"]) == ""
+    assert find_passage(replace(row(cells), query_column="tree"), PARAMETERS).passage_column == "text"
+    assert text_of(cells["tree"]) is None
+    assert reject_without_passage(row(cells["tree"]), PARAMETERS).detail == "markup"
+
+
+def test_prose_is_a_passage_whatever_comes_after_it():
+    cells = {"tree": f"{PROSE} {PARSE * 9}", "text": "The museum is closed on Sundays."}
+    assert fault_of(cells["tree"]) == "markup"
+    assert find_passage(row(cells), PARAMETERS) == Passage("The museum opens at nine.", "tree", "longest")
+
+
+def test_the_fault_is_that_of_the_passage_around_the_answer():
+    cell = f"{LONG_PROSE} (NP (DT The) (NN museum)) opens. It has a hall."
+    assert find_passage(row(cell), PARAMETERS, "opens") is None
+    assert reject_without_passage(row(cell), PARAMETERS, "opens").detail == "markup"
+    assert find_passage(row(cell), PARAMETERS).passage == "The museum has 0 rooms on its floors."
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

@@ -63,17 +63,17 @@ def find_passage(row: Candidate, parameters: RetrieveParameters, answer: str = "
     return None
 
 
-def reject_without_passage(row: Candidate, parameters: RetrieveParameters) -> Rejection:
+def reject_without_passage(row: Candidate, parameters: RetrieveParameters, answer: str = "") -> Rejection:
     """The rejection of a row in which ``find_passage`` found none; the detail is the fault of its longest cell."""
-    return Rejection("no_passage", _read(row.longest_cell, parameters)[1])
+    return Rejection("no_passage", _read(row.longest_cell, parameters, answer)[1])
 
 
 def _read(cell: str, parameters: RetrieveParameters, answer: str = "") -> tuple[str, str]:
-    """The passage that a cell would be, and its fault, or an empty text."""
+    """The passage that a cell would be, and the fault of the passage, or an empty text."""
     letters = max(0, cell.find(answer)) + _READ_LETTERS * parameters.max_passage_words
     text = start_near(clean_text(cell[:letters]), answer, parameters.max_passage_words)
     passage = cut_at_sentence(text, parameters.max_passage_words)
-    return passage, "short" if count_words(passage) < parameters.min_passage_words else fault_of(text)
+    return passage, "short" if count_words(passage) < parameters.min_passage_words else fault_of(passage)
 
 
 def clean_text(text: str) -> str:
