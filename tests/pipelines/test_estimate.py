@@ -3,6 +3,7 @@ import json
 import pytest
 
 from rebase.parameters import CotParameters, DistilParameters
+from rebase.pipelines.compare import create_pipeline as create_comparison
 from rebase.pipelines.cot.nodes import reason_examples
 from rebase.pipelines.estimate.nodes import estimate_comparison, estimate_cost
 from rebase.pipelines.evaluate.nodes import predict_teacher
@@ -53,9 +54,9 @@ def hosted(tmp_path, price=PRICE):
     return CachedTeacher(teacher, tmp_path / "responses.sqlite", Budget(BudgetSettings(), price), table)
 
 
-def estimate(task, rows, teacher, **changes):
+def estimate(task, rows, teacher, function=estimate_cost, **changes):
     prompts = (PROMPT, COT_PROMPT, shipped_prompt("map"), LABEL_PROMPT)
-    return estimate_cost(task, rows, teacher, *prompts, parameters(**changes), COT, MAPPING, LABELS)
+    return function(task, rows, teacher, *prompts, parameters(**changes), COT, MAPPING, LABELS)
 
 
 def test_it_counts_what_transform_then_asks_and_sends_nothing():
@@ -122,6 +123,25 @@ def test_a_comparison_counts_what_the_baselines_ask_as_well(task, style, samples
     _, summary = predict_teacher(task, evaluation_items, teacher, LABEL_PROMPT, evaluate_parameters())
     assert summary["usage"]["used"] == 3
     assert json.loads(json.dumps(costs)) == costs
+
+
+@pytest.mark.parametrize("mode", ["map", "both"])
+def test_a_comparison_rewrites_rows_in_any_mode(mode):
+    [node] = [node for node in create_comparison().nodes if node.short_name == "estimate_cost"]
+    cells = [{"story": f"Anna has {n} pens and buys two more pens in town."} for n in range(6)]
+    rows, teacher = retrieved(cells, query_column="story"), cached(Scripted(str), price=PRICE)
+    written = {"dataset": "hens", "fields": {"question": "ask"}, "answer": "count"}
+    task = SUMS.model_copy(update={"mappings": (DatasetMapping.model_validate(written),)})
+    rewritten = estimate(task, rows, teacher, max_examples=4)["stages"]
+    before = estimate(task, rows, teacher, node.func, max_examples=4, mode=mode)
+    evaluation_items = items(task, ["1"])
+    costs = estimate_comparison(
+        before, task, evaluation_items, teacher, LABEL_PROMPT, parameters(max_examples=4, mode=mode), LABELS,
+        evaluate_parameters(),
+    )  # fmt: skip
+    assert rewritten["transform"]["requests"] == [4, 6]
+    assert costs["stages"].items() >= {**rewritten, "synthesize": rewritten["transform"]}.items()
+    assert "map" in costs["stages"]
 
 
 def test_it_needs_no_key_and_says_what_it_does_not_know(tmp_path):

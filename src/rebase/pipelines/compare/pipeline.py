@@ -36,8 +36,8 @@ def create_pipeline() -> Pipeline:
     mixed = Pipeline([Node(add_mapped, tables, [*_MAPPED_SETS], name="add_mapped")])
     return sum(
         (_train(name, examples) for name, examples in TRAINING_SETS.items()),
-        estimate.create_pipeline()
         # `rebase` is rewritten rows alone, in any mode.
+        estimate.create_pipeline(with_mapped=False)
         + transform.create_pipeline(with_mapped=False)
         + tolerate(synthesize.create_pipeline() + distilled + cot.create_pipeline() + mapping.create_pipeline() + mixed)
         + evaluate.create_teacher_pipeline().only_nodes("predict_teacher")

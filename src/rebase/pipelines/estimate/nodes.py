@@ -43,26 +43,29 @@ def estimate_cost(  # noqa: PLR0913, PLR0917 - one argument for each input
     cot: CotParameters,
     mapping: MapParameters,
     distil: DistilParameters,
+    *,
+    with_mapped: bool = True,
 ) -> dict[str, Any]:
     """Estimate requests, tokens and dollars by stage and in total, each as ``[low, high]``.
 
     Low: every response passes and is as short as the shortest of the task's examples. High: all rows are requested and
     responses are as long as the longest. Mappings are counted with their audits, described by the retrieved rows,
     and at most with a label for each example (``labels``), for mappings without an answer; how many rows they leave to
-    transform is not known. Cached responses are counted as well. Thinking tokens are not, because they cannot be
-    predicted.
+    transform is not known. Without ``with_mapped``, transform and cot are estimated for rewritten rows alone, in any
+    mode. Cached responses are counted as well. Thinking tokens are not, because they cannot be predicted.
     """
     rows = retrieved.to_dict("records")
+    mode = transform.mode if with_mapped else "rewrite"
     transformer = RowTransformer(task, rows, transform_prompt, transform)
-    rows_to_send = [] if transform.mode == "map" else rows
+    rows_to_send = [] if mode == "map" else rows
     requests = [request for row in rows_to_send if (request := transformer.request(row))]
-    minimum = transform.max_examples if transform.mode == "rewrite" else 0
+    minimum = transform.max_examples if mode == "rewrite" else 0
     plan: _Plan = {"transform": (requests, minimum, (*task.written_fields, "answer"))}
     mapped = 0
     if transform.mode != "rewrite":
         requests_of_map, count = _map_requests(task, retrieved, map_prompt, distil_prompt, mapping)
         plan["map"] = (requests_of_map, count, (*task.query_fields, "answer"))
-        mapped = mapping.max_examples if count or task.mappings else 0
+        mapped = mapping.max_examples if with_mapped and (count or task.mappings) else 0
         if count or any(written.answer is None for written in task.mappings):
             plan["labels"] = _plan_labels(task, mapping.max_examples, distil_prompt, distil)
     # The task's examples stand for those that will be generated.
@@ -90,6 +93,11 @@ def estimate_cost(  # noqa: PLR0913, PLR0917 - one argument for each input
         "rows": len(rows),
     }
     return estimate | _summarize(task, teacher, plan, {})
+
+
+def estimate_rewritten(*inputs: Any) -> dict[str, Any]:
+    """Estimate requests, tokens and dollars by stage and in total, with rows that are rewritten in any mode."""
+    return estimate_cost(*inputs, with_mapped=False)
 
 
 def estimate_comparison(
