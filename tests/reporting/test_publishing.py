@@ -263,6 +263,56 @@ def test_a_dataset_says_that_some_examples_have_no_row(reading_task: Task, examp
     assert "Those without a `dataset` have no such row." in card
 
 
+@pytest.mark.parametrize(
+    ("teachers", "rationale", "creators", "makers", "limits"),
+    [
+        (["people"] * 4, None, ["found"], "people", "4 examples have the labels of their datasets"),
+        (
+            ["people"] * 4,
+            "Because.",
+            ["found", "machine-generated"],
+            "people",
+            "(`mapping_id`). All rationales were written by a model",
+        ),
+        (
+            ["people", *["local:tiny"] * 3],
+            None,
+            ["found", "machine-generated"],
+            "`local:tiny` and people",
+            "(`mapping_id`). The other examples were written by a model",
+        ),
+        (
+            ["local:tiny"] * 4,
+            None,
+            ["machine-generated"],
+            "`local:tiny`",
+            "## Known limits\nThe examples were written by a model",
+        ),
+    ],
+)
+def test_a_dataset_says_which_labels_people_gave(
+    reading_task: Task,
+    examples: pd.DataFrame,
+    teachers: list[str],
+    rationale: str | None,
+    creators: list[str],
+    makers: str,
+    limits: str,
+) -> None:
+    mapping_ids = ["m1" if teacher == "people" else None for teacher in teachers]
+    mapped = examples.assign(teacher=teachers, rationale=rationale, mapping_id=mapping_ids)
+    with packed("me/set", reading_task, mapped, None, None) as ([parcel], _):
+        card = (parcel.folder / CARD).read_text()
+        table = pd.read_parquet(parcel.folder / "data" / "train.parquet")
+    front = front_matter(card)
+    assert front["annotations_creators"] == creators
+    assert ("synthetic" in front["tags"]) == ("machine-generated" in creators)
+    assert f"made with rebase by {makers}. " in card
+    assert limits in card
+    assert ("by a model" in card) == ("machine-generated" in creators)
+    assert table["mapping_id"].dropna().tolist() == [name for name in mapping_ids if name]
+
+
 def test_an_adapter_carries_its_scores_as_a_model_index(
     reading_task: Task, adapter: Adapter, examples: pd.DataFrame
 ) -> None:

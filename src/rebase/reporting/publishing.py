@@ -25,7 +25,7 @@ from rebase.files import CHECKSUMS, replacing_folder
 from rebase.generation.filters.base import find_pattern
 from rebase.generation.filters.licenses import license_allowed, license_names
 from rebase.parameters import LicensePolicy
-from rebase.records import Adapter, Task
+from rebase.records import PEOPLE, Adapter, Task
 from rebase.reporting.console import visible
 from rebase.student.adapters import CARD, ORIGIN, read_origin, sources_of
 
@@ -59,7 +59,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 #: The published columns: the example and its provenance, without its cost.
 _PUBLISHED = [
     "example_id", "prompt", "completion", "query", "answer", "rationale", "agreement", "fields", "dataset", "config",
-    "revision", "row_index", "license", "row_id", "rank", "score", "teacher", "prompt_hash",
+    "revision", "row_index", "license", "row_id", "rank", "score", "mapping_id", "teacher", "prompt_hash",
 ]  # fmt: skip
 _SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M"}
 _DATASET_CARD = """\
@@ -85,10 +85,9 @@ The conditions of a source apply to each example made from it (column `license`)
 Prompts (the first letters of their SHA-256): {prompts}.
 
 ## Known limits
-The examples were written by a model and checked by programs, not by people: they contain the teacher's mistakes. They \
-have the form of one task and the languages and biases of their sources. Rows that repeat the task's evaluation set \
-were rejected as far as a search for shared n-grams finds them. The terms of the teacher's provider can restrict the \
-use of its outputs.
+{writers} The examples have the form of one task and the languages and biases of their sources. Rows that repeat the \
+task's evaluation set were rejected as far as a search for shared n-grams finds them. The terms of the teacher's \
+provider can restrict the use of its outputs.
 """
 _EVALUATION = """\
 ## Evaluation
@@ -254,28 +253,54 @@ def _pack_dataset(
 
     (folder / "data").mkdir(parents=True)
     examples[[name for name in _PUBLISHED if name in examples]].to_parquet(folder / "data/train.parquet", index=False)
+    by_people = sum(source["examples"] for source in sources if source["teacher"] == PEOPLE)
+    by_model = _written_by_model(examples, by_people)
     data = DatasetCardData(
         license=_hub_license(sources),
         pretty_name=f"Training examples for {task.name}",
         size_categories=[next((name for limit, name in _SIZES.items() if len(examples) < limit), "n>1M")],
         source_datasets=_hub_datasets(sources),
-        annotations_creators=["machine-generated"],
-        tags=["rebase", "synthetic", task.name],
+        annotations_creators=[*["found"] * bool(by_people), *["machine-generated"] * bool(by_model)],
+        tags=["rebase", *["synthetic"] * bool(by_model), task.name],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train.parquet"}]}],
     )
     without_row = "" if all(source["dataset"] for source in sources) else " Those without a `dataset` have no such row."
+    teachers = _codes(source["teacher"] for source in sources if source["teacher"] != PEOPLE)
     body = _DATASET_CARD.format(
         task=task.name,
         instruction=_line(task.instruction),
         count=len(examples),
-        teachers=_codes(source["teacher"] for source in sources) or "people",
+        teachers=" and ".join([*[teachers] * bool(teachers), *["people"] * bool(by_people or not teachers)]),
         without_row=without_row,
         repo=repo,
         sources="\n".join(_source_rows(sources, checked)),
         prompts=_codes(source["prompt_hash"] for source in sources) or "unknown",
+        writers=_describe_writers(by_people, by_model),
     )
     DatasetCard(f"---\n{data.to_yaml()}\n---\n{body}").save(folder / CARD)
     return Parcel("dataset", folder)
+
+
+def _written_by_model(examples: pd.DataFrame, by_people: int) -> str:
+    """What a model wrote, as the subject of a sentence; empty if nothing. ``by_people`` counts people's labels."""
+    if not by_people:
+        return "The examples"
+    rationales = "rationale" in examples and examples["rationale"].notna().any()
+    parts = [*["the other examples"] * (by_people < len(examples)), *["all rationales"] * bool(rationales)]
+    return " and ".join(parts).capitalize()
+
+
+def _describe_writers(by_people: int, by_model: str) -> str:
+    """Who wrote the examples, and what can be wrong with them."""
+    of_people = (
+        f"{by_people:,} examples have the labels of their datasets, which people gave (`teacher` is `people`): they "
+        "contain the mistakes of these people, and of the mapping that chose their columns (`mapping_id`)."
+    )
+    of_model = (
+        f"{by_model} were written by a model and checked by programs, not by people: they contain the teacher's "
+        "mistakes."
+    )
+    return " ".join([*[of_people] * bool(by_people), *[of_model] * bool(by_model)])
 
 
 def _pack_adapter(
