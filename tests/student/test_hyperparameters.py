@@ -17,6 +17,7 @@ from rebase.student.hyperparameters import (
     choose_rank,
     choose_step,
     find_fault,
+    is_far_above,
 )
 from rebase.student.training import _train, train_adapter
 from tests.tiny import train_parameters, training_set
@@ -29,6 +30,12 @@ losses = st.lists(st.floats(0.01, 10), min_size=1, max_size=5)
 )
 def test_larger_students_have_lower_rates(weights, rate):
     assert choose_learning_rate(int(weights)) == rate
+
+
+def test_a_rate_of_three_times_the_chosen_one_is_far_above_it():
+    assert is_far_above(1e-3, choose_learning_rate(int(494e6)))
+    assert is_far_above(3e-4, 1e-4)  # 2.9999999999999996 times
+    assert not is_far_above(3e-4, choose_learning_rate(int(8e9)))  # the published run
 
 
 @pytest.mark.parametrize(

@@ -148,12 +148,13 @@ def test_record_is_logged_in_a_line_and_its_details_where_they_are_wanted(
     student: Student, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG, "rebase"):
-        record = inspect_training(training_set(9), replace(student, workdir=tmp_path), train_parameters())
+        parameters = train_parameters(learning_rate=1e-3)
+        record = inspect_training(training_set(9), replace(student, workdir=tmp_path), parameters)
     text = describe(record)
     levels = [(line.levelname, line.getMessage()) for line in caplog.records if line.name.startswith("rebase")]
     assert levels == [("INFO", text.partition("\n")[0]), ("DEBUG", text.partition("\n")[2])]
     assert len(text.splitlines()) < 16
-    assert "9 of 9 examples, epochs 1, 3 steps of 4, learning rate 0.01, LoRA rank 2" in text
+    assert "9 of 9 examples, epochs 1, 3 steps of 4, learning rate 0.001, LoRA rank 2" in text
     assert text.splitlines()[0].endswith("a batch has 2, as train.batch_size says")
     assert "⟦yes 0<|im_end|>⟧" in text
 
@@ -165,6 +166,16 @@ def test_training_that_needs_more_memory_than_is_free(
     record = inspect_training(training_set(9), student, train_parameters())
     assert record["memory"]["free"] == 2**20 < record["memory"]["bytes"]
     assert "needs more memory than is free" in caplog.text
+
+
+@pytest.mark.parametrize(("rate", "is_warned_of"), [("auto", False), (2e-3, False), (3e-3, True), (0.01, True)])
+def test_a_learning_rate_far_above_that_of_auto_is_warned_of(
+    student: Student, caplog: pytest.LogCaptureFixture, rate: object, is_warned_of: bool
+) -> None:
+    inspect_training(training_set(9), student, train_parameters(learning_rate=rate))
+    warnings = [line.getMessage() for line in caplog.records if "far above" in line.getMessage()]
+    expected = f"train: the learning rate {rate} is far above the one that auto chooses for a student of this size, "
+    assert [line.partition("0.001")[0] for line in warnings] == [expected] * is_warned_of
 
 
 def test_no_example_is_longer_than_learned_positions(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from rebase.errors import RebaseError
 #: (arXiv 2305.14314, table 9; up to 13B, and above). Below: the embedded 135M student learns best at the first rate,
 #: and 0.5B students do not learn at it.
 _RATES = ((2e8, 1e-3), (1e9, 3e-4), (2e10, 2e-4), (float("inf"), 1e-4))
+#: A rate of so many times the one that suits a student's size is often too high for it to learn anything: 0.5B students
+#: do not learn at the rate of the embedded 135M student, 3.3 times theirs.
+_FAR_ABOVE = 3
 #: AdamW moves a weight by about the learning rate in each step, so steps times rate says how far training can go: 0.03
 #: and 0.045 in two runs that learned well (docs/results.md). Lower rates and fewer examples need more epochs to get as
 #: far: common recipes train too few steps on small sets (arXiv 2006.05987). No more than 3: few examples have no
@@ -32,6 +35,11 @@ class DivergedError(RebaseError):
 def choose_learning_rate(weights: int) -> float:
     """The learning rate of a student with this many weights."""
     return next(rate for most, rate in _RATES if weights < most)
+
+
+def is_far_above(learning_rate: float, chosen_rate: float) -> bool:
+    """Whether a learning rate is so far above the chosen one that the student may learn nothing."""
+    return round(learning_rate / chosen_rate, 6) >= _FAR_ABOVE
 
 
 def choose_step(examples: int) -> int:

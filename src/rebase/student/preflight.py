@@ -19,6 +19,7 @@ from rebase.student.hyperparameters import (
     choose_learning_rate,
     choose_rank,
     choose_step,
+    is_far_above,
 )
 from rebase.student.memory import available_memory
 from rebase.student.prefill import count_learned_positions
@@ -181,8 +182,8 @@ def inspect_training(training_set: pd.DataFrame, student: Student, parameters: T
     Returns the ``preflight`` record. Raises RebaseError if nothing can be learned from the examples.
     """
     tokenized, tokenizer = tokenize(student, training_set, parameters), student.tokenizer()
-    rate = matrix_rate(resolve_dtype(student.dtype))
-    record = inspect(tokenized, tokenizer, parameters, measure_shape(student, parameters), rate, free_memory())
+    rate, shape = matrix_rate(resolve_dtype(student.dtype)), measure_shape(student, parameters)
+    record = inspect(tokenized, tokenizer, parameters, shape, rate, free_memory())
     summary, _, details = describe(record).partition("\n")
     logger.info("%s", summary)
     logger.debug("%s", details)
@@ -191,6 +192,13 @@ def inspect_training(training_set: pd.DataFrame, student: Student, parameters: T
             "train: this needs more memory than is free. Close other programs, lower train.batch_size or "
             "train.max_length, or choose a smaller student.model."
         )
+    chosen_rate = choose_learning_rate(shape.total)
+    if is_far_above(record["learning_rate"], chosen_rate):
+        logger.warning(
+            "train: the learning rate %g is far above the one that auto chooses for a student of this size, %g: the "
+            "student may learn nothing. Set train.learning_rate to auto or to a lower number.",
+            record["learning_rate"], chosen_rate,
+        )  # fmt: skip
     return record
 
 
