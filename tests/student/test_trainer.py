@@ -7,6 +7,7 @@ from rebase.errors import RebaseError
 from rebase.parameters import ChosenTraining, LoraParameters
 from rebase.student.formatting import tokenize_example
 from rebase.student.handle import Student
+from rebase.student.hyperparameters import DivergedError
 from rebase.student.preflight import measure_shape
 from rebase.student.tokenization import tokenize
 from rebase.student.training import train_adapter
@@ -58,6 +59,14 @@ def test_non_finite_loss_stops(fresh: Student) -> None:
     assert complete
     assert str(run / complete[-1]) in str(raised.value)
     assert (run / complete[-1] / "adapter_model.safetensors").exists()
+
+
+def test_a_non_finite_validation_loss_stops(fresh: Student) -> None:
+    parameters = train_parameters(warmup_steps=0, validation_share=0.2, keep="best").model_copy(
+        update={"learning_rate": 1e30}
+    )
+    with pytest.raises(DivergedError, match=r"the validation loss after step 1 is (nan|inf)\. There is no checkpoint"):
+        train_adapter(fresh, training_set(5), parameters)  # one step, whose loss is finite
 
 
 @pytest.mark.parametrize(

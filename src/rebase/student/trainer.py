@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -225,7 +225,7 @@ class Monitor(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train")
         if self.validation and not state.global_step:
-            self._validate(state)
+            self._validate(args, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.update()
@@ -234,20 +234,14 @@ class Monitor(TrainerCallback):
             for step in (state.global_step - 1, state.global_step)
         )
         if self.validation and (now > before or state.global_step == state.max_steps):
-            self._validate(state)
+            self._validate(args, state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
         loss, norm = logs["loss"], logs.get("grad_norm", 0.0)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            last = last_checkpoint(Path(args.output_dir))
-            advice = f"The last good checkpoint is {last}." if last else "There is no checkpoint before it."
-            raise DivergedError(
-                f"train: the loss at step {state.global_step} is {loss} (gradient norm {norm}). {advice} Lower "
-                f"train.learning_rate (now {args.learning_rate}), raise train.warmup_steps, or set train.four_bit to "
-                "false."
-            )
+            self._stop(args, f"the loss at step {state.global_step} is {loss} (gradient norm {norm})")
         self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -258,11 +252,22 @@ class Monitor(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.close()
 
-    def _validate(self, state: Any) -> None:
+    def _stop(self, args: Any, problem: str) -> NoReturn:
+        last = last_checkpoint(Path(args.output_dir))
+        advice = f"The last good checkpoint is {last}." if last else "There is no checkpoint before it."
+        raise DivergedError(
+            f"train: {problem}. {advice} Lower train.learning_rate (now {args.learning_rate}), raise "
+            "train.warmup_steps, or set train.four_bit to false."
+        )
+
+    def _validate(self, args: Any, state: Any) -> None:
         earlier = [
             entry["validation_loss"] for entry in state.log_history if "validation_loss" in entry and entry["step"]
         ]
         loss = validation_loss(self.trainer, self.validation)
+        if not math.isfinite(loss):
+            # The last step can be the one that diverges, after its loss was computed.
+            self._stop(args, f"the validation loss after step {state.global_step} is {loss}")
         # Not by trainer.log, which would take it for the log of this step.
         state.log_history.append({"step": state.global_step, "validation_loss": loss})
         if self.parameters.keep == "best" and state.global_step and loss < min(earlier, default=math.inf):
