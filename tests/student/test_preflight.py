@@ -117,6 +117,17 @@ def test_what_is_auto_is_chosen_and_what_is_a_number_stays() -> None:
     assert (chosen.epochs, chosen.lora.rank, chosen.lora.alpha, chosen.batch_size) == (3, 8, 16, 4)
 
 
+@pytest.mark.parametrize(
+    ("count", "accumulation", "batch"), [(1, 1, 1), (2, 1, 2), (3, 1, 2), (4, 1, 4), (6, 2, 2), (3, 3, 1)]
+)
+def test_a_batch_of_auto_is_not_larger_than_the_examples_allow(count: int, accumulation: int, batch: int) -> None:
+    settings = train_parameters(**AUTO | {"gradient_accumulation": accumulation}, lora=AUTO_LORA)
+    chosen = choose_settings(settings, examples_of([20] * count), SHAPE, FREE)
+    assert (chosen.batch_size, chosen.gradient_accumulation) == (batch, accumulation)
+    with pytest.raises(RebaseError, match=r"lower train\.batch_size or train\.gradient_accumulation"):
+        choose_settings(settings, examples_of([20] * (accumulation - 1)), SHAPE, FREE)
+
+
 @given(
     st.lists(st.integers(5, 200), min_size=8, max_size=40),
     st.integers(0, 500_000),

@@ -82,10 +82,12 @@ def choose_settings(
 ) -> ChosenTraining:
     """The settings with a value for each ``auto``. ``free`` bytes of memory limit a batch of ``auto``, never a step.
 
-    Raises RebaseError if there are fewer examples than a step has.
+    Raises RebaseError if there are fewer examples than a step has, which a batch of ``auto`` avoids.
     """
     count, rate, epochs, lora = len(tokenized.train), parameters.learning_rate, parameters.epochs, parameters.lora
     batch = choose_step(count) if parameters.batch_size == "auto" else parameters.batch_size
+    while parameters.batch_size == "auto" and batch > 1 and batch * parameters.gradient_accumulation > count:
+        batch //= 2
     step = batch * parameters.gradient_accumulation
     if count < step:
         rejected = f" (not counting {tokenized.rejected})" if tokenized.rejected else ""
@@ -93,7 +95,7 @@ def choose_settings(
             f"train: there are {count} training examples{rejected}, fewer than one step of {step} (train.batch_size "
             f"{batch} x train.gradient_accumulation {parameters.gradient_accumulation}). See examples_rejected and "
             "retrieval_rejected for the reasons; raise retrieve.top_n, transform.max_examples or train.max_length, or "
-            "lower train.batch_size."
+            "lower train.batch_size or train.gradient_accumulation."
         )
     if rate == "auto":
         rate = choose_learning_rate(shape.total)
