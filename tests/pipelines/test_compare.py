@@ -19,7 +19,7 @@ from rebase.errors import RebaseError, StageError
 from rebase.parameters import CompareParameters
 from rebase.pipelines.compare import create_pipeline
 from rebase.pipelines.compare.attempts import no_adapter, no_examples, tolerate
-from rebase.pipelines.compare.nodes import add_mapped, learn_curve, score_curves, tabulate
+from rebase.pipelines.compare.nodes import add_mapped, learn_curve, score_curves, score_systems, tabulate
 from rebase.pipelines.compare.pipeline import TRAINING_SETS
 from rebase.records import (
     COMPARISON_COLUMNS,
@@ -35,6 +35,7 @@ from rebase.records import (
 from rebase.reporting.console import comparison_tables
 from rebase.student.answering import as_generations
 from rebase.student.handle import Student
+from tests.shipped import shipped_task
 from tests.tiny import evaluate_parameters, evaluation_items, make_student, reasoned_examples, train_parameters
 
 TARGETS = dict.fromkeys(TRAINING_SETS, "answer") | {"rebase_cot": "rationale_then_answer"}
@@ -196,6 +197,29 @@ def test_a_set_that_is_too_small_is_left_out_with_the_reason(student: Student, r
     console = Console(width=200, file=StringIO())
     console.print(comparison_tables("tiny", made["comparison"], made["scores"]))
     assert "Left out: synthesized. train: there are 1 training examples" in console.file.getvalue()
+
+
+def test_a_trained_system_that_gives_one_label_is_named():
+    task, items = shipped_task("mnli"), [str(n) for n in range(30)]
+    one, *others = task.answer.labels
+    gold = [one, *others] * 10
+    outputs = {"student": [one] * 30, "student_few_shot": gold, "rebase": [one] * 30, "mapped": gold, "teacher": gold}
+    generations = pd.concat(
+        pd.DataFrame(
+            {"system": system, "item_id": items, "prompt": "", "raw_output": output, "references": map(_as_json, gold)}
+        )
+        for system, output in outputs.items()
+    )
+    _, scores = score_systems(task, evaluate_parameters(), {"left_out": {}}, generations)
+    assert [line.partition(":")[0] for line in scores["warnings"]] == [
+        "rebase is not clearly above the most frequent label",
+        "rebase gives nearly one label",
+        "rebase is below the student with examples in its prompt",
+    ]
+
+
+def _as_json(label: str) -> str:
+    return json.dumps([label])
 
 
 def test_a_failed_map_leaves_its_mappings():

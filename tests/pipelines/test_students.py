@@ -17,9 +17,10 @@ from rebase.errors import RebaseError
 from rebase.parameters import StudentsParameters
 from rebase.pipelines import prepare
 from rebase.pipelines.students import create_pipeline
-from rebase.pipelines.students.nodes import by_name, predict_students, select_examples, train_students
+from rebase.pipelines.students.nodes import by_name, predict_students, score_students, select_examples, train_students
 from rebase.records import STUDENTS_COLUMNS, STUDENTS_LOG_COLUMNS, Task
 from rebase.student.handle import Student
+from tests.shipped import shipped_task
 from tests.tiny import evaluate_parameters, evaluation_items, make_student, reasoned_examples, train_parameters
 
 
@@ -93,6 +94,29 @@ def test_the_table_has_before_after_and_gain(made, reading_task):
     predictions = made["students_predictions"]
     assert predictions.groupby("item_id")["system"].nunique().tolist() == [4] * 4
     assert len(made["students_plot"].data) == 4
+
+
+def test_an_expert_that_gives_one_label_is_named(caplog: pytest.LogCaptureFixture):
+    task, count = shipped_task("mnli"), 30
+    one, *others = task.answer.labels
+    gold = [one, *others] * 10
+    generations = pd.concat(
+        pd.DataFrame({"system": system, "raw_output": output, "prompt": ""}).assign(
+            item_id=range(count), references=[json.dumps([label]) for label in gold]
+        )
+        for system, output in {
+            "a student": gold,
+            "a expert": gold,
+            "b student": gold,
+            "b expert": [one] * count,
+        }.items()
+    )
+    summary = {"revision": "", "kept": 9, "trainable_parameters": 1, "seconds": 60}
+    trained = {"students": {"a": summary, "b": summary}}
+    _, scores, _ = score_students(task, generations, trained, evaluate_parameters())
+    assert f"b expert gives nearly one label: {one!r} for 30 of 30 items." in scores["warnings"]
+    assert all(line.startswith("b expert") for line in scores["warnings"])
+    assert f"students: {scores['warnings'][0]}" in caplog.messages
 
 
 def test_counts_add_up(made):

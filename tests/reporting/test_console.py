@@ -100,8 +100,9 @@ def test_comparisons_fit_80_columns_with_whole_names_and_intervals() -> None:
     comparison.loc[comparison["system"] == "student", ["seed_mean", "seed_deviation"]] = float("nan")
     gains = {f"{name} - student": {"f1": {"value": -100.0, "p": 0.0002}} for name in SYSTEMS[1:]}
     left_out = {"mapped": "There are none.", "mapped_rebase": "There are none.", "rebase_cot": "No rationales."}
-    scores = {"n": 200, "differences": gains, "left_out": left_out}
+    scores = {"n": 200, "differences": gains, "left_out": left_out, "warnings": ["distilled gives nearly one label."]}
     lines = lines_of(comparison_tables("squad", comparison, scores), 80)
+    assert lines[-3] == "distilled gives nearly one label."
     assert lines[-2:] == ["Left out: mapped, mapped_rebase. There are none.", "Left out: rebase_cot. No rationales."]
     for name in SYSTEMS:
         rows = [line.split() for line in lines if line.split()[:1] == [name]]

@@ -82,7 +82,7 @@ def test_nothing_is_said_about_fewer_than_20_items(label_task: Task) -> None:
         verdict("accuracy", pd.DataFrame(), scores)
         == "19 evaluation items are too few for a verdict: 20 or more are needed."
     )
-    assert warnings(label_task, pd.DataFrame(), scores) == []
+    assert warnings(label_task, pd.DataFrame(), scores, "expert") == []
 
 
 @pytest.fixture
@@ -95,8 +95,9 @@ def label_task(reading_task: Task) -> Task:
 
 def warned(task: Task, expert: list[str], gold: list[str]) -> list[str]:
     accuracy = 100 * sum(map(str.__eq__, expert, gold)) / len(gold)
-    frame = pd.DataFrame({"extracted": expert, "references": [json.dumps([label]) for label in gold]})
-    return warnings(task, frame, scores_of(len(gold), (accuracy, accuracy), (0, 0), 0.01, "accuracy"))
+    references = [json.dumps([label]) for label in gold]
+    frame = pd.DataFrame({"system": "expert", "extracted": expert, "references": references})
+    return warnings(task, frame, scores_of(len(gold), (accuracy, accuracy), (0, 0), 0.01, "accuracy"), "expert")
 
 
 def test_an_expert_that_gives_one_label_is_named(label_task: Task) -> None:

@@ -217,7 +217,7 @@ def comparison_tables(task: str, comparison: pd.DataFrame, scores: Mapping[str, 
         reasons.setdefault(reason, []).append(name)
     left_out = [f"Left out: {', '.join(names)}. {reason}" for reason, names in reasons.items()]
     legend = "gain: over the base student, paired; p: permutation test; minutes: training"
-    return Group(*tables, costs, *map(escape, [*notes, legend, *left_out]))
+    return Group(*tables, costs, *map(escape, [*notes, legend, *scores.get("warnings", []), *left_out]))
 
 
 def make_table(*columns: str, title: str) -> Table:

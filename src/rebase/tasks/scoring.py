@@ -124,6 +124,6 @@ def score_predictions(
     if "expert - student" in scores["differences"]:
         return predictions, scores | {
             "verdict": verdict(task.metrics[0], predictions, scores),
-            "warnings": warnings(task, by_system["expert"], scores),
+            "warnings": warnings(task, predictions, scores, "expert"),
         }
     return predictions, scores

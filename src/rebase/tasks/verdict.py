@@ -36,9 +36,15 @@ def verdict(metric: Metric, predictions: pd.DataFrame, scores: Scores) -> str:
     return " ".join(_counted_sentences(metric, predictions, scores))
 
 
-def warnings(task: Task, expert: pd.DataFrame, scores: Scores) -> list[str]:
-    """What a good score can hide, from the expert's ``predictions``; nothing on fewer than ``MIN_ITEMS`` items."""
-    return [] if scores["n"] < MIN_ITEMS else list(_warnings(task, expert, scores))
+def warnings(task: Task, predictions: pd.DataFrame, scores: Scores, *systems: str) -> list[str]:
+    """What the score of a trained system can hide, for each of the ``systems``; nothing on few items (``MIN_ITEMS``).
+
+    ``predictions`` and ``scores`` are those of ``score_predictions``.
+    """
+    if scores["n"] < MIN_ITEMS:
+        return []
+    by_system = dict(list(predictions.groupby("system")))
+    return [line for system in systems for line in _warnings(task, system, by_system[system], scores)]
 
 
 def is_clear(gain: Mapping[str, float]) -> bool:
@@ -92,12 +98,12 @@ def _more(gain: int, items: str = "") -> str:
     return f"{abs(gain)} {'more' if gain > 0 else 'fewer'}{items} than" if gain else f"as many{items} as"
 
 
-def _has_few_shot(scores: Scores) -> bool:
-    return f"{_EXPERT} - {_FEW_SHOT}" in scores["differences"]
+def _has_few_shot(scores: Scores, system: str = _EXPERT) -> bool:
+    return f"{system} - {_FEW_SHOT}" in scores["differences"]
 
 
-def _gain(scores: Scores, baseline: str, metric: str) -> Mapping[str, float]:
-    gain: Mapping[str, float] = scores["differences"][f"{_EXPERT} - {baseline}"][metric]
+def _gain(scores: Scores, baseline: str, metric: str, system: str = _EXPERT) -> Mapping[str, float]:
+    gain: Mapping[str, float] = scores["differences"][f"{system} - {baseline}"][metric]
     return gain
 
 
@@ -105,23 +111,24 @@ def _clarity(gain: Mapping[str, float]) -> str:
     return f"{'clear' if is_clear(gain) else 'not clear'} ({format_p(gain)})"
 
 
-def _warnings(task: Task, expert: pd.DataFrame, scores: Scores) -> Iterator[str]:
+def _warnings(task: Task, system: str, answers: pd.DataFrame, scores: Scores) -> Iterator[str]:
     metric, n = task.metrics[0], scores["n"]
-    cell = scores["systems"][_EXPERT][metric]
+    cell = scores["systems"][system][metric]
+    name = "The expert" if system == _EXPERT else system
     if task.answer.labels:
-        frequent, count = Counter(json.loads(text)[0] for text in expert["references"]).most_common(1)[0]
+        frequent, count = Counter(json.loads(text)[0] for text in answers["references"]).most_common(1)[0]
         if cell["low"] <= 100 * count / n:
             yield (
-                f"The expert is not clearly above the most frequent label: {cell['value']:.1f} "
+                f"{name} is not clearly above the most frequent label: {cell['value']:.1f} "
                 f"[{cell['low']:.1f}, {cell['high']:.1f}]; always answering {frequent!r} would score "
                 f"{100 * count / n:.1f}."
             )
-        given, times = Counter(expert["extracted"]).most_common(1)[0]
+        given, times = Counter(answers["extracted"]).most_common(1)[0]
         if times >= _NEARLY_ALL * n > count:
-            yield f"The expert gives nearly one label: {given!r} for {times} of {n} items."
-    if _has_few_shot(scores) and (gain := _gain(scores, _FEW_SHOT, metric))["value"] < 0:
+            yield f"{name} gives nearly one label: {given!r} for {times} of {n} items."
+    if _has_few_shot(scores, system) and (gain := _gain(scores, _FEW_SHOT, metric, system))["value"] < 0:
         few_shot = scores["systems"][_FEW_SHOT][metric]["value"]
         yield (
-            f"The expert is below the student with examples in its prompt: {cell['value']:.1f} and {few_shot:.1f} in "
+            f"{name} is below the student with examples in its prompt: {cell['value']:.1f} and {few_shot:.1f} in "
             f"{metric}; the difference is {_clarity(gain)}."
         )

@@ -27,6 +27,7 @@ from rebase.student.tokenization import TRUNCATED, VALIDATION
 from rebase.student.training import train_adapter
 from rebase.tasks.evaluation_items import select_items
 from rebase.tasks.scoring import score_predictions
+from rebase.tasks.verdict import warnings
 from rebase.weights import resolve_dtype
 
 logger = logging.getLogger(__name__)
@@ -142,9 +143,14 @@ def predict_systems(
 def score_systems(
     task: Task, parameters: EvaluateParameters, compare_summary: dict[str, Any], *generations: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Predictions and scores of all systems (``score_predictions``); the scores have the reasons of ``left_out``."""
+    """Predictions and scores of all systems (``score_predictions``).
+
+    The scores also have the reasons of ``left_out``, and ``warnings`` about the systems that were trained.
+    """
     predictions, scores = score_predictions(task, pd.concat(generations, ignore_index=True), parameters)
-    return predictions, {**scores, "left_out": compare_summary["left_out"]}
+    trained = [name for name in scores["systems"] if name not in {STUDENT, FEW_SHOT, "teacher"}]
+    doubts = warnings(task, predictions, scores, *trained)
+    return predictions, {**scores, "left_out": compare_summary["left_out"], "warnings": doubts}
 
 
 def score_curves(

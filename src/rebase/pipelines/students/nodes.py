@@ -22,6 +22,7 @@ from rebase.student.preflight import inspect_training
 from rebase.student.training import train_expert
 from rebase.tasks.evaluation_items import select_items
 from rebase.tasks.scoring import score_predictions
+from rebase.tasks.verdict import warnings
 from rebase.weights import resolve_dtype
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def score_students(
     """Predictions; scores with paired differences of each student's training and of any two experts; the table.
 
     ``trained`` is the summary of ``train_students``. The table has one row per student and metric
-    (``STUDENTS_COLUMNS``).
+    (``STUDENTS_COLUMNS``). The scores also have ``warnings`` about the experts, which are logged.
     """
     answered = set(generations["system"])
     names = [name for name in trained["students"] if f"{name} {EXPERT}" in answered]
@@ -174,4 +175,7 @@ def score_students(
                 "[{gain_low:+.1f}, {gain_high:+.1f}]; {trainable_parameters:,} trainable parameters, "
                 "{minutes:.1f} min".format_map(row)
             )
-    return predictions, scores, pd.DataFrame(rows, columns=STUDENTS_COLUMNS)
+    doubts = warnings(task, predictions, scores, *(after for after, _ in gains.values()))
+    for doubt in doubts:
+        logger.warning("students: %s", doubt)
+    return predictions, scores | {"warnings": doubts}, pd.DataFrame(rows, columns=STUDENTS_COLUMNS)
