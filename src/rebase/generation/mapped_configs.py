@@ -260,9 +260,10 @@ def _cut_passage(task: Task, row: Candidate, example: Example, retrieve: Retriev
     if not task.passage:
         return example
     text = replace(row, cells={task.passage: example.fields[task.passage]})
-    if passage := find_passage(text, retrieve, example.answer if task.answer.type == "span" else ""):
+    answer = example.answer if task.answer.type == "span" else ""
+    if passage := find_passage(text, retrieve, answer):
         return Example(example.fields | {task.passage: passage.passage}, example.answer)
-    return reject_without_passage(text, retrieve)
+    return reject_without_passage(text, retrieve, answer)
 
 
 def as_candidate(line: Line, example: Example) -> Candidate:
