@@ -207,7 +207,8 @@ def test_base_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher.check()
 
 
-def test_parameters_choose_provider_and_model() -> None:
+def test_parameters_choose_provider_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     catalog = project_catalog(teacher={"provider": "openai", "model": "llama", "base_url": "http://host/v1"})
     assert catalog.load("teacher").teacher == OpenAITeacher("llama", None, "http://host/v1")
 
