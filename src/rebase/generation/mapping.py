@@ -278,7 +278,9 @@ def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Ex
     option becomes its letter, and other texts are cleaned as passages are.
     """
     try:
-        fields = {name: _clean_field(task, name, fill_cells(mapping.fields[name], cells)) for name in task.query_fields}
+        fields = {name: fill_cells(mapping.fields[name], cells) for name in task.query_fields}
+        # The passage is cleaned when it is cut.
+        fields |= {name: _clean(task, text) for name, text in fields.items() if name != task.passage}
         if mapping.answer is None:
             return Example(fields, "")
         answer = fill_cells(mapping.answer, cells)
@@ -296,9 +298,9 @@ def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Ex
     return Example(fields, _spell(task, answer))
 
 
-def _clean_field(task: Task, name: str, text: str) -> str:
-    # The passage is cleaned when it is cut; entities and escapes are a part of code.
-    return text if name == task.passage or task.answer.type == "code" else clean_spelling(text)
+def _clean(task: Task, text: str) -> str:
+    # Entities and escapes are a part of code.
+    return text if task.answer.type == "code" else clean_spelling(text)
 
 
 def _has_several(task: Task, answer: str) -> bool:
@@ -314,9 +316,7 @@ def _has_several(task: Task, answer: str) -> bool:
 def _spell(task: Task, answer: str) -> str:
     if task.answer.labels:
         return as_label(answer, task.answer.labels) or answer
-    if task.answer.type == "code":
-        return answer
-    return extract(answer, task.answer) if task.answer.type == "number" else clean_spelling(answer)
+    return extract(answer, task.answer) if task.answer.type == "number" else _clean(task, answer)
 
 
 def reference_answers(task: Task, mapping: DatasetMapping, cells: Mapping[str, str], answer: str) -> list[str]:
@@ -434,10 +434,10 @@ def _nearest(words: Sequence[str], references: Iterable[Sequence[str]]) -> float
 def correct_values(task: Task, mapping: DatasetMapping, given: Iterable[tuple[str, str]]) -> DatasetMapping | None:
     """The mapping with the label that the teacher gave most often to the rows of each value.
 
-    None if that changes nothing, or leaves one label or fewer than before: two values of which the teacher tells one
-    label have the wrong fields. ``given`` has the value and the teacher's answer of some rows;
-    answers that are no label of the task do not count. A teacher that labels rows rightly can still write a wrong table
-    for values without names, such as 0, 1 and 2.
+    None if that changes nothing, or leaves one label or fewer than before: if the teacher gives two values one label,
+    the fields are probably wrong. ``given`` has the value and the teacher's answer of some rows; answers that are no
+    label of the task do not count. A teacher that labels rows rightly can still write a wrong table for values without
+    names, such as 0, 1 and 2.
     """
     labels: dict[str, Counter[str]] = {}
     for value, answer in given:
