@@ -15,7 +15,7 @@ _FAR_ABOVE = 3
 #: and 0.045 in two runs that learned well (docs/results.md). Lower rates and fewer examples need more epochs to get as
 #: far: common recipes train too few steps on small sets (arXiv 2006.05987). No more than 3: few examples have no
 #: validation loss that would show that the student memorizes.
-_REACH, _MOST_EPOCHS = 0.04, 3
+_REACH, _MOST_EPOCHS = 0.05, 3
 #: Examples of a step: half of the published run's 8, and all of them from this many examples on. LoRA tolerates large
 #: steps less than full fine-tuning does ("LoRA primer", tinker-docs.thinkingmachines.ai).
 _STEP, _LARGE_STEP, _ENOUGH_FOR_LARGE_STEPS = 4, 8, 1000
