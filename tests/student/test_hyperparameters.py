@@ -39,10 +39,11 @@ def test_a_rate_of_three_times_the_chosen_one_is_far_above_it():
 
 
 @pytest.mark.parametrize(
-    ("steps", "rate", "epochs"), [(30, 1e-3, 1), (9, 1e-3, 3), (30, 3e-4, 3), (75, 3e-4, 2), (125, 3e-4, 1)]
+    ("steps", "rate", "epochs"),
+    [(30, 1e-3, 2), (9, 1e-3, 3), (68, 1e-3, 1), (30, 3e-4, 3), (75, 3e-4, 2), (125, 3e-4, 1)],
 )
 def test_few_examples_and_low_rates_get_more_epochs(steps, rate, epochs):
-    """The main job, few examples, and a 0.5B student with 120, 300 and 1,000 examples."""
+    """The main job, fewer and more examples, and a 0.5B student with 120, 300 and 1,000 examples."""
     assert choose_epochs(steps, rate) == epochs
 
 

@@ -11,10 +11,10 @@ _RATES = ((2e8, 1e-3), (1e9, 3e-4), (2e10, 2e-4), (float("inf"), 1e-4))
 #: A rate of so many times the one that suits a student's size is often too high for it to learn anything: 0.5B students
 #: do not learn at the rate of the embedded 135M student, 3.3 times theirs.
 _FAR_ABOVE = 3
-#: AdamW moves a weight by about the learning rate in each step, so steps times rate says how far training can go: 0.03
-#: and 0.045 in two runs that learned well (docs/results.md). Lower rates and fewer examples need more epochs to get as
-#: far: common recipes train too few steps on small sets (arXiv 2006.05987). No more than 3: few examples have no
-#: validation loss that would show that the student memorizes.
+#: AdamW moves a weight by about the learning rate in each step, so steps times rate says how far training can go: in
+#: the main job, 0.06 is better than 0.03 and 0.09, with three seeds (docs/results.md). Lower rates and fewer examples
+#: need more epochs to get as far: common recipes train too few steps on small sets (arXiv 2006.05987). No more than 3:
+#: few examples have no validation loss that would show that the student memorizes.
 _REACH, _MOST_EPOCHS = 0.05, 3
 #: Examples of a step: half of the published run's 8, and all of them from this many examples on. LoRA tolerates large
 #: steps less than full fine-tuning does ("LoRA primer", tinker-docs.thinkingmachines.ai).
