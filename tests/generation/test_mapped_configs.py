@@ -171,6 +171,19 @@ def test_the_letters_of_options_are_not_corrected():
     assert len(teacher.requests) == 1 + 20
 
 
+def test_options_that_are_right_first_are_no_examples():
+    exam = shipped_task("mmlu")
+    rows = [
+        {"question": f"Which number has boat {n * 7919}?", "options": str([f"{n}", f"{n + 1}"]), "right": f"{n}"}
+        for n in range(40)
+    ]
+    fields = {"question": "question", "choices": "options|options"}
+    says = respond({"fields": fields, "answer": {"column": "right"}})
+    mappings, *_, teacher = map_({"boats": rows}, says, exam, mode="both", audit=20)
+    assert (mappings["state"][0], mappings["detail"][0]) == ("one_label", "(A)")
+    assert len(teacher.requests) == 1, "no answer could correct what the letter means"
+
+
 def test_a_column_that_explains_the_label_is_no_part_of_the_query():
     rows = [row | {"why": f"It is {LABELS[int(row['gold'])]} because of {n}."} for n, row in enumerate(pairs())]
     fields = {"premise": "sentence1", "hypothesis": "{sentence2} {why}"}

@@ -103,13 +103,13 @@ class MappedConfig:
         """Whether the mapping names the column of the answer; without one the teacher labels the mapped queries."""
         return self.mapping is not None and self.mapping.answer is not None
 
-    @property
-    def can_be_corrected(self) -> bool:
+    def can_be_corrected(self, task: Task) -> bool:
         """Whether the teacher gave one label to several values, which its answers to the rows may tell apart."""
         return (
             self.written is None
             and self.rejection is not None
             and self.rejection.reason == "one_label"
+            and _has_label_names(task)
             and len({_answer_value(self, line) for line, _ in self.mapped}) > 1
         )
 
@@ -326,8 +326,7 @@ async def audit_mapping(
     """
     one_label, mapping = config.rejection, config.mapping
     answered = await _request_audit(session, task, config, set(), prompt, parameters)
-    has_names = bool(task.answer.labels) and not task.lists_options  # a letter means the option that it stands for
-    if config.written or mapping is None or not answered or not config.rejection or not has_names:
+    if config.written or mapping is None or not answered or not config.rejection or not _has_label_names(task):
         return
     corrected = correct_values(task, mapping, [(_answer_value(config, line), answer) for line, _, answer in answered])
     if corrected is None:
@@ -391,6 +390,11 @@ async def _request_audit(
         if config.rejection is None or not config.audit.could_pass(parameters.min_agreement, most):
             break
     return answered
+
+
+def _has_label_names(task: Task) -> bool:
+    """Whether the labels are names that a table of values can give: a letter means the option that it stands for."""
+    return bool(task.answer.labels) and not task.lists_options
 
 
 def _answer_value(config: MappedConfig, line: Line) -> str:

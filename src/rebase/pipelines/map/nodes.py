@@ -101,7 +101,8 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
         if config.mapping and not config.rejection:
             apply_mapping(task, config, config.mapping, check, parameters, retrieve.near_duplicate)
         is_audited = config.written is None or config.written.audit
-        if parameters.audit and is_audited and config.has_answers and (config.is_usable or config.can_be_corrected):
+        can_be_used = config.is_usable or config.can_be_corrected(task)
+        if parameters.audit and is_audited and config.has_answers and can_be_used:
             await audit_mapping(session, task, config, check, distil_prompt, parameters, retrieve.near_duplicate)
         return config
 
