@@ -5,6 +5,7 @@ import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,9 +17,10 @@ from rebase.text import (
     count_words,
     cut_at_sentence,
     cut_at_tokens,
-    inside_fence,
+    inside_fences,
     is_python,
     lettered_options,
+    list_items,
     listed_options,
     ngrams,
     normalize,
@@ -209,6 +211,42 @@ def test_common_prefix_length():
     assert common_prefix_length([[1, 2]]) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("a; b", ["a", "b"]),
+        ("['a, b', \"it's\"]", ["a, b", "it's"]),
+        ('["x; y", "z"]', ["x; y", "z"]),
+        ("[1, 2.5]", ["1", "2.5"]),
+        ("alone", ["alone"]),
+        ("[sic] he said]", ["[sic] he said]"]),
+        ("[]", []),
+        ("['red' 'green'\n \"it's blue\"]", ["red", "green", "it's blue"]),
+        ("['a \\'b\\'' None '']", ["a 'b'", "", ""]),
+        ("['a, \"b\" \"c\"', 'd']", ['a, "b" "c"', "d"]),
+        ("[12 -3.5]", ["12", "-3.5"]),
+        ("[1 of 2]", ["[1 of 2]"]),
+        ('["a", null, "", "c"]', ["a", "", "", "c"]),
+        ('["\\ud83d"]', ["?"]),
+    ],
+)
+def test_lists_are_read_in_every_spelling(text, items):
+    assert list_items(text) == items
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1))
+def test_a_list_in_the_spelling_of_numpy_python_or_json_has_its_items(items):
+    arrays = str(np.array(items, object))
+    for text in (arrays, str(items), json.dumps(items), json.dumps(items, ensure_ascii=False)):
+        assert list_items(text) == items
+
+
+@given(st.text(max_size=60))
+def test_any_cell_is_a_list(text):
+    assert all(isinstance(item, str) for item in list_items(text))
+    assert all(isinstance(item, str) for item in list_items(f"[{text}]"))
+
+
 @given(st.lists(st.text(st.characters(categories=["Ll", "Zs"]), min_size=1), min_size=1, max_size=8))
 def test_options_are_listed_by_letters_that_can_be_read_again(options):
     text = lettered_options(options)
@@ -252,6 +290,6 @@ def test_no_python(text):
 
 
 def test_inside_the_first_fence():
-    assert inside_fence("So:\n```python\na = 1\n```\n```\nb\n```") == "a = 1"
-    assert inside_fence("```\na = 1") == "a = 1"
-    assert inside_fence("\na = 1\n") == "a = 1"
+    assert inside_fences("So:\n```python\na = 1\n```\n```\nb\n```")[0] == "a = 1"
+    assert inside_fences("```\na = 1")[0] == "a = 1"
+    assert inside_fences("\na = 1\n")[0] == "a = 1"

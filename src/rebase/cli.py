@@ -214,7 +214,7 @@ def new_task(name: str, file: Path | None, overwrite: bool, datastore: str | Non
 
 
 def _show_retrieved(catalog: Any, has_items: bool) -> None:
-    """Print the best rows of the datastore for the task, as the pipeline ``retrieve`` finds them; nothing is saved."""
+    """Print the first rows for the task in the datastore, as the pipeline ``retrieve`` finds them; nothing is saved."""
     from rebase.pipelines.retrieve.nodes import retrieve_rows
 
     if not all(map(catalog.exists, ("index", "vectors", "rows", "cards"))):

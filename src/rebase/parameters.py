@@ -68,7 +68,7 @@ class RetrieveParameters(Strict):
 
     ``balance_labels``: if the task has labels, the rows of a dataset have its labels in turn. Otherwise S alone
     decides, as published, and ranks all rows with one label of a dataset before those with another.
-    ``max_dataset_share``: no dataset has more of the rows, nor of the first rows, where others are left.
+    ``max_dataset_share``: no dataset has more of the rows, nor, while others are left, of the first of them.
     """
 
     top_n: Count
@@ -135,7 +135,7 @@ class TransformParameters(Strict):
 
 
 class PilotParameters(Strict):
-    """Try transform on ``rows`` rows: of the top, the middle and the end of the ranking."""
+    """Try transform on ``rows`` rows: of the top, the middle and the end of the retrieved ones."""
 
     rows: Count
 

@@ -1,12 +1,14 @@
 """Text for comparison (normalized, tokens, n-grams), and its length in words and tokens."""
 
 import ast
+import json
 import re
 import textwrap
 import unicodedata
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
@@ -34,8 +36,13 @@ _PIECE = re.compile(rb"[A-Z]?[a-z]{1,6}|[A-Z]{1,2}|[!-/:-@\[-`{-~]{1,2}|[\x80-\x
 #: A number as people write it, with or without thousands separators.
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _FENCE = re.compile(r"```[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
-_OPTION_LINE = re.compile(r"^\(([A-Z])\) (.*)$", re.MULTILINE)
+# An option goes on until the next one; what follows the last one is taken for a part of it.
+_OPTION = re.compile(r"^\(([A-Z])\) ((?s:.*?))(?=\n\([A-Z]\) |\Z)", re.MULTILINE)
 _MAX_CODE = 20_000
+_NAMES_WITH_BRACKETS = re.compile(r"(?:[A-Z]\w* [(\[][^()\[\]]*[)\]](?:; |\Z))+")
+_MAX_LIST_CHARACTERS = 20_000
+_ITEM = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None|-?\d[\d.]*)"""
+_NUMPY_LIST = re.compile(rf"\[\s*{_ITEM}(?:\s+{_ITEM})+\s*\]", re.DOTALL)
 _CODE = {
     ast.Assign, ast.AugAssign, ast.Call, ast.ClassDef, ast.For, ast.FunctionDef, ast.If, ast.Import,
     ast.ImportFrom, ast.Lambda, ast.Subscript, ast.Try, ast.While, ast.With, ast.comprehension,
@@ -187,6 +194,24 @@ def cut_at_tokens(text: str, max_tokens: int) -> str:
     return text[:cut].rstrip()
 
 
+def list_items(text: str) -> list[str]:
+    """The items of a list cell: ``a; b`` as ingest joins lists, or the spelling of JSON, Python or numpy.
+
+    A null item is an empty text, so that the others keep their positions.
+    """
+    if text.startswith("[") and text.endswith("]") and len(text) <= _MAX_LIST_CHARACTERS:
+        if _NUMPY_LIST.fullmatch(text):
+            # Python would join texts without commas to one.
+            text = f"[{', '.join(re.findall(_ITEM, text, re.DOTALL))}]"
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                if isinstance(items := parse(text), list):
+                    texts = ["" if item is None else str(item) for item in items]
+                    # Half a surrogate pair, which JSON can spell, could not be saved.
+                    return [item.encode("utf-8", "replace").decode() for item in texts]
+    return text.split("; ")
+
+
 def lettered_options(options: Sequence[Any]) -> str:
     """The options of a question, ``(A)``, ``(B)``, one per line; a letter that each has is not repeated."""
     pairs = [(chr(ord("A") + index), str(option)) for index, option in enumerate(options)]
@@ -204,23 +229,27 @@ def listed_options(text: str) -> set[str]:
 
 def find_option(text: str, query: str) -> str:
     """The letter of the option of a query that is this text; empty if none is, or several are."""
-    letters = [letter for letter, option in _OPTION_LINE.findall(query) if comparable(option) == comparable(text)]
+    wanted = comparable(text)
+    letters = [
+        letter
+        for letter, option in _OPTION.findall(query)
+        if wanted in {comparable(option), comparable(option.partition("\n")[0])}
+    ]
     return letters[0] if len(letters) == 1 else ""
 
 
-def inside_fence(text: str) -> str:
-    """The inside of the first Markdown code fence, or else the text; without line breaks around it."""
-    fenced = _FENCE.search(text)
-    return (fenced["code"] if fenced else text).strip("\n")
+def inside_fences(text: str) -> list[str]:
+    """The insides of the Markdown code fences, or else the text; without line breaks around them."""
+    return [code.strip("\n") for code in _FENCE.findall(text) or [text]]
 
 
 def is_python(text: str) -> bool:
     """Whether the text is Python code: it parses, with a call, an assignment, a block or the like in it.
 
-    Other texts parse as well, and are none: words ("salt and pepper", "name: value"), ids and names of files. Longer
-    texts than 20,000 characters are not read.
+    Some prose parses too and does not count: words ("salt and pepper", "name: value", "Paris (France)"), ids and names
+    of files. Texts longer than 20,000 characters are not read.
     """
-    if len(text) > _MAX_CODE:
+    if len(text) > _MAX_CODE or _NAMES_WITH_BRACKETS.fullmatch(text.strip()):
         return False
     try:
         with warnings.catch_warnings(action="ignore"):  # of escapes that Python does not have

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.datastore.cells import content_hash, flatten_row, row_json, worth_embedding
-from rebase.generation.mapping import list_items
+from rebase.text import list_items
 
 anything = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
 values = st.recursive(

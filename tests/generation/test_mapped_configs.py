@@ -30,16 +30,18 @@ from tests.pipelines.maps import (
 )
 from tests.shipped import shipped_task
 
+MAPPING_OF_A_PERSON = {"fields": MAPPING["fields"], "answer": "gold", "values": NAMES}
+
 
 def test_a_mapping_without_a_config_is_for_all_of_them():
-    mapping = DatasetMapping(dataset="boats", fields=MAPPING["fields"], answer="gold", values=NAMES)
+    mapping = DatasetMapping(dataset="boats", **MAPPING_OF_A_PERSON)
     task = NLI.model_copy(update={"mappings": (mapping,)})
     mappings, *_ = map_({"boats:one": pairs(), "boats:two": pairs(30)}, task=task)
     assert list(mappings["config"]) == ["one", "two"]
 
 
 def test_a_mapping_for_all_configs_is_used_for_those_that_have_its_columns():
-    mapping = DatasetMapping(dataset="boats", fields=MAPPING["fields"], answer="gold", values=NAMES)
+    mapping = DatasetMapping(dataset="boats", **MAPPING_OF_A_PERSON)
     task = NLI.model_copy(update={"mappings": (mapping,)})
     mappings, *_ = map_({"boats:one": pairs(), "boats:raw": [{"text": "A boat."}]}, task=task)
     assert list(zip(mappings["config"], mappings["state"], strict=True)) == [("one", "used"), ("raw", "unknown_column")]
@@ -190,6 +192,14 @@ def test_a_column_that_explains_the_label_is_no_part_of_the_query():
     mappings, *_, teacher = map_({"boats": rows}, respond(MAPPING | {"fields": fields}), mode="both")
     assert list(mappings["state"]) == ["answer_given_away"]
     assert len(teacher.requests) == 1, "an audit would only show that the teacher reads"
+
+
+def test_a_mapping_of_a_person_is_trusted_unless_it_is_to_be_audited():
+    rows = [row | {"sentence2": f"{row['sentence2']} It is {LABELS[int(row['gold'])]}."} for row in pairs()]
+    for is_audited, state in ((False, "used"), (True, "answer_given_away")):
+        mapping = DatasetMapping(dataset="boats", **MAPPING_OF_A_PERSON, audit=is_audited)
+        mappings, *_ = map_({"boats": rows}, task=NLI.model_copy(update={"mappings": (mapping,)}), mode="both")
+        assert list(mappings["state"]) == [state]
 
 
 def test_near_duplicates_leave_room_for_other_rows():

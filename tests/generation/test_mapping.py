@@ -1,7 +1,6 @@
 import json
 from contextlib import suppress
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +15,6 @@ from rebase.generation.mapping import (
     correct_values,
     describe_columns,
     interleave,
-    list_items,
     map_request,
     map_row,
     mapping_schema,
@@ -29,6 +27,7 @@ from rebase.generation.mapping import (
 from rebase.generation.prompts.parsing import Example
 from rebase.parameters import MapParameters
 from rebase.records import DatasetMapping, Task
+from rebase.text import list_items
 from tests.shipped import shipped_prompt, shipped_task
 
 NLI, READING, EXAM, SUMS, CODE = map(shipped_task, ("mnli", "squad", "mmlu", "gsm8k", "mconala_ja"))
@@ -52,42 +51,6 @@ def nli(**changes):
         | {"values": NAMES}
         | changes
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "items"),
-    [
-        ("a; b", ["a", "b"]),
-        ("['a, b', \"it's\"]", ["a, b", "it's"]),
-        ('["x; y", "z"]', ["x; y", "z"]),
-        ("[1, 2.5]", ["1", "2.5"]),
-        ("alone", ["alone"]),
-        ("[sic] he said]", ["[sic] he said]"]),
-        ("[]", []),
-        ("['red' 'green'\n \"it's blue\"]", ["red", "green", "it's blue"]),
-        ("['a \\'b\\'' None '']", ["a 'b'", "", ""]),
-        ("['a, \"b\" \"c\"', 'd']", ['a, "b" "c"', "d"]),
-        ("[12 -3.5]", ["12", "-3.5"]),
-        ("[1 of 2]", ["[1 of 2]"]),
-        ('["a", null, "", "c"]', ["a", "", "", "c"]),
-        ('["\\ud83d"]', ["?"]),
-    ],
-)
-def test_lists_are_read_in_every_spelling(text, items):
-    assert list_items(text) == items
-
-
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1))
-def test_a_list_in_the_spelling_of_numpy_python_or_json_has_its_items(items):
-    arrays = str(np.array(items, object))
-    for text in (arrays, str(items), json.dumps(items), json.dumps(items, ensure_ascii=False)):
-        assert list_items(text) == items
-
-
-@given(st.text(max_size=60))
-def test_any_cell_is_a_list(text):
-    assert all(isinstance(item, str) for item in list_items(text))
-    assert all(isinstance(item, str) for item in list_items(f"[{text}]"))
 
 
 def test_columns_are_described_by_what_a_teacher_needs():
@@ -244,6 +207,14 @@ def test_an_option_is_meant_by_its_letter_its_number_or_its_text():
     one_based = {"idx": Column(1, {"2": 3, "1": 2, "5": 1})}
     mapping = number_options(EXAM, mapping.model_copy(update={"answer": "idx"}), one_based)
     assert mapping.values == {"1": "(A)", "2": "(B)"}
+    of_years = {"idx": Column(1, {"2": 3, "1": 2, "12": 1})}
+    assert number_options(EXAM, mapping.model_copy(update={"values": {}}), of_years).values == {}, "texts of options"
+    unknown = {"idx": Column(1, {"0": 3, "1": 2, "-1": 9})}
+    assert number_options(EXAM, mapping, unknown).values == {"0": "(A)", "1": "(B)"}
+    spelled = {"question": "Who?", "choices.text": '["Tom &amp; Jerry", "Two\\nlines", "Popeye"]'}
+    for text, letter in (("Tom &amp; Jerry", "(A)"), ("Tom & Jerry", "(A)"), ("Two\nlines", "(B)"), ("Popeye", "(C)")):
+        by_text = mapping.model_copy(update={"answer": "text", "values": {}})
+        assert map_row(EXAM, by_text, spelled | {"text": text}).answer == letter
     twice = rows[0] | {"choices.text": "['sea', 'sea']", "text": "sea"}
     assert map_row(EXAM, mapping.model_copy(update={"answer": "text", "values": {}}), twice).answer == "sea"
 

@@ -32,6 +32,14 @@ def shipped(name: str) -> Task:
 
 READING, TOPIC, SUMS = shipped("reading_qa"), shipped("news_topic"), shipped("word_problems")
 FREE = TOPIC.model_copy(update={"answer": TOPIC.answer.model_copy(update={"type": "text", "labels": ()})})
+NUMBERS_IN_PASSAGES = READING.model_copy(update={"answer": SUMS.answer})
+TOXIC = TOPIC.model_copy(
+    update={
+        "query": "Is it toxic or not toxic? {text}",
+        "answer": TOPIC.answer.model_copy(update={"labels": ("toxic", "not toxic")}),
+    }
+)
+OTHERS = {"points": NUMBERS_IN_PASSAGES, "toxic": TOXIC}
 CODE = TOPIC.model_copy(update={"answer": TOPIC.answer.model_copy(update={"type": "code", "labels": ()})})
 PASSAGE = "The Skarn bell was cast in 1602 by Anna Dahl, and it weighs about 340 kilograms."
 NOTHING = ProtectedTexts(READING.model_copy(update={"examples": ()}), [], 13)
@@ -270,10 +278,14 @@ def test_rationales(rationale, answer, reason):
         ("gsm8k", {"question": "How many are 6 and 6, of 120?"}, "12", False),
         ("mmlu", {"question": "Which?", "choices": "(A) x (B) y"}, "(A)", False),
         ("squad", {"context": "It is red.", "question": "What color?"}, "red", False),
+        ("points", {"context": "Ost scored 14 points, and Ulm 21.", "question": "How many has Ulm?"}, "21", False),
+        ("toxic", {"text": "It is not toxic, as it greets."}, "not toxic", True),
+        ("toxic", {"text": "It is toxic, as it insults."}, "toxic", True),
+        ("toxic", {"text": "It is toxic, not toxic, or neither."}, "toxic", False),
     ],
 )
 def test_queries_that_state_their_answer(task, query, answer, given_away):
-    task, other = shipped(task), dict.fromkeys(query, "Nothing.")
+    task, other = OTHERS.get(task) or shipped(task), dict.fromkeys(query, "Nothing.")
     assert gives_answers_away(task, [(query, answer)] * 3 + [(other, answer)] * 2) == given_away
     assert not gives_answers_away(task, [(query, answer)] * 2 + [(other, answer)] * 2), "some rows may"
 

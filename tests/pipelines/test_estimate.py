@@ -208,6 +208,7 @@ def test_audits_of_mappings_are_counted_with_the_one_after_a_correction():
     configs, most = requests(READING)
     assert most == configs * (1 + MAPPING.audit)
     assert requests(shipped_task("mnli")) == [configs, configs * (1 + 2 * MAPPING.audit)]
+    assert requests(shipped_task("mmlu")) == [configs, most], "nothing corrects letters of options"
     written = {"dataset": "d", "fields": {"context": "a", "question": "b"}, "answer": "c", "audit": True}
     task = READING.model_copy(update={"mappings": (DatasetMapping.model_validate(written),)})
     assert requests(task) == [configs, most + MAPPING.audit]

@@ -107,7 +107,7 @@ def examples_of(lengths: list[int], targets: int = 4) -> TokenizedExamples:
 def test_what_is_auto_is_chosen_and_what_is_a_number_stays() -> None:
     examples = examples_of([20] * 120)
     chosen = choose_settings(train_parameters(**AUTO, lora=AUTO_LORA), examples, SHAPE, FREE)
-    assert (chosen.learning_rate, chosen.epochs, chosen.batch_size, chosen.gradient_accumulation) == (1e-3, 1, 4, 1)
+    assert (chosen.learning_rate, chosen.epochs, chosen.batch_size, chosen.gradient_accumulation) == (1e-3, 2, 4, 1)
     assert chosen.lora.model_dump() == {"rank": 16, "alpha": 32, "dropout": 0.0}
     numbers = {"learning_rate": 0.02, "epochs": 0.5, "batch_size": 3, "gradient_accumulation": 2}
     given_numbers = train_parameters(**numbers, lora=LoraParameters(rank=3, alpha=5, dropout=0.1))

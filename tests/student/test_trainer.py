@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -67,6 +68,14 @@ def test_a_non_finite_validation_loss_stops(fresh: Student) -> None:
     )
     with pytest.raises(DivergedError, match=r"the validation loss after step 1 is (nan|inf)\. There is no checkpoint"):
         train_adapter(fresh, training_set(5), parameters)  # one step, whose loss is finite
+
+
+def test_a_student_that_computes_no_numbers_is_not_a_learning_rate_too_high(fresh: Student, monkeypatch) -> None:
+    monkeypatch.setattr("rebase.student.trainer.validation_loss", lambda *_: math.nan)
+    parameters = train_parameters(validation_share=0.2, keep="best", learning_rate="auto")
+    with pytest.raises(RebaseError, match=r"of the untrained student is nan\. Set compute\.dtype to float32") as raised:
+        train_adapter(fresh, training_set(20), parameters)
+    assert not isinstance(raised.value, DivergedError)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,11 @@ def test_an_expert_that_gives_one_label_is_named(label_task: Task) -> None:
     assert one_label == "The expert gives nearly one label: 'yes' for 50 of 50 items."
 
 
+def test_an_expert_that_gives_no_label_is_named(label_task: Task) -> None:
+    *_, no_label = warned(label_task, [""] * 50, ["yes"] * 30 + ["no"] * 20)
+    assert no_label.startswith("The expert gives no label for 50 of 50 items: ")
+
+
 def test_an_expert_that_learned_the_labels_is_not_warned_about(label_task: Task) -> None:
     gold = ["yes"] * 30 + ["no"] * 20
     assert warned(label_task, gold, gold) == []

@@ -30,6 +30,7 @@ from rebase.generation.mapping import (
     correct_values,
     describe_columns,
     fill_cells,
+    has_label_names,
     interleave,
     lacks_passages,
     map_request,
@@ -99,6 +100,11 @@ class MappedConfig:
         return self.mapping is not None and self.rejection is None
 
     @property
+    def is_audited(self) -> bool:
+        """Whether the mapping has to be checked: a person's only if its author wants that."""
+        return self.written is None or self.written.audit
+
+    @property
     def has_answers(self) -> bool:
         """Whether the mapping names the column of the answer; without one the teacher labels the mapped queries."""
         return self.mapping is not None and self.mapping.answer is not None
@@ -109,7 +115,7 @@ class MappedConfig:
             self.written is None
             and self.rejection is not None
             and self.rejection.reason == "one_label"
-            and _has_label_names(task)
+            and has_label_names(task)
             and len({_answer_value(self, line) for line, _ in self.mapped}) > 1
         )
 
@@ -240,11 +246,12 @@ def row_check(
     def check(line: Line, example: Example, has_answer: bool) -> Example | Rejection:
         cells = json.loads(line["row"])
         row = Candidate(line["row_id"], line["dataset"], line["license"], cells, line["content_hash"])
-        if rejection := reject(row, max(example.fields.values(), key=len)):
+        longest = max(example.fields, key=lambda name: len(example.fields[name]))
+        if rejection := reject(row, example.fields[longest]):
             return rejection
         for name, text in example.fields.items():
             # Sets for several languages pair a text in one with a text in another.
-            if rejection := languages.reject(f"{row.config}/{name}", text):
+            if name != longest and (rejection := languages.reject_field(f"{row.config}/{name}", text)):
                 return rejection
         outcome = _cut_passage(task, row, example, retrieve)
         if isinstance(outcome, Rejection) or has_answer:
@@ -282,7 +289,8 @@ def apply_mapping(
     """Map the rows of the config until there are enough examples of each label.
 
     Each label gets ``max_examples``, so that labels can be balanced whatever other datasets have. The mapping is
-    rejected if there are no examples, only those of one label, or if most queries state their answer.
+    rejected if there are no examples, only those of one label, or if most queries state their answer; in a mapping of a
+    person, that is trusted.
     """
     counts: Counter[str] = Counter()
     duplicates = Duplicates(near_duplicate)
@@ -303,11 +311,12 @@ def apply_mapping(
                 continue
             outcome = rejection
         config.rejected.append(rejected_line(line, outcome))
+    answered = [(example.fields, example.answer) for _, example in config.mapped if config.has_answers]
     if not config.mapped:
         config.reject_all()
-    elif config.has_answers and task.answer.labels and len(counts) == 1:
+    elif answered and task.answer.labels and len(counts) == 1:
         config.rejection = Rejection("one_label", next(iter(counts)))
-    elif config.has_answers and gives_answers_away(task, [(e.fields, e.answer) for _, e in config.mapped]):
+    elif answered and config.is_audited and gives_answers_away(task, answered):
         config.rejection = Rejection("answer_given_away")
 
 
@@ -326,7 +335,7 @@ async def audit_mapping(
     """
     one_label, mapping = config.rejection, config.mapping
     answered = await _request_audit(session, task, config, set(), prompt, parameters)
-    if config.written or mapping is None or not answered or not config.rejection or not _has_label_names(task):
+    if config.written or mapping is None or not answered or not config.rejection or not has_label_names(task):
         return
     corrected = correct_values(task, mapping, [(_answer_value(config, line), answer) for line, _, answer in answered])
     if corrected is None:
@@ -390,11 +399,6 @@ async def _request_audit(
         if config.rejection is None or not config.audit.could_pass(parameters.min_agreement, most):
             break
     return answered
-
-
-def _has_label_names(task: Task) -> bool:
-    """Whether the labels are names that a table of values can give: a letter means the option that it stands for."""
-    return bool(task.answer.labels) and not task.lists_options
 
 
 def _answer_value(config: MappedConfig, line: Line) -> str:

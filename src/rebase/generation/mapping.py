@@ -4,14 +4,11 @@ The teacher writes one mapping for a config (``map_request``), code applies it t
 teacher's answers to a sample of the mapped queries decide whether to believe it (``audit``).
 """
 
-import ast
 import hashlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -36,6 +33,7 @@ from rebase.text import (
     fill_template,
     find_option,
     lettered_options,
+    list_items,
     split_reference,
     template_columns,
     tokens,
@@ -49,13 +47,10 @@ _PASSAGE_WORDS = 12
 _MAX_VALUES, _MAX_VALUE_CHARACTERS = 20, 60
 #: Names are part of the schema, which some servers get as a text: a longer one could hold an instruction.
 _MAX_NAME_CHARACTERS = 100
-#: Items of a list that the answer's values can point to.
+#: Items of a list, or options, that the answer's values can point to.
 _MAX_ITEMS = 8
 #: A column is a list if this share of its cells has several items.
 _LIST_SHARE = 0.9
-_MAX_LIST_CHARACTERS = 20_000
-_ITEM = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None|-?\d[\d.]*)"""
-_NUMPY_LIST = re.compile(rf"\[\s*{_ITEM}(?:\s+{_ITEM})+\s*\]", re.DOTALL)
 _SHOWN_DESCRIPTION = 600
 #: Answers of an audit that may be the most frequent one: all of them in all rows are too many comparisons.
 _MAX_FREQUENT = 20
@@ -88,24 +83,6 @@ def configs_to_map(task: Task, retrieved: pd.DataFrame, min_rows: int) -> list[t
     written = {(mapping.dataset, mapping.config) for mapping in task.mappings}
     counts = retrieved.groupby(["dataset", "config"], sort=False).size()
     return [pair for pair in counts.index[counts >= min_rows] if written.isdisjoint({pair, (pair[0], None)})]
-
-
-def list_items(text: str) -> list[str]:
-    """The items of a list cell: ``a; b`` as ingest joins lists, or the spelling of JSON, Python or numpy.
-
-    A null item is an empty text, so that the others keep their positions.
-    """
-    if text.startswith("[") and text.endswith("]") and len(text) <= _MAX_LIST_CHARACTERS:
-        if _NUMPY_LIST.fullmatch(text):
-            # Python would join texts without commas to one.
-            text = f"[{', '.join(re.findall(_ITEM, text, re.DOTALL))}]"
-        for parse in (json.loads, ast.literal_eval):
-            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-                if isinstance(items := parse(text), list):
-                    texts = ["" if item is None else str(item) for item in items]
-                    # Half a surrogate pair, which JSON can spell, could not be saved.
-                    return [item.encode("utf-8", "replace").decode() for item in texts]
-    return text.split("; ")
 
 
 def describe_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, Column]:
@@ -247,14 +224,17 @@ def read_mapping(dataset: str, config: str, text: str) -> tuple[str, DatasetMapp
 
 
 def number_options(task: Task, mapping: DatasetMapping, columns: Mapping[str, Column]) -> DatasetMapping:
-    """The mapping with a table of values, if the answer is the number of an option: from 0 if there is a 0."""
+    """The mapping with a table of values, if all answers are numbers of options: from 0 if there is a 0.
+
+    Often -1 says that a row has no answer. Other numbers are the texts of options, and so is each if there are many.
+    """
     column = columns.get(mapping.answer or "")
-    if not (task.lists_options and column and column.values and all(map(str.isdecimal, column.values))):
-        return mapping
-    values = column.values
+    values = sorted({*column.values} - {"-1"}) if task.lists_options and column else []
     first = 0 if "0" in values else 1
+    if not values or not {str(number) for number in range(first, first + _MAX_ITEMS)} >= set(values):
+        return mapping
     table = {str(number): label for number, label in enumerate(task.answer.labels, first)}
-    return mapping.model_copy(update={"values": {value: table[value] for value in sorted(values) if value in table}})
+    return mapping.model_copy(update={"values": {value: table[value] for value in values if value in table}})
 
 
 def mapping_id(mapping: DatasetMapping) -> str:
@@ -294,7 +274,7 @@ def map_row(task: Task, mapping: DatasetMapping, cells: Mapping[str, str]) -> Ex
     if _has_several(task, answer):
         return Rejection("several_answers", answer[:_MAX_VALUE_CHARACTERS])
     if task.lists_options and not as_label(answer, task.answer.labels):
-        answer = find_option(answer, task.render_query(fields)) or answer
+        answer = find_option(_clean(task, answer), task.render_query(fields)) or answer
     return Example(fields, _spell(task, answer))
 
 
@@ -431,13 +411,18 @@ def _nearest(words: Sequence[str], references: Iterable[Sequence[str]]) -> float
     return max((word_f1(words, reference) for reference in references), default=0.0)
 
 
+def has_label_names(task: Task) -> bool:
+    """Whether the labels are names that a table of values can give: a letter means the option that it stands for."""
+    return bool(task.answer.labels) and not task.lists_options
+
+
 def correct_values(task: Task, mapping: DatasetMapping, given: Iterable[tuple[str, str]]) -> DatasetMapping | None:
     """The mapping with the label that the teacher gave most often to the rows of each value.
 
-    None if that changes nothing, or leaves one label or fewer than before: if the teacher gives two values one label,
-    the fields are probably wrong. ``given`` has the value and the teacher's answer of some rows; answers that are no
-    label of the task do not count. A teacher that labels rows rightly can still write a wrong table for values without
-    names, such as 0, 1 and 2.
+    None if that changes nothing, or leaves only one label, or fewer labels than before: if the teacher gives two values
+    one label, the fields are probably wrong. ``given`` has the value and the teacher's answer of some rows; answers
+    that are no label of the task do not count. A teacher that labels rows rightly can still write a wrong table for
+    values without names, such as 0, 1 and 2.
     """
     labels: dict[str, Counter[str]] = {}
     for value, answer in given:

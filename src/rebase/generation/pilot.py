@@ -26,7 +26,7 @@ _MAPPED_ROWS = (
 
 
 def choose_positions(count: int, rows: int) -> list[tuple[str, int]]:
-    """The part and the position of ``rows`` of ``count`` ranked rows: the first, some in the middle, and the last."""
+    """The part and the position of ``rows`` of ``count`` retrieved rows: the first, some in the middle, the last."""
     top, middle, end = (len(part) for part in np.array_split(np.arange(min(count, rows)), 3))
     starts = (0, max(top, (count - middle) // 2), count - end)
     return [

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from rebase.records import Task
-from rebase.text import NUMBER, comparable, inside_fence, is_python, listed_options, ngrams, normalize, runs, tokens
+from rebase.text import NUMBER, comparable, inside_fences, is_python, listed_options, ngrams, normalize, runs, tokens
 
 MAX_SPAN_WORDS = 12
 #: From this share of one label a student may learn no other.
@@ -70,7 +70,7 @@ class ProtectedTexts:
 
 def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
     """Normalize an answer: a span as the passage spells it, a label as the task spells it, a number or code alone."""
-    answer = inside_fence(answer) if task.answer.type == "code" else answer.strip()
+    answer = inside_fences(answer)[0] if task.answer.type == "code" else answer.strip()
     match task.answer.type:
         case "span":
             answer = answer.strip("\"'“”").rstrip(".").strip()
@@ -128,19 +128,26 @@ def gives_answers_away(task: Task, examples: Sequence[tuple[Mapping[str, str], s
     """Whether most queries state their answer: the label, and no other one, or the number.
 
     Columns beside the answer may explain it ("It is neutral because …"). An audit rewards that: the teacher reads the
-    answer. In the other tasks, and among options, the answer may well be a part of the query.
+    answer. In the other tasks, in passages and among options, the answer may well be a part of the query.
     """
-    if task.lists_options or not (task.answer.labels or task.answer.type == "number"):
+    is_number = task.answer.type == "number" and not task.passage
+    if task.lists_options or not (task.answer.labels or is_number):
         return False
-    stated = sum(_states_answer(task, task.render_query(fields), answer) for fields, answer in examples)
+    stated = sum(_states_answer(task, "\n".join(fields.values()), answer) for fields, answer in examples)
     return stated > len(examples) / 2
 
 
-def _states_answer(task: Task, query: str, answer: str) -> bool:
+def _states_answer(task: Task, text: str, answer: str) -> bool:
     if not task.answer.labels:
-        return answer in {number.group().replace(",", "") for number in NUMBER.finditer(query)}
-    words = f" {normalize(query)} "
-    return [label for label in task.answer.labels if f" {normalize(label)} " in words] == [answer]
+        return answer in {number.group().replace(",", "") for number in NUMBER.finditer(text)}
+    words, stated = f" {normalize(text)} ", []
+    # The longest first, so that "not toxic" does not state "toxic".
+    for label in sorted(task.answer.labels, key=len, reverse=True):
+        name = f" {normalize(label)} "
+        if name in words:
+            stated.append(label)
+            words = words.replace(name, " ")
+    return stated == [answer]
 
 
 def names_label(label: str, texts: Iterable[str]) -> bool:

@@ -113,7 +113,7 @@ def estimate_table(estimate: Mapping[str, Any]) -> Table:
 
 
 def retrieved_lines(retrieved: pd.DataFrame, count: int) -> Iterator[str]:
-    """A table of the best rows, at most 80 columns wide: the beginning of the passage, or of the longest cell."""
+    """A table of the first rows, at most 80 columns wide: the beginning of the passage, or of the longest cell."""
     yield f"{'rank':>4}  score  {'dataset':<24}  text"
     for row in retrieved.head(count).itertuples():
         text = visible(row.passage or max(map(str, json.loads(row.row).values()), key=len))

@@ -25,7 +25,7 @@ REASONS = {
     "contamination_exact": "A text of the row is in the evaluation set, or in an example of the task.",
     "contamination_ngram": "The row shares a run of words with the evaluation set.",
     "no_passage": "No cell is prose of the right length to be the passage.",
-    "no_code": "No cell is Python code, as the answers of the task's examples are.",
+    "no_code": "No cell has Python code, which the task's answers need.",
     "dataset_share": "Its dataset already has its share of the rows.",
     "label_share": "Its place went to a row of its dataset with another label.",
     # map
@@ -68,7 +68,7 @@ REASONS = {
     "repeats_prompt": "The response repeats its prompt.",
     "answer_too_long": "The answer is too long for a span.",
     "answer_not_in_passage": "The passage does not have the answer, word for word.",
-    "answer_given_away": "The question has the answer in it.",
+    "answer_given_away": "The question has the answer in it, or most queries of the mapping have.",
     "not_a_question": "The question does not end with a question mark.",
     "question_repeats_itself": "The question repeats its own words.",
     "question_off_passage": "The question shares no word with the passage.",

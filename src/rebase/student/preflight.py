@@ -82,7 +82,8 @@ def choose_settings(
 ) -> ChosenTraining:
     """The settings with a value for each ``auto``. ``free`` bytes of memory limit a batch of ``auto``, never a step.
 
-    Raises RebaseError if there are fewer examples than a step has, which a batch of ``auto`` avoids.
+    Raises RebaseError if there are fewer examples than a step has; a batch of ``auto`` is smaller then, but not the
+    number of batches in a step.
     """
     count, rate, epochs, lora = len(tokenized.train), parameters.learning_rate, parameters.epochs, parameters.lora
     batch = choose_step(count) if parameters.batch_size == "auto" else parameters.batch_size

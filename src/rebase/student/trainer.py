@@ -265,6 +265,11 @@ class Monitor(TrainerCallback):
             entry["validation_loss"] for entry in state.log_history if "validation_loss" in entry and entry["step"]
         ]
         loss = validation_loss(self.trainer, self.validation)
+        if not math.isfinite(loss) and not state.global_step:
+            raise RebaseError(
+                f"train: the validation loss of the untrained student is {loss}. Set compute.dtype to float32, "
+                "train.four_bit to false, or check the files of student.model."
+            )
         if not math.isfinite(loss):
             # The last step can be the one that diverges, after its loss was computed.
             self._stop(args, f"the validation loss after step {state.global_step} is {loss}")

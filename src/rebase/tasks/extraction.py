@@ -11,7 +11,7 @@ from itertools import chain
 
 from rebase.records import AnswerSpec
 from rebase.tasks.numbers import plain_math, stated_number, unstated_number
-from rebase.text import inside_fence
+from rebase.text import inside_fences
 
 # Rationales end with "So the answer is X."; models that explain their answers use similar words.
 _ANSWER_IS = re.compile(r"\banswer\s+is\s*:?\s*", re.IGNORECASE)
@@ -83,7 +83,7 @@ def extract(raw_output: str, answer: AnswerSpec) -> str:
         case "number":
             return _search(text, stated_number, unstated_number)
         case "code":
-            return inside_fence(text)
+            return inside_fences(text)[0]
         case "text":
             return _text(text)
 

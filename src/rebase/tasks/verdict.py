@@ -125,7 +125,11 @@ def _warnings(task: Task, system: str, answers: pd.DataFrame, scores: Scores) ->
             )
         given, times = Counter(answers["extracted"]).most_common(1)[0]
         if times >= _NEARLY_ALL * n > count:
-            yield f"{name} gives nearly one label: {given!r} for {times} of {n} items."
+            yield (
+                f"{name} gives nearly one label: {given!r} for {times} of {n} items."
+                if given
+                else f"{name} gives no label for {times} of {n} items: see its outputs, and the task's max_new_tokens."
+            )
     if _has_few_shot(scores, system) and (gain := _gain(scores, _FEW_SHOT, metric, system))["value"] < 0:
         few_shot = scores["systems"][_FEW_SHOT][metric]["value"]
         yield (

@@ -11,6 +11,9 @@ from tests.generation.filters.rows import row
         ({"intent": "Sort the list.", "snippet": "names.sort()"}, None),
         ({"answer": "Like this:\n```python\nnames.sort()\n```\nIt sorts in place."}, None),
         ({"question": "空港は何の直訳か", "answers": "text: Airport, answer_start: 124"}, "no_code"),
+        ({"solutions": '["import os\\nprint(os.sep)"]'}, None),
+        ({"answer": "```bash\npip list | sort\n```\nThen:\n```python\nnames.sort()\n```"}, None),
+        ({"title": "Paris (France)", "places": "Mercury (planet); Smith [1]"}, "no_code"),
         ({}, "no_code"),
     ],
 )

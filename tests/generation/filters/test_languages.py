@@ -53,6 +53,21 @@ def test_an_unclear_text_has_the_language_of_most_rows_of_its_config(reading_tas
     assert languages.reject("nli", ENGLISH) is None
 
 
+def test_a_field_of_names_and_titles_has_no_language(reading_task):
+    languages = LanguageFilter(reading_task)
+    assert languages.reject_field("title", "Die Kunst der Fuge und das wohltemperierte Klavier").detail == "de"
+    assert [languages.reject_field("title", title) for title in ("Dune", "Emma", "Moby Dick")][1:] == [None, None]
+    assert languages.reject_field("choices", "(A) natrium chloratum\n(B) kalium nitricum et alia rara") is None
+
+
+def test_a_short_text_has_the_language_of_its_field_if_most_texts_are_clear(reading_task):
+    languages = LanguageFilter(reading_task)
+    assert [languages.reject_field("hypothesis", text).detail for text in (GERMAN, GERMAN, "Ja.")] == ["de"] * 3
+    assert languages.reject_field("premise", "Ja.") is None
+    any_language = reading_task.model_copy(update={"language": "any"})
+    assert LanguageFilter(any_language).reject_field("hypothesis", GERMAN) is None
+
+
 def test_the_configs_of_a_dataset_may_have_different_languages(reading_task):
     languages = LanguageFilter(reading_task)
     slovene, english = row(SLOVENE, "nli/sl/train/0"), row(ENGLISH, "nli/en/train/0")

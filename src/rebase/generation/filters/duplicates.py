@@ -74,12 +74,15 @@ class Duplicates:
     def _find_near(self, row: Candidate) -> str | None:
         sketch = self._sketch(row)
         # In the order of the ranking. Rows of one template propose each other by the thousand: the estimate is cheap.
-        for position in sorted(self._lsh.query(sketch.minhash)) if len(sketch.hashes) else ():
+        positions = sorted(self._lsh.query(sketch.minhash)) if len(sketch.hashes) else []
+        if not positions:
+            return None
+        values = np.array([self._kept[position][1].minhash.hashvalues for position in positions])
+        estimates = (values == sketch.minhash.hashvalues).mean(axis=-1)
+        for position in np.array(positions)[estimates >= self._threshold - _ESTIMATE_MARGIN]:
             row_id, other = self._kept[position]
-            if not (sketch.numbers <= other.numbers or other.numbers <= sketch.numbers):
-                continue
-            is_likely = sketch.minhash.jaccard(other.minhash) >= self._threshold - _ESTIMATE_MARGIN
-            if is_likely and jaccard(sketch.hashes, other.hashes) >= self._threshold:
+            is_comparable = sketch.numbers <= other.numbers or other.numbers <= sketch.numbers
+            if is_comparable and jaccard(sketch.hashes, other.hashes) >= self._threshold:
                 return row_id
         return None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rebase.generation.filters.base import Rejection
 from rebase.records import ANY_LANGUAGE, Task
-from rebase.text import tokens, weight
+from rebase.text import listed_options, tokens, weight
 
 #: Words that a text needs: the identifier finds a language in names, hashes and formulas, too.
 _ENOUGH_WORDS = 5
@@ -39,12 +39,13 @@ def task_language(task: Task) -> str | None:
 class LanguageFilter:
     """Reject rows in another language than the task's.
 
-    A text that is too short or too unclear to tell has the language of most earlier rows of its config.
+    A text that is too short or too unclear to tell has the language of most earlier rows of its config, or of most
+    earlier texts of its field if that was clear for most of them: names and titles often look like another language.
     """
 
     def __init__(self, task: Task) -> None:
         self.language = task_language(task)
-        self._languages: dict[str, Counter[str]] = {}
+        self._languages: dict[str, Counter[str | None]] = {}
 
     def reject(self, config: str, text: str) -> Rejection | None:
         """Reject a row of the config by its passage or longest cell."""
@@ -55,7 +56,19 @@ class LanguageFilter:
             counts[detected] += 1
         else:
             [(detected, _)] = counts.most_common(1) or [(self.language, 0)]
-        return Rejection("language", detected) if detected != self.language else None
+        return self._reject(detected)
+
+    def reject_field(self, field: str, text: str) -> Rejection | None:
+        """Reject a row by one field of its query; lists of options are mostly names and not read."""
+        if self.language is None or listed_options(text):
+            return None
+        counts = self._languages.setdefault(field, Counter())
+        detected = detect_language(text)
+        counts[detected] += 1
+        return self._reject(detected or counts.most_common(1)[0][0])
+
+    def _reject(self, detected: str | None) -> Rejection | None:
+        return Rejection("language", detected) if detected not in (None, self.language) else None
 
 
 @cache

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rebase.generation.cost_estimate import estimate_requests, read_estimate, summarize_estimate
-from rebase.generation.mapping import configs_to_map, describe_columns, lacks_passages, map_request
+from rebase.generation.mapping import configs_to_map, describe_columns, has_label_names, lacks_passages, map_request
 from rebase.generation.prompts.requests import (
     answer_request,
     cot_request,
@@ -149,7 +149,7 @@ def _map_requests(
 ) -> tuple[list[Request], int]:
     """A request for each config that can be mapped, then those of the audits; and the number of the former.
 
-    Labels are audited twice if the first audit corrects them. A person's mapping counts as one config.
+    Names of labels are audited twice if the first audit corrects them. A person's mapping counts as one config.
     """
     configs = []
     for dataset, config in configs_to_map(task, retrieved, parameters.min_rows):
@@ -158,7 +158,7 @@ def _map_requests(
         columns = describe_columns(rows)
         if not lacks_passages(task, columns):
             configs.append(map_request(task, "", columns, rows[: parameters.shown_rows], prompt, parameters))
-    audits = (2 if task.answer.labels else 1) * len(configs) + sum(written.audit for written in task.mappings)
+    audits = (2 if has_label_names(task) else 1) * len(configs) + sum(written.audit for written in task.mappings)
     examples = islice(cycle(task.examples), parameters.audit * audits)
     return [*configs, *evaluation_requests(task, examples, distil_prompt)], len(configs)
 

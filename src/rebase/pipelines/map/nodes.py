@@ -100,9 +100,8 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
             await request_mapping(session, task, config, description, map_prompt, parameters)
         if config.mapping and not config.rejection:
             apply_mapping(task, config, config.mapping, check, parameters, retrieve.near_duplicate)
-        is_audited = config.written is None or config.written.audit
         can_be_used = config.is_usable or config.can_be_corrected(task)
-        if parameters.audit and is_audited and config.has_answers and can_be_used:
+        if parameters.audit and config.is_audited and config.has_answers and can_be_used:
             await audit_mapping(session, task, config, check, distil_prompt, parameters, retrieve.near_duplicate)
         return config
 

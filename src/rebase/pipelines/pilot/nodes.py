@@ -1,4 +1,4 @@
-"""Pilot: transform a few rows of the top, the middle and the end of the ranking, as a full run would."""
+"""Pilot: transform a few rows of the top, the middle and the end of the retrieved ones, as a full run would."""
 
 import json
 import logging

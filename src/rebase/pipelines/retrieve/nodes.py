@@ -246,7 +246,7 @@ def _filter_ranked(
 
 
 def spread(rows: Sequence[T], datasets: Sequence[str], share: float) -> list[T]:
-    """The rows, best first, but so that no dataset has more than its share of the first ones, for any number of them.
+    """The rows, best first, but so that no dataset has more than its share of the first ones while others are left.
 
     A run ends at ``max_examples``: without this, its examples could all come from the dataset whose rows are the best.
     Where each dataset has its share, the rows of the least used one come next.
