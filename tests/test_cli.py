@@ -195,6 +195,7 @@ def test_prune_asks_first_and_wants_to_know_which(path: Path) -> None:
     assert "Select responses" in call("prune", code=2)
     call("prune", "--model", "m", code=1)  # nobody answers: aborted
     assert "0 responses deleted" in call("prune", "--before", "2020-01-01", "--yes")
+    assert "does not match the format '%Y-%m-%d'" in call("prune", "--before", "31.01.2026", "--yes", code=2)
     assert "anthropic/m: 1" in call("list")
 
 

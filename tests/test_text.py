@@ -26,6 +26,7 @@ from rebase.text import (
     normalize,
     pieces,
     runs,
+    shorten,
     split_reference,
     start_near,
     tokens,
@@ -252,6 +253,20 @@ def test_options_are_listed_by_letters_that_can_be_read_again(options):
     text = lettered_options(options)
     assert listed_options(text) == set("ABCDEFGH"[: len(options)])
     assert lettered_options(text.splitlines()) == lettered_options([option.lstrip() for option in options])
+
+
+@given(texts, st.integers(1, 40))
+def test_a_shortened_text_is_a_line_within_the_limit(text, limit):
+    line = shorten(text, limit)
+    assert len(line) <= limit
+    assert "\n" not in line
+    assert " ".join(text.split()).startswith(line.removesuffix("…")) or "…" in text
+
+
+def test_a_shortened_text_ends_with_a_word_if_one_ends_near():
+    assert shorten("The owl sleeps all day.", 20) == "The owl sleeps all…"
+    assert shorten("The owlsleepsalldaylong.", 20) == "The owlsleepsalldayl…"[:19] + "…"
+    assert shorten("梟は一日中眠っている。", 6) == "梟は一日中…"
 
 
 def test_options_that_have_their_letters_keep_one():

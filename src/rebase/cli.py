@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
@@ -32,6 +33,7 @@ from rebase.records import EVALUATION_COLUMNS, TASK_NAME
 from rebase.reporting.console import make_console, retrieved_lines, stage_line, visible
 from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.teacher.response_cache import ResponseCache
+from rebase.text import shorten
 
 #: A comma between parameters: the name of the next one and "=" follow. Other commas are part of a value.
 _NEXT_PARAMETER = re.compile(r",(?=\s*[A-Za-z_][\w.-]*\s*=)")
@@ -162,7 +164,7 @@ def near(text: str, count: int, datastore: str | None, env: str | None) -> None:
             source = rows[line.dataset].slice(row, 1).to_pylist()[0]
             title, value = f"{source['row_id']} · {column}", json.loads(source["row"])[column]
         click.echo(f"{line.similarity:.3f}  {click.style(title, bold=True)}")
-        click.echo(textwrap.indent(textwrap.fill(visible(textwrap.shorten(value, 240)), 100), " " * 7))
+        click.echo(textwrap.indent(textwrap.fill(visible(shorten(value, 240)), 100), " " * 7))
     counts = neighbors["dataset"].value_counts()
     click.echo("In " + ", ".join(f"{dataset} ({number})" for dataset, number in counts.items()))
 
@@ -231,7 +233,7 @@ def _show_retrieved(catalog: Any, has_items: bool) -> None:
     for line in (stage_line(summary, summary["seconds"]), *retrieved_lines(retrieved, 10)):
         click.echo(line)
     datasets = ", ".join(f"{name} ({count})" for name, count in summary["datasets"].items())
-    click.echo(textwrap.shorten(f"In {datasets}", 80, placeholder=" …"))
+    click.echo(shorten(f"In {datasets}", 80))
     if names := sorted(set(rejected.loc[rejected["detail"] == f"*{task.name}*", "dataset"])):
         click.echo(f"Rejected by the name {task.name!r}: {', '.join(names)}. To take them, name the task otherwise.")
     click.echo("Nothing was saved. If you would take other rows, name the subject of the texts in the instruction.")
@@ -280,17 +282,21 @@ def import_responses(file: Path, env: str | None) -> None:
 @responses.command("prune")
 @click.option("--provider", help="Only those of a provider.")
 @click.option("--model", help="Only those of a model.")
-@click.option("--before", help="Only those older than a day, for example 2026-01-31.")
+@click.option(
+    "--before", type=click.DateTime(["%Y-%m-%d"]), help="Only those older than a day, for example 2026-01-31."
+)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @_env
-def prune_responses(provider: str | None, model: str | None, before: str | None, yes: bool, env: str | None) -> None:
+def prune_responses(
+    provider: str | None, model: str | None, before: datetime | None, yes: bool, env: str | None
+) -> None:
     """Delete cached responses: a run that needs them pays for them again."""
     if not (provider or model or before):
         raise click.UsageError("Select responses with --provider, --model or --before.")
     if not yes:
         click.confirm("Deleted responses must be paid for again when they are needed. Delete them?", abort=True)
     with _cache(env) as cache:
-        count = cache.prune(provider, model, before)
+        count = cache.prune(provider, model, f"{before:%Y-%m-%d}" if before else None)
     click.echo(f"{count:,} responses deleted")
 
 

@@ -242,7 +242,7 @@ class TrainParameters(Strict):
 
     What else is ``auto`` follows from the student and the examples (``rebase.student.hyperparameters``). The learning
     rate follows from the student's size and is halved once if the validation loss speaks against it. Fewer examples and
-    lower rates get more epochs, up to 3. A step has 4 examples, or 8 of 1,000 and more, times
+    lower rates get more epochs, up to 3. A step has 4 examples, or 8 where 1,000 or more are trained on, times
     ``gradient_accumulation``; if they do not fit in memory together, a batch is smaller and there are more of them. The
     rank is 16, or more for completions of many tokens, and alpha is twice the rank.
     """

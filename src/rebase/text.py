@@ -33,6 +33,8 @@ _SPACE = re.compile(r"\s")
 # Approximates a tokenizer's tokens, in bytes: pieces of words, pairs of signs, single digits; a single space belongs
 # to the next word. In other scripts two bytes: a Cyrillic letter, or part of a Japanese one.
 _PIECE = re.compile(rb"[A-Z]?[a-z]{1,6}|[A-Z]{1,2}|[!-/:-@\[-`{-~]{1,2}|[\x80-\xff]{1,2}|\s{2,}|[^ ]")
+#: How a rationale ends, before the answer.
+CONCLUSION = "So the answer is "
 #: A number as people write it, with or without thousands separators.
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _FENCE = re.compile(r"```[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
@@ -210,6 +212,19 @@ def list_items(text: str) -> list[str]:
                     # Half a surrogate pair, which JSON can spell, could not be saved.
                     return [item.encode("utf-8", "replace").decode() for item in texts]
     return text.split("; ")
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text on one line, at most ``limit`` characters: what is cut ends with "…", after a word if one ends near.
+
+    Unlike ``textwrap.shorten``, it also cuts texts without spaces.
+    """
+    line = " ".join(text.split())
+    if len(line) <= limit:
+        return line
+    cut = line[: limit - 1]
+    end = cut.rfind(" ")
+    return f"{cut[:end] if 3 * end >= 2 * limit else cut}…"
 
 
 def lettered_options(options: Sequence[Any]) -> str:

@@ -122,7 +122,7 @@ def test_the_datastore_is_the_same_though_a_worker_is_killed(bucket, tmp_path, r
         cards, rejected, _ = summarize_ingest(rows)
         if place.engine:
             killed = killer.submit(kill_a_worker_when, partial(bucket.files, f"{tmp_path.name}/vectors"))
-        embed = plan_embed(rows, cards, encoder, EmbedParameters(batch_tokens=512, cells="text"))
+        embed = plan_embed(rows, encoder, EmbedParameters(batch_tokens=512, cells="text"))
         vectors = place.save("vectors", "arrow", embed)
         index = place.save("index", "arrow", plan_index(vectors))
         task = embed_task(reading_task, encoder)

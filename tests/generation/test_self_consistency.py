@@ -47,7 +47,15 @@ def test_if_no_request_was_answered_the_provider_s_reason_is_quoted():
 
 def test_samples_that_cannot_be_read_or_are_wrong_have_a_fault():
     fields = {"question": "Hen 1 lays 3 eggs and then 3 more. How many eggs are that?"}
-    says = iter([texts_of("3 + 3 = 6.", "6.0"), texts_of("3 + 3 = 7.", 7), "six", ("{", "length"), OSError("no route")])
+    says = iter(
+        [
+            texts_of("3 + 3 = 6. The answer is 6.", "6.0"),
+            texts_of("3 + 3 = 7.", 7),
+            "six",
+            ("{", "length"),
+            OSError("no route"),
+        ]
+    )
     parameters = DistilParameters(style="cot", samples=5, rounds=2, max_inputs=None, sampling=SAMPLING)
 
     async def sample():

@@ -15,6 +15,7 @@ from rebase.generation.verification import (
     names_label,
     one_sided,
     reject_example,
+    reject_input,
     reject_rationale,
     same_answer,
     stated_answer,
@@ -78,6 +79,16 @@ def test_copies_and_evaluation_items():
     assert reject(question, answer, ProtectedTexts(READING, [query.upper()], 13)) == "equals_evaluation_item"
     copied = READING.examples[0]["question"]
     assert reject(copied, answer, ProtectedTexts(READING, [], 13)) == "copies_prompt_example"
+
+
+def test_queries_may_share_a_short_field_with_an_example_but_not_all_fields():
+    names = ["phone", "lamp", "desk"]
+    products = [{**example, "product": name} for example, name in zip(TOPIC.examples, names, strict=False)]
+    task = TOPIC.model_copy(update={"query": "Product: {product}\nReview: {text}", "examples": tuple(products)})
+    protected = ProtectedTexts(task, [], 13)
+    assert reject_input(task, {"product": "Phone", "text": "It rings all day, and I like it."}, protected) is None
+    copied = {"product": "chair", "text": products[0]["text"]}
+    assert reject_input(task, copied, protected) == "copies_prompt_example"
 
 
 OPTIONS = shipped("bbh_disambiguation_qa")
@@ -263,6 +274,7 @@ def test_a_number_is_kept_bare(answer, tidied):
         ("12 / 4 = 3", "48", "answer_not_derived"),
         ("They are left with eighteen.", "18", "answer_not_derived"),
         ("  ", "18", "empty_rationale"),
+        ("So the answer is 18.", "18", "empty_rationale"),
     ],
 )
 def test_rationales(rationale, answer, reason):

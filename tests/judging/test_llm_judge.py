@@ -57,6 +57,8 @@ def fenced(text):
         ({"criteria": [{**RUBRIC_FILE["criteria"][0], "weight": 2}]}, "criteria.0.weight"),
         ({"criteria": [{**RUBRIC_FILE["criteria"][0], "name": "Two words"}]}, "criteria.0.name"),
         ({"criteria": [{**RUBRIC_FILE["criteria"][0], "name": "answer"}]}, "Choose another"),
+        ({"criteria": [{**RUBRIC_FILE["criteria"][0], "name": "accuracy"}]}, "Choose another"),
+        ({"criteria": [{**RUBRIC_FILE["criteria"][0], "name": "grade"}]}, "Choose another"),
         ({"criteria": RUBRIC_FILE["criteria"][:1] * 2}, "two criteria have one name: correctness"),
         ({"user": "{item}"}, "unknown: {item}"),
         ({"user": "Go."}, "missing: {data}"),

@@ -18,7 +18,7 @@ from rebase.datasets.adapter import AdapterDataset
 from rebase.errors import RebaseError, StageError
 from rebase.parameters import CompareParameters
 from rebase.pipelines.compare import create_pipeline
-from rebase.pipelines.compare.attempts import no_adapter, no_examples, tolerate
+from rebase.pipelines.compare.attempts import REPLACEMENTS, no_adapter, no_examples, tolerate
 from rebase.pipelines.compare.nodes import add_mapped, learn_curve, score_curves, score_systems, tabulate
 from rebase.pipelines.compare.pipeline import TRAINING_SETS
 from rebase.records import (
@@ -26,6 +26,7 @@ from rebase.records import (
     CURVE_COLUMNS,
     CURVES_COLUMNS,
     DISTILLED_COLUMNS,
+    TRAINING_COLUMNS,
     TRAINING_LOG_COLUMNS,
     Adapter,
     Task,
@@ -185,6 +186,11 @@ def test_without_chain_of_thought_rebase_is_compared_once(student: Student, read
         "teacher",
     ]
     assert set(made["curves"]["training_set"]) == {*TRAINING_SETS} - {"rebase_cot"}
+
+
+def test_why_there_is_no_training_set_is_passed_on() -> None:
+    table = REPLACEMENTS["format_training_set"]("train.exclude excludes all examples")
+    assert (list(table.columns), table.attrs) == (TRAINING_COLUMNS, {"left_out": "train.exclude excludes all examples"})
 
 
 def test_a_set_that_is_too_small_is_left_out_with_the_reason(student: Student, reading_task: Task, tmp_path: Path):

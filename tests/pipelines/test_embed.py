@@ -2,7 +2,6 @@ import dataclasses
 import json
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -61,8 +60,7 @@ def times(folder):
 
 
 def plan_of(rows, encoder, parameters):
-    cards = pd.DataFrame([metadata_of(rows[name])["card"] for name in rows])
-    return plan_embed(rows, cards, encoder, parameters)
+    return plan_embed(rows, encoder, parameters)
 
 
 def test_only_a_changed_dataset_is_embedded_again(tmp_path, encoder):
@@ -148,11 +146,9 @@ def test_the_fingerprint_changes_exactly_when_the_vectors_may(encoder, tmp_path)
 
 
 def test_a_datastore_of_an_earlier_version_is_read(encoder):
-    """Its cards have other columns, and its shards of vectors no `dtype`."""
+    """Its shards of vectors have no `dtype`."""
     rows = rows_of({"a": [{"t": "one text"}]})
-    earlier_columns = {"licence": "mit", "twin_of": ""}  # codespell:ignore licence
-    cards = pd.DataFrame([{"dataset": "a", "description": "About a.", **earlier_columns}])
-    (shard,) = plan_embed(rows, cards, encoder, PARAMETERS).shards
+    (shard,) = plan_embed(rows, encoder, PARAMETERS).shards
     with encoder.open() as opened:
         table = shard.build(opened)
     metadata = {name: value for name, value in metadata_of(table).items() if name != "dtype"}

@@ -68,6 +68,19 @@ def test_real_examples_are_screened_and_answered_by_people(reading_task):
     assert frame["agreement"].isna().all()
 
 
+def test_a_short_evaluation_item_is_no_real_example(reading_task):
+    fields = [
+        json.dumps({"context": "An owl.", "question": "Where?"}),
+        json.dumps({"context": "A cat.", "question": "Where?"}),
+    ]
+    real = items(2).assign(fields=fields, query=["An owl.\n\nQuestion: Where?", "A cat.\n\nQuestion: Where?"])
+    tables = [examples("rebase", 3), pd.DataFrame(), pd.DataFrame()]
+    parameters = MixParameters(weights={"reasoned_examples": 1, "real_examples": 1}, size=None, seed=1)
+    task = reading_task.model_copy(update={"query": "{context}\n\nQuestion: {question}"})
+    _, summary = mix_examples(task, *tables, real, real[:1], parameters, ContaminationParameters(ngram=13))
+    assert summary["rejected"]["contamination"] == 1
+
+
 def test_real_rows_without_a_gold_answer_are_counted(tmp_path):
     file = tmp_path / "own.jsonl"
     rows = [{"context": f"The owl of barn {n} sleeps.", "question": "Who?", "answers": ["owl"][n:]} for n in range(3)]

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from rebase.reporting.console import (
     estimate_table,
     final_table,
     grades_table,
+    retrieved_lines,
     stage_line,
     visible,
 )
@@ -30,6 +32,16 @@ SUMMARY = {"stage": "retrieve", "in": 1200, "kept": 1000, "rejected": {"license"
 def test_stage_line_counts_add_up_and_the_largest_reason_comes_first():
     line = " ".join(stage_line(SUMMARY, 12.4).split())
     assert line == "retrieve in 1,200 · kept 1,000 · rejected 200 (duplicate 150, license 50) · 12 s"
+
+
+def test_retrieved_rows_are_shown_without_a_passage_and_without_spaces():
+    line = {"rank": 1, "score": 0.5, "dataset": "birds", "row": json.dumps({"a": "梟" * 90, "b": "x"}), "passage": None}
+    (_, shown) = retrieved_lines(pd.DataFrame([line]), 1)
+    assert shown.endswith(f"  {'梟' * 40}…")
+    (_, shown) = retrieved_lines(pd.DataFrame([line | {"passage": float("nan")}]), 1)
+    assert shown.endswith(f"  {'梟' * 40}…")
+    (_, shown) = retrieved_lines(pd.DataFrame([line | {"passage": "An owl."}]), 1)
+    assert shown.endswith("  An owl.")
 
 
 def test_stage_line_reports_annoys_recall():

@@ -69,6 +69,16 @@ def test_a_row_that_became_nothing_says_where_it_was_lost(row_id: str, stage: st
     assert result[stage].items() >= words.items()
 
 
+def test_an_example_without_a_verified_rationale_says_so() -> None:
+    example = tables()["examples"].iloc[0]
+    rejected = {"row_id": example["row_id"], "dataset": example["dataset"], "reason": "another_answer", "detail": ""}
+    changed = {"reasoning_rejected": pd.DataFrame([rejected])}
+    changed |= {name: tables()[name].iloc[:0] for name in ("training_set", "reasoned_examples")}
+    run = Run(tables() | changed)
+    state = "not in the training set: cot: another_answer"
+    assert trace(example["row_id"], run)["examples"][0]["training"]["state"] == state
+
+
 def test_a_row_of_the_datastore_that_nothing_reached() -> None:
     stored = rows().iloc[0].to_dict() | {"row_id": "birds/a/train/77"}
     result = trace("birds/a/train/77", Run(tables(), find_row={"birds/a/train/77": stored}.get))

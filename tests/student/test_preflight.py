@@ -70,6 +70,12 @@ def test_all_targets_are_cut(student: Student) -> None:
         inspect_set(student, training_set(5), train_parameters(max_length=8))
 
 
+def test_an_example_that_validates_is_not_called_too_long(student: Student) -> None:
+    data = pd.DataFrame({"prompt": ["<s>a", *["<s>" + "a" * 90] * 3], "completion": ["b"] * 4})
+    with pytest.raises(RebaseError, match="there are 0 training examples"):
+        inspect_set(student, data, train_parameters(max_length=40, validation_share=0.1))
+
+
 def test_no_token_has_loss(student: Student) -> None:
     empty = TokenizedExamples([TokenizedExample([1, 2], [IGNORED, IGNORED])] * 4, [], 0)
     with pytest.raises(RebaseError, match="4 of 4 examples have no token with loss"):

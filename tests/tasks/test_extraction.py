@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebase.records import AnswerSpec
-from rebase.tasks.extraction import as_label, extract, split_conclusion
+from rebase.tasks.extraction import as_label, extract, split_conclusion, without_conclusion
 
 SPAN, NUMBER, CODE, TEXT = (AnswerSpec(type=kind) for kind in ("span", "number", "code", "text"))
 LABEL = AnswerSpec(type="label", labels=("entailment", "not entailment", "neutral"))
@@ -21,6 +21,9 @@ LABEL = AnswerSpec(type="label", labels=("entailment", "not entailment", "neutra
         ("First the answer is A. No, the answer is B.\nThe answer is C.", "C"),
         ("Agnes Holm, Jr.", "Agnes Holm, Jr."),
         ("The answer is **_colza oil_**.", "colza oil"),
+        ("The answer is as follows:\ncolza oil", "colza oil"),
+        ("Sure! Here it is:\n\ncolza oil", "colza oil"),
+        ("colza oil:", "colza oil:"),
         ("The answer is " + "_" * 5001, "_"),  # what a model writes into a form
         ("", ""),
     ],
@@ -39,6 +42,9 @@ def test_span(raw: str, answer: str) -> None:
         ("I say entailment, not neutral", "entailment"),
         ("It may look neutral, but the answer is entailment.", "entailment"),
         ("The answer is clear: neutral or", "neutral"),
+        ("There is no entailment here; neutral.", "neutral"),
+        ("It cannot be an entailment, it is neutral", "neutral"),
+        ("It is a non-entailment: neutral", "neutral"),
         ("neutrality", ""),
         ("", ""),
     ],
@@ -62,6 +68,8 @@ def test_label(raw: str, label: str) -> None:
         ("1,2 and 3", "3"),
         ("no number", ""),
         ("The answer is unknown, 4 or 5", "5"),
+        ("He has 10 000 dollars", "10000"),
+        ("In 2024 100 people", "100"),
     ],
 )
 def test_number(raw: str, number: str) -> None:
@@ -78,6 +86,9 @@ def test_code_and_text() -> None:
     assert extract("```\nx = 1", CODE) == "x = 1"
     assert extract("x = 1\n", CODE) == "x = 1"
     assert extract(" Two lines\nof text. ", TEXT) == "Two lines\nof text."
+    assert extract("We add. So the answer is x + 1.", CODE) == "x + 1"
+    assert extract("We add. So the answer is Two lines\nof text.", TEXT) == "Two lines\nof text"
+    assert extract("It is late. The answer is night.", TEXT) == extract("So, the answer is night.", TEXT) == "night"
 
 
 OPTIONS = AnswerSpec(type="label", labels=tuple(f"({letter})" for letter in "ABCDEFGHIJKLMNOPQR"))
@@ -156,11 +167,45 @@ def test_gsm8k(raw: str, number: str) -> None:
 def test_a_text_that_speaks_of_an_answer_is_not_cut() -> None:
     essay = "Nobody knows if the answer is war.\nThe council met twice."
     assert extract(essay, TEXT) == essay
+    letter = "She wrote that the answer is in the soil, and left."
+    assert extract(letter, TEXT) == letter
 
 
 def test_labels_are_known_without_what_surrounds_them() -> None:
     assert as_label(" b.", OPTIONS.labels) == "(B)"
     assert as_label("(B) or so", OPTIONS.labels) == ""
+
+
+@pytest.mark.parametrize(
+    ("labels", "raw", "label"),
+    [
+        (("A*", "A", "B"), "A", "A"),
+        (("A*", "A", "B"), "A*", "A*"),
+        (("*", "**"), "**", "**"),
+        ((":)", ":("), "", ""),
+        (("iyi", "kötü"), "Bu yorum İyi.", "iyi"),
+        (("A", "B", "tie"), "It is a tie.", "tie"),
+        (("entailment", "neutral", "contradiction"), "Neither entailment nor contradiction: neutral", "neutral"),
+        (("(A)", "(B)", "(C)"), "It is neither (A) nor (B) but (C)", "(C)"),
+    ],
+)
+def test_labels_that_look_alike(labels: tuple[str, ...], raw: str, label: str) -> None:
+    assert extract(raw, AnswerSpec(type="label", labels=labels)) == label
+
+
+@pytest.mark.parametrize(
+    ("rationale", "steps"),
+    [
+        ("6 * 3 = 18. So the answer is 18.", "6 * 3 = 18."),
+        ("6 * 3 = 18\nThe answer is $1.50", "6 * 3 = 18"),
+        ("So the answer is 18.", ""),
+        ("We add, so the answer is 18.", None),
+        ("The answer is 3. Then we check it.", None),
+        ("It is late.", None),
+    ],
+)
+def test_a_last_sentence_that_states_the_answer_is_dropped(rationale: str, steps: str | None) -> None:
+    assert without_conclusion(f" {rationale}\n") == (rationale if steps is None else steps)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import tempfile
 from collections import Counter
@@ -13,7 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -29,7 +30,7 @@ from rebase.teacher.response_cache import ResponseCache
 from rebase.teacher.settings import BudgetSettings
 from tests.loopback import writing
 from tests.scripted import NO_PRICES, generate_all
-from tests.teacher.server import ANTHROPIC, KEY, OPENAI, Answer, Faults, Provider
+from tests.teacher.server import ANTHROPIC, KEY, OPENAI, Answer, Faults, Provider, _Missing, _Server
 from tests.teacher.teachers import cached_keys, echo, hosted, identity, prompts, request, texts_of
 
 PRICE = Price(input=100_000, output=200_000)  # the server counts 12 tokens in and 5 out: 2.2 dollars, by a batch 1.1
@@ -388,6 +389,19 @@ def test_batch_that_the_provider_does_not_know_any_more_is_submitted_again(
     assert texts_of(ask([asked])) == [echo("a")]
     assert "batch unknown no longer exists at the provider" in caplog.text
     assert submitted(provider) == 1
+
+
+def test_batch_that_the_provider_never_knows_is_not_submitted_without_end(
+    ask: Ask, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget(*_: object) -> NoReturn:
+        raise _Missing("no such batch")
+
+    monkeypatch.setattr(_Server, "find", forget)
+    (answer,) = ask([request("a")])
+    assert isinstance(answer, Failure)
+    assert re.fullmatch(r"the provider does not know batch \S+, 3 times", answer.reason)
+    assert submitted(provider) == 3
 
 
 def test_item_that_is_no_response_is_a_failure() -> None:

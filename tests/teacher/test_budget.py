@@ -2,7 +2,10 @@
 
 import asyncio
 import math
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +166,30 @@ def test_rounding_errors_block_no_request() -> None:
             budget.release(await asyncio.wait_for(budget.reserve(large, 0, batch=False), 5))
 
     asyncio.run(run())
+
+
+def test_a_stage_in_another_thread_gets_what_the_first_one_releases() -> None:
+    budget = Budget(BudgetSettings(budget_usd=1.5 * WORST), PRICE)
+    waits = threading.Event()
+
+    async def first() -> None:
+        reserved = await budget.reserve(request("prompt 0"), 0, batch=False)
+        while not budget._waiting:
+            await asyncio.sleep(0.001)
+        waits.set()
+        budget.release(reserved)
+
+    async def second() -> float | None:
+        return await asyncio.wait_for(budget.reserve(request("prompt 1"), 0, batch=False), 60)
+
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(asyncio.run, first())
+        while not budget._reserved_requests:
+            time.sleep(0.001)
+        other = threads.submit(asyncio.run, second())
+        one.result(60)
+        assert other.result(60) is not None
+    assert waits.is_set()
 
 
 @pytest.mark.parametrize("most", [1, 3])

@@ -175,6 +175,9 @@ def test_values_of_headers_are_not_shown_in_errors(provider: Provider) -> None:
     provider.plan("a", Answer(status=400, message="who is secret tenant?"))
     (failure,) = ask(compatible(provider, headers={"X-Tenant": "secret tenant"}), "a")
     assert failure.reason == "status 400: who is ***?"
+    provider.plan("b", Answer(status=400, message="Received=sk-1234567890"))
+    (failure,) = ask(compatible(provider, headers={"X-Gateway": "Bearer sk-1234567890"}), "b")
+    assert failure.reason == "status 400: Received=***"
 
 
 def test_address_of_the_environment_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from rebase.generation.filters.base import Rejection
 from rebase.generation.generate import read_response
 from rebase.generation.verification import reject_rationale, same_answer, tidy_answer
 from rebase.records import Task
+from rebase.tasks.extraction import without_conclusion
 from rebase.teacher.cached import CachedSession
 from rebase.teacher.protocol import Failure, Request, Response
 
@@ -47,7 +48,8 @@ async def sample_answers(
             continue
         rationale, answer = parsed[0], tidy_answer(task, fields, parsed[1])
         fault = None if rationale is None else reject_rationale(task, rationale, answer)
-        samples.append(AnswerSample(response, rationale or "", answer, fault))
+        # What the student learns to write ends with the answer anyway.
+        samples.append(AnswerSample(response, without_conclusion(rationale or ""), answer, fault))
     return samples
 
 

@@ -14,7 +14,20 @@ from itertools import pairwise
 from typing import Any
 
 from rebase.records import Task
-from rebase.text import NUMBER, comparable, inside_fences, is_python, listed_options, ngrams, normalize, runs, tokens
+from rebase.tasks.evaluation_items import MIN_SHOWN_WORDS
+from rebase.tasks.extraction import without_conclusion
+from rebase.text import (
+    NUMBER,
+    comparable,
+    inside_fences,
+    is_python,
+    listed_options,
+    ngrams,
+    normalize,
+    runs,
+    tokens,
+    weight,
+)
 
 MAX_SPAN_WORDS = 12
 #: From this share of one label a student may learn no other.
@@ -54,7 +67,8 @@ class ProtectedTexts:
     """What an example must not repeat: the queries of the evaluation set, and the examples in the prompt.
 
     ``evaluation`` and ``shown`` are ``comparable`` texts; ``shown`` has the queries of the task's examples and each
-    field that the teacher writes. The runs are hashes of all runs of ``ngram`` words in the evaluation queries and in
+    field that the teacher writes, unless it is short: many queries can be about one product. ``shown_fields`` has all
+    such fields of each example. The runs are hashes of all runs of ``ngram`` words in the evaluation queries and in
     the task's examples.
     """
 
@@ -62,7 +76,9 @@ class ProtectedTexts:
         queries = list(dict.fromkeys(evaluation_queries))
         self.evaluation = set(map(comparable, queries))
         self.shown = {comparable(task.render_query(example)) for example in task.examples}
-        self.shown |= {comparable(example[name]) for example in task.examples for name in task.written_fields}
+        written = [{name: example[name] for name in task.written_fields} for example in task.examples]
+        self.shown |= {comparable(text) for fields in written for text in fields.values() if _is_long(text)}
+        self.shown_fields = [{name: comparable(text) for name, text in fields.items()} for fields in written]
         self.ngram = ngram
         self.evaluation_runs = _runs(queries, ngram) if task.passage else _content([[text] for text in queries], ngram)
         self.example_runs = _content([example.values() for example in task.examples], ngram)
@@ -119,7 +135,8 @@ def reject_input(task: Task, fields: Mapping[str, str], protected: ProtectedText
     query = comparable(task.render_query(fields))
     if query in protected.evaluation:
         return "equals_evaluation_item"
-    if query in protected.shown or any(comparable(fields[name]) in protected.shown for name in task.written_fields):
+    written = {name: comparable(fields[name]) for name in task.written_fields}
+    if written in protected.shown_fields or not protected.shown.isdisjoint({query, *written.values()}):
         return "copies_prompt_example"
     return "overlaps_evaluation" if _overlaps(task, fields, answer, protected) else None
 
@@ -180,7 +197,7 @@ def reject_rationale(task: Task, rationale: str, answer: str) -> str | None:
 
     The answer of a calculation must be the result of one of the equations.
     """
-    if not rationale.strip():
+    if not without_conclusion(rationale):
         return "empty_rationale"
     calculations = equations(rationale)
     if not all(is_true for _, is_true in calculations):
@@ -239,6 +256,10 @@ def agrees(task: Task, fields: Mapping[str, str], one: str, other: str) -> bool:
     # "1990-95" does not contain -95.
     fewer, more = sorted(({number.lstrip("+-") for number in NUMBER.findall(text)} for text in (one, other)), key=len)
     return fewer <= more
+
+
+def _is_long(text: str) -> bool:
+    return weight(tokens(text)) >= MIN_SHOWN_WORDS
 
 
 def _runs(texts: Iterable[str], n: int) -> set[int]:

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from rebase.generation.prompts.requests import build_request, fence, object_schema
 from rebase.generation.prompts.templates import Prompt
 from rebase.parameters import JudgeParameters, SamplingParameters
-from rebase.records import Strict, Task
+from rebase.records import Metric, Strict, Task
 from rebase.tasks.metrics import bootstrap_interval
 from rebase.teacher.protocol import Request, parse_response
 
@@ -32,7 +32,8 @@ Outcome = Literal["win", "tie", "loss"]
 #: Column names of the judgments and of the grading sheet, which no criterion can have.
 _RESERVED = {
     "kind", "item_id", "system", "first", "second", "verdict", "rationale", "response_key", "judge", "prompt_hash",
-    "input_tokens", "output_tokens", "dollars", "answer_id", "person", "id", "query", "answer", "note",
+    "input_tokens", "output_tokens", "dollars", "answer_id", "person", "id", "query", "answer", "note", "grade",
+    "criterion", *get_args(Metric),
 }  # fmt: skip
 
 

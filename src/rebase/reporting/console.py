@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partialmethod
 from typing import Any
@@ -19,6 +18,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from rebase.records import Task
+from rebase.text import shorten
 
 #: The stages in the order of the method.
 STAGES = ("ingest", "embed", "index", "retrieve", "map", "transform", "cot", "train", "evaluate")
@@ -116,8 +116,10 @@ def retrieved_lines(retrieved: pd.DataFrame, count: int) -> Iterator[str]:
     """A table of the first rows, at most 80 columns wide: the beginning of the passage, or of the longest cell."""
     yield f"{'rank':>4}  score  {'dataset':<24}  text"
     for row in retrieved.head(count).itertuples():
-        text = visible(row.passage or max(map(str, json.loads(row.row).values()), key=len))
-        yield f"{row.rank:>4}  {row.score:.3f}  {row.dataset[-24:]:<24}  {textwrap.shorten(text, 41, placeholder='…')}"
+        # A missing passage is None, or NaN where no row has one.
+        longest = max(map(str, json.loads(row.row).values()), key=len)
+        text = visible(row.passage if isinstance(row.passage, str) else longest)
+        yield f"{row.rank:>4}  {row.score:.3f}  {row.dataset[-24:]:<24}  {shorten(text, 41)}"
 
 
 def ask_line(task: Task, env: str | None) -> str:

@@ -1,7 +1,6 @@
 """The pilot's findings: on the terminal, and as one self-contained HTML page."""
 
 import json
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from rebase.generation.pilot import CONFIDENCE, PARTS, advise
 from rebase.records import Task
 from rebase.reporting.console import estimate_table, make_table, visible
 from rebase.reporting.report import render_page
+from rebase.text import shorten
 
 _TEMPLATE = "pilot.html.j2"
 #: Characters of a cell, and of a prompt or a response, on the terminal.
@@ -92,4 +92,4 @@ def _shown(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _short(text: str, limit: int) -> str:
-    return escape(visible(textwrap.shorten(text, limit, placeholder=" …")))
+    return escape(visible(shorten(text, limit)))

@@ -269,6 +269,9 @@ def _training(run: RunTables, example: Line) -> Line:
     if training_set not in run.tables:
         return {"state": "no training set yet" if training_set else "unknown: training sets of mixtures are not saved"}
     reason = why_excluded(example["dataset"], example["license"], run.exclude)
+    if example["table"] == "examples":
+        for line in run.lines("reasoning_rejected", "row_id", example["row_id"]):
+            reason = f"{CREATED_BY['reasoning_rejected']}: {line['reason']}"
     return {"state": f"not in the training set: {reason or 'rejected when it was formatted'}"}
 
 

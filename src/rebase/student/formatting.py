@@ -8,6 +8,7 @@ from jinja2 import TemplateError
 from rebase.errors import RebaseError
 from rebase.records import TRAINING_COLUMNS, Task
 from rebase.student.handle import Student
+from rebase.text import CONCLUSION
 from rebase.weights import render_chat
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def render_completion(answer: str, rationale: str | None, target: Target) -> str
     """
     if target == "answer" or not rationale:
         return answer
-    return f"{rationale.strip()} So the answer is {answer}."
+    return f"{rationale.strip()} {CONCLUSION}{answer}."
 
 
 def format_examples(task: Task, examples: pd.DataFrame, student: Student, target: Target) -> pd.DataFrame:

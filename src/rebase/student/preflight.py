@@ -157,7 +157,7 @@ def check_examples(
 ) -> None:
     """Raise RebaseError if nothing can be learned: all cut, no loss, or no end of turn."""
     count = len(tokenized.train)
-    if not count and tokenized.truncated:
+    if not count and tokenized.truncated and not tokenized.validation:
         raise RebaseError(
             f"train: all {tokenized.truncated} targets would be cut: every example is longer than train.max_length = "
             f"{parameters.max_length} tokens. Raise train.max_length."

@@ -11,12 +11,13 @@ from itertools import chain
 
 from rebase.records import AnswerSpec
 from rebase.tasks.numbers import plain_math, stated_number, unstated_number
-from rebase.text import inside_fences
+from rebase.text import CONCLUSION, inside_fences
 
 # Rationales end with "So the answer is X."; models that explain their answers use similar words.
 _ANSWER_IS = re.compile(r"\banswer\s+is\s*:?\s*", re.IGNORECASE)
 # Words that lead to it.
-_LEADS_TO_ANSWER = re.compile(r"(?:\b(?:so|thus|hence|therefore),?\s+)?(?:\bthe\s+(?:\w+\s+)?)?\Z", re.IGNORECASE)
+_LEADS_TO_ANSWER = re.compile(r"(?P<so>\b(?:so|thus|hence|therefore),?\s+)?(?:\bthe\s+(?:\w+\s+)?)?\Z", re.IGNORECASE)
+_SENTENCE_BEGINS = re.compile(r"(?:\A|[.:;!?\n])\W*\Z")
 # What comes before a stated answer. The plain prompt writes "Answer:" on a separate line, so a base model that appends
 # questions writes it too: on a separate line it counts only at the beginning of the output.
 _STATEMENT = re.compile(
@@ -56,7 +57,8 @@ _OPTION_NAMED = re.compile(
     r"(?:\b(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Cc]hoose|[Pp]ick|[Ss]elect)\s+|选项?\s*)\W?(?P<letter>[A-Z])(?![\w'’-])"
 )
 _NEGATION = re.compile(
-    r"(?:\bnot|n['’]t|\brather\s+than|\binstead\s+of)\s+(?:be\s+)?(?:an?\s+|the\s+)?\W*\Z", re.IGNORECASE
+    r"(?:(?:\b(?:not|cannot|no|neither|nor|rather\s+than|instead\s+of)|n['’]t)\s+|\bnon-)(?:be\s+)?(?:an?\s+|the\s+)?\W*\Z",
+    re.IGNORECASE,
 )
 
 
@@ -70,8 +72,8 @@ def extract(raw_output: str, answer: AnswerSpec) -> str:
     - ``label``: the label that is stated, else the line that is a label, else the first label named. Of labels such as
       ``(A)`` the letter suffices where the text shows that it means the option.
     - ``number``: the number that is stated, else the last one; without separators, currency and exponent.
-    - ``code``: the inside of the first code fence, else everything.
-    - ``text``: what follows "answer is" where that ends the text, else everything.
+    - ``code``: the inside of the first code fence, else what follows "So the answer is", else everything.
+    - ``text``: what follows "So the answer is", or a last sentence "The answer is …", else everything.
     """
     text = remove_thoughts(raw_output).strip()
     match answer.type:
@@ -83,7 +85,7 @@ def extract(raw_output: str, answer: AnswerSpec) -> str:
         case "number":
             return _search(text, stated_number, unstated_number)
         case "code":
-            return inside_fences(text)[0]
+            return inside_fences(_after_conclusion(text) or text)[0]
         case "text":
             return _text(text)
 
@@ -99,9 +101,14 @@ def remove_thoughts(raw_output: str) -> str:
 
 
 def as_label(text: str, labels: tuple[str, ...]) -> str:
-    """Return the label that the text consists of, without regard to case and punctuation around it; empty if none."""
+    """Return the label that the text consists of; empty if none.
+
+    Case and punctuation around it count only where labels differ in nothing else, such as ``A`` and ``A*``.
+    """
+    if text.strip() in labels:
+        return text.strip()
     bare_text, *bare_labels = (part.strip(" \t\n.:;,!?\"'`*()").casefold() for part in (text, *labels))
-    return labels[bare_labels.index(bare_text)] if bare_text in bare_labels else ""
+    return labels[bare_labels.index(bare_text)] if bare_text and bare_labels.count(bare_text) == 1 else ""
 
 
 def named_labels(text: str, labels: tuple[str, ...]) -> set[str]:
@@ -116,6 +123,16 @@ def split_conclusion(text: str) -> tuple[str, str] | None:
         return None
     steps = _LEADS_TO_ANSWER.sub("", text[: starts[-1]], count=1)
     return steps.strip(), text[len(steps) :].strip()
+
+
+def without_conclusion(rationale: str) -> str:
+    """Return the rationale without a last sentence that states the answer."""
+    rationale = rationale.strip()
+    for match in list(_ANSWER_IS.finditer(rationale))[-1:]:
+        steps = _LEADS_TO_ANSWER.sub("", rationale[: match.start()], count=1)
+        if _SENTENCE_BEGINS.search(steps) and not re.search(r"[.?!]\s+\S", rationale[match.end() :]):
+            return steps.strip()
+    return rationale
 
 
 def _search(text: str, read_statement: Callable[[str], str], read_text: Callable[[str], str]) -> str:
@@ -146,10 +163,12 @@ def _clause(text: str) -> str:
 
 
 def _span(text: str) -> str:
-    stated = [part for part in _statements(_NEXT_QUESTION.split(text, maxsplit=1)[0]) if part]
+    # What ends with a colon announces the answer: "Here it is:", "The answer is as follows:".
+    stated = [part for part in _statements(_NEXT_QUESTION.split(text, maxsplit=1)[0]) if part and part[-1] != ":"]
     if stated:
         return _unwrapped(_COMMENT.split(_BOX.sub(r"\g<content>", stated[-1]), maxsplit=1)[0])
-    return _unwrapped(next((line.strip() for line in text.splitlines() if line.strip()), ""))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return _unwrapped(next((line for line in lines if line[-1] != ":"), lines[0] if lines else ""))
 
 
 def _unwrapped(span: str) -> str:
@@ -161,8 +180,21 @@ def _unwrapped(span: str) -> str:
 
 def _text(text: str) -> str:
     text = re.sub(r"\A[*_#\s]*answer[*\s]*:[*\s]*", "", text, flags=re.IGNORECASE)
-    start = max((match.end() for match in _ANSWER_IS.finditer(text)), default=0)
+    if concluded := _after_conclusion(text):
+        return concluded
+    start = max((match.end() for match in _ANSWER_IS.finditer(text) if _is_stated(text, match.start())), default=0)
     return text if "\n" in text[start:] or not start else text[start:].strip().removesuffix(".").rstrip()
+
+
+def _after_conclusion(text: str) -> str:
+    """Return what follows the last "So the answer is", as rationales end, without the full stop; empty if nothing."""
+    return text.rpartition(CONCLUSION)[2].strip().removesuffix(".").rstrip() if CONCLUSION in text else ""
+
+
+def _is_stated(text: str, start: int) -> bool:
+    """Whether "answer is" begins a sentence or follows "so"; else it belongs to a text such as "She wrote that …"."""
+    lead = _LEADS_TO_ANSWER.search(text[:start])
+    return lead is not None and bool(lead["so"] or _SENTENCE_BEGINS.search(text[: lead.start()]))
 
 
 def _label(text: str, labels: tuple[str, ...]) -> str:
@@ -179,13 +211,14 @@ def _option_letters(labels: tuple[str, ...]) -> dict[str, str]:
 
 
 def _named_labels(text: str, labels: tuple[str, ...]) -> Iterator[str]:
-    if len(_option_letters(labels)) == len(labels):
-        return
+    # Letters are read as options: "a tie" names no A.
+    names = {label: re.escape(label) for label in labels if label not in _option_letters(labels).values()}
     # The longest first, so that "not entailment" is not taken for "entailment".
-    names = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
-    for match in re.finditer(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE):
+    pattern = "|".join(sorted(names.values(), key=len, reverse=True))
+    for match in re.finditer(rf"(?<!\w)(?:{pattern})(?!\w)", text, re.IGNORECASE) if names else ():
         if not _is_negated(text, match.start()):
-            yield next(label for label in labels if label.casefold() == match[0].casefold())
+            # Case folding would not find the label of "İyi", which is "iyi" here.
+            yield next(label for label, name in names.items() if re.fullmatch(name, match[0], re.IGNORECASE))
 
 
 def _options(text: str, letters: dict[str, str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -287,8 +288,9 @@ class ApiTeacher(Teacher):
         return self.redact(words)
 
     def redact(self, text: str) -> str:
-        """Remove the key and the values of headers, which some servers repeat in their errors."""
-        for secret in (self.api_key, *self.headers.values()):
+        """Remove the key, and the values of headers and their words, which some servers repeat in their errors."""
+        words = chain.from_iterable(value.split() for value in self.headers.values())  # "Bearer KEY"
+        for secret in (self.api_key, *self.headers.values(), *words):
             if secret and (secret == self.api_key or len(secret) >= _SHORTEST_SECRET):
                 text = text.replace(secret, "***")
         return text

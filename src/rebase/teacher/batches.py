@@ -262,11 +262,13 @@ class BatchSession(Session):
         """Wait for the end of the batch and cache its responses."""
         batch_id = str(batch.batch_id)
         try:
-            state = await self._wait(batch_id)
+            state = await self._wait(batch_id, is_new=batch.token in self._dialects)
+            can_be_read = state.has_ended and state.failure is None
+            outcomes = await self._results(batch_id) if can_be_read else {}
         except self._sdk.NotFoundError:
             logger.warning("batch %s no longer exists at the provider: its requests are submitted again", batch_id)
             self._journal.close(batch.token)
-            return {}
+            return dict.fromkeys(batch.keys, Retry(f"the provider does not know batch {batch_id}"))
         if not state.has_ended:  # stopped
             return {}
         used = self._dialects.get(batch.token, self._teacher.dialect)
@@ -283,7 +285,6 @@ class BatchSession(Session):
                     "Set teacher.batch: false, or fix what the provider reports; nothing was charged for this batch."
                 )
             return dict.fromkeys(batch.keys, Retry(state.failure, is_counted=False))
-        outcomes = await self._results(batch_id)
         seconds = (datetime.now(UTC) - batch.created).total_seconds()
         for key, outcome in outcomes.items():
             if isinstance(outcome, Response):
@@ -312,8 +313,16 @@ class BatchSession(Session):
             outcomes.setdefault(key, outcome)
         return outcomes
 
-    async def _wait(self, batch_id: str) -> BatchState:
-        """Return the state of the batch when it has ended, or when the session is stopped."""
+    async def _wait(self, batch_id: str, *, is_new: bool = False) -> BatchState:
+        """Return the state of the batch when it has ended, or when the session is stopped.
+
+        A new batch may not be known at once.
+        """
+        for number in range(1, CALLS) if is_new else ():
+            with suppress(self._sdk.NotFoundError):
+                await self._repeat(lambda: self._api.state(batch_id))
+                break
+            await self._sleep(FIRST_POLL * 2**number)
         pause = FIRST_POLL
         while not (state := await self._repeat(lambda: self._api.state(batch_id))).has_ended and not self._is_stopped:
             await self._sleep(pause)

@@ -1,8 +1,10 @@
 """Prices of responses, the budget of a run, and the usage of a stage."""
 
 import asyncio
+import threading
 import time
 from array import array
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +62,8 @@ class Budget:
         self._reserved = 0.0
         self._reserved_requests = 0
         self._waiting: list[asyncio.Future[None]] = []
+        # The stages of a run can be in several threads, each with its own event loop.
+        self._lock = threading.Lock()
 
     async def reserve(self, request: Request, thinking_tokens: int, *, batch: bool) -> float | None:
         """Reserve the highest possible cost of a request, and return it.
@@ -67,30 +71,35 @@ class Budget:
         Waits while open requests may leave room for it. Returns None if there is no room: the budget is spent.
         """
         cost = self._highest_cost(request, thinking_tokens, batch=batch)
-        while not self._fits(cost, self._reserved, self._reserved_requests):
-            if not self._fits(cost, 0, 0):
-                return None
-            self._waiting.append(asyncio.get_running_loop().create_future())
-            await self._waiting[-1]
-        self._reserved += cost
-        self._reserved_requests += 1
-        return cost
+        while True:
+            with self._lock:
+                if self._fits(cost, self._reserved, self._reserved_requests):
+                    self._reserved += cost
+                    self._reserved_requests += 1
+                    return cost
+                if not self._fits(cost, 0, 0):
+                    return None
+                released = asyncio.get_running_loop().create_future()
+                self._waiting.append(released)
+            await released
 
     def release(self, reserved: float) -> None:
         """Release the reservation of a request that has ended; ``count`` counts its response."""
-        self._reserved_requests -= 1
-        # Without open requests nothing is reserved: a rounding error must not block the last request forever.
-        self._reserved = self._reserved - reserved if self._reserved_requests else 0.0
-        waiting, self._waiting = self._waiting, []
+        with self._lock:
+            self._reserved_requests -= 1
+            # Without open requests nothing is reserved: a rounding error must not block the last request forever.
+            self._reserved = self._reserved - reserved if self._reserved_requests else 0.0
+            waiting, self._waiting = self._waiting, []
         for future in waiting:
-            if not future.done():
-                future.set_result(None)
+            with suppress(RuntimeError):  # the loop of a stage that has ended is closed
+                future.get_loop().call_soon_threadsafe(_wake, future)
 
     def count(self, response: Response) -> None:
         """Count the price of a response, also of a cached one."""
-        self.requests += 1
-        if self.price:
-            self.dollars += self.price.of(response)
+        with self._lock:
+            self.requests += 1
+            if self.price:
+                self.dollars += self.price.of(response)
 
     def explain(self) -> str:
         """Return the message for a spent budget."""
@@ -192,3 +201,8 @@ def progress(kept: int, rejected: int, factor: float, usage: Usage) -> str:
     if usage.dollars:
         parts.append(f"${usage.dollars:.4f} of about ${usage.dollars * factor:.2f}")
     return ", ".join(parts)
+
+
+def _wake(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

@@ -40,7 +40,10 @@ def find_sources(locations: Iterable[str], token: str | None = None) -> list[Sou
             )
         for source in matches:
             if sources.setdefault(source.dataset, source) != source:
-                raise RebaseError(f"sources: two datasets are called {source.dataset!r}. Rename one, or list it once.")
+                raise RebaseError(
+                    f"sources: two datasets are called {source.dataset!r}. Rename one, or list it once: a hub dataset "
+                    "has all its configs without `?config=`."
+                )
     return [sources[name] for name in sorted(sources)]
 
 

@@ -61,7 +61,7 @@ REPLACEMENTS: dict[str, Callable[[str], Any]] = {
     "synthesize_examples": no_examples("synthesize"),
     "distil_inputs": no_examples("distil", DISTILLED_COLUMNS),
     "reason_examples": no_examples("cot", REASONED_COLUMNS),
-    "format_training_set": lambda reason: _table(TRAINING_COLUMNS),
+    "format_training_set": lambda reason: _no_examples(reason, TRAINING_COLUMNS),
     "inspect_training": lambda reason: {LEFT_OUT: reason},
     "train_student": no_adapter,
     "learn_curve": lambda reason: _table(CURVE_COLUMNS),

@@ -8,12 +8,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from rebase.datastore.cells import worth_embedding
 from rebase.datastore.encoder import Encoder, OpenEncoder
-from rebase.datastore.shards import Shard, ShardPlan, Shards, fingerprint_of, with_metadata
+from rebase.datastore.shards import Shard, ShardPlan, Shards, fingerprint_of, metadata_of, with_metadata
 from rebase.datastore.vectors import DESCRIPTION
 from rebase.parameters import EmbedParameters
 from rebase.records import summarize_stage
@@ -21,21 +20,20 @@ from rebase.records import summarize_stage
 _VERSION = "6"  # Part of every fingerprint: raise it with every change of which cells are embedded, or how.
 
 
-def plan_embed(rows: Shards, cards: pd.DataFrame, encoder: Encoder, parameters: EmbedParameters) -> ShardPlan:
+def plan_embed(rows: Shards, encoder: Encoder, parameters: EmbedParameters) -> ShardPlan:
     """Plan one shard of vectors a dataset; only datasets that are new or changed are embedded.
 
     A shard has one line a distinct text: its ``vector`` (float16 list), and the cells that hold it as two lists of
     equal length, ``rows`` (positions in the dataset's shard of rows, -1 for the description) and ``columns`` (positions
     in the list of column names in the metadata).
     """
-    descriptions = dict(zip(cards["dataset"], cards["description"], strict=True))
     identity = encoder.identity  # once: it looks at the files of a folder
     shards = [
         Shard(
             name,
             # `batch_tokens` changes no vector, so it is left out.
             fingerprint_of(_VERSION, identity, parameters.cells, rows.fingerprints[name]),
-            partial(_embed, rows.reader(name), descriptions[name], identity, parameters),
+            partial(_embed, rows.reader(name), identity, parameters),
         )
         for name in rows
     ]
@@ -58,11 +56,10 @@ def summarize_embed(vectors: Shards) -> dict[str, Any]:
     )
 
 
-def _embed(
-    read: Callable[[], pa.Table], description: str, identity: str, parameters: EmbedParameters, encoder: OpenEncoder
-) -> pa.Table:
-    """Embed the distinct texts of one dataset, whose rows ``read`` loads."""
+def _embed(read: Callable[[], pa.Table], identity: str, parameters: EmbedParameters, encoder: OpenEncoder) -> pa.Table:
+    """Embed the distinct texts of one dataset, whose rows and card ``read`` loads."""
     table = read()
+    description = metadata_of(table)["card"]["description"]
     texts, columns, skipped = {description: 0}, {"": 0}, 0
     cells = array("i", [0, DESCRIPTION, 0])  # Of each cell its text, its row and its column: 12 bytes.
     for row, line in enumerate(table["row"]):

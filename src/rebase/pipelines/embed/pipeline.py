@@ -6,10 +6,10 @@ from rebase.pipelines.embed.nodes import plan_embed, summarize_embed
 
 
 def create_pipeline() -> Pipeline:
-    """``rows`` and ``cards`` to ``vectors``."""
+    """``rows`` to ``vectors``."""
     return Pipeline(
         [
-            Node(plan_embed, ["rows", "cards", "encoder", "params:embed"], "vectors", name="plan_embed"),
+            Node(plan_embed, ["rows", "encoder", "params:embed"], "vectors", name="plan_embed"),
             Node(summarize_embed, "vectors", "embed_summary", name="summarize_embed"),
         ],
         namespace="datastore.embed",

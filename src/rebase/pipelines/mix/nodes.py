@@ -10,6 +10,7 @@ import pandas as pd
 from rebase.errors import RebaseError
 from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.generation.mixing import mix
+from rebase.generation.verification import ProtectedTexts, reject_input
 from rebase.parameters import ContaminationParameters, MixParameters
 from rebase.records import EXAMPLE_COLUMNS, PEOPLE, Task, summarize_stage
 
@@ -55,7 +56,12 @@ def mix_examples(
     rejected: Counter[str] = Counter()
     if "real_examples" in parameters.weights:
         contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
-        is_clean = [contaminated.reject(json.loads(fields)) is None for fields in real_items["fields"]]
+        protected = ProtectedTexts(task, evaluation_items["query"], contamination.ngram)
+        queries = list(map(json.loads, real_items["fields"]))
+        # The filter does not know short texts, the other check does.
+        is_clean = [
+            contaminated.reject(fields) is None and reject_input(task, fields, protected) is None for fields in queries
+        ]
         rejected = Counter(real_items.attrs.get("rejected", {}), contamination=is_clean.count(False))
         tables["real_examples"] = as_examples(real_items[is_clean])
     mixed, outside = mix(tables, parameters.weights, parameters.size, parameters.seed)
