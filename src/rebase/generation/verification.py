@@ -16,6 +16,7 @@ from typing import Any
 from rebase.records import Task
 from rebase.tasks.evaluation_items import MIN_SHOWN_WORDS
 from rebase.tasks.extraction import without_conclusion
+from rebase.tasks.numbers import plain_math
 from rebase.text import (
     NUMBER,
     comparable,
@@ -45,6 +46,7 @@ _GAP = r"[^\S\n]*+"
 _TERM = r"\(*+-?\d++(?:,\d++)*+(?:\.\d++)?+%?\)*+"
 _EXPRESSION = re.compile(rf"{_TERM}(?P<more>(?:{_GAP}[-+*/×÷]{_GAP}{_TERM})*+)")
 _EQUALS = re.compile(r"\s*=\s*")
+_BOX = re.compile(r"\\f?box(?:ed)?\s*\{([^{}]*)\}")
 #: Characters around an expression that show whether it is a part of a longer one.
 _NEAR = 40
 # The expression is the end of a longer one: 2^3 + 1, 7:30 + 45, 2x + 3 + 4, half of 6 + 2.
@@ -55,6 +57,8 @@ _STARTS_EARLIER = re.compile(
 _CONTINUES = re.compile(
     rf"[²³^]|\(\d|:\d|{_GAP}\d|{_GAP}[^\W\d]*{_GAP}[-+*/×÷·]{_GAP}\(?-?\d|{_GAP}(?:[rR]{_GAP}\d|remainder\b|with\b)"
 )
+# The right side of an equation whose left side may have other terms: x = 18, f(2) = 3 * 6, 5 owls + 13 owls = 18 owls.
+_RIGHT_SIDE = re.compile(rf"=\s*({_EXPRESSION.pattern})(?!\w|{_CONTINUES.pattern})")
 _OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -195,7 +199,7 @@ def one_sided(counts: Mapping[str, int]) -> str:
 def reject_rationale(task: Task, rationale: str, answer: str) -> str | None:
     """Why a rationale for this answer is rejected: it is empty, has a wrong equation, or reaches another answer.
 
-    The answer of a calculation must be the result of one of the equations.
+    A number must be the result of an equation: of numbers (``48 - 30 = 18``), or of other terms (``x = 18``).
     """
     if not without_conclusion(rationale):
         return "empty_rationale"
@@ -205,7 +209,9 @@ def reject_rationale(task: Task, rationale: str, answer: str) -> str | None:
     stated = stated_answer(rationale)
     if stated is not None and not same_answer(stated, answer):
         return "states_another_answer"
-    if task.answer.type == "number" and _as_number(answer) not in {result for result, _ in calculations} - {None}:
+    results = {result for result, _ in calculations}
+    results |= {_compute(match[1]) for match in _RIGHT_SIDE.finditer(_bare(rationale))}
+    if task.answer.type == "number" and _as_number(answer) not in results - {None}:
         return "answer_not_derived"
     return None
 
@@ -213,16 +219,21 @@ def reject_rationale(task: Task, rationale: str, answer: str) -> str | None:
 def equations(text: str) -> list[tuple[Fraction | None, bool]]:
     """The result of each equation of numbers, such as ``6 * 8 = 48``, in order, and whether it is true.
 
-    ``6 * 8 = 40 + 8 = 48`` has two equations with the result 48. Currency signs are ignored. An equation counts as true
-    if a side is a percentage, is a part of a longer expression (``2x + 3 + 4``) or cannot be computed; a result that
-    cannot be computed is None.
+    ``6 * 8 = 40 + 8 = 48`` has two equations with the result 48. Currency signs and LaTeX are ignored. An equation
+    counts as true if a side is a percentage, is a part of a longer expression (``2x + 3 + 4``) or cannot be computed; a
+    result that cannot be computed is None.
     """
-    bare = re.sub(r"[$£€]\s?", "", text).replace("\u2212", "-")
+    bare = _bare(text)
     return [
         (_compute(right.group()), _is_true(left, right))
         for left, right in pairwise(_EXPRESSION.finditer(bare))
         if left["more"] and _EQUALS.fullmatch(bare, left.end(), right.start())
     ]
+
+
+def _bare(text: str) -> str:
+    """The text without currency signs and LaTeX, its minus signs as hyphens."""
+    return re.sub(r"[$£€]\s?", "", _BOX.sub(r"\1", plain_math(text))).replace("\u2212", "-")
 
 
 def stated_answer(rationale: str) -> str | None:
