@@ -183,7 +183,7 @@ def test_labels_are_known_without_what_surrounds_them() -> None:
         (("A*", "A", "B"), "A*", "A*"),
         (("*", "**"), "**", "**"),
         ((":)", ":("), "", ""),
-        (("iyi", "kötü"), "Bu yorum İyi.", "iyi"),
+        (("iyi", "kötü"), "Yorum İyi.", "iyi"),
         (("A", "B", "tie"), "It is a tie.", "tie"),
         (("entailment", "neutral", "contradiction"), "Neither entailment nor contradiction: neutral", "neutral"),
         (("(A)", "(B)", "(C)"), "It is neither (A) nor (B) but (C)", "(C)"),
