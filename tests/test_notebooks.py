@@ -67,7 +67,7 @@ def test_compare_shows_what_compare_made(project, reading_task: Task, tmp_path):
         "student_few_shot",
         "synthesized",
         "rebase - student",
-        "separated",
+        "clear",
         "gain",
         "application/vnd.plotly",
     ):
