@@ -257,10 +257,10 @@ def _rows_in(value: Any, is_line: bool) -> Iterable[Any]:
         return (shared | item for item in value[lists[0]])
     columns = list(value.values())
     if all(isinstance(column, dict) for column in columns):
-        positions = list(map(str, range(len(columns[0]))))
-        if any(list(column) != positions for column in columns):
-            return columns if len(columns) > 1 else [value]  # Rows by their id.
-        columns = [list(column.values()) for column in columns]  # As pandas writes a table.
+        # As pandas writes a table: each column has the same index, of numbers. Else the objects are rows, by their ids.
+        if not all(column.keys() == columns[0].keys() and all(map(str.isdecimal, column)) for column in columns):
+            return columns if len(columns) > 1 else [value]
+        columns = [list(column.values()) for column in columns]
     if all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
         return (dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True))
     return [value]
