@@ -15,7 +15,7 @@ from typing import Any
 
 from rebase.records import Task
 from rebase.tasks.evaluation_items import MIN_SHOWN_WORDS
-from rebase.tasks.extraction import without_conclusion
+from rebase.tasks.extraction import BOX, without_conclusion
 from rebase.tasks.numbers import plain_math
 from rebase.text import (
     NUMBER,
@@ -46,7 +46,6 @@ _GAP = r"[^\S\n]*+"
 _TERM = r"\(*+-?\d++(?:,\d++)*+(?:\.\d++)?+%?\)*+"
 _EXPRESSION = re.compile(rf"{_TERM}(?P<more>(?:{_GAP}[-+*/×÷]{_GAP}{_TERM})*+)")
 _EQUALS = re.compile(r"\s*=\s*")
-_BOX = re.compile(r"\\f?box(?:ed)?\s*\{([^{}]*)\}")
 #: Characters around an expression that show whether it is a part of a longer one.
 _NEAR = 40
 # The expression is the end of a longer one: 2^3 + 1, 7:30 + 45, 2x + 3 + 4, half of 6 + 2.
@@ -209,10 +208,11 @@ def reject_rationale(task: Task, rationale: str, answer: str) -> str | None:
     stated = stated_answer(rationale)
     if stated is not None and not same_answer(stated, answer):
         return "states_another_answer"
-    results = {result for result, _ in calculations}
-    results |= {_compute(match[1]) for match in _RIGHT_SIDE.finditer(_bare(rationale))}
-    if task.answer.type == "number" and _as_number(answer) not in results - {None}:
-        return "answer_not_derived"
+    if task.answer.type == "number":
+        results = {result for result, _ in calculations}
+        results |= {_compute(match[1]) for match in _RIGHT_SIDE.finditer(_bare(rationale))}
+        if _as_number(answer) not in results - {None}:
+            return "answer_not_derived"
     return None
 
 
@@ -233,7 +233,7 @@ def equations(text: str) -> list[tuple[Fraction | None, bool]]:
 
 def _bare(text: str) -> str:
     """The text without currency signs and LaTeX, its minus signs as hyphens."""
-    return re.sub(r"[$£€]\s?", "", _BOX.sub(r"\1", plain_math(text))).replace("\u2212", "-")
+    return re.sub(r"[$£€]\s?", "", BOX.sub(r"\g<content>", plain_math(text))).replace("\u2212", "-")
 
 
 def stated_answer(rationale: str) -> str | None:

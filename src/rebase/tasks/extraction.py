@@ -30,7 +30,8 @@ _STATEMENT = re.compile(
     | 答案(?:应该)?[是为选]?\s*[:：]?\s* | (?:答え|正解)\s*[は:：]\s*""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
-_BOX = re.compile(r"\\f?box(?:ed)?\s*\{(?P<content>(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+#: LaTeX's frame around an answer.
+BOX = re.compile(r"\\f?box(?:ed)?\s*\{(?P<content>(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 # Where a base model appends another question.
 _NEXT_QUESTION = re.compile(r"\n[ \t]*(?:question|problem|q)\s*\d*\s*:|\n[ \t]*\nanswer:\s*\n", re.IGNORECASE)
 # Where a sentence comments on the span that was stated before it. 9 % of an untrained student's statements have such a
@@ -128,11 +129,9 @@ def split_conclusion(text: str) -> tuple[str, str] | None:
 def without_conclusion(rationale: str) -> str:
     """Return the rationale without a last sentence that states the answer."""
     rationale = rationale.strip()
-    for match in list(_ANSWER_IS.finditer(rationale))[-1:]:
-        steps = _LEADS_TO_ANSWER.sub("", rationale[: match.start()], count=1)
-        if _SENTENCE_BEGINS.search(steps) and not re.search(r"[.?!]\s+\S", rationale[match.end() :]):
-            return steps.strip()
-    return rationale
+    steps, conclusion = split_conclusion(rationale) or (rationale, "")
+    begins_sentence = _SENTENCE_BEGINS.search(rationale.removesuffix(conclusion))
+    return steps if begins_sentence and not re.search(r"[.?!]\s+\S", conclusion) else rationale
 
 
 def _search(text: str, read_statement: Callable[[str], str], read_text: Callable[[str], str]) -> str:
@@ -152,7 +151,7 @@ def _statements(text: str) -> list[str]:
     matches = list(_STATEMENT.finditer(text))
     ends = [*(match.start() for match in matches[1:]), len(text)]
     statements = [(match.start(), _clause(text[match.end() : end])) for match, end in zip(matches, ends, strict=False)]
-    statements += [(match.start(), match["content"]) for match in _BOX.finditer(text)]
+    statements += [(match.start(), match["content"]) for match in BOX.finditer(text)]
     return [statement for _, statement in sorted(statements)]
 
 
@@ -166,7 +165,7 @@ def _span(text: str) -> str:
     # What ends with a colon announces the answer: "Here it is:", "The answer is as follows:".
     stated = [part for part in _statements(_NEXT_QUESTION.split(text, maxsplit=1)[0]) if part and part[-1] != ":"]
     if stated:
-        return _unwrapped(_COMMENT.split(_BOX.sub(r"\g<content>", stated[-1]), maxsplit=1)[0])
+        return _unwrapped(_COMMENT.split(BOX.sub(r"\g<content>", stated[-1]), maxsplit=1)[0])
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return _unwrapped(next((line for line in lines if line[-1] != ":"), lines[0] if lines else ""))
 

@@ -318,13 +318,12 @@ class BatchSession(Session):
 
         A new batch may not be known at once.
         """
-        for number in range(1, CALLS) if is_new else ():
-            with suppress(self._sdk.NotFoundError):
-                await self._repeat(lambda: self._api.state(batch_id))
-                break
-            await self._sleep(FIRST_POLL * 2**number)
+        unknown = (self._sdk.NotFoundError,) if is_new else ()
         pause = FIRST_POLL
-        while not (state := await self._repeat(lambda: self._api.state(batch_id))).has_ended and not self._is_stopped:
+        while (
+            not (state := await self._repeat(lambda: self._api.state(batch_id), *unknown)).has_ended
+            and not self._is_stopped
+        ):
             await self._sleep(pause)
             pause = min(LONGEST_POLL, 1.5 * pause)
         if state.failure is None:
@@ -346,10 +345,10 @@ class BatchSession(Session):
         except Exception as error:  # A malformed response, or half of one, has any.
             raise LostError(self._teacher.describe(error)) from error
 
-    async def _repeat(self, call: Callable[[], Awaitable[Value]]) -> Value:
-        """Return the result of a call that changes nothing; repeat it if its response is lost."""
+    async def _repeat(self, call: Callable[[], Awaitable[Value]], *errors: type[Exception]) -> Value:
+        """Return the result of a call that changes nothing; repeat it if its response is lost, or on these errors."""
         for number in range(1, CALLS):
-            with suppress(LostError):
+            with suppress(LostError, *errors):
                 return await self._call(call())
             await self._sleep(FIRST_POLL * 2**number)
         return await self._call(call())
