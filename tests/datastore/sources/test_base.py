@@ -18,7 +18,7 @@ def test_an_unknown_config_or_split_says_which_there_are(tmp_path):
         FolderSource(tmp_path).read("x", 9)
     with pytest.raises(RebaseError, match="there is no split 'dev'; there are train, test"):
         FolderSource(tmp_path, split="dev").read("default", 9)
-    assert HubSource("o/n", None, None, config="x").configs() == ["x"]
+    assert HubSource("o/n", None, None, selected=("x",)).configs() == ["x"]
 
 
 def test_features_of_an_old_version_of_the_library_name_labels(tmp_path):

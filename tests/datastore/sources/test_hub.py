@@ -68,6 +68,7 @@ def parquet(columns, **options):
     return buffer.getvalue()
 
 
+THREE_CONFIGS = HUB_CARD.replace(b"dataset_info:", b"- {config_name: c, data_files: z.parquet}\ndataset_info:")
 TALE_FILES = {
     "README.md": HUB_CARD,
     "z.parquet": parquet({"text": ["last"]}),
@@ -111,6 +112,7 @@ def hub(tmp_path_factory):
             "owner/pinned": Repository({OLD: one_row("pinned") | {"README.md": b"Old."}, NEW: {"README.md": b"New."}}),
             "owner/script": Repository({NEW: {"README.md": b"Card.", "script.py": b"raise SystemExit('I ran')"}}),
             "owner/chosen": Repository({NEW: TALE_FILES}),
+            "owner/two": Repository({NEW: TALE_FILES | {"README.md": THREE_CONFIGS}}),
             "owner/gated": Repository({NEW: one_row()}, gate=TOKEN),
             "owner/shaky": Repository({NEW: one_row()}),
             "owner/down": Repository({NEW: one_row("down")}),
@@ -135,6 +137,8 @@ def hub(tmp_path_factory):
         "down",
         "broken",
         "chosen?config=b&split=test",
+        "two?config=z",
+        "two?config=b",
     )
     catalog = work / "list.csv"
     catalog.write_text("id,description,split\nowner/long,Long ago.,\nowner/long-copy,,\nowner/busy,,train\n")
@@ -174,6 +178,11 @@ def test_hub_config_and_split_can_be_chosen(hub):
     assert [(row["config"], row["split"], json.loads(row["row"])) for row in chosen["rows"]] == [
         ("b", "test", {"text": "from test", "label": "neg"})]  # fmt: skip
     assert chosen["rejected"] == []
+
+
+def test_two_of_three_configs_can_be_chosen(hub):
+    rows = hub.first["owner/two"]["rows"]
+    assert [(row["config"], row["split"]) for row in rows] == [("b", "train"), ("b", "train"), ("z", "train")]
 
 
 def test_hub_revision_is_pinned_for_card_and_rows(hub):

@@ -9,6 +9,9 @@ import pytest
 from rebase.datastore.sources import HubSource, find_sources
 from rebase.errors import RebaseError
 
+OLD = f"{1:040}"
+TOKEN = "hf_sesame"
+
 
 def test_locations_are_folders_or_hub_ids(tmp_path):
     for name in ("x/a", "x/b", "y/a"):
@@ -17,8 +20,8 @@ def test_locations_are_folders_or_hub_ids(tmp_path):
     locations = [f"{tmp_path}/x/*", f"{tmp_path}/x/a", "hf://squad", "hf://o/n@refs/pr/1?config=c%20d&split=test"]
     found = find_sources([*locations, "hf://o/m?split=dev"])
     assert [source.dataset for source in found] == ["a", "b", "o/m", "o/n", "squad"]
-    assert [(source.revision, source.config, source.split) for source in found[2:]] == [
-        (None, None, "dev"), ("refs/pr/1", "c d", "test"), (None, None, None)]  # fmt: skip
+    assert [(source.revision, source.selected, source.split) for source in found[2:]] == [
+        (None, (), "dev"), ("refs/pr/1", ("c d",), "test"), (None, (), None)]  # fmt: skip
     with pytest.raises(RebaseError, match="two datasets are called 'a'"):
         find_sources([f"{tmp_path}/*/a"])
     with pytest.raises(RebaseError, match="no folder matches"):
@@ -38,14 +41,27 @@ def test_locations_between_commas_are_several_unless_a_path_has_the_comma(tmp_pa
         find_sources([f"{tmp_path}/x/*,/nowhere"])
 
 
-@pytest.mark.parametrize("location", ["hf://o/n?configs=a", "hf://o/n?test", "hf://../x", "hf://", "hf://a/b/c"])
+def test_configs_of_a_hub_dataset_that_are_listed_one_by_one_are_one_source(tmp_path: Path) -> None:
+    catalog = tmp_path / "list.csv"
+    catalog.write_text(f"id,config,revision,group\no/n,b,{OLD},nli\no/n,c,{OLD},qa\n")
+    several = [f"hf://o/n@{OLD}?config=d", f"hf://o/n@{OLD}?config=a", f"hf://o/n@{OLD}?config=a", f"{catalog}#qa"]
+    assert find_sources(several) == find_sources(reversed(several)) == [HubSource("o/n", OLD, None, ("a", "c", "d"))]
+    assert find_sources([str(catalog)]) == [HubSource("o/n", OLD, None, ("b", "c"))]
+
+
+@pytest.mark.parametrize("other", ["hf://o/n", "hf://o/n?config=a&split=test", f"hf://o/n@{1:040}?config=a"])
+def test_configs_with_another_revision_or_split_are_not_joined(other: str) -> None:
+    with pytest.raises(RebaseError, match=r"two datasets are called 'o/n'.* all with the same revision"):
+        find_sources(["hf://o/n?config=b", other])
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["hf://o/n?configs=a", "hf://o/n?config=a&config=b", "hf://o/n?test", "hf://../x", "hf://", "hf://a/b/c"],
+)
 def test_a_hub_id_that_is_none_is_rejected(location):
-    with pytest.raises(RebaseError, match=r"is not understood|is not a hub id"):
+    with pytest.raises(RebaseError, match=r"is not understood|is not a hub id|gives one name twice"):
         find_sources([location])
-
-
-OLD, NEW = f"{1:040}", f"{2:040}"
-TOKEN = "hf_sesame"
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -57,8 +73,8 @@ def test_catalog_lists_hub_datasets(tmp_path, ending):
     file = tmp_path / f"list.{ending}"
     table.to_csv(file, index=False) if ending == "csv" else table.to_parquet(file)
     assert find_sources([str(file)], TOKEN) == [
-        HubSource("a", None, TOKEN, None, "test", 'Über "alles",\nzwei Zeilen'),
-        HubSource("o/b", OLD, TOKEN, None, None, "NA"),
+        HubSource("a", None, TOKEN, (), "test", 'Über "alles",\nzwei Zeilen'),
+        HubSource("o/b", OLD, TOKEN, (), None, "NA"),
     ]
 
 
@@ -68,6 +84,7 @@ def test_catalog_lists_hub_datasets(tmp_path, ending):
         ("name,revision\na/b,\n", "no column 'id'; it has name, revision"),
         ("id,split\na/b,\n,test\n", "row 3, column 'id': it is empty"),
         ("id\na/b\nc/d\na/b\n", r"row 4, column 'id': 'a/b' is in row 2 already"),
+        ("id,config\na/b,x\na/b,y\na/b,x\n", r"row 4, column 'id': 'a/b' is in row 2 already"),
         ("id\n../../etc\n", r"row 2, column 'id': '../../etc' is not a hub id"),
         ("id\n/etc/passwd\n", r"row 2, column 'id': '/etc/passwd' is not a hub id"),
         ("id\na/b,c,d\n1,2\n", "cannot be read"),

@@ -31,13 +31,14 @@ _MOST_INFOS = 2**24
 class Source(ABC):
     """One raw dataset: a local folder, or a repository on the hub. Both are read in the same way.
 
-    ``config`` and ``split`` select one; without them the split ``train``, or else the first, of every config is read.
+    ``selected`` are the configs to read, all if there are none; ``split`` is the split, ``train`` or else the first if
+    there is none.
     Small and plain, because a build with a source may be sent to another process.
     """
 
     dataset: str
     token: str | None = None
-    config: str | None = None
+    selected: tuple[str, ...] = ()
     split: str | None = None
     description: str = ""
 
@@ -67,7 +68,7 @@ class Source(ABC):
 
     def configs(self) -> list[str]:
         """The names of the dataset's configs."""
-        return [self.config] if self.config else sorted(declared_configs(self._front()))
+        return sorted(self.selected or declared_configs(self._front()))
 
     def read(self, config: str, max_rows: int) -> tuple[DataFiles, RowSample]:
         """Sample the rows of a split of a config.

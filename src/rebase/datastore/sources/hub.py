@@ -20,12 +20,12 @@ class HubSource(Source):
     dataset: str
     revision: str | None
     token: str | None = field(repr=False)
-    config: str | None = None
+    selected: tuple[str, ...] = ()
     split: str | None = None
     description: str = ""
 
     def fingerprint(self) -> str:
-        chosen = {"config": self.config, "split": self.split, "description": self.description}
+        chosen = {"config": ",".join(self.selected), "split": self.split, "description": self.description}
         return "\x1f".join([self.revision_id(), *(f"{name}={value}" for name, value in chosen.items() if value)])
 
     def content(self) -> str | None:
@@ -36,7 +36,7 @@ class HubSource(Source):
             return None
         if not files:
             return None
-        return hashlib.sha256("\x1f".join([self.config or "", self.split or "", files]).encode()).hexdigest()
+        return hashlib.sha256("\x1f".join([",".join(self.selected), self.split or "", files]).encode()).hexdigest()
 
     def revision_id(self) -> str:
         """The commit of the revision: a branch may move while it is read."""

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from glob import glob
 from itertools import chain
 from pathlib import Path
@@ -27,8 +28,8 @@ def find_sources(locations: Iterable[str], token: str | None = None) -> list[Sou
 
     A location is a glob of local folders; ``hf://OWNER/NAME@REVISION?config=NAME&split=NAME``, where only the id
     is required; or a catalog, a CSV or Parquet file with hub ids, of which ``FILE#GROUP`` takes one group. Several can
-    be in one text, between commas, unless the whole text matches a path. Raises RebaseError if a location matches
-    nothing, or if two datasets have the same name.
+    be in one text, between commas, unless the whole text matches a path. A hub dataset can be listed once for each of
+    its configs. Raises RebaseError if a location matches nothing, or if two datasets have the same name.
     """
     sources: dict[str, Source] = {}
     for location in chain.from_iterable(map(_split, locations)):
@@ -39,12 +40,22 @@ def find_sources(locations: Iterable[str], token: str | None = None) -> list[Sou
                 "them is a .csv or .parquet file."
             )
         for source in matches:
-            if sources.setdefault(source.dataset, source) != source:
-                raise RebaseError(
-                    f"sources: two datasets are called {source.dataset!r}. Rename one, or list it once: a hub dataset "
-                    "has all its configs without `?config=`."
-                )
+            sources[source.dataset] = _join(sources.get(source.dataset, source), source)
     return [sources[name] for name in sorted(sources)]
+
+
+def _join(source: Source, other: Source) -> Source:
+    """One source of both, which have the same name. Raises RebaseError unless they are equal but for their configs."""
+    if source == other:
+        return source
+    if isinstance(source, HubSource) and isinstance(other, HubSource) and source.selected and other.selected:
+        joined = replace(source, selected=tuple(sorted({*source.selected, *other.selected})))
+        if replace(other, selected=joined.selected) == joined:
+            return joined
+    raise RebaseError(
+        f"sources: two datasets are called {source.dataset!r}. Rename one, or list it once. A hub dataset has all its "
+        "configs without `config`; to take several, list each, all with the same revision, split and description."
+    )
 
 
 def read_catalog(file: Path, token: str | None = None, group: str | None = None) -> Iterator[HubSource]:
@@ -67,18 +78,21 @@ def read_catalog(file: Path, token: str | None = None, group: str | None = None)
             or "none (a column 'group' names them)"
         )
         raise RebaseError(f"{file}: the catalog has no group {group!r}. Its groups, with their datasets: {names}.")
-    seen: dict[str, int] = {}
+    seen: dict[tuple[str, str], int] = {}
     for number, line in enumerate(lines, start=2 if file.suffix.lower() == ".csv" else 1):
         where, dataset = f"{file}, row {number}, column 'id'", line["id"]
         if not dataset:
             raise RebaseError(f"{where}: it is empty. Write the hub id of the dataset, owner/name.")
         _check_id(dataset, where)
-        if dataset in seen:
-            raise RebaseError(f"{where}: {dataset!r} is in row {seen[dataset]} already. List each dataset once.")
-        seen[dataset] = number
+        config = line["config"]
+        if earlier := seen.get((dataset, config)):
+            raise RebaseError(f"{where}: {dataset!r} is in row {earlier} already. List each dataset, or config, once.")
+        seen[dataset, config] = number
         if group in (None, line["group"]):
-            options = (line["config"] or None, line["split"] or None, line["description"])
-            yield HubSource(dataset, line["revision"] or None, token, *options)
+            selected = (config,) if config else ()
+            yield HubSource(
+                dataset, line["revision"] or None, token, selected, line["split"] or None, line["description"]
+            )
 
 
 def _split(locations: str) -> list[str]:
@@ -101,10 +115,16 @@ def _hub_source(location: str, token: str | None) -> HubSource:
     address, _, query = location.removeprefix(HUB_PREFIX).partition("?")
     dataset, _, revision = address.partition("@")
     _check_id(dataset, f"sources: {location!r}")
-    options = dict(parse_qsl(query))
+    pairs = parse_qsl(query)
+    options = dict(pairs)
     if unknown := sorted(options.keys() - _HUB_OPTIONS) or (["the end"] if query and not options else []):
         raise RebaseError(f"sources: {location!r}: {unknown[0]} is not understood. Write ?config=NAME&split=NAME.")
-    return HubSource(dataset, revision or None, token, options.get("config"), options.get("split"))
+    if len(options) < len(pairs):
+        raise RebaseError(
+            f"sources: {location!r} gives one name twice. To take two configs, list the dataset once for each of them."
+        )
+    selected = (options["config"],) if "config" in options else ()
+    return HubSource(dataset, revision or None, token, selected, options.get("split"))
 
 
 def _check_id(dataset: str, where: str) -> None:
