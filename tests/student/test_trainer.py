@@ -182,6 +182,29 @@ def test_smaller_parts_when_out_of_memory(
     np.testing.assert_allclose(log["token_accuracy"], expected["token_accuracy"])
 
 
+def test_smaller_parts_when_the_validation_loss_runs_out_of_memory(
+    fresh: Student, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that, without gradients, takes two examples at most, as if other programs took the memory meanwhile."""
+    import torch
+    from transformers import LlamaModel
+
+    parameters = train_parameters(batch_size=8, validation_share=0.25, keep="best", **PLAIN)
+    _, expected, _ = train_adapter(fresh, training_set(24), parameters)
+    original = LlamaModel.forward
+
+    def forward(self, input_ids, **kwargs):
+        if len(input_ids) > 2 and not torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, input_ids, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    _, log, _ = train_adapter(replace(fresh, workdir=fresh.workdir / "short"), training_set(24), parameters)
+    assert "from now on 2 examples at a time, and as many per step as before" in caplog.text
+    for column in ("loss", "validation_loss", "token_accuracy"):
+        np.testing.assert_allclose(log[column], expected[column], rtol=1e-5)
+
+
 def test_no_memory_for_one_example(fresh: Student, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import LlamaModel
 

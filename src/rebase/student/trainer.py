@@ -58,17 +58,13 @@ class StepTrainer(SFTTrainer):
         return cross_entropy(logits.float(), targets, reduction="sum") / num_items_in_batch
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        examples = inputs["step"].examples
-        while True:
+        compute = partial(super().training_step, model)
+
+        def step() -> Any:
             self._correct, self._targets = 0, 0
-            try:
-                return sum_over_parts(self, examples, partial(super().training_step, model))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = str(error)
-            # Outside of the handler the error no longer holds its frames, and with them memory.
-            reduce_memory(self, model, reason)
+            return sum_over_parts(self, inputs["step"].examples, compute)
+
+        return retry_when_out_of_memory(self, step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -177,12 +173,27 @@ def sum_over_parts(trainer: StepTrainer, examples: list[TokenizedExample], compu
 def validation_loss(trainer: StepTrainer, examples: list[TokenizedExample]) -> float:
     """The mean loss over the examples' targets, without dropout, from float32 logits."""
     model = trainer.model.eval()  # until the next step
+    compute = partial(sum_over_parts, trainer, sorted(examples, key=len), partial(trainer.compute_loss, model))
     with trainer.compute_loss_context_manager(), float32_logits(model):
-        return float(sum_over_parts(trainer, sorted(examples, key=len), partial(trainer.compute_loss, model)))
+        return float(retry_when_out_of_memory(trainer, compute))
 
 
-def reduce_memory(trainer: StepTrainer, model: Any, reason: str) -> None:
+def retry_when_out_of_memory(trainer: StepTrainer, compute: Callable[[], Any]) -> Any:
+    """The result of ``compute``, which is repeated with less memory; raise RebaseError if the least is too much."""
+    while True:
+        try:
+            return compute()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        # Outside of the handler the error no longer holds its frames, and with them memory.
+        reduce_memory(trainer, reason)
+
+
+def reduce_memory(trainer: StepTrainer, reason: str) -> None:
     """Halve the part size, then recompute activations; raise RebaseError if neither is possible."""
+    model = trainer.model
     model.zero_grad(set_to_none=True)  # of parts that were done: the step starts again
     clear_device_cache(garbage_collection=True)
     if trainer.part_size > 1:
