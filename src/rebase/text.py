@@ -40,6 +40,7 @@ NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _FENCE = re.compile(r"```[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
 # An option goes on until the next one; what follows the last one is taken for a part of it.
 _OPTION = re.compile(r"^\(([A-Z])\) ((?s:.*?))(?=\n\([A-Z]\) |\Z)", re.MULTILINE)
+_ANNOUNCEMENT = re.compile(r"(?:\n[^\n]*:)?\s*\Z")
 _MAX_CODE = 20_000
 _NAMES_WITH_BRACKETS = re.compile(r"(?:[A-Z]\w* [(\[][^()\[\]]*[)\]](?:; |\Z))+")
 _MAX_LIST_CHARACTERS = 20_000
@@ -240,6 +241,16 @@ def lettered_options(options: Sequence[Any]) -> str:
 def listed_options(text: str) -> set[str]:
     """The letters of the options that a text lists: ``(A)``, or at the start of a line ``A.``, ``A)`` or ``A:``."""
     return {match[1] or match[2] for match in _LISTED_OPTION.finditer(text)}
+
+
+def split_options(text: str) -> tuple[str, str, list[str]]:
+    """The text before its lettered options, what announces these (such as a line ``Options:``), and the options."""
+    options = list(_OPTION.finditer(text))
+    if not options:
+        return text, "", []
+    before = text[: options[0].start()]
+    start = next(_ANNOUNCEMENT.finditer(before)).start()
+    return before[:start], before[start:], [option[2] for option in options]
 
 
 def find_option(text: str, query: str) -> str:

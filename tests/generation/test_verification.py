@@ -103,10 +103,24 @@ OPTIONS = shipped("bbh_disambiguation_qa")
         ("Whom does 'it' mean?\n(A) the bell\n(B) the tower", "(E)", "unknown_label"),
         ("Whom does 'it' mean?", "(B)", "no_options"),
         ("Whom does 'it' mean (A)?", "(A)", "no_options"),
+        (
+            "Whom?\n(A) the singer had lost a filling\n(B) The dentist had lost a filling\n(C) Ambiguous",
+            "(A)",
+            "copies_prompt_example",
+        ),
+        ("Whom?\n(A) The singer had lost a filling\n(B) A dentist had lost a filling\n(C) Ambiguous", "(A)", None),
     ],
 )
 def test_an_answer_is_an_option_that_the_query_lists(question, answer, reason):
     assert reject_example(OPTIONS, {"question": question}, answer, ProtectedTexts(OPTIONS, [], 13)) == reason
+
+
+def test_options_that_all_queries_share_are_no_copy():
+    same = [example | {"question": f"Is {n} odd?\nOptions:\n(A) yes\n(B) no\n(C) unknown"}
+            for n, example in enumerate(OPTIONS.examples)]  # fmt: skip
+    task = OPTIONS.model_copy(update={"examples": tuple(same)})
+    fields = {"question": "Is 7 odd?\nOptions:\n(A) yes\n(B) no\n(C) unknown"}
+    assert reject_example(task, fields, "(A)", ProtectedTexts(task, [], 13)) is None
 
 
 def test_letters_are_free_where_the_examples_list_no_options():

@@ -26,6 +26,7 @@ from rebase.text import (
     ngrams,
     normalize,
     runs,
+    split_options,
     tokens,
     weight,
 )
@@ -71,8 +72,8 @@ class ProtectedTexts:
 
     ``evaluation`` and ``shown`` are ``comparable`` texts; ``shown`` has the queries of the task's examples and each
     field that the teacher writes, unless it is short: many queries can be about one product. ``shown_fields`` has all
-    such fields of each example. The runs are hashes of all runs of ``ngram`` words in the evaluation queries and in
-    the task's examples.
+    such fields of each example, and ``shown_options`` its options, if no two examples have the same. The runs are
+    hashes of all runs of ``ngram`` words in the evaluation queries and in the task's examples.
     """
 
     def __init__(self, task: Task, evaluation_queries: Iterable[str], ngram: int) -> None:
@@ -82,6 +83,8 @@ class ProtectedTexts:
         written = [{name: example[name] for name in task.written_fields} for example in task.examples]
         self.shown |= {comparable(text) for fields in written for text in fields.values() if _is_long(text)}
         self.shown_fields = [{name: comparable(text) for name, text in fields.items()} for fields in written]
+        options = [_options(task, example) for example in task.examples]
+        self.shown_options = {*options} - {()} if len({*options}) == len(options) else set()
         self.ngram = ngram
         self.evaluation_runs = _runs(queries, ngram) if task.passage else _content([[text] for text in queries], ngram)
         self.example_runs = _content([example.values() for example in task.examples], ngram)
@@ -141,7 +144,14 @@ def reject_input(task: Task, fields: Mapping[str, str], protected: ProtectedText
     written = {name: comparable(fields[name]) for name in task.written_fields}
     if written in protected.shown_fields or not protected.shown.isdisjoint({query, *written.values()}):
         return "copies_prompt_example"
+    if protected.shown_options and _options(task, fields) in protected.shown_options:
+        return "copies_prompt_example"
     return "overlaps_evaluation" if _overlaps(task, fields, answer, protected) else None
+
+
+def _options(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:
+    """The comparable options of a query."""
+    return tuple(map(comparable, split_options(task.render_query(fields))[2]))
 
 
 def gives_answers_away(task: Task, examples: Sequence[tuple[Mapping[str, str], str]]) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rebase.generation.cues import Cue, Guidance, SourceText
+from rebase.generation.prompts.options import from_lists, names_to_write
 from rebase.generation.verification import tidy_answer
 from rebase.records import Task
 from rebase.teacher.protocol import parse_response
@@ -25,22 +26,20 @@ def read_example(task: Task, text: str, passage: str | None, cue: Guidance | Non
     if written is None:
         return None
     written_fields = [] if isinstance(cue, SourceText) else task.written_fields
-    check_fields(written, {*written_fields} if isinstance(cue, Cue) else {*written_fields, "answer"})
+    fields = _as_fields(task, written, written_fields if isinstance(cue, Cue) else [*written_fields, "answer"])
     if isinstance(cue, SourceText):
-        return Example({task.query_fields[0]: cue.text}, _as_text(written["answer"]))
-    fields = {name: _as_text(written[name]) for name in task.written_fields}
+        return Example({task.query_fields[0]: cue.text}, fields["answer"])
     if task.passage:
         fields[task.passage] = passage or ""
-    answer = cue.answer if cue else _as_text(written["answer"])
+    answer = cue.answer if cue else fields["answer"]
     return Example({name: fields[name] for name in task.query_fields}, answer)
 
 
 def read_synthesized(task: Task, text: str, *, guided: bool = False) -> Example:
     """The example in a response to ``synthesize_request``; from a ``guided`` teacher the passage, without an answer."""
     names = [task.passage] if guided and task.passage else [*task.query_fields, "answer"]
-    fields = {name: _as_text(value) for name, value in _read(text, names).items()}
-    answer = fields.pop("answer", "")
-    return Example(fields, answer)
+    fields = _as_fields(task, parse_response(text), names)
+    return Example({name: fields[name] for name in names if name != "answer"}, fields.get("answer", ""))
 
 
 def read_rationale(text: str) -> tuple[str, str]:
@@ -64,6 +63,12 @@ def check_fields(response: Any, names: Iterable[str]) -> None:
     """Raise ValueError unless the response is an object with exactly these fields."""
     if not isinstance(response, dict) or set(response) != set(names):
         raise ValueError(f"expected a response with the fields {sorted(names)}")
+
+
+def _as_fields(task: Task, written: Any, names: Iterable[str]) -> dict[str, str]:
+    """The fields of these names in what a teacher wrote."""
+    check_fields(written, names_to_write(task, names))
+    return {name: _as_text(value) for name, value in from_lists(task, written).items()}
 
 
 def _read(text: str, names: Iterable[str]) -> dict[str, Any]:

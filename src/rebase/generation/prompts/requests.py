@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from rebase.generation.cues import Cue, Guidance, SourceText, sentences
+from rebase.generation.prompts.options import OPTIONS, names_to_write, show_lists, to_lists, writes_options
 from rebase.generation.prompts.templates import (
     AskPrompt,
     CheckPrompt,
@@ -56,16 +57,19 @@ def transform_request(
     """
     if isinstance(cue, Cue):
         return ask_request(task, cue, prompt.ask, parameters.sampling)
-    data = visible_cells(task, row, parameters, cue)
+    data, cut = visible_cells(task, row, parameters, cue)
     if isinstance(cue, SourceText):
-        return answer_request(task, {task.query_fields[0]: cue.text}, prompt.solve, parameters.sampling, data=data)
+        return answer_request(
+            task, {task.query_fields[0]: cue.text}, prompt.solve, parameters.sampling, data=(data, cut)
+        )
     words = task_in_words(task)
     turns = []
     for example in task.examples:
         shown = {name: example[name] for name in ([task.passage] if task.passage else [*task.query_fields, "answer"])}
         written = _typed(task, {name: example[name] for name in (*task.written_fields, "answer")})
-        turns.append((_data_in_words(shown), {"example": written}))
-    return build_request(prompt, words, turns, _data_in_words(*data), example_schema(task), parameters.sampling)
+        turns.append((_data_in_words(to_lists(task, shown)), {"example": written}))
+    shown = show_lists(data) if writes_options(task) else data
+    return build_request(prompt, words, turns, _data_in_words(shown, cut), example_schema(task), parameters.sampling)
 
 
 def ask_request(task: Task, cue: Cue, prompt: AskPrompt, sampling: SamplingParameters) -> Request:
@@ -97,7 +101,7 @@ def synthesize_request(
     and the question follows in another request (``ask_request``).
     """
     names = [task.passage] if guided and task.passage else [*task.query_fields, "answer"]
-    words = task_in_words(task) | {"fields": ", ".join(names)}
+    words = task_in_words(task) | {"fields": ", ".join(names_to_write(task, names))}
     turns = [
         ({"number": position}, _typed(task, {name: example[name] for name in names}))
         for position, example in enumerate(task.examples, 1)
@@ -189,7 +193,7 @@ def densify_request(
 def example_schema(task: Task) -> dict[str, Any]:
     """The JSON schema of one example with the fields that the teacher writes, or null for an unsuitable row.
 
-    Only what every provider's structured output supports: objects, strings, numbers, enums and ``anyOf``.
+    Only what every provider's structured output supports: objects, arrays, strings, numbers, enums and ``anyOf``.
     """
     example = _schema(task, (*task.written_fields, "answer"))
     return object_schema({"example": {"anyOf": [example, {"type": "null"}]}})
@@ -298,7 +302,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: cells[name] for name in dict.fromkeys([*matched, *cells])}
 
 
-def _data_in_words(data: Mapping[str, str], cut: Sequence[str] = ()) -> dict[str, str]:
+def _data_in_words(data: Mapping[str, Any], cut: Sequence[str] = ()) -> dict[str, str]:
     """The words of a template for the data, and for the columns that are not whole."""
     more = f" and {len(cut) - _MAX_NAMED_COLUMNS} more" if len(cut) > _MAX_NAMED_COLUMNS else ""
     note = f"\n(Too long to show whole: {_inert(cut[:_MAX_NAMED_COLUMNS])}{more}.)" if cut else ""
@@ -310,21 +314,25 @@ def task_in_words(task: Task) -> dict[str, str]:
     answer = " ".join(filter(None, (_TYPE_IN_WORDS[task.answer.type], ", ".join(task.answer.labels))))
     if task.lists_options:
         answer += ", the letter of one of the options that the example lists,"
-    return {"instruction": task.instruction, "fields": ", ".join([*task.written_fields, "answer"]), "answer": answer}
+    fields = names_to_write(task, [*task.written_fields, "answer"])
+    return {"instruction": task.instruction, "fields": ", ".join(fields), "answer": answer}
 
 
 def _schema(task: Task, names: Iterable[str]) -> dict[str, Any]:
-    """The schema of an object with these fields: an answer of the task's type, and texts."""
+    """The schema of an object with these fields: an answer of the task's type, texts, and a list of options."""
     answer: dict[str, Any] = {"type": "number" if task.answer.type == "number" else "string"}
     if task.answer.type == "label":
         answer["enum"] = list(task.answer.labels)
-    return object_schema({name: answer if name == "answer" else {"type": "string"} for name in names})
+    types = {"answer": answer}
+    if writes_options(task):
+        types[OPTIONS] = {"type": "array", "items": {"type": "string"}}
+    return object_schema({name: types.get(name, {"type": "string"}) for name in names_to_write(task, names)})
 
 
 def _typed(task: Task, fields: dict[str, str]) -> dict[str, Any]:
-    """The fields as the schema has them: the answer is a number if the answers of the task are numbers."""
+    """The fields as the schema has them: options are a list, and the answer is a number if those of the task are."""
     if task.answer.type != "number" or "answer" not in fields:
-        return fields
+        return to_lists(task, fields)
     answer = fields["answer"]
     return fields | {"answer": float(answer) if "." in answer else int(answer)}
 

@@ -1,0 +1,90 @@
+"""The options of a query: a teacher writes them as a list, and code puts them into the text, with letters.
+
+A weak teacher that has to write the whole text copies the question of a row and leaves the row's options out.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from rebase.records import Task
+from rebase.text import lettered_options, list_items, split_options
+
+#: The name of the list.
+OPTIONS = "options"
+
+
+def writes_options(task: Task) -> bool:
+    """Whether a teacher writes the options of this task's queries as a list."""
+    return _Place.of(task) is not None
+
+
+def names_to_write(task: Task, names: Iterable[str]) -> list[str]:
+    """The names of the fields as a teacher writes them."""
+    place = _Place.of(task)
+    if not place:
+        return list(names)
+    written = [place.field, OPTIONS] if place.has_text else [OPTIONS]
+    return [part for name in names for part in (written if name == place.field else [name])]
+
+
+def to_lists(task: Task, fields: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of an example of the task as a teacher writes them: with a list of options, if there are options."""
+    place = _Place.of(task)
+    if not place or place.field not in fields:
+        return dict(fields)
+    text, _, options = split_options(fields[place.field])
+    lists = {place.field: text, OPTIONS: options}
+    return {name: (lists if name in lists else fields)[name] for name in names_to_write(task, fields)}
+
+
+def from_lists(task: Task, written: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a teacher wrote, with the options in their text.
+
+    Raises ValueError if the options are no list of texts, if two of them are the same, or if no text is before them.
+    """
+    place = _Place.of(task)
+    if not place or OPTIONS not in written:
+        return dict(written)
+    text, options = written.get(place.field, ""), written[OPTIONS]
+    if not isinstance(options, list) or not all(isinstance(one, str) for one in (text, *options)):
+        raise ValueError(f"expected a text and a list of texts, not {text!r:.60} and {options!r:.60}")
+    # Some teachers write the options into the text as well. In the list, a line break would end an option.
+    text = split_options(text)[0].rstrip().removesuffix(place.announcement.strip()).strip()
+    options = [" ".join(option.split()) for option in (list_items(*options) if len(options) == 1 else options)]
+    if place.has_text > bool(text) or "" in options or len({option.casefold() for option in options}) < len(options):
+        raise ValueError(f"expected a text and different options, not {text!r:.60} and {options!r:.200}")
+    query = f"{text}{place.announcement}{lettered_options(options)}"
+    return {name: value for name, value in written.items() if name != OPTIONS} | {place.field: query}
+
+
+def show_lists(cells: Mapping[str, str]) -> dict[str, Any]:
+    """The cells of a row, those with options as lists without letters, as a teacher is to write them."""
+    shown: dict[str, Any] = dict(cells)
+    for name, text in cells.items():
+        items = list_items(text)
+        options = split_options(lettered_options(items))[2]
+        if len(items) > 1 and (text.startswith("[") or options != items):
+            shown[name] = options
+    return shown
+
+
+class _Place(NamedTuple):
+    """Where the queries of a task list their options: at the end of a field, after an ``announcement``."""
+
+    field: str
+    announcement: str
+    has_text: bool  # before the announcement
+
+    @classmethod
+    def of(cls, task: Task) -> "_Place | None":
+        """None if the labels are no letters of options, or the task's examples list these in several ways."""
+        for name in task.query_fields if task.lists_options else ():
+            parts = [split_options(example[name]) for example in task.examples]
+            texts = [f"{text}{announcement}{lettered_options(options)}" for text, announcement, options in parts]
+            if not all(options for *_, options in parts) or texts != [example[name] for example in task.examples]:
+                continue
+            has_text, announcements = any(text for text, *_ in parts), {announcement for _, announcement, _ in parts}
+            others = {*task.query_fields} - (set() if has_text else {name})
+            if len(announcements) == 1 and OPTIONS not in others:
+                return cls(name, announcements.pop(), has_text)
+        return None
