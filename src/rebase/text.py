@@ -9,7 +9,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import accumulate, islice, takewhile
+from itertools import accumulate, dropwhile, islice, takewhile
 from typing import Any
 
 # Letters of scripts that are written without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
@@ -40,7 +40,8 @@ NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _FENCE = re.compile(r"```[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
 # An option goes on until the next one; what follows the last one is taken for a part of it.
 _OPTION = re.compile(r"^\(([A-Z])\) ((?s:.*?))(?=\n\([A-Z]\) |\Z)", re.MULTILINE)
-_ANNOUNCEMENT = re.compile(r"(?:\n[^\n]*:)?\s*\Z")
+# One or two words on a line of their own, such as "Options:".
+_ANNOUNCEMENT = re.compile(r"\s*(?:\n(?:\S+[^\S\n]+)?\S+[:：])?\s*\Z")
 _MAX_CODE = 20_000
 _NAMES_WITH_BRACKETS = re.compile(r"(?:[A-Z]\w* [(\[][^()\[\]]*[)\]](?:; |\Z))+")
 _MAX_LIST_CHARACTERS = 20_000
@@ -230,12 +231,18 @@ def shorten(text: str, limit: int) -> str:
 
 def lettered_options(options: Sequence[Any]) -> str:
     """The options of a question, ``(A)``, ``(B)``, one per line; a letter that each has is not repeated."""
-    pairs = [(chr(ord("A") + index), str(option)) for index, option in enumerate(options)]
-    heads = [re.match(rf"\s*\(?{re.escape(letter)}[).:]\s*", text) for letter, text in pairs]
-    starts = [head.end() for head in heads if head]
-    if len(starts) < len(pairs):
-        starts = [0] * len(pairs)
-    return "\n".join(f"({letter}) {text[start:]}" for (letter, text), start in zip(pairs, starts, strict=True))
+    texts = without_letters([str(option) for option in options])
+    return "\n".join(f"({chr(ord('A') + index)}) {text}" for index, text in enumerate(texts))
+
+
+def without_letters(options: Sequence[str]) -> list[str]:
+    """The options without their letters (``(A)``, ``A.``, ``A:``), if each begins with its own."""
+    letters = (re.escape(chr(ord("A") + index)) for index in range(len(options)))
+    heads = [re.match(rf"\s*\(?{letter}[).:]\s*", option) for letter, option in zip(letters, options, strict=True)]
+    ends = [head.end() for head in heads if head]
+    return (
+        [option[end:] for option, end in zip(options, ends, strict=True)] if len(ends) == len(options) else [*options]
+    )
 
 
 def listed_options(text: str) -> set[str]:
@@ -245,7 +252,7 @@ def listed_options(text: str) -> set[str]:
 
 def split_options(text: str) -> tuple[str, str, list[str]]:
     """The text before its lettered options, what announces these (such as a line ``Options:``), and the options."""
-    options = list(_OPTION.finditer(text))
+    options = list(dropwhile(lambda option: option[1] != "A", _OPTION.finditer(text)))
     if not options:
         return text, "", []
     before = text[: options[0].start()]

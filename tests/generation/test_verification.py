@@ -115,11 +115,17 @@ def test_an_answer_is_an_option_that_the_query_lists(question, answer, reason):
     assert reject_example(OPTIONS, {"question": question}, answer, ProtectedTexts(OPTIONS, [], 13)) == reason
 
 
-def test_options_that_all_queries_share_are_no_copy():
-    same = [example | {"question": f"Is {n} odd?\nOptions:\n(A) yes\n(B) no\n(C) unknown"}
-            for n, example in enumerate(OPTIONS.examples)]  # fmt: skip
+@pytest.mark.parametrize("orders", ["abc", "aaa", "a"])
+def test_options_that_all_queries_share_in_any_order_are_no_copy(orders):
+    options = {
+        "a": "(A) yes\n(B) no\n(C) unknown",
+        "b": "(A) no\n(B) yes\n(C) unknown",
+        "c": "(A) unknown\n(B) no\n(C) yes",
+    }
+    same = [example | {"question": f"Is {order} odd?\nOptions:\n{options[order]}"}
+            for order, example in zip(orders, OPTIONS.examples, strict=False)]  # fmt: skip
     task = OPTIONS.model_copy(update={"examples": tuple(same)})
-    fields = {"question": "Is 7 odd?\nOptions:\n(A) yes\n(B) no\n(C) unknown"}
+    fields = {"question": f"Is 7 odd?\nOptions:\n{options['a']}"}
     assert reject_example(task, fields, "(A)", ProtectedTexts(task, [], 13)) is None
 
 

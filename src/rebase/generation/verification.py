@@ -72,7 +72,7 @@ class ProtectedTexts:
 
     ``evaluation`` and ``shown`` are ``comparable`` texts; ``shown`` has the queries of the task's examples and each
     field that the teacher writes, unless it is short: many queries can be about one product. ``shown_fields`` has all
-    such fields of each example, and ``shown_options`` its options, if no two examples have the same. The runs are
+    such fields of each example, and ``shown_options`` its options, if no two examples have the same ones. The runs are
     hashes of all runs of ``ngram`` words in the evaluation queries and in the task's examples.
     """
 
@@ -84,7 +84,8 @@ class ProtectedTexts:
         self.shown |= {comparable(text) for fields in written for text in fields.values() if _is_long(text)}
         self.shown_fields = [{name: comparable(text) for name, text in fields.items()} for fields in written]
         options = [_options(task, example) for example in task.examples]
-        self.shown_options = {*options} - {()} if len({*options}) == len(options) else set()
+        differ = 1 < len(options) == len({frozenset(texts) for texts in options})
+        self.shown_options = {*options} - {()} if differ else set()
         self.ngram = ngram
         self.evaluation_runs = _runs(queries, ngram) if task.passage else _content([[text] for text in queries], ngram)
         self.example_runs = _content([example.values() for example in task.examples], ngram)

@@ -203,7 +203,7 @@ def reduce_memory(trainer: StepTrainer, reason: str) -> None:
             "train.batch_size to %d and raise train.gradient_accumulation to start with this.",
             trainer.part_size, trainer.part_size,
         )  # fmt: skip
-    elif torch.cuda.is_available() and not trainer.args.activation_checkpointing:
+    elif torch.cuda.is_available() and torch.is_grad_enabled() and not trainer.args.activation_checkpointing:
         trainer.args.activation_checkpointing = True
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()

@@ -85,6 +85,8 @@ def test_catalog_lists_hub_datasets(tmp_path, ending):
         ("id,split\na/b,\n,test\n", "row 3, column 'id': it is empty"),
         ("id\na/b\nc/d\na/b\n", r"row 4, column 'id': 'a/b' is in row 2 already"),
         ("id,config\na/b,x\na/b,y\na/b,x\n", r"row 4, column 'id': 'a/b' is in row 2 already"),
+        ("id,config\na/b,x\na/b,\n", r"row 3, column 'id': 'a/b' is in row 2 already"),
+        ("id,config\na/b,\na/b,x\n", r"row 3, column 'id': 'a/b' is in row 2 already"),
         ("id\n../../etc\n", r"row 2, column 'id': '../../etc' is not a hub id"),
         ("id\n/etc/passwd\n", r"row 2, column 'id': '/etc/passwd' is not a hub id"),
         ("id\na/b,c,d\n1,2\n", "cannot be read"),
@@ -127,7 +129,9 @@ def test_a_folder_by_any_path_has_its_own_name(tmp_path: Path, monkeypatch: pyte
     assert datasets("../link") == ["link"]
 
 
-SOURCE = "id,license,group\nowner/inference,mit,nli\nowner/sums,,math\nowner/plain,,\nowner/more,,nli\n"
+SOURCE = (
+    "id,config,group\nowner/inference,a,nli\nowner/sums,,math\nowner/plain,,\nowner/more,,nli\nowner/inference,b,nli\n"
+)
 
 
 @pytest.fixture

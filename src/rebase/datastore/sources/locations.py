@@ -71,23 +71,26 @@ def read_catalog(file: Path, token: str | None = None, group: str | None = None)
     if rows and "id" not in rows[0]:
         raise RebaseError(f"{file}: the catalog has no column 'id'; it has {', '.join(rows[0])}.")
     lines = [{name: str(row.get(name) or "").strip() for name in _COLUMNS} for row in rows]
-    groups = Counter(line["group"] for line in lines if line["group"])
+    groups = Counter(group for _, group in {(line["id"], line["group"]) for line in lines} if group)
     if group is not None and group not in groups:
         names = (
             ", ".join(f"{name} ({count})" for name, count in sorted(groups.items()))
             or "none (a column 'group' names them)"
         )
         raise RebaseError(f"{file}: the catalog has no group {group!r}. Its groups, with their datasets: {names}.")
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[str, dict[str, int]] = {}
     for number, line in enumerate(lines, start=2 if file.suffix.lower() == ".csv" else 1):
         where, dataset = f"{file}, row {number}, column 'id'", line["id"]
         if not dataset:
             raise RebaseError(f"{where}: it is empty. Write the hub id of the dataset, owner/name.")
         _check_id(dataset, where)
-        config = line["config"]
-        if earlier := seen.get((dataset, config)):
-            raise RebaseError(f"{where}: {dataset!r} is in row {earlier} already. List each dataset, or config, once.")
-        seen[dataset, config] = number
+        config, rows_of_configs = line["config"], seen.setdefault(dataset, {})
+        if rows_of_configs and (not config or {config, ""} & rows_of_configs.keys()):
+            earlier = rows_of_configs.get(config) or next(iter(rows_of_configs.values()))
+            raise RebaseError(
+                f"{where}: {dataset!r} is in row {earlier} already. List each dataset once, or each config of it."
+            )
+        rows_of_configs[config] = number
         if group in (None, line["group"]):
             selected = (config,) if config else ()
             yield HubSource(

@@ -3,14 +3,16 @@
 A weak teacher that has to write the whole text copies the question of a row and leaves the row's options out.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from rebase.records import Task
-from rebase.text import lettered_options, list_items, split_options
+from rebase.text import lettered_options, list_items, listed_options, split_options, without_letters
 
 #: The name of the list.
 OPTIONS = "options"
+_LETTER = re.compile(r"\([A-Z]\)")
 
 
 def writes_options(task: Task) -> bool:
@@ -40,21 +42,31 @@ def to_lists(task: Task, fields: Mapping[str, str]) -> dict[str, Any]:
 def from_lists(task: Task, written: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that a teacher wrote, with the options in their text.
 
-    Raises ValueError if the options are no list of texts, if two of them are the same, or if no text is before them.
+    Raises ValueError if a field is no text, if the options are no list of different texts, if there are more than the
+    task has labels, if their letters are wrong, or if a text lists options as well.
     """
     place = _Place.of(task)
     if not place or OPTIONS not in written:
         return dict(written)
-    text, options = written.get(place.field, ""), written[OPTIONS]
-    if not isinstance(options, list) or not all(isinstance(one, str) for one in (text, *options)):
-        raise ValueError(f"expected a text and a list of texts, not {text!r:.60} and {options!r:.60}")
-    # Some teachers write the options into the text as well. In the list, a line break would end an option.
-    text = split_options(text)[0].rstrip().removesuffix(place.announcement.strip()).strip()
-    options = [" ".join(option.split()) for option in (list_items(*options) if len(options) == 1 else options)]
-    if place.has_text > bool(text) or "" in options or len({option.casefold() for option in options}) < len(options):
-        raise ValueError(f"expected a text and different options, not {text!r:.60} and {options!r:.200}")
-    query = f"{text}{place.announcement}{lettered_options(options)}"
-    return {name: value for name, value in written.items() if name != OPTIONS} | {place.field: query}
+    options = written[OPTIONS]
+    texts = {name: written[name] for name in written if name not in (OPTIONS, "answer")}
+    if not isinstance(options, list) or not all(isinstance(one, str) for one in (*texts.values(), *options)):
+        raise ValueError(f"expected texts and a list of texts, not {options!r:.100}")
+    if len(options) == 1:
+        options = split_options(*options)[2] or list_items(*options)
+    # A line break would end an option.
+    options = without_letters([" ".join(option.split()) for option in options])
+    if "" in options or len(set(options)) < len(options) or any(map(_LETTER.match, options)):
+        raise ValueError(f"expected different options, without letters or with those of their places: {options!r:.200}")
+    if len(options) > len(task.answer.labels):
+        raise ValueError(f"expected at most {len(task.answer.labels)} options, not {len(options)}")
+    # Some teachers write the options, or the line before them, into a text as well: what follows is left out.
+    texts = {name: split_options(f"{text}\n(A) ")[0].strip() for name, text in texts.items()}
+    if not all(texts.values()) or any(len(listed_options(text)) > 1 for text in texts.values()):
+        raise ValueError(f"expected texts without options, not {texts!r:.200}")
+    fields = {name: texts.get(name, value) for name, value in written.items() if name != OPTIONS}
+    text = texts[place.field] if place.has_text else ""
+    return fields | {place.field: f"{text}{place.announcement}{lettered_options(options)}"}
 
 
 def show_lists(cells: Mapping[str, str]) -> dict[str, Any]:
@@ -62,8 +74,8 @@ def show_lists(cells: Mapping[str, str]) -> dict[str, Any]:
     shown: dict[str, Any] = dict(cells)
     for name, text in cells.items():
         items = list_items(text)
-        options = split_options(lettered_options(items))[2]
-        if len(items) > 1 and (text.startswith("[") or options != items):
+        options = [option for option in without_letters(items) if option.strip()]
+        if len(options) > 1 and (options != items or text != "; ".join(items)):
             shown[name] = options
     return shown
 
