@@ -27,7 +27,7 @@ from rebase.generation.mapping import (
 from rebase.generation.prompts.parsing import Example
 from rebase.parameters import MapParameters
 from rebase.records import DatasetMapping, Task
-from rebase.text import list_items
+from rebase.text import lettered_options, list_items
 from tests.shipped import shipped_prompt, shipped_task
 
 NLI, READING, EXAM, SUMS, CODE = map(shipped_task, ("mnli", "squad", "mmlu", "gsm8k", "mconala_ja"))
@@ -144,13 +144,13 @@ def test_a_response_becomes_a_mapping():
             "answer": {"column": "gold", "values": NAMES | {"-": NO_LABEL}},
         }
     )
-    row, mapping = read_mapping("d", "c", text)
+    row, mapping = read_mapping(NLI, "d", "c", text)
     assert row == "A pair of sentences."
     assert mapping == nli(config="c", fields={"premise": "sentence1", "hypothesis": "So: {sentence2}"})
     fields = {"premise": "sentence1", "hypothesis": "sentence2"}
     unlabeled = nli(config="c", answer=None, values={})
-    assert read_mapping("d", "c", response({"fields": fields, "answer": None}))[1] == unlabeled
-    assert read_mapping("d", "c", response(None)) == ("A pair of sentences.", None)
+    assert read_mapping(NLI, "d", "c", response({"fields": fields, "answer": None}))[1] == unlabeled
+    assert read_mapping(NLI, "d", "c", response(None)) == ("A pair of sentences.", None)
 
 
 @pytest.mark.parametrize(
@@ -160,13 +160,13 @@ def test_a_response_becomes_a_mapping():
 )  # fmt: skip
 def test_a_response_of_another_form_is_an_error(mapping):
     with pytest.raises(ValueError):  # noqa: PT011 - the message depends on what is wrong
-        read_mapping("d", "c", response(mapping))
+        read_mapping(NLI, "d", "c", response(mapping))
 
 
 @given(st.recursive(st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
 def test_no_response_is_a_traceback(value):
     with suppress(ValueError):
-        read_mapping("d", "c", response(value))
+        read_mapping(NLI, "d", "c", response(value))
 
 
 def test_rows_become_examples():
@@ -217,6 +217,29 @@ def test_an_option_is_meant_by_its_letter_its_number_or_its_text():
         assert map_row(EXAM, by_text, spelled | {"text": text}).answer == letter
     twice = rows[0] | {"choices.text": "['sea', 'sea']", "text": "sea"}
     assert map_row(EXAM, mapping.model_copy(update={"answer": "text", "values": {}}), twice).answer == "sea"
+
+
+def test_a_text_and_its_options_are_columns_of_their_own():
+    pronouns = shipped_task("bbh_disambiguation_qa")
+    columns = describe_columns(QUIZ)
+    request = map_request(pronouns, "", columns, QUIZ[:2], shipped_prompt("map"), PARAMETERS)
+    assert "the fields question, options." in request.system
+    assert '"options": ["The pilot had found the leak", ' in request.system
+    schema = request.schema["properties"]["mapping"]["anyOf"][0]["properties"]["fields"]
+    assert schema["required"] == ["question", "options"]
+    fields = {"question": "question", "options": "choices.text|options"}
+    _, mapping = read_mapping(pronouns, "d", "c", response({"fields": fields, "answer": {"column": "answerKey"}}))
+    assert mapping.fields == {"question": "{question}\nOptions:\n{choices.text|options}"}
+    assert pronouns.mapping_problem(mapping) is None
+    example = map_row(pronouns, mapping, QUIZ[1])
+    options = lettered_options(list_items(QUIZ[1]["choices.text"]))
+    assert example == Example({"question": f"{QUIZ[1]['question']}\nOptions:\n{options}"}, f"({QUIZ[1]['answerKey']})")
+    apart = {"question": "{stem}", "options": {"template": "(A) {option1}\n(B) {option2}"}}
+    _, mapping = read_mapping(pronouns, "d", "c", response({"fields": apart, "answer": {"column": "key"}}))
+    cells = {"stem": "Who _ sang?", "option1": "Al", "option2": "Bo", "key": "B"}
+    assert map_row(pronouns, mapping, cells).fields["question"] == "Who _ sang?\nOptions:\n(A) Al\n(B) Bo"
+    with pytest.raises(ValueError, match="has not the form"):
+        read_mapping(pronouns, "d", "c", response({"fields": {"question": "question"}, "answer": None}))
 
 
 def test_an_empty_option_keeps_the_letters_of_the_others():

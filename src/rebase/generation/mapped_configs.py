@@ -214,7 +214,7 @@ async def request_mapping(
         return
     request = map_request(task, description, columns, sample[: parameters.shown_rows], prompt, parameters)
     config.responses.append(await session.generate(request))
-    outcome = read_response(config.responses[-1], lambda text: read_mapping(config.dataset, config.config, text))
+    outcome = read_response(config.responses[-1], lambda text: read_mapping(task, config.dataset, config.config, text))
     if isinstance(outcome, Rejection):
         config.rejection = outcome
         return

@@ -17,6 +17,7 @@ import pandas as pd
 
 from rebase.generation.filters.base import Rejection
 from rebase.generation.filters.passages import clean_spelling
+from rebase.generation.prompts.options import fields_to_map, join_templates, to_lists
 from rebase.generation.prompts.parsing import Example
 from rebase.generation.prompts.requests import build_request, cut_cells, fence, object_schema, task_in_words
 from rebase.generation.prompts.templates import MapPrompt
@@ -131,9 +132,12 @@ def map_request(
     parameters: MapParameters,
 ) -> Request:
     """Request the mapping of a config with these columns, or null if its rows are no examples of the task."""
+    fields = fields_to_map(task)
     examples = [{name: example[name] for name in (*task.query_fields, "answer")} for example in task.examples]
+    if fields != list(task.query_fields):
+        examples = [to_lists(task, example) for example in examples]
     words = task_in_words(task) | {
-        "fields": ", ".join(task.query_fields),
+        "fields": ", ".join(fields),
         "examples": "\n".join(json.dumps(example, ensure_ascii=False) for example in examples),
     }
     data = {
@@ -159,7 +163,7 @@ def mapping_schema(task: Task, columns: Mapping[str, Column]) -> dict[str, Any]:
     # A list as it is has no letters.
     references = [*(single if task.lists_options else columns), *(f"{name}|options" for name in lists)]
     field = {"anyOf": [_enum(*references), template]}
-    fields = dict.fromkeys(task.query_fields, field)
+    fields = dict.fromkeys(fields_to_map(task), field)
     if task.passage:
         fields[task.passage] = {"anyOf": [_enum(*passage_columns(columns)), template]}
     if task.lists_options:
@@ -200,7 +204,7 @@ def _are_pointers(values: Iterable[str]) -> bool:
     return 1 < len(list(values)) <= _MAX_ITEMS and all(len(value) <= 2 for value in values)
 
 
-def read_mapping(dataset: str, config: str, text: str) -> tuple[str, DatasetMapping | None]:
+def read_mapping(task: Task, dataset: str, config: str, text: str) -> tuple[str, DatasetMapping | None]:
     """What a row is, and the mapping, in a response to ``map_request``; None if the rows are no examples.
 
     Raises ValueError if the response does not match the schema.
@@ -215,6 +219,7 @@ def read_mapping(dataset: str, config: str, text: str) -> tuple[str, DatasetMapp
         fields = {
             name: field["template"] if isinstance(field, dict) else field for name, field in mapping["fields"].items()
         }
+        fields = join_templates(task, fields)
         answer: dict[str, Any] = {"column": None} if mapping["answer"] is None else mapping["answer"]
         values = {value: choice for value, choice in answer.get("values", {}).items() if choice != NO_LABEL}
         column = answer["column"]

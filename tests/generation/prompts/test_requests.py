@@ -2,6 +2,7 @@ import json
 import re
 from pathlib import Path
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -216,6 +217,7 @@ def test_a_row_is_shown_by_the_beginnings_of_its_cells():
 
 
 @given(st.dictionaries(st.text(max_size=20), st.text(min_size=1, max_size=80), max_size=6), st.integers(1, 60))
+@hypothesis.example({"00": " "}, 1)
 def test_cut_cells_fit(cells, limit):
     shown = cut_cells(cells, limit)
     assert sum(approximate_tokens(name) + approximate_tokens(text) for name, text in shown.items()) <= limit

@@ -69,6 +69,25 @@ def from_lists(task: Task, written: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {place.field: f"{text}{place.announcement}{lettered_options(options)}"}
 
 
+def fields_to_map(task: Task) -> list[str]:
+    """The fields of a mapping as a teacher writes it: in most datasets a text and its options are two columns."""
+    place = _Place.of(task)
+    return names_to_write(task, task.query_fields) if place and place.has_text else list(task.query_fields)
+
+
+def join_templates(task: Task, templates: Mapping[str, str]) -> dict[str, str]:
+    """The templates of ``fields_to_map`` as those of the task's fields. Raises KeyError if one is missing."""
+    place = _Place.of(task)
+    if not place or not place.has_text:
+        return dict(templates)
+    text, options = (
+        template if "{" in template else f"{{{template}}}"
+        for template in (templates[place.field], templates[OPTIONS])
+    )  # fmt: skip
+    fields = {name: template for name, template in templates.items() if name != OPTIONS}
+    return fields | {place.field: f"{text}{place.announcement}{options}"}
+
+
 def show_lists(cells: Mapping[str, str]) -> dict[str, Any]:
     """The cells of a row, those with options as lists without letters, as a teacher is to write them."""
     shown: dict[str, Any] = dict(cells)

@@ -246,7 +246,7 @@ def cut_cells(cells: Mapping[str, str], max_tokens: int) -> dict[str, str]:
         text = cells[name]
         share = remaining // (len(by_size) - position) - approximate_tokens(name)
         if approximate_tokens(text) > share:
-            beginning = cut_at_tokens(text, max(0, share - approximate_tokens(_CUT)))
+            beginning = cut_at_tokens(text, max(0, share - approximate_tokens(_CUT))).rstrip()
             text = beginning and beginning + _CUT
         if text:
             shown[name] = text
