@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rebase.generation.prompts.options import from_lists, names_to_write, show_lists, to_lists, writes_options
 from rebase.generation.prompts.parsing import Example, read_example, read_synthesized
-from rebase.generation.prompts.requests import example_schema, synthesize_request, transform_request
+from rebase.generation.prompts.requests import answer_request, example_schema, synthesize_request, transform_request
+from rebase.generation.verification import ProtectedTexts, reject_example
 from rebase.records import Task
 from rebase.text import lettered_options, listed_options
 from tests.generation.prompts.samples import PARAMETERS, READING, SUMS, TOPIC, TRANSFORM, row
@@ -109,11 +110,25 @@ def test_a_question_before_the_options_announces_nothing() -> None:
     ("text", "options"),
     [("Whom?", "x"), ("Whom?", ["x", None]), ("Whom?", ["x", " "]), ("Whom?", ["x", "x"]), (7, ["x", "y"]),
      ("", ["x", "y"]), (" ", ["x", "y"]), ("Whom?", ["(A)", "(B)"]), ("Whom?", ["A. x", "B. x"]),
-     ("Whom?", ["(A) x", "y"]), ("Whom?", ["(B) x", "(A) y"]), ("Whom?", ["v", "w", "x", "y", "z"])],
+     ("Whom?", ["(A) x", "y"]), ("Whom?", ["(B) x", "(A) y"])],
 )  # fmt: skip
 def test_options_of_another_shape_are_an_error(text: object, options: object) -> None:
     with pytest.raises(ValueError, match=r"^expected"):
         read_example(PRONOUNS, json.dumps({"example": {"question": text, "options": options, "answer": "(A)"}}), None)
+
+
+def test_an_answer_may_be_an_option_without_a_label_and_is_rejected_then() -> None:
+    example = example_schema(MMLU)["properties"]["example"]["anyOf"][0]["properties"]
+    assert example["answer"]["enum"] == [f"({letter})" for letter in "ABCDEFGH"]
+    answer = answer_request(MMLU, MMLU.examples[0], shipped_prompt("distil"), PARAMETERS.sampling).schema
+    assert answer["properties"]["answer"]["enum"] == list(MMLU.answer.labels)
+    protected = ProtectedTexts(MMLU, [], 13)
+    for letter, reason in (("D", None), ("E", "unknown_label")):
+        written = {"question": "Which is last?", "options": list("vwxyz"), "answer": f"({letter})"}
+        read = read_example(MMLU, json.dumps({"example": written}), None)
+        assert read is not None
+        assert read.fields["choices"] == "(A) v\n(B) w\n(C) x\n(D) y"
+        assert reject_example(MMLU, read.fields, read.answer, protected) == reason
 
 
 def test_requests_show_and_ask_for_lists() -> None:

@@ -12,12 +12,21 @@ from rebase.text import lettered_options, list_items, listed_options, split_opti
 
 #: The name of the list.
 OPTIONS = "options"
+#: Those of the options that most datasets have.
+_LETTERS = "ABCDEFGH"
 _LETTER = re.compile(r"\([A-Z]\)")
 
 
 def writes_options(task: Task) -> bool:
     """Whether a teacher writes the options of this task's queries as a list."""
     return _Place.of(task) is not None
+
+
+def answers_to_write(task: Task) -> list[str]:
+    """The labels, and those that further options would have: a row whose answer is one of these forces no other."""
+    labels = list(task.answer.labels)
+    further = [labels[0].replace(labels[0].strip("()"), letter) for letter in _LETTERS]
+    return [*dict.fromkeys([*labels, *further])]
 
 
 def names_to_write(task: Task, names: Iterable[str]) -> list[str]:
@@ -42,8 +51,10 @@ def to_lists(task: Task, fields: Mapping[str, str]) -> dict[str, Any]:
 def from_lists(task: Task, written: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that a teacher wrote, with the options in their text.
 
-    Raises ValueError if a field is no text, if the options are no list of different texts, if there are more than the
-    task has labels, if their letters are wrong, or if a text lists options as well.
+    Options without a label are left out: an answer that is one of them is no label, and is rejected as such.
+
+    Raises ValueError if a field is no text, if the options are no list of different texts, if their letters are wrong,
+    or if a text lists options as well.
     """
     place = _Place.of(task)
     if not place or OPTIONS not in written:
@@ -58,15 +69,13 @@ def from_lists(task: Task, written: Mapping[str, Any]) -> dict[str, Any]:
     options = without_letters([" ".join(option.split()) for option in options])
     if "" in options or len(set(options)) < len(options) or any(map(_LETTER.match, options)):
         raise ValueError(f"expected different options, without letters or with those of their places: {options!r:.200}")
-    if len(options) > len(task.answer.labels):
-        raise ValueError(f"expected at most {len(task.answer.labels)} options, not {len(options)}")
     # Some teachers write the options, or the line before them, into a text as well: what follows is left out.
     texts = {name: split_options(f"{text}\n(A) ")[0].strip() for name, text in texts.items()}
     if not all(texts.values()) or any(len(listed_options(text)) > 1 for text in texts.values()):
         raise ValueError(f"expected texts without options, not {texts!r:.200}")
     fields = {name: texts.get(name, value) for name, value in written.items() if name != OPTIONS}
     text = texts[place.field] if place.has_text else ""
-    return fields | {place.field: f"{text}{place.announcement}{lettered_options(options)}"}
+    return fields | {place.field: f"{text}{place.announcement}{lettered_options(options[: len(task.answer.labels)])}"}
 
 
 def fields_to_map(task: Task) -> list[str]:

@@ -11,7 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from rebase.generation.cues import Cue, Guidance, SourceText, sentences
-from rebase.generation.prompts.options import OPTIONS, names_to_write, show_lists, to_lists, writes_options
+from rebase.generation.prompts.options import (
+    OPTIONS,
+    answers_to_write,
+    names_to_write,
+    show_lists,
+    to_lists,
+    writes_options,
+)
 from rebase.generation.prompts.templates import (
     AskPrompt,
     CheckPrompt,
@@ -324,9 +331,10 @@ def _schema(task: Task, names: Iterable[str]) -> dict[str, Any]:
     if task.answer.type == "label":
         answer["enum"] = list(task.answer.labels)
     types = {"answer": answer}
-    if writes_options(task):
+    if OPTIONS in (written := names_to_write(task, names)) and writes_options(task):
+        answer["enum"] = answers_to_write(task)
         types[OPTIONS] = {"type": "array", "items": {"type": "string"}}
-    return object_schema({name: types.get(name, {"type": "string"}) for name in names_to_write(task, names)})
+    return object_schema({name: types.get(name, {"type": "string"}) for name in written})
 
 
 def _typed(task: Task, fields: dict[str, str]) -> dict[str, Any]:
