@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import yaml
@@ -65,7 +66,7 @@ def measure(model: str, dtype: str, batch: int, length: int, targets: int) -> No
     shape = measure_shape(student, parameters)
     chosen = choose_settings(parameters, tokenized, shape, free=0)
     with tempfile.TemporaryDirectory() as run, quiet_libraries(), student.open(four_bit=chosen.four_bit) as opened:
-        make_trainer(*opened, tokenized, chosen, shape, Path(run), lambda best: None).train()
+        make_trainer(*opened, tokenized, chosen, shape, Path(run), lambda best: None, time.monotonic()).train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"estimated": estimate_memory(chosen, tokenized, shape) / 2**30, "measured": peak / 2**30}))
 

@@ -135,7 +135,10 @@ def train(
     with quiet_libraries(), tempfile.TemporaryDirectory() as run, open_model(options) as (model, tokenizer):
         if name == "ours":
             four_bit = parameters.model_copy(update={"four_bit": parameters.four_bit and not options.tiny})
-            trainer = make_trainer(model, tokenizer, tokenized, four_bit, shape(options), Path(run), lambda best: None)
+            started = time.monotonic()
+            trainer = make_trainer(
+                model, tokenizer, tokenized, four_bit, shape(options), Path(run), lambda best: None, started
+            )
         else:
             trainer = plain_trainer(model, tokenizer, tokenized, parameters, Path(run), options.gpu)
         rate = timed(trainer)
