@@ -41,7 +41,7 @@ _FENCE = re.compile(r"```[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
 # An option goes on until the next one; what follows the last one is taken for a part of it.
 _OPTION = re.compile(r"^\(([A-Z])\) ((?s:.*?))(?=\n\([A-Z]\) |\Z)", re.MULTILINE)
 # One or two words on a line of their own, such as "Options:".
-_ANNOUNCEMENT = re.compile(r"\s*(?:\n(?:\S+[^\S\n]+)?\S+[:：])?\s*\Z")
+_ANNOUNCEMENT = re.compile(r"(?:\S+[^\S\n]+)?\S+[:：]")
 _MAX_CODE = 20_000
 _NAMES_WITH_BRACKETS = re.compile(r"(?:[A-Z]\w* [(\[][^()\[\]]*[)\]](?:; |\Z))+")
 _MAX_LIST_CHARACTERS = 20_000
@@ -216,6 +216,14 @@ def list_items(text: str) -> list[str]:
     return text.split("; ")
 
 
+def option_items(text: str) -> list[str]:
+    """The options in a list cell; an empty one keeps its place, unless only empty ones follow to fill the list up."""
+    items = list_items(text)
+    while items and not items[-1].strip():
+        items.pop()
+    return items
+
+
 def shorten(text: str, limit: int) -> str:
     """The text on one line, at most ``limit`` characters: what is cut ends with "…", after a word if one ends near.
 
@@ -256,8 +264,11 @@ def split_options(text: str) -> tuple[str, str, list[str]]:
     if not options:
         return text, "", []
     before = text[: options[0].start()]
-    start = next(_ANNOUNCEMENT.finditer(before)).start()
-    return before[:start], before[start:], [option[2] for option in options]
+    question = before.rstrip()
+    head, line_break, line = question.rpartition("\n")
+    if line_break and _ANNOUNCEMENT.fullmatch(line):
+        question = head.rstrip()
+    return question, before[len(question) :], [option[2] for option in options]
 
 
 def find_option(text: str, query: str) -> str:

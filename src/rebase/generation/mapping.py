@@ -35,6 +35,7 @@ from rebase.text import (
     find_option,
     lettered_options,
     list_items,
+    option_items,
     split_reference,
     template_columns,
     tokens,
@@ -318,22 +319,16 @@ def fill_cells(template: str, cells: Mapping[str, str]) -> str:
 
 
 def _read_cell(cells: Mapping[str, str], reference: str) -> str:
-    """The cell, the item or the options; raises LookupError with the reference if the row has none.
-
-    An empty option keeps its letter, unless only empty ones follow: lists of one length are filled up with them.
-    """
+    """The cell, the item or the options; raises LookupError with the reference if the row has none."""
     column, part = (reference, "") if reference in cells else split_reference(reference)
     if column not in cells:
         raise LookupError(reference)
     if not part:
         return cells[column]
-    items = list_items(cells[column])
     if part == "options":
-        while items and not items[-1].strip():
-            items.pop()
-        if items:
+        if items := option_items(cells[column]):
             return lettered_options(items)
-    elif len(items) >= int(part):
+    elif len(items := list_items(cells[column])) >= int(part):
         return items[int(part) - 1]
     raise LookupError(reference)
 

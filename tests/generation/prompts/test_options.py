@@ -166,6 +166,7 @@ def test_requests_show_and_ask_for_lists() -> None:
         ("[Context] He left; she stayed", "[Context] He left; she stayed"),
         ('["a one", "b; c", "d', '["a one", "b; c", "d'),
         ("['a', 'b', '']", ["a", "b"]),
+        ("['a', '', 'c']", ["a", "", "c"]),
         ("; ".join(f"w{n}" for n in range(40)), "; ".join(f"w{n}" for n in range(40))),
         ('["x\\n(B) y", "z"]', ["x\n(B) y", "z"]),
     ],

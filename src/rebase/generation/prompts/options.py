@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from rebase.records import Task
-from rebase.text import lettered_options, list_items, listed_options, split_options, without_letters
+from rebase.text import lettered_options, list_items, listed_options, option_items, split_options, without_letters
 
 #: The name of the list.
 OPTIONS = "options"
@@ -101,8 +101,8 @@ def show_lists(cells: Mapping[str, str]) -> dict[str, Any]:
     """The cells of a row, those with options as lists without letters, as a teacher is to write them."""
     shown: dict[str, Any] = dict(cells)
     for name, text in cells.items():
-        items = list_items(text)
-        options = [option for option in without_letters(items) if option.strip()]
+        items = option_items(text)
+        options = without_letters(items)
         if len(options) > 1 and (options != items or text != "; ".join(items)):
             shown[name] = options
     return shown
