@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -104,7 +105,7 @@ def read_items(task: Task, path: Path, count: int) -> pd.DataFrame:
     )
 
 
-def alone(model: torch.nn.Module, tokenizer: object, prompt: str, max_new_tokens: int) -> str:
+def alone(model: torch.nn.Module, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
     """Generate greedily for one prompt with the library's own method."""
     ids = torch.tensor([tokenize_prompt(tokenizer, prompt)], device=model.device)
     with torch.inference_mode():

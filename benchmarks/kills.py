@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[1]
 def kedro(project: Path, pipeline: str, params: str) -> subprocess.Popen:
     """Start a run."""
     command = [sys.executable, "-m", "kedro", "run", f"--pipelines={pipeline}", f"--params={params}"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=project, env={**os.environ, "DO_NOT_TRACK": "1"}, **quiet)
+    environment = {**os.environ, "DO_NOT_TRACK": "1"}
+    return subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def finish(process: subprocess.Popen) -> None:

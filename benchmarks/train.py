@@ -4,7 +4,7 @@
     python benchmarks/train.py --gpu [--tiny] [--examples FILE] [--steps 30] ...
 
 FILE is a Parquet file with `input` and `output` (and `task`), or with `prompt` and `completion`. The default is the
-sample task's training set. Both trainers train the same adapter on the same examples with the same settings, in turns.
+main job's training set. Both trainers train the same adapter on the same examples with the same settings, in turns.
 The order alternates, and the best round counts. `ours` is `train_adapter`'s trainer; `plain` is TRL's SFTTrainer on
 padded batches in random order. The compared loss is the validation loss after the last step.
 
@@ -29,6 +29,7 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
+from main_job import latest
 from torch.nn.functional import cross_entropy
 
 from rebase.parameters import ChosenTraining
@@ -48,7 +49,7 @@ WARM_UP = 2  # steps before the timed part
 def main() -> None:
     """Read the examples, and run both trainers in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=Path, default=ROOT / "data/05_model_input/squad/training_set.parquet")
+    parser.add_argument("--examples", type=Path, default=ROOT / "data/05_model_input/reading_qa/training_set.parquet")
     parser.add_argument("--task", help="only examples whose task starts with this name")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
@@ -102,8 +103,10 @@ def settings(options: argparse.Namespace) -> ChosenTraining:
 
 def read_examples(options: argparse.Namespace, parameters: ChosenTraining, count: int) -> list[TokenizedExample]:
     """Return ``count`` examples within the length limit, drawn with the seed."""
+    if not options.examples.exists():
+        raise SystemExit(f"{options.examples} does not exist. Run the main job, or name a file with --examples.")
     tokenizer = STUDENT.tokenizer()
-    frame = pd.read_parquet(options.examples)
+    frame = pd.read_parquet(latest(options.examples) if options.examples.is_dir() else options.examples)
     if options.task:
         frame = frame[frame["task"].str.startswith(options.task)]
     if "prompt" not in frame:
@@ -267,7 +270,7 @@ class RandomModel:
         self.config = config
 
     def __enter__(self) -> tuple[Any, Any]:
-        import bitsandbytes as bnb
+        from bitsandbytes.nn.modules import Linear4bit, Params4bit
         from transformers import AutoModelForCausalLM
 
         cuda = torch.cuda.is_available()
@@ -276,11 +279,11 @@ class RandomModel:
             model = AutoModelForCausalLM.from_config(self.config, dtype=dtype)
         for name, module in list(model.model.named_modules()):
             if isinstance(module, torch.nn.Linear):
-                packed = bnb.nn.Linear4bit(
+                packed = Linear4bit(
                     module.in_features, module.out_features, bias=False, compute_dtype=dtype, quant_type="nf4",
                     device="meta",
                 )  # fmt: skip
-                packed.weight = bnb.nn.Params4bit(
+                packed.weight = Params4bit(
                     module.weight.data.cpu(), requires_grad=False, quant_type="nf4", module=packed
                 )
                 model.model.set_submodule(name, packed.to(device))
