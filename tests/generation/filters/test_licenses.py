@@ -31,6 +31,8 @@ PROJECT = Path(__file__).parents[3]
         ("", ["*"], [], "deny", False),
         (" ; ()", ["*"], [], "deny", False),
         ("MIT OR CC-BY-NC-4.0", ["*"], ["*-nc-*"], "allow", True),  # one may choose
+        ("CC BY-NC 4.0 or later", ["*"], ["*-nc-*"], "allow", False),  # nothing else
+        ("GPL-2.0 or any later version", ["gpl-2.0*"], [], "deny", True),
         ("MIT AND CC-BY-NC-4.0", ["*"], ["*-nc-*"], "allow", False),
         ("(MIT OR GPL-3.0) AND CC-BY-4.0", ["mit", "cc-by-4.0"], [], "allow", False),
         ("CC-BY-SA-3.0+GPL-3.0", ["cc-*"], [], "allow", False),

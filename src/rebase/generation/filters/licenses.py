@@ -11,7 +11,8 @@ from rebase.generation.filters.base import Candidate, Rejection, find_pattern
 from rebase.parameters import LicensePolicy
 
 _UNKNOWN = {"unknown", "other", "none", "noassertion", "na", "unspecified"}
-_OR = re.compile(r"\s+or\s+")
+# "GPL-3.0 or later" is one license.
+_OR = re.compile(r"\s+or\s+(?!(?:any\s+)?(?:later|newer|above)\b)")
 _AND = re.compile(r"\s+and\s+|[;,/|&:]|\+(?=\s*\w)")
 _SPACE = re.compile(r"[\s_]+")
 _DASH = re.compile("[\u2010-\u2015\u2212]")
