@@ -149,6 +149,15 @@ def test_memory_limits_a_batch_and_never_a_step(lengths: list[int], free: int, a
     assert more.batch_size >= chosen.batch_size
 
 
+def test_the_batch_with_most_loss_may_need_more_memory_than_the_longest() -> None:
+    shape = replace(SHAPE, vocabulary=50_000)
+    short = [TokenizedExample([1] * 20, [IGNORED] * 4 + [1] * 16)] * 4
+    long = [TokenizedExample([1] * 22, [IGNORED] * 20 + [1] * 2)] * 4
+    settings = choose_settings(train_parameters(**AUTO, lora=AUTO_LORA), TokenizedExamples(short, [], 0), shape, FREE)
+    alone = training_memory(settings, TokenizedExamples(short, [], 0), shape)
+    assert training_memory(settings, TokenizedExamples([*short, *long], [], 0), shape) == alone
+
+
 @pytest.mark.parametrize(
     ("free", "reason"),
     [(FREE, "GiB free memory, so a batch has 4"), (80_000, "so a batch has 2 and not 4, which need 0.0 GiB")],

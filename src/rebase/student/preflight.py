@@ -129,9 +129,11 @@ def padded_size(batch: Sequence[TokenizedExample]) -> int:
 
 
 def training_memory(parameters: ChosenTraining, tokenized: TokenizedExamples, shape: Shape) -> int:
-    """Bytes at the peak of training, in the largest batch."""
-    batch = max(plan_batches(parameters, tokenized.train), key=padded_size)
-    return shape.memory(parameters.lora.rank, padded_size(batch), sum(example.target_count for example in batch))
+    """Bytes at the peak of training, in the batch that needs most: by its tokens, or by those with loss."""
+    return max(
+        shape.memory(parameters.lora.rank, padded_size(batch), sum(example.target_count for example in batch))
+        for batch in plan_batches(parameters, tokenized.train)
+    )
 
 
 def estimate_memory(parameters: ChosenTraining, tokenized: TokenizedExamples, shape: Shape) -> int:
