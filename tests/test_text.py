@@ -54,6 +54,12 @@ def test_normalize_forgets_case_and_outer_punctuation(text):
         ("2 \u2212 5", "2 - 5", True),
         ("A well-known song of 1990-95.", "a well known song of 1990\u201395", True),
         ("The ship - a ferry - sank.", "The ship, a ferry, sank.", True),
+        ("p ∧ ¬q", "p ∨ ¬q", False),
+        ("p ∧ q", "p∧q", True),
+        ("a && b", "a || b", False),
+        ("🦁👑", "🕷🧑", False),
+        ("Good 👍", "good 👍\ufe0f", True),
+        ("Lego® at 20°", "Lego at 20", True),
     ],
 )
 def test_comparable_texts_differ_in_signs_with_a_meaning(one, other, equal):

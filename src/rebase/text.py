@@ -22,7 +22,8 @@ _UNSPACED_LETTER = re.compile(rf"[{_UNSPACED}]")
 _SIGNS = r"\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0963\u0971-\u0dff"
 # Signs with a meaning in formulas, code and bracket puzzles. Others, such as the hyphens of words and of ranges, are
 # optional in prose.
-_OPERATOR = re.compile(r"[()\[\]{}<>+*/=]|(?<!\w)-(?=\s*[\d(])")
+_OPERATOR = re.compile(r"[()\[\]{}<>+*/=|]|(?<!\w)-(?=\s*[\d(])")
+_SYMBOL = re.compile(r"[^\w\s\x00-\x7f©®°]")
 _TOKEN = re.compile(rf"[{_UNSPACED}]|(?:[^\W_{_UNSPACED}]|[{_SIGNS}])+")
 # Soft hyphens, joiners, byte order marks, variation selectors.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
@@ -77,9 +78,10 @@ def normalize(text: str) -> str:
 
 
 def comparable(text: str) -> str:
-    """``normalize``, plus brackets and operators: ``[ ( [`` is not ``{ {``, and ``-5`` is not ``5``."""
+    """``normalize``, plus brackets, operators and emoji: ``[ ( [`` is not ``{ {``, and ``-5`` is not ``5``."""
     folded = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
-    return f"{normalize(text)} {''.join(_OPERATOR.findall(folded))}"
+    symbols = [symbol for symbol in _SYMBOL.findall(folded) if unicodedata.category(symbol) in {"Sm", "So"}]
+    return f"{normalize(text)} {''.join(_OPERATOR.findall(folded) + symbols)}"
 
 
 def ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
