@@ -216,10 +216,12 @@ def test_labels():
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"), [("12", None), ("-2.5", None), ("1,200", None), ("a dozen", "not_a_number")]
+    ("answer", "reason"),
+    [("12", None), ("-2.5", None), ("1,200", None), ("a dozen", "not_a_number"), ("1" * 5000, "not_a_number")],
 )
 def test_numbers(answer, reason):
-    assert reject_example(SUMS, {"question": "How many?"}, answer, NOTHING) == reason
+    fields = {"question": "How many?"}
+    assert reject_example(SUMS, fields, tidy_answer(SUMS, fields, answer), NOTHING) == reason
 
 
 def test_an_answer_that_repeats_its_query():
@@ -242,6 +244,22 @@ def test_an_answer_in_python_where_the_examples_answer_in_python():
 def test_a_span_takes_the_passages_spelling():
     fields = {"context": PASSAGE, "question": "Who?"}
     assert tidy_answer(READING, fields, ' "anna dahl." ') == "Anna Dahl"
+
+
+@pytest.mark.parametrize(
+    ("answer", "passage", "span"),
+    [
+        ("US", "The trusted envoy of the US spoke for us.", "US"),
+        ("A", "Carrots have a lot of vitamin A.", "A"),
+        ("who", "Villagers who fell ill asked the WHO.", "who"),
+        ("who", "The WHO came.", "WHO"),
+        ("art", "A party of Art students.", "Art"),
+        ("東京", "彼は東京に住む。", "東京"),
+        ("new", "Renewal of NEWS.", "new"),
+    ],
+)
+def test_a_span_is_a_word_before_a_part_of_one(answer, passage, span):
+    assert tidy_answer(READING, {"context": passage, "question": "Who?"}, answer) == span
 
 
 def test_code_keeps_its_indentation():

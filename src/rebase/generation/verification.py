@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 from rebase.records import Task
@@ -32,6 +32,7 @@ from rebase.text import (
 )
 
 MAX_SPAN_WORDS = 12
+_MAX_DIGITS = 1000
 #: From this share of one label a student may learn no other.
 ONE_SIDED = 0.9
 
@@ -96,14 +97,21 @@ def tidy_answer(task: Task, fields: Mapping[str, str], answer: str) -> str:
     answer = inside_fences(answer)[0] if task.answer.type == "code" else answer.strip()
     match task.answer.type:
         case "span":
-            answer = answer.strip("\"'“”").rstrip(".").strip()
-            span = re.search(re.escape(answer), _passage(task, fields), re.IGNORECASE) if answer else None
-            return span.group() if span else answer
+            return _spelled_in(_passage(task, fields), answer.strip("\"'“”").rstrip(".").strip())
         case "label":
             return next((label for label in task.answer.labels if label.casefold() == answer.casefold()), answer)
         case "number" if (number := _as_number(answer.rstrip("."))) is not None:
             is_whole = number.denominator == 1
             return str(number.numerator) if is_whole else answer.rstrip(".").replace(",", "").lstrip("+")
+    return answer
+
+
+def _spelled_in(passage: str, answer: str) -> str:
+    """The answer as the passage spells it: as words before parts of words, and in the answer's case before others."""
+    part = re.escape(answer)
+    for pattern, flags in product((rf"(?<!\w){part}(?!\w)", part), (0, re.IGNORECASE)):
+        if span := re.search(pattern, passage, flags):
+            return span.group()
     return answer
 
 
@@ -124,7 +132,7 @@ def reject_answer(task: Task, fields: Mapping[str, str], answer: str) -> str | N
             return "unknown_label"
         case "label" if task.lists_options and answer.strip("()") not in listed_options(task.render_query(fields)):
             return "no_such_option"
-        case "number" if not NUMBER.fullmatch(answer):
+        case "number" if _as_number(answer) is None:
             return "not_a_number"
         case "code" if comparable(answer) == query or (task.answers_python and not is_python(answer)):
             return "not_code"
@@ -344,8 +352,9 @@ def _stems(text: str) -> set[str]:
 
 
 def _as_number(text: str) -> Fraction | None:
+    """The number that the text is. Python refuses to read some thousands of digits, which are no answer anyway."""
     text = text.strip()
-    return Fraction(text.replace(",", "")) if NUMBER.fullmatch(text) else None
+    return Fraction(text.replace(",", "")) if len(text) <= _MAX_DIGITS and NUMBER.fullmatch(text) else None
 
 
 def _is_true(left: re.Match[str], right: re.Match[str]) -> bool:
