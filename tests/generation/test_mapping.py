@@ -94,6 +94,11 @@ def test_letters_may_point_to_options_in_tasks_without_labels():
     assert "choices.text" not in pointer["properties"]["values"]["properties"]["D"]["enum"], "the whole list"
 
 
+def test_letters_without_anything_to_point_to_are_no_answer():
+    schema = mapping_schema(CODE, describe_columns([{"letter": letter} for letter in "ABABABAB"]))
+    assert schema["properties"]["mapping"]["anyOf"][0]["properties"]["answer"] == {"type": "null"}
+
+
 def test_a_passage_is_a_column_of_texts_and_letters_are_no_answer_from_it():
     rows = [
         {"id": f"row {n}", "text": "The mill is old. " * 4, "letter": "ABAB"[n % 4], "ask": "Who?"} for n in range(9)
@@ -258,6 +263,8 @@ def test_a_list_of_answers_gives_its_first_and_a_solution_its_number():
     sums = DatasetMapping(dataset="d", fields={"question": "question"}, answer="answer")
     assert map_row(SUMS, sums, {"question": "How many?", "answer": "48/2 = 24 and\n48+24 = 72\n#### 72"}).answer == "72"
     assert map_row(SUMS, sums, {"question": "How many?", "answer": "First 24; then 72"}).answer == "72"
+    assert map_row(SUMS, sums, {"question": "How many?", "answer": "1/4"}).answer == "0.25"
+    assert map_row(SUMS, sums, {"question": "How many?", "answer": "1/3"}).answer == "1/3", "rejected as no number"
 
 
 @pytest.mark.parametrize(

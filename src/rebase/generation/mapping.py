@@ -51,6 +51,8 @@ _MAX_VALUES, _MAX_VALUE_CHARACTERS = 20, 60
 _MAX_NAME_CHARACTERS = 100
 #: Items of a list, or options, that the answer's values can point to.
 _MAX_ITEMS = 8
+#: A mapped number with more is a fraction that has no end.
+_MAX_DECIMALS = 12
 #: A column is a list if this share of its cells has several items.
 _LIST_SHARE = 0.9
 _SHOWN_DESCRIPTION = 600
@@ -179,9 +181,9 @@ def mapping_schema(task: Task, columns: Mapping[str, Column]) -> dict[str, Any]:
         plain += first_items
         answers = [object_schema({"column": _enum(*plain)})] if plain else []
         answers += [
-            _with_values(name, column, _enum(*(other for other in single if other != name), *items))
+            _with_values(name, column, _enum(*targets))
             for name, column in columns.items()
-            if _are_pointers(column.values)
+            if _are_pointers(column.values) and (targets := [*(other for other in single if other != name), *items])
         ]
     mapping = object_schema(
         {"fields": object_schema(fields), "answer": {"anyOf": [*answers, _NULL]} if answers else _NULL}
@@ -302,7 +304,11 @@ def _has_several(task: Task, answer: str) -> bool:
 def _spell(task: Task, answer: str) -> str:
     if task.answer.labels:
         return as_label(answer, task.answer.labels) or answer
-    return extract(answer, task.answer) if task.answer.type == "number" else _clean(task, answer)
+    if task.answer.type != "number":
+        return _clean(task, answer)
+    number = extract(answer, task.answer)
+    # Nobody answers with all digits of 1/3.
+    return number if len(number.partition(".")[2]) <= _MAX_DECIMALS else answer
 
 
 def reference_answers(task: Task, mapping: DatasetMapping, cells: Mapping[str, str], answer: str) -> list[str]:
