@@ -110,7 +110,7 @@ def make_examples(
     task: Task, rows: pd.DataFrame, items: pd.DataFrame, target: str, count: int
 ) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """Return up to ``count`` pairs of query and completion, and the number of rejected rows by reason."""
-    contaminated = ContaminationFilter.of(task, items, NGRAM)
+    contaminated = ContaminationFilter.of_queries(task, items, NGRAM)
     kept: list[tuple[str, str]] = []
     rejected: Counter[str] = Counter()
     for row in rows.itertuples():

@@ -64,7 +64,7 @@ def test_real_examples_are_screened_and_answered_by_people(reading_task):
     assert list(real["answer"]) == ["barn 2", "barn 3", "barn 4"]
     assert set(real["teacher"]) == {"people"}
     assert set(real["dataset"]) == {"own.jsonl"}
-    assert summary["rejected"] == {"contamination": 2}
+    assert summary["rejected"] == {"contamination_exact": 2}
     assert frame["agreement"].isna().all()
 
 
@@ -78,7 +78,28 @@ def test_a_short_evaluation_item_is_no_real_example(reading_task):
     parameters = MixParameters(weights={"reasoned_examples": 1, "real_examples": 1}, size=None, seed=1)
     task = reading_task.model_copy(update={"query": "{context}\n\nQuestion: {question}"})
     _, summary = mix_examples(task, *tables, real, real[:1], parameters, ContaminationParameters(ngram=13))
-    assert summary["rejected"]["contamination"] == 1
+    assert summary["rejected"]["equals_evaluation_item"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "references", "answers", "rejected"),
+    [
+        ("word_problems", ["1,200", "$5.00", "-3.0"], ["1200", "5", "-3"], {}),
+        ("news_topic", ["Sport", "none of these", "food"], ["sport", "food"], {"unknown_label": 1}),
+    ],
+)
+def test_real_answers_have_the_form_of_the_task(name, references, answers, rejected):
+    task = shipped_task(name)
+    (field,) = task.query_fields
+    real = items(3).assign(
+        fields=[json.dumps({field: f"In town {n} a mill burned down."}) for n in range(3)],
+        references=[json.dumps([reference]) for reference in references],
+    )
+    tables = [pd.DataFrame(), pd.DataFrame(), pd.DataFrame()]
+    parameters = MixParameters(weights={"real_examples": 1}, size=None, seed=1)
+    frame, summary = mix_examples(task, *tables, real, items(0), parameters, ContaminationParameters(ngram=13))
+    assert sorted(frame["answer"]) == sorted(answers)
+    assert summary["rejected"] == rejected
 
 
 def test_real_rows_without_a_gold_answer_are_counted(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import unicodedata
+from itertools import chain
 
 import pandas as pd
 from benchmarks.filters import LeakIndex, find_leaks
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from rebase.datastore.cells import flatten_row
 from rebase.generation.filters import contamination
 from rebase.generation.filters.contamination import ContaminationFilter, protected_texts
+from tests.shipped import shipped_task
 
 SAFE = [f"safe{number}" for number in range(40)]
 
@@ -173,11 +175,12 @@ def test_any_text_goes_through_the_filter(item, cells):
 
 
 def test_items_and_examples_are_protected(reading_task):
-    texts = protected_texts(
+    of_items, of_examples, of_rationales = protected_texts(
         reading_task, pd.DataFrame({"fields": ['{"context": "c", "question": "q"}'], "references": ['["a"]']})
     )
-    assert texts[0] == ("c", "q")
-    assert texts[1:] == [(line["context"], line["question"]) for line in reading_task.examples]
+    assert of_items == [("c", "q")]
+    assert of_examples == [(line["context"], line["question"]) for line in reading_task.examples]
+    assert not of_rationales
 
 
 def test_free_answers_and_reasoning_are_protected(reading_task):
@@ -190,4 +193,27 @@ def test_free_answers_and_reasoning_are_protected(reading_task):
     texts = protected_texts(
         type(reading_task).parse(task_fields, "here"), pd.DataFrame({"fields": ["{}"], "references": ['["a", "b"]']})
     )
-    assert {("a",), ("b",), ("in high trees",), ("because",)} <= set(texts)
+    assert {("a",), ("b",), ("in high trees",), ("because",)} <= set(chain(*texts))
+
+
+def test_of_queries_the_form_that_most_items_have_is_no_content(reading_task):
+    fallacies, form = shipped_task("bbh_formal_fallacies"), "Is this, on the explicitly stated premises, valid?"
+    arguments = [f"{name} rows, and all who row swim, so {name} swims as well. {form}" for name in ("Jo", "Al", "Di")]
+
+    def items_of(*texts, field="question"):
+        return pd.DataFrame({"fields": [json.dumps({field: text}) for text in texts], "references": "[]"})
+
+    queries = ContaminationFilter.of_queries(fallacies, items_of(*arguments), 13)
+    rows = ContaminationFilter.of(fallacies, items_of(*arguments), 13)
+    of_examples = "Does the last sentence" + fallacies.examples[0]["question"].partition("Does the last sentence")[2]
+    assert queries.reject({"question": f"Bo and Ty hum. {form}"}) is None
+    assert queries.reject({"question": f"Bo hums. {of_examples}"}) is None
+    assert rows.reject({"question": f"Bo hums. {of_examples}"})
+    for text in (*arguments, fallacies.examples[0]["question"], f"Listen! {arguments[1]}"):
+        assert queries.reject({"question": text})
+    # Two items with one text are no form, nor is a passage.
+    assert ContaminationFilter.of_queries(fallacies, items_of(f"{LONG} A", f"{LONG} B"), 13).reject({"x": LONG})
+    passage = pd.DataFrame(
+        {"fields": [json.dumps({"context": LONG, "question": f"Who is {n}?"}) for n in range(4)], "references": '["a"]'}
+    )
+    assert ContaminationFilter.of_queries(reading_task, passage, 13).reject({"context": LONG})

@@ -1,8 +1,9 @@
 """Reject rows that contain evaluation items or the examples of the task."""
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 import pandas as pd
 
@@ -33,22 +34,25 @@ class ContaminationFilter:
     - a cell contains a whole text of at least 8 words;
     - a cell shares a run of ``n`` words with a text.
 
-    The time is linear in the length of the cells, the memory is bounded.
+    The time is linear in the length of the cells, the memory is bounded. ``shared`` are hashes of
+    texts and runs that are the format of the items, not their content.
     """
 
-    def __init__(self, items: Iterable[Sequence[str]], n: int) -> None:
+    def __init__(self, items: Iterable[Sequence[str]], n: int, shared: Container[int] = ()) -> None:
         self._n = n
         texts: dict[_Words, float] = {}
         #: Items of short texts, which are evidence only together, by their longest text.
         self._small_items: dict[_Words, list[set[_Words]]] = defaultdict(list)
         for item in dict.fromkeys(map(tuple, items)):
-            parts = {words: weight(words) for words in map(tuple, map(tokens, item)) if words}
+            parts = {
+                words: weight(words) for words in map(tuple, map(tokens, item)) if words and hash(words) not in shared
+            }
             texts |= parts
             if max(parts.values(), default=0) < _EXACT_WORDS <= sum(parts.values()):
                 self._small_items[max(parts, key=parts.__getitem__)].append(set(parts))
         self._small = {words for items in self._small_items.values() for parts in items for words in parts}
         self._exact = {words for words, size in texts.items() if size >= _EXACT_WORDS}
-        self._runs = {run for words in texts for run in runs(words, n)}
+        self._runs = {run for words in texts for run in runs(words, n) if hash(run) not in shared}
         #: Texts that are evidence inside a cell, but have no run of ``n`` words, by their first words.
         self._within: dict[_Words, list[_Words]] = defaultdict(list)
         for words, size in texts.items():
@@ -57,8 +61,17 @@ class ContaminationFilter:
 
     @classmethod
     def of(cls, task: Task, evaluation_items: pd.DataFrame, n: int) -> "ContaminationFilter":
-        """The filter for the task's evaluation items and examples."""
-        return cls(protected_texts(task, evaluation_items), n)
+        """The filter of rows for the task's evaluation items and examples."""
+        return cls(chain(*protected_texts(task, evaluation_items)), n)
+
+    @classmethod
+    def of_queries(cls, task: Task, evaluation_items: pd.DataFrame, n: int) -> "ContaminationFilter":
+        """The filter of texts in the form of the task's queries: what most items have in common is no content.
+
+        Several items may have one passage, which is content.
+        """
+        kinds = protected_texts(task, evaluation_items)
+        return cls(chain(*kinds), n, set() if task.passage else set().union(*(_shared(items, n) for items in kinds)))
 
     def reject(self, cells: Mapping[str, str]) -> Rejection | None:
         """Why the cells ``{column: text}`` are contaminated; None if they are not."""
@@ -109,15 +122,24 @@ def _word_blocks(text: str, n: int) -> Iterator[tuple[list[str], bool]]:
         overlap = words[-2 * max(n, _WITHIN_WORDS) :]
 
 
-def protected_texts(task: Task, evaluation_items: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The texts of each evaluation item and of each example of the task, which training data must not contain.
+def protected_texts(task: Task, evaluation_items: pd.DataFrame) -> list[list[tuple[str, ...]]]:
+    """The texts of the evaluation items and of the task's examples, by kind, which training data must not contain.
 
     Answers count if they are written freely (code, text).
     """
-    items = [tuple(json.loads(fields).values()) for fields in evaluation_items["fields"]]
-    items += [tuple(example[name] for name in task.query_fields) for example in task.examples]
-    items += [(example["rationale"],) for example in task.examples if task.cot]
+    kinds = [
+        [tuple(json.loads(fields).values()) for fields in evaluation_items["fields"]],
+        [tuple(example[name] for name in task.query_fields) for example in task.examples],
+        [(example["rationale"],) for example in task.examples if task.cot],
+    ]
     if task.answer.type in _FREE_ANSWERS:
-        items += [(answer,) for references in evaluation_items["references"] for answer in json.loads(references)]
-        items += [(example["answer"],) for example in task.examples]
-    return items
+        kinds.append([(answer,) for references in evaluation_items["references"] for answer in json.loads(references)])
+        kinds.append([(example["answer"],) for example in task.examples])
+    return kinds
+
+
+def _shared(items: list[tuple[str, ...]], n: int) -> set[int]:
+    """Hashes of the texts, and of the runs of ``n`` words, that more than two and more than half of the items have."""
+    texts = ([tuple(tokens(text)) for text in item] for item in dict.fromkeys(items))
+    counts = Counter(part for item in texts for part in {hash(p) for words in item for p in (words, *runs(words, n))})
+    return {part for part, count in counts.items() if count > max(2, len(items) / 2)}

@@ -23,6 +23,8 @@ def source_filter(
     A dataset is excluded under the name, and by the license, of each of its duplicates in the ``cards``, too.
     """
     contaminated = ContaminationFilter.of(task, evaluation_items, ngram)
+    # A mapped query has the words of the mapping's template.
+    contaminated_text = contaminated if task.passage else ContaminationFilter.of_queries(task, evaluation_items, ngram)
     languages = LanguageFilter(task)
     duplicates: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for card in cards[cards["duplicate_of"] != ""].itertuples():
@@ -37,7 +39,7 @@ def source_filter(
             or languages.reject(row.config, text)
             or contaminated.reject(row.cells)
             # A passage is cleaned: of HTML entities, for example, which hide what it shares with an item.
-            or (None if text in row.cells.values() else contaminated.reject({"passage": text}))
+            or (None if text in row.cells.values() else contaminated_text.reject({"passage": text}))
         )
 
     return reject

@@ -51,7 +51,7 @@ def distil_inputs(
         )
     stage = ExampleStage("distil", task, teacher, distil_prompt)
     selected = inputs.iloc[systematic_positions(len(inputs), parameters.max_inputs or len(inputs))].to_dict("records")
-    contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
+    contaminated = ContaminationFilter.of_queries(task, evaluation_items, contamination.ngram)
     protected = ProtectedTexts(task, evaluation_items["query"], contamination.ngram)
     clean, stage.rejected = _filter_inputs(task, selected, contaminated, protected)
 

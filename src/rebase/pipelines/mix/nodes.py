@@ -10,9 +10,10 @@ import pandas as pd
 from rebase.errors import RebaseError
 from rebase.generation.filters.contamination import ContaminationFilter
 from rebase.generation.mixing import mix
-from rebase.generation.verification import ProtectedTexts, reject_input
+from rebase.generation.verification import ProtectedTexts, reject_answer, reject_input, tidy_answer
 from rebase.parameters import ContaminationParameters, MixParameters
 from rebase.records import EXAMPLE_COLUMNS, PEOPLE, Task, summarize_stage
+from rebase.tasks.extraction import extract
 
 #: How to make each origin that has no examples.
 _REMEDIES = {
@@ -35,7 +36,8 @@ def mix_examples(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Draw the mixture by ``weights``. Tables of origins without a weight may be empty.
 
-    ``real_items`` have queries and references; contaminated ones are left out.
+    ``real_items`` have queries and references; contaminated ones are left out, and those whose answer does not
+    fit the task.
 
     Returns ``mixed_examples``, in the form of ``reasoned_examples`` with ``origin``, and the summary. Raises
     RebaseError if an origin with a weight has no examples, or too few.
@@ -55,15 +57,15 @@ def mix_examples(
         )
     rejected: Counter[str] = Counter()
     if "real_examples" in parameters.weights:
-        contaminated = ContaminationFilter.of(task, evaluation_items, contamination.ngram)
+        contaminated = ContaminationFilter.of_queries(task, evaluation_items, contamination.ngram)
         protected = ProtectedTexts(task, evaluation_items["query"], contamination.ngram)
-        queries = list(map(json.loads, real_items["fields"]))
-        # The filter does not know short texts, the other check does.
-        is_clean = [
-            contaminated.reject(fields) is None and reject_input(task, fields, protected) is None for fields in queries
+        real = as_examples(task, real_items)
+        reasons = [
+            _reject_real(task, json.loads(fields), answer, contaminated, protected)
+            for fields, answer in zip(real["fields"], real["answer"], strict=True)
         ]
-        rejected = Counter(real_items.attrs.get("rejected", {}), contamination=is_clean.count(False))
-        tables["real_examples"] = as_examples(real_items[is_clean])
+        rejected = Counter(real_items.attrs.get("rejected", {})) + Counter(filter(None, reasons))
+        tables["real_examples"] = real[[reason is None for reason in reasons]]
     mixed, outside = mix(tables, parameters.weights, parameters.size, parameters.seed)
     # Not all examples have a rationale; train reads both columns.
     mixed = mixed.reindex(columns=list(dict.fromkeys([*mixed, "rationale", "agreement"])))
@@ -77,13 +79,31 @@ def mix_examples(
     return mixed, summary
 
 
-def as_examples(items: pd.DataFrame) -> pd.DataFrame:
-    """Items in the columns of ``examples``: the answer is the first reference, the teacher is people."""
+def as_examples(task: Task, items: pd.DataFrame) -> pd.DataFrame:
+    """Items in the columns of ``examples``: the answer is the first reference, tidied, and the teacher is people."""
+
+    def answer(fields: str, references: str) -> str:
+        first: str = json.loads(references)[0]
+        return tidy_answer(
+            task, json.loads(fields), extract(first, task.answer) if task.answer.type == "number" else first
+        )
+
     examples = items.assign(
         example_id=items["item_id"],
         row_id=items["item_id"],
-        answer=[json.loads(references)[0] for references in items["references"]],
+        answer=list(map(answer, items["fields"], items["references"])),
         teacher=PEOPLE,
         cut="[]",
     )
     return examples.reindex(columns=EXAMPLE_COLUMNS)
+
+
+def _reject_real(
+    task: Task, fields: dict[str, str], answer: str, contaminated: ContaminationFilter, protected: ProtectedTexts
+) -> str | None:
+    """Why a real example is rejected; None if it is kept. Spans that people chose are believed."""
+    if rejection := contaminated.reject(fields):
+        return rejection.reason
+    # The filter does not know short texts, the other check does.
+    reason = reject_input(task, fields, protected)
+    return reason if reason or task.answer.type == "span" else reject_answer(task, fields, answer)
