@@ -293,7 +293,7 @@ def apply_mapping(
     person, that is trusted.
     """
     counts: Counter[str] = Counter()
-    duplicates = Duplicates(near_duplicate)
+    duplicates = Duplicates(near_duplicate, by_cell=True)
     for line in config.lines(parameters.seed):
         outcome = map_row(task, mapping, json.loads(line["row"]))
         if isinstance(outcome, Example):

@@ -352,7 +352,7 @@ def _stems(text: str) -> set[str]:
 
 
 def _as_number(text: str) -> Fraction | None:
-    """The number that the text is. Python refuses to read some thousands of digits, which are no answer anyway."""
+    """The number that the text is; None for other texts, and for more digits than Python reads (4,300)."""
     text = text.strip()
     return Fraction(text.replace(",", "")) if len(text) <= _MAX_DIGITS and NUMBER.fullmatch(text) else None
 

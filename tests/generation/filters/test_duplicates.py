@@ -87,6 +87,27 @@ def test_rows_of_one_template_differ_in_their_numbers(first, second, are_duplica
     assert (duplicates.reject(row({"instruction": TEMPLATE} | second)) is not None) == are_duplicates
 
 
+def test_by_cell_two_questions_about_one_passage_are_no_duplicates():
+    passage = " ".join(f"word{number}" for number in range(60))
+    rows = {
+        "first": {"passage": passage, "question": "Who built the stone bridge?", "year": "1802"},
+        "other question": {"passage": passage, "question": "When was the mill sold?", "year": "1802"},
+        "other passage": {"passage": passage.upper()[::-1], "question": "Who built the stone bridge?", "year": "1802"},
+        "copy": {"passage": f"{passage} end", "question": "who built the stone bridge", "year": "1802"},
+    }
+    duplicates, by_cell = Duplicates(0.8), Duplicates(0.8, by_cell=True)
+    kept = []
+    for name, cells in rows.items():
+        candidate = row(cells, row_id=name)
+        if by_cell.reject(candidate) is None:
+            by_cell.keep(candidate)
+            kept.append(name)
+    assert kept == ["first", "other question", "other passage"]
+    assert by_cell.of["first"] == ["copy"]
+    duplicates.keep(row(rows["first"], row_id="first"))
+    assert duplicates.reject(row(rows["other question"], row_id="second"))
+
+
 def test_a_row_is_sketched_once(monkeypatch):
     sketched = Counter()
     monkeypatch.setattr(
@@ -111,4 +132,6 @@ hashes = st.frozensets(st.integers(0, 5)).map(lambda hash_set: np.array(sorted(h
 @given(hashes, hashes)
 def test_jaccard(first, second):
     one, other = set(first.tolist()), set(second.tolist())
-    assert jaccard(first, second) == jaccard(second, first) == len(one & other) / max(1, len(one | other))
+    assert (
+        jaccard(first, second) == jaccard(second, first) == (len(one & other) / len(one | other) if one or other else 1)
+    )

@@ -30,6 +30,7 @@ class _Sketch(NamedTuple):
     hashes: np.ndarray
     minhash: "MinHash"
     numbers: frozenset[int]
+    cells: tuple[np.ndarray, ...]
 
 
 class Duplicates:
@@ -37,14 +38,16 @@ class Duplicates:
 
     Two rows are near duplicates if the Jaccard similarity of their cells' 3-word shingles, whatever the names of the
     columns, is at least ``threshold``, unless each has cells of several numbers that the other lacks: the words may be
-    the same in all rows of a dataset. MinHash proposes pairs, the true similarity decides.
+    the same in all rows of a dataset. With ``by_cell`` rows have the same columns, and each cell must be as similar:
+    two questions about one passage are no duplicates. MinHash proposes pairs, the true similarity decides.
     """
 
-    def __init__(self, threshold: float) -> None:
+    def __init__(self, threshold: float, *, by_cell: bool = False) -> None:
         from datasketch import MinHash, MinHashLSH
 
         self.of: dict[str, list[str]] = {}
         self._threshold = threshold
+        self._by_cell = by_cell
         self._by_hash: dict[str, str] = {}
         self._kept: list[tuple[str, _Sketch]] = []
         self._latest: tuple[Candidate, _Sketch] | None = None
@@ -82,7 +85,8 @@ class Duplicates:
         for position in np.array(positions)[estimates >= self._threshold - _ESTIMATE_MARGIN]:
             row_id, other = self._kept[position]
             is_comparable = sketch.numbers <= other.numbers or other.numbers <= sketch.numbers
-            if is_comparable and jaccard(sketch.hashes, other.hashes) >= self._threshold:
+            pairs = [(sketch.hashes, other.hashes), *zip(sketch.cells, other.cells, strict=True)]
+            if is_comparable and all(jaccard(*pair) >= self._threshold for pair in pairs):
                 return row_id
         return None
 
@@ -91,7 +95,8 @@ class Duplicates:
         if self._latest is None or self._latest[0] is not row:
             hashes, minhash = shingles(row.cells), self._empty.copy()
             minhash.update_batch((hashes & np.uint64(2**32 - 1)).tolist())
-            self._latest = row, _Sketch(hashes, minhash, frozenset(map(hash, number_cells(row.cells))))
+            cells = tuple(shingles({"": text}) for text in row.cells.values()) if self._by_cell else ()
+            self._latest = row, _Sketch(hashes, minhash, frozenset(map(hash, number_cells(row.cells))), cells)
         return self._latest[1]
 
 
@@ -114,6 +119,7 @@ def number_cells(cells: Mapping[str, str]) -> set[str]:
 
 
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """|A ∩ B| / |A ∪ B| of two sets as sorted arrays; 0 for two empty sets."""
+    """|A ∩ B| / |A ∪ B| of two sets as sorted arrays; 1 for two empty sets."""
     shared = len(np.intersect1d(first, second, assume_unique=True))
-    return shared / max(1, len(first) + len(second) - shared)
+    union = len(first) + len(second) - shared
+    return shared / union if union else 1.0

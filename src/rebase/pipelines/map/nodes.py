@@ -130,7 +130,7 @@ def _select(
     near_duplicate: float,
 ) -> list[_Mapped]:
     """Add the labeled examples to the stage; return the inputs to be labeled, if needed. All sources take turns."""
-    duplicates = Duplicates(near_duplicate)
+    duplicates = Duplicates(near_duplicate, by_cell=True)
     scores = retrieved.set_index("row_id")[[name for name in PROVENANCE_COLUMNS if name.startswith(("rank", "score"))]]
     ranks = scores.to_dict("index")
     mapped = [(config, line, example) for config in configs if config.is_usable for line, example in config.mapped]
