@@ -41,7 +41,8 @@ def test_an_answer_wins_if_more_than_half_of_all_samples_agree_on_it(samples):
 
 
 def test_if_no_request_was_answered_the_provider_s_reason_is_quoted():
-    outcome = vote([AnswerSample(Failure("key", "no route"), fault="teacher_failed")] * 2)
+    failed = AnswerSample(Failure("key", "no route"), fault="teacher_failed")
+    outcome = vote([AnswerSample(RESPONSE, fault="wrong_equation"), failed, failed])
     assert (outcome.reason, outcome.detail) == ("teacher_failed", "no route")
 
 

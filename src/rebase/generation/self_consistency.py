@@ -61,7 +61,7 @@ def vote(samples: Sequence[AnswerSample]) -> AnswerSample | Rejection:
     sound = [sample for sample in samples if sample.fault is None]
     if not sound:
         ((fault, _),) = Counter(sample.fault for sample in samples).most_common(1)
-        first = samples[0].response
+        first = next(sample.response for sample in samples if sample.fault == fault)
         return Rejection(str(fault), first.reason if isinstance(first, Failure) else "")
     groups: list[list[AnswerSample]] = []
     for sample in sound:

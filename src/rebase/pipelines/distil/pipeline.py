@@ -1,4 +1,4 @@
-"""Distil: the task's own inputs, labeled by the teacher."""
+"""Distil: inputs, the task's own or those of the examples, labeled by the teacher."""
 
 from kedro.pipeline import Node, Pipeline
 
