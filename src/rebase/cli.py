@@ -152,6 +152,7 @@ def near(text: str, count: int, datastore: str | None, env: str | None) -> None:
     index, annoy_index, vectors, rows, cards = map(catalog.load, names)
     index.check_made_of(vectors)
     vectors.check_made_of(rows)
+    rows.check_cards(cards)
     with catalog.load("encoder").open() as encoder:
         query = encoder.encode([text]).vectors
     neighbors = find_near(index, annoy_index, query, count)

@@ -13,15 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from kedro.io import DatasetError
 
-from rebase.datasets import ShardStore
+from rebase.datasets import CheckedParquet, ShardStore
 from rebase.datastore.shards import metadata_of
 from rebase.datastore.sources import HubSource, TooSlowError, find_sources
-from rebase.errors import StageError
+from rebase.errors import RebaseError, StageError
 from rebase.parameters import IngestParameters
 from rebase.pipelines.ingest import nodes
 from rebase.pipelines.ingest.nodes import plan_ingest, summarize_ingest
 from rebase.records import CARD_COLUMNS, ROW_COLUMNS
 from tests.datastore.folders import cells, reasons, run
+from tests.pipelines.conftest import write
 
 
 def label_card(config="default"):
@@ -469,6 +470,20 @@ def test_the_pipeline_writes_all_it_promises(datastore):
     assert datastore.load("ingest_summary")["datasets_unread"] == ["broken"]
     assert set(datastore.load("cards")["dataset"]) == set(datastore.load("rows"))
     assert datastore.load("ingest_rejected")["dataset"].tolist() == ["broken"]
+
+
+def test_cards_that_a_killed_run_left_are_noticed_and_the_next_run_makes_them_again(tmp_path):
+    """The run ends after the rows are stored, before the cards are."""
+    raw, work = tmp_path / "raw", tmp_path / "work"
+    saved = CheckedParquet(filepath=str(tmp_path / "cards.parquet"))
+    write(raw / "first", "Texts.", "mit", [{"text": "some words"}])
+    saved.save(run(raw, work)[1])
+    write(raw / "second", "The same texts.", "cc-by-nc-4.0", [{"text": "some words"}])
+    rows, cards, *_ = run(raw, work)
+    with pytest.raises(RebaseError, match="--pipelines=ingest"):
+        rows.check_cards(saved.load())
+    saved.save(cards)
+    run(raw, work)[0].check_cards(saved.load())
 
 
 IN_A_NEW_PROCESS = """

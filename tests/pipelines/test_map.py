@@ -148,6 +148,14 @@ def test_without_enough_rows_no_request_is_sent():
         map_({"boats": pairs()}, min_rows=7)
 
 
+def test_cards_of_other_rows_are_an_error(monkeypatch):
+    cards = cards_of(["boats"])
+    cards.attrs["made_of"] = "another"
+    monkeypatch.setattr("tests.pipelines.maps.cards_of", lambda _: cards)
+    with pytest.raises(RebaseError, match=r"The cards, .* not made of"):
+        map_({"boats": pairs()})
+
+
 def test_in_the_mode_rewrite_nothing_happens(caplog):
     mapping = DatasetMapping(dataset="boats", fields=MAPPING["fields"], answer="gold", values=NAMES)
     task = NLI.model_copy(update={"mappings": (mapping,)})

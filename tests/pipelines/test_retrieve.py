@@ -36,8 +36,8 @@ def run(datastore, encoder, reading_task):
     store = datastore
 
     def run(
-        task=reading_task, encoder=encoder, annoy_index=None, index=None, vectors=None, rows=None, datastore=store,
-        **changes,
+        task=reading_task, encoder=encoder, annoy_index=None, index=None, vectors=None, rows=None, cards=None,
+        datastore=store, **changes,
     ):  # fmt: skip
         return retrieve_rows(
             task,
@@ -46,7 +46,7 @@ def run(datastore, encoder, reading_task):
             datastore.load("annoy_index") if annoy_index is None else annoy_index,
             vectors or datastore.load("vectors"),
             rows or datastore.load("rows"),
-            datastore.load("cards"),
+            datastore.load("cards") if cards is None else cards,
             EVALUATION_SET,
             PARAMETERS.model_copy(update=changes),
             CONTAMINATION,
@@ -293,6 +293,17 @@ def test_rows_or_vectors_that_changed_after_the_index_are_an_error(run, datastor
     monkeypatch.setattr(cli, "_catalog", lambda *_, **__: catalog)
     error = CliRunner().invoke(cli.near, ["a river"]).output
     assert "was not made of" in error
+
+
+def test_cards_of_other_rows_are_an_error(run, datastore, monkeypatch):
+    """Their licenses, and the names of duplicates, would not be checked."""
+    cards = datastore.load("cards")
+    cards.attrs["made_of"] = "another"
+    with pytest.raises(RebaseError, match=r"The cards, .* not made of"):
+        run(cards=cards)
+    stores = {name: datastore.catalog.get(name) for name in ("index", "annoy_index", "vectors", "rows")}
+    monkeypatch.setattr(cli, "_catalog", lambda *_, **__: DataCatalog(stores | {"cards": MemoryDataset(cards)}))
+    assert "The cards, which have the licenses, were not made of" in CliRunner().invoke(cli.near, ["a river"]).output
 
 
 def test_no_row_past_the_filters_is_an_error_with_counts_by_reason(run, reading_task):

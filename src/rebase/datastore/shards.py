@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
+import pandas as pd
 import pyarrow as pa
 
 from rebase.datastore.engines import Engine, LocalEngine, Opener
@@ -97,6 +98,14 @@ class Shards(Mapping[str, Any]):
             raise RebaseError(
                 f"{self.folder} was not made of what {source.folder} has now: the run that changed it did not end, or "
                 "had fewer pipelines. Build the rest of the datastore: kedro run --pipelines=embed,index."
+            )
+
+    def check_cards(self, cards: pd.DataFrame) -> None:
+        """Raise RebaseError if the cards, which ``ingest`` saves after these rows, are those of other rows."""
+        if cards.attrs.get("made_of", self.digest) != self.digest:
+            raise RebaseError(
+                f"The cards, which have the licenses, were not made of the rows in {self.folder}: the run that changed "
+                "the rows did not end. Make the cards again: kedro run --pipelines=ingest."
             )
 
     def reader(self, name: str) -> Callable[[], Any]:

@@ -68,8 +68,8 @@ def summarize_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str
     """Collect what ingest kept and rejected.
 
     Returns:
-        The cards (``CARD_COLUMNS``); the rejections, one line a (dataset, config, reason) with its count; the stage's
-        summary.
+        The cards (``CARD_COLUMNS``), with the digest of the rows as ``made_of`` in their ``attrs``; the rejections, one
+        line a (dataset, config, reason) with its count; the stage's summary.
 
     Raises:
         StageError: No row was kept.
@@ -109,7 +109,9 @@ def summarize_ingest(rows: Shards) -> tuple[pd.DataFrame, pd.DataFrame, dict[str
         datasets_unread=sorted(set(unread["dataset"])),
         duplicates=int((cards["duplicate_of"] != "").sum()),
     )
-    return cards[CARD_COLUMNS], rejected, summary
+    cards = cards[CARD_COLUMNS]
+    cards.attrs["made_of"] = rows.digest
+    return cards, rejected, summary
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
         also counts rows that were not needed and those of rejected mappings.
 
     Raises:
-        RebaseError: A mapping in the task's file names a column that no row has.
+        RebaseError: A mapping in the task's file names a column that no row has, or the cards are those of other rows.
         StageError: The examples are to come from mappings alone and there are none.
 
     """
@@ -86,6 +86,7 @@ def map_datasets(  # noqa: PLR0913, PLR0917 - one argument for each input
                 "map: the mappings in the file of task %r are not used: set transform.mode to map or both", task.name
             )
         return _conclude(stage, [], "transform.mode is rewrite: set it to map or both")
+    rows.check_cards(cards)
     configs = find_configs(task, retrieved, rows, parameters)
     protected = ProtectedTexts(task, evaluation_items["query"], contamination.ngram)
     check = row_check(task, evaluation_items, cards, protected, retrieve)

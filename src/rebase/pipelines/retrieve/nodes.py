@@ -70,12 +70,13 @@ def retrieve_rows(  # noqa: PLR0913, PLR0917 - one argument for each input
 
     Raises:
         RebaseError: The index is not that of these vectors and rows, was built with another encoder, the rows by an
-            earlier version, or no row passed.
+            earlier version, the cards are those of other rows, or no row passed.
 
     """
     started = time.monotonic()
     index.check_made_of(vectors)
     vectors.check_made_of(rows)
+    rows.check_cards(cards)
     # Checked before the encoder is loaded, which may not be available here.
     check_encoder(index.first_metadata()["encoder"], encoder.identity)
     task_vectors = embed_task(task, encoder)
