@@ -490,6 +490,22 @@ def test_unreachable_host_stops_with_its_address(make: Make, monkeypatch: pytest
         ask(make(address="http://127.0.0.1:9"), *prompts(20))
 
 
+@pytest.mark.parametrize("status", ["301 Moved Permanently", "307 Temporary Redirect"])
+def test_a_redirect_stops_with_its_address_and_gets_neither_keys_nor_prompts(make: Make, status: str) -> None:
+    received: list[str] = []
+
+    def redirect(asked: str, stream: BinaryIO) -> None:
+        stream.write(http(b"", f"location: {other}{asked.partition(' ')[0]}", status=status))
+
+    with (
+        writing(lambda asked, _: received.append(asked)) as other,
+        writing(redirect) as address,
+        pytest.raises(RebaseError, match=rf"{address}.* redirects to {other}.* teacher\.base_url"),
+    ):
+        ask(make(address=address, headers={"x-gateway-key": "a-secret"}), *prompts(20))
+    assert not received
+
+
 def test_ten_empty_responses_in_a_row_stop_with_advice(make: Make, provider: Provider) -> None:
     provider.default = lambda prompt: Answer(text="")
     answers = with_session(make(), lambda session: _ask_and_look_on(session, provider, 100))

@@ -232,6 +232,7 @@ class ApiTeacher(Teacher):
             for _ in range(-(-self.max_concurrency // _POOL)):
                 http = http_client(
                     verify=context,
+                    follow_redirects=False,  # they would take the prompt and our headers to another server
                     # Spare connections: some are being closed, and requests are spread unevenly.
                     limits=httpx2.Limits(
                         max_connections=4 * _POOL, max_keepalive_connections=2 * _POOL, keepalive_expiry=30
@@ -258,7 +259,14 @@ class ApiTeacher(Teacher):
         ``is_reached`` says that the provider has responded before, so that the address is right.
         """
         message = self.describe(error)
-        status = getattr(error, "status_code", None)
+        status, response = getattr(error, "status_code", None), getattr(error, "response", None)
+        if response is not None and response.has_redirect_location:
+            location = server_address(str(response.next_request.url), {}).removesuffix(self.path)
+            raise RebaseError(
+                f"The teacher {self.provider}/{self.model} at {server_address(self.base_url, {}) or 'its address'} "
+                f"redirects to {location}, which gets neither the prompts nor the key: set teacher.base_url in "
+                f"globals.yml to that, if it is right. {_RESUME}"
+            ) from None
         if status in _FINAL_STATUSES or _means_no_credit(status, f"{message} {getattr(error, 'body', '')}"):
             raise RebaseError(
                 f"The teacher {self.provider}/{self.model} returns status {status}: {message}\n"
