@@ -49,6 +49,13 @@ def test_nested_columns_label_names_and_repeated_answers():
         ({"text": "t", "label": -1}, "'-1' in column 'label' is outside"),
         ({"text": [], "label": "sport"}, "no value in text"),
         ({"text": None, "label": "sport"}, "no value in text"),
+        (
+            {"text": "t", "label": {"name": "art", "id": 1}},
+            r"'label' is a group \(name, id\): name one, such as label\.name",
+        ),
+        ({"text": {"A": "a"}, "label": "sport"}, r"'text' is a group \(A\): name one, such as text\.A\. Correct `eval"),
+        ({"text": "t", "label": {}}, r"'label' is a group \(\)"),
+        ({"text": "t", "label": [{"name": "art"}]}, r"'label' is a list of groups"),
     ],
 )
 def test_a_wrong_row_is_named(row, expected):

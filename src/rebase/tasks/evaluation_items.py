@@ -32,8 +32,8 @@ def make_evaluation_items(task: Task, source: SourceRows) -> pd.DataFrame:
     ``rejected``, the number of rows that were left out, by reason.
 
     Raises:
-        RebaseError: There is no row, none has a gold answer, a column is missing, an answer does not fit, or two rows
-            have one id. The message names the row and the column.
+        RebaseError: There is no row, none has a gold answer, a column is missing or a group of columns, an answer does
+            not fit, or two rows have one id. The message names the row and the column.
 
     """
     column = task.evaluation.fields["references"]
@@ -186,6 +186,13 @@ def _lookup(row: Mapping[str, Any], column: str, here: str) -> Any:
             names = f"there is no column {column!r} (there are {sorted(row)})"
             raise RebaseError(f"{here}: {names}. Correct `evaluation.fields` of the task.")
         value = value[part]
+    if isinstance(value, Mapping):
+        raise RebaseError(
+            f"{here}: column {column!r} is a group ({', '.join(value)}): name one, such as "
+            f"{column}.{next(iter(value), 'NAME')}. Correct `evaluation.fields` of the task."
+        )
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        raise RebaseError(f"{here}: column {column!r} is a list of groups, not of texts. Correct the row.")
     return _without_floats(value)
 
 
