@@ -1,19 +1,24 @@
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 import pandas as pd
 import pytest
 from kedro.framework.context import KedroContext
+from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
+from kedro.runner import AbstractRunner, SequentialRunner, ThreadRunner
 
 from rebase.errors import StageError
 from rebase.hooks import OriginRecorder, RunReporter, load_origins
 from rebase.records import Task
+from rebase.reporting.freshness import find_outdated
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,14 +83,40 @@ def test_a_judge_prints_its_grades_and_where_the_form_is(tmp_path: Path, capsys:
     assert f"{tmp_path}/grading_form.json" in output
 
 
-def test_each_output_has_its_origin(tmp_path: Path) -> None:
-    catalog, recorder = catalog_of(tmp_path), OriginRecorder()
+def run_and_record(catalog: DataCatalog, runner: AbstractRunner, value: str) -> dict[str, Any]:
+    """The origins after a run of two nodes, of which the second one has two outputs."""
+    table = pd.DataFrame({"answer": [value]})
+    nodes = [
+        Node(lambda: table, None, "generations", name="predict"),
+        Node(lambda table: (table, {"answer": value}), "generations", ["predictions", "scores"], name="score"),
+    ]
+    hooks = _create_hook_manager()
+    hooks.register(OriginRecorder())
+    with suppress(TypeError):  # of a dataset that cannot be saved
+        runner.run(Pipeline(nodes), catalog, hook_manager=hooks)
+    return {name: load() for name, load in load_origins(catalog).items()}
+
+
+@pytest.mark.parametrize("runner", [SequentialRunner(), SequentialRunner(is_async=True), ThreadRunner(max_workers=2)])
+def test_each_output_has_its_origin(tmp_path: Path, runner: AbstractRunner) -> None:
+    catalog = catalog_of(tmp_path)
     assert load_origins(catalog) == {}
-    recorder.after_node_run(catalog, {"params:x": {"a": 1}}, {"retrieved": pd.DataFrame({"a": [1]}), "summary": {}})
-    recorder.after_node_run(catalog, {"retrieved": None}, {"examples": pd.DataFrame({"b": [1]})})
-    origins = {name: load() for name, load in load_origins(catalog).items()}
-    assert set(origins) == {"retrieved", "summary", "examples"}
-    assert origins["examples"]["made_from"] == {"retrieved": origins["retrieved"]["content"]}
+    origins = run_and_record(catalog, runner, "old")
+    assert set(origins) == {"generations", "predictions", "scores"}
+    assert origins["scores"]["made_from"] == {"generations": origins["generations"]["content"]}
+    assert find_outdated(origins, [*origins]) == []
+
+
+def test_an_output_that_was_not_saved_is_outdated_until_it_is(tmp_path: Path) -> None:
+    """A run that ends between two saves leaves an output of an earlier run beside a new one."""
+    catalog = catalog_of(tmp_path, scores={})
+    run_and_record(catalog, SequentialRunner(), "old")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog["scores"], "save", None)
+        origins = run_and_record(catalog, SequentialRunner(), "new")
+    assert find_outdated(origins, [*origins]) == ["scores"]
+    origins = run_and_record(catalog, SequentialRunner(), "new")
+    assert find_outdated(origins, [*origins]) == []
 
 
 def test_the_tables_of_a_failed_stage_are_saved() -> None:

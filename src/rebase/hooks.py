@@ -40,7 +40,7 @@ from rebase.reporting.console import (
     stage_line,
 )
 from rebase.reporting.doctor import smallest_writer
-from rebase.reporting.freshness import describe_origin
+from rebase.reporting.freshness import describe_origin, unsaved_origin
 from rebase.reporting.runs import record_run
 from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.teacher.settings import TeacherSettings
@@ -170,13 +170,23 @@ class RunReporter:
 class OriginRecorder:
     """Record what each output was made from, by content, for the report (``reporting.freshness``)."""
 
+    def __init__(self) -> None:
+        self._unsaved: dict[str, Callable[[], None]] = {}
+
     @hook_impl
     def after_node_run(self, catalog: CatalogProtocol, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-        """Save the origin of each output: one file each, so that parallel nodes do not wait for each other."""
+        """Mark each output as outdated until it is saved: in one file each, so that parallel nodes do not wait."""
         written = load_origins(catalog)
         input_origins = {name: written[name]() for name in inputs if name in written}
-        origins = {name: describe_origin(output, inputs, input_origins) for name, output in outputs.items()}
-        catalog["origins"].save(origins)
+        save = catalog["origins"].save
+        save({name: unsaved_origin(name) for name in outputs})
+        for name, output in outputs.items():
+            self._unsaved[name] = partial(save, {name: describe_origin(output, inputs, input_origins)})
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str) -> None:
+        """Save the origin of an output."""
+        self._unsaved.pop(dataset_name)()
 
 
 def load_origins(catalog: CatalogProtocol) -> dict[str, Callable[[], dict[str, Any]]]:

@@ -28,6 +28,11 @@ def describe_origin(output: Any, inputs: Mapping[str, Any], origins: Origins) ->
     return {"content": digest(output), "made_from": made_from}
 
 
+def unsaved_origin(name: str) -> dict[str, Any]:
+    """The origin of an output until it is saved: ``find_outdated`` always finds it, because a killed run leaves it."""
+    return {"content": "", "made_from": {name: None}}
+
+
 def find_outdated(origins: Origins, names: Collection[str]) -> list[str]:
     """The ``names`` that were made from, or are compared with, content that has changed since."""
 
