@@ -73,6 +73,32 @@ def test_a_file_of_inputs(expert: Expert, tmp_path: Path, suffix: str) -> None:
         assert answers["student_answer"].to_list() == expert.answers(FIELDS, untrained=True)
 
 
+def test_a_file_of_answers_has_the_values_of_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Expert, "answers", lambda self, fields: ["It is."] * len(fields))
+    values = {"small": 1e-15, "long": 0.12345678901234568, "nothing": None, "nested": {"é": [1, None]}}
+    rows = [FIELDS[0] | values | {"mixed": mixed, "huge": 2**70, "half": "\ud800", "empty": {}} for mixed in ("a", 5)]
+    inputs, as_json, as_csv, as_parquet = (tmp_path / name for name in ("in.jsonl", "a.jsonl", "a.csv", "a.parquet"))
+    inputs.write_text("\n".join(map(json.dumps, rows)))
+    for target in (as_json, as_csv, as_parquet):
+        call("--inputs", str(inputs), "--to", str(target))
+    assert list(map(json.loads, as_json.read_text("utf-8").splitlines())) == [
+        row | {"expert_answer": "It is."} for row in rows
+    ]
+    assert pd.read_csv(as_csv)["half"].to_list() == [r"\ud800"] * 2
+    columns = pd.read_parquet(as_parquet).to_dict("list")
+    assert (columns["small"], columns["long"]) == ([1e-15] * 2, [0.12345678901234568] * 2)
+    assert (columns["mixed"], columns["huge"]) == (["a", "5"], [str(2**70)] * 2)
+    assert (columns["half"], columns["empty"]) == ([r"\ud800"] * 2, ["{}"] * 2)
+
+
+def test_a_file_of_answers_has_the_times_of_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Expert, "answers", lambda self, fields: ["It is."] * len(fields))
+    inputs, answers = tmp_path / "in.parquet", tmp_path / "answers.jsonl"
+    pd.DataFrame(FIELDS[:1]).assign(at=pd.Timestamp("2020-01-02 03:04")).to_parquet(inputs)
+    call("--inputs", str(inputs), "--to", str(answers))
+    assert json.loads(answers.read_text("utf-8"))["at"] == "2020-01-02 03:04:00"
+
+
 def test_a_dialog(expert: Expert, monkeypatch: pytest.MonkeyPatch) -> None:
     """Enter alone repeats the last text, and the end of the input ends it."""
     monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True)

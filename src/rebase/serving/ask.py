@@ -1,13 +1,15 @@
 """Inputs from the command line, from a file or typed in, and the expert's answers to them (``kedro ask``)."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
+import pyarrow as pa
 
 from rebase.datastore.sources import is_data_file
 from rebase.errors import RebaseError
@@ -18,11 +20,8 @@ from rebase.student.answering import EXPERT, STUDENT
 from rebase.tasks.evaluation_items import make_unlabeled_inputs
 from rebase.tasks.source_rows import read_source_rows
 
-_WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
-    ".jsonl": lambda table, path: table.to_json(path, orient="records", lines=True, force_ascii=False),
-    ".csv": lambda table, path: table.to_csv(path, index=False),
-    ".parquet": lambda table, path: table.to_parquet(path, index=False),
-}
+#: Half a surrogate pair, which UTF-8 does not have, is written as JSON's escape of it.
+_ENCODING: Any = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 
 def load_expert(catalog: Any) -> Expert:
@@ -95,3 +94,35 @@ def answer_file(expert: Expert, source: Path, target: Path, beside: bool) -> Non
         _WRITERS[target.suffix](pd.DataFrame(content.rows, dtype=object).assign(**answers), part)
     empty = answers["expert_answer"].count("")
     click.echo(f"{len(fields):,} answers written to {target}" + (f"; {empty:,} are empty" if empty else ""))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _write_jsonl(table: pd.DataFrame, path: Path) -> None:
+    """Write each row by itself: pandas rounds numbers, and turns times into milliseconds."""
+    with path.open("w", **_ENCODING) as file:
+        file.writelines(_json(row) + "\n" for row in table.to_dict("records"))
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    table.to_csv(path, index=False, **_ENCODING)
+
+
+def _write_parquet(table: pd.DataFrame, path: Path) -> None:
+    """Write the table; a column that Parquet cannot hold, such as one of texts and numbers, becomes text."""
+
+    def to_text(value: Any) -> str:
+        text = value if isinstance(value, str) else _json(value)
+        return text.encode(**_ENCODING).decode()
+
+    for name in table:
+        try:
+            table[[name]].to_parquet(BytesIO())
+        except (pa.ArrowException, OverflowError, UnicodeError):
+            table[name] = table[name].map(to_text, na_action="ignore")
+    table.to_parquet(path, index=False)
+
+
+_WRITERS = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
