@@ -55,6 +55,12 @@ def test_nothing_was_run():
         average_groups(tasks(one=["bbh"], alone=[]), {"alone": lambda: predictions([1], None)}, evaluate_parameters())
 
 
+def test_scores_by_another_metric_name_the_task_to_evaluate_again():
+    runs = {"one": lambda: predictions([1], None).rename(columns={"accuracy": "f1"})}
+    with pytest.raises(RebaseError, match=r"task 'one' have no accuracy.* --pipelines=evaluate --params=task=one"):
+        average_groups(tasks(one=["bbh"]), runs, evaluate_parameters())
+
+
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=20)
 
 

@@ -20,12 +20,18 @@ def average_groups(
 
     Both inputs have one partition per task; the scores are those of each task's last evaluation. The interval draws
     items within each task. ``missing`` lists tasks of a group without scores: a mean without them is not comparable
-    with the benchmark's. Raises RebaseError if no task of any group has scores.
+    with the benchmark's. Raises RebaseError if no task of any group has scores, or one has none by its first metric.
     """
     tasks = {name: Task.parse(load(), f"{name}.yml") for name, load in all_tasks.items()}
     scores = {name: load() for name, load in item_scores.items() if name in tasks and tasks[name].groups}
     if not scores:
         raise RebaseError("groups: no task of a group has been evaluated. Run one: kedro run --params=task=bbh_...")
+    for name, table in scores.items():
+        if (metric := tasks[name].metrics[0]) not in table:
+            raise RebaseError(
+                f"groups: the scores of the task {name!r} have no {metric}: its metrics have changed. Evaluate it "
+                f"again: kedro run --pipelines=evaluate --params=task={name}"
+            )
     groups = {}
     for group in sorted({group for name in scores for group in tasks[name].groups}):
         members = [name for name, task in tasks.items() if group in task.groups]
