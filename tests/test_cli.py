@@ -1,5 +1,6 @@
 """``--params``, and the commands ``kedro responses`` on the store that the catalog names."""
 
+import gzip
 import json
 import re
 from collections.abc import Iterator
@@ -189,6 +190,12 @@ def test_a_wrong_line_is_named_and_nothing_is_added(path: Path, tmp_path: Path, 
     assert words in output
     assert "ine 2" in output
     assert "No responses are cached" in call("list")
+
+
+def test_a_file_that_is_not_text_is_named(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl.gz"
+    file.write_bytes(gzip.compress(b"{}\n"))
+    assert f"Error: {file}, line 1: not JSON" in call("import", str(file), code=1)
 
 
 def test_prune_asks_first_and_wants_to_know_which(path: Path) -> None:

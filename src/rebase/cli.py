@@ -275,7 +275,7 @@ def export_responses(file: Path, env: str | None) -> None:
 @_env
 def import_responses(file: Path, env: str | None) -> None:
     """Add the responses of FILE, written by `export`, to the cache: a run that needs no others needs no teacher."""
-    with _cache(env) as cache, file.open(encoding="utf-8") as lines:
+    with _cache(env) as cache, file.open("rb") as lines:
         new, total = cache.load(_parse(lines, file))
     click.echo(f"{new:,} of {total:,} responses were new")
 
@@ -301,7 +301,7 @@ def prune_responses(
     click.echo(f"{count:,} responses deleted")
 
 
-def _parse(lines: Iterator[str], file: Path) -> Iterator[dict[str, Any]]:
+def _parse(lines: Iterator[bytes], file: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             content = json.loads(line)
