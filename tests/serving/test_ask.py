@@ -91,12 +91,15 @@ def test_a_file_of_answers_has_the_values_of_its_inputs(tmp_path: Path, monkeypa
     assert (columns["half"], columns["empty"]) == ([r"\ud800"] * 2, ["{}"] * 2)
 
 
-def test_a_file_of_answers_has_the_times_of_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_answers_has_times_and_missing_numbers_of_its_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Expert, "answers", lambda self, fields: ["It is."] * len(fields))
     inputs, answers = tmp_path / "in.parquet", tmp_path / "answers.jsonl"
-    pd.DataFrame(FIELDS[:1]).assign(at=pd.Timestamp("2020-01-02 03:04")).to_parquet(inputs)
+    pd.DataFrame(FIELDS[:1]).assign(at=pd.Timestamp("2020-01-02 03:04"), size=float("nan")).to_parquet(inputs)
     call("--inputs", str(inputs), "--to", str(answers))
-    assert json.loads(answers.read_text("utf-8"))["at"] == "2020-01-02 03:04:00"
+    written = json.loads(answers.read_text("utf-8"))
+    assert (written["at"], written["size"]) == ("2020-01-02 03:04:00", None)
 
 
 def test_a_dialog(expert: Expert, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def _json(value: Any) -> str:
 def _write_jsonl(table: pd.DataFrame, path: Path) -> None:
     """Write each row by itself: pandas rounds numbers, and turns times into milliseconds."""
     with path.open("w", **_ENCODING) as file:
-        file.writelines(_json(row) + "\n" for row in table.to_dict("records"))
+        file.writelines(_json(row) + "\n" for row in table.where(table.notna(), None).to_dict("records"))
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
