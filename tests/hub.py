@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 from tests.loopback import answering
 
 
@@ -109,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [_sibling(path, content) for path, content in files.items()]
             gated = "auto" if self.hub.repositories[name].gate else False
             info = {"id": name, "sha": commit, "private": False, "gated": gated, "tags": [], "siblings": siblings}
-            self._json(info)
+            self._json(info | {"cardData": _card_data(files)})
         elif action == "tree":
             recursive = "recursive=true" in self.path.lower()
             self._json(_tree(files, "/".join(rest[2:]), recursive))
@@ -178,6 +180,12 @@ def _sibling(path: str, content: bytes) -> dict[str, Any]:
     return {"rfilename": path, "size": len(content), "blobId": _digest(content)} | (
         {"lfs": large} if path.endswith(".parquet") else {}
     )
+
+
+def _card_data(files: dict[str, bytes]) -> dict[str, Any] | None:
+    """The front matter of the card, which the real hub parses, too."""
+    parts = files.get("README.md", b"").decode().split("---\n")
+    return yaml.safe_load(parts[1]) if len(parts) > 2 else None
 
 
 def _digest(content: bytes) -> str:

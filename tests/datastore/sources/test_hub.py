@@ -75,6 +75,9 @@ TALE_FILES = {
     "b/train-00000-of-00001.parquet": parquet({"text": ["x", "y"], "label": [0, 1]}),
     "b/test-00000-of-00001.parquet": parquet({"text": ["from test"], "label": [0]}),
 }
+TABLES = {f"{name}.parquet": parquet({"text": [name], "label": [label]}) for label, name in enumerate("ab")}
+ONE_FILE = b"---\nconfigs: [{data_files: a.parquet}]\n---\n"
+LABELS = b"dataset_info: {features: [{name: label, dtype: {class_label: {names: {'0': neg, '1': pos}}}}]}\n"
 TASK = {
     "name": "topic", "version": 1, "instruction": "Name it.", "query": "{text}",
     "examples": [{"text": "t", "answer": "sport"}], "answer": {"type": "label", "labels": ["sport"]},
@@ -113,6 +116,9 @@ def hub(tmp_path_factory):
             "owner/script": Repository({NEW: {"README.md": b"Card.", "script.py": b"raise SystemExit('I ran')"}}),
             "owner/chosen": Repository({NEW: TALE_FILES}),
             "owner/two": Repository({NEW: TALE_FILES | {"README.md": THREE_CONFIGS}}),
+            "owner/a-part": Repository({NEW: TABLES | {"README.md": ONE_FILE}}),
+            "owner/all": Repository({NEW: TABLES | {"README.md": b"---\n" + LABELS + b"---\nA card.\n"}}),
+            "owner/all-copy": Repository({NEW: TABLES | {"README.md": b"---\n" + LABELS + b"---\nOther words.\n"}}),
             "owner/gated": Repository({NEW: one_row()}, gate=TOKEN),
             "owner/shaky": Repository({NEW: one_row()}),
             "owner/down": Repository({NEW: one_row("down")}),
@@ -137,6 +143,9 @@ def hub(tmp_path_factory):
         "down",
         "broken",
         "chosen?config=b&split=test",
+        "a-part",
+        "all",
+        "all-copy",
         "two?config=z",
         "two?config=b",
     )
@@ -217,6 +226,14 @@ def test_copies_on_the_hub_are_known_without_a_download(hub):
         "owner/long-copy", "owner/long")  # fmt: skip
     assert hub.first["owner/long-copy"]["rows"] == []
     assert not any("owner/long-copy/resolve" in path and path.endswith("parquet") for _, path, _ in hub.requests)
+
+
+def test_copies_whose_cards_tell_other_rows_or_labels_are_no_duplicates(hub):
+    assert {name: hub.cards[f"owner/{name}"]["duplicate_of"] for name in ("a-part", "all", "all-copy")} == {
+        "a-part": "", "all": "", "all-copy": "owner/all"}  # fmt: skip
+    assert [json.loads(row["row"]) for row in hub.first["owner/a-part"]["rows"]] == [{"text": "a", "label": "0"}]
+    assert [json.loads(row["row"]) for row in hub.first["owner/all"]["rows"]] == [
+        {"text": "a", "label": "neg"}, {"text": "b", "label": "pos"}]  # fmt: skip
 
 
 def test_a_busy_hub_is_waited_for_as_long_as_it_says(hub):

@@ -173,15 +173,18 @@ def _format_suffixes(path: str) -> list[str]:
     return [suffix for suffix in PurePosixPath(path).name.lower().split(".")[1:] if f".{suffix}" in _ALL_EXTENSIONS]
 
 
-def digest_of_content(digests: Mapping[str, str], by_name: bool = False) -> str:
+def digest_of_content(digests: Mapping[str, str], front: Mapping[str, Any]) -> str:
     """A digest of data files, given by path in the dataset: of their contents, formats and splits; empty without any.
 
-    The names count only by the splits that they tell, unless ``by_name``.
+    The card's fields affect what is read: they declare configs, by the names of their files, and the names of labels.
+    Without configs, names of files count only by the splits that they tell.
     """
     paths = list(filter(is_data_file, digests))
     splits = {path: split for split, of_split in _splits_by_name(paths, "").items() for path in of_split}
-    parts = [[path if by_name else splits.get(path, ""), *_format_suffixes(path), digests[path]] for path in paths]
-    return hashlib.sha256(repr(sorted(parts)).encode()).hexdigest() if parts else ""
+    names = {path: path if "configs" in front else splits.get(path, "") for path in paths}
+    parts = sorted([names[path], *_format_suffixes(path), digests[path]] for path in paths)
+    declared = [front.get("configs"), front.get("dataset_info")]
+    return hashlib.sha256(repr([parts, declared]).encode()).hexdigest() if parts else ""
 
 
 def is_inside(path: str, folder: str) -> bool:

@@ -30,12 +30,8 @@ class FolderSource(Source):
         return digest_of_all.hexdigest()
 
     def content(self) -> str | None:
-        # The card affects what is read: it declares configs, by the names of their files, and the names of labels.
-        front = self._front()
-        declared = repr([front.get("configs"), front.get("dataset_info")])
         digests = {path.as_posix(): digest for path, digest in self._once(self._hash_files).items()}
-        content = digest_of_content(digests, by_name="configs" in front)
-        return content and hashlib.sha256(f"{content}{declared}".encode(errors="surrogatepass")).hexdigest()
+        return digest_of_content(digests, self._front())
 
     def revision_id(self) -> str:
         return self.fingerprint()[:12]

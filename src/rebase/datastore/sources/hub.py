@@ -29,7 +29,7 @@ class HubSource(Source):
         return "\x1f".join([self.revision_id(), *(f"{name}={value}" for name, value in chosen.items() if value)])
 
     def content(self) -> str | None:
-        """The digest of the hub's list of files; nothing is downloaded."""
+        """The digest of the files and the card's fields that the hub lists; nothing is downloaded."""
         try:
             files = self._once(self._request_state)[1]
         except Exception:  # The commit was given: then no request is necessary, and a failed one is no error.
@@ -62,7 +62,7 @@ class HubSource(Source):
             return ""
 
     def _request_state(self) -> tuple[str, str]:
-        """Request the commit, and a digest of its data files.
+        """Request the commit, and a digest of its data files and of what its card declares.
 
         The digest is empty if the hub does not know those of the files, and for a gated dataset: an open dataset must
         not be dropped as the duplicate of one that may not be readable.
@@ -77,4 +77,5 @@ class HubSource(Source):
             if is_data_file(file.rfilename)
         }
         has_digest = all(digests.values()) and not info.gated
-        return str(info.sha), digest_of_content(digests) if has_digest else ""
+        front = info.card_data.to_dict() if info.card_data else {}  # type: ignore[no-untyped-call]
+        return str(info.sha), digest_of_content(digests, front) if has_digest else ""
