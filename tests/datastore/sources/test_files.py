@@ -119,6 +119,40 @@ def test_files_about_the_data_are_no_data(tmp_path):
     assert source.read("default", 9)[0].other_files == []
 
 
+@pytest.mark.parametrize(
+    ("others", "recorded"),
+    [
+        (["CHANGELOG.md", "CONTRIBUTING.md", "LICENSE.md"], []),
+        (["pyproject.toml", "config.toml"], []),
+        (["docs/train.md"], []),
+        (["notes.txt", "train.txt", "LICENSE.txt", "README-de.txt"], ["notes.txt", "train.txt"]),
+    ],
+)
+def test_notes_beside_the_data_are_no_data(tmp_path, others, recorded):
+    source = folder(tmp_path, {"reviews.csv": "t\na\n"} | dict.fromkeys(others, "Some words.\n"))
+    assert rows(source) == [{"t": "a"}]
+    assert source.read("default", 9)[0].other_files == recorded
+    folder(tmp_path, {"README.md": card("configs: [{config_name: default, data_files: '*'}]\n")})
+    if not recorded:
+        assert rows(source) == [{"t": "a"}]
+
+
+def test_notes_are_data_where_the_card_names_them_and_where_nothing_else_is(tmp_path):
+    named = card("configs: [{config_name: default, data_files: [license.txt, a.csv, b.txt]}]\n")
+    texts = {"license.txt": "one\n", "b.txt": "two\n"}
+    assert rows(folder(tmp_path / "named", texts | {"README.md": named, "a.csv": "t\na\n"})) == [
+        {"text": "one"}, {"text": "two"}]  # fmt: skip
+    assert rows(folder(tmp_path / "texts", texts)) == [{"text": "two"}]
+    assert rows(folder(tmp_path / "only", {"license.txt": "one\n"})) == [{"text": "one"}]
+    assert rows(folder(tmp_path / "table", {"license.csv": "t\none\n"} | texts)) == [{"t": "one"}]
+
+
+def test_tasks_of_agents_are_read_by_the_library(tmp_path):
+    files = {"task.toml": "[metadata]\n", "instruction.md": "Do it.", "environment/Dockerfile": "FROM x", "a.md": ""}
+    source = folder(tmp_path, {f"tasks/one/{name}": text for name, text in files.items()})
+    assert [row["instruction"] for row in rows(source)] == ["Do it."]
+
+
 def test_configs_by_folder_beside_configs_by_files(tmp_path):
     source = folder(
         tmp_path,

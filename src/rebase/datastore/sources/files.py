@@ -20,7 +20,12 @@ HUB_PREFIX = "hf://"
 _MOST_LEVELS, _MOST_STARS, _MOST_DOUBLE_STARS = 50, 3, 2
 #: Archives whose files tell the format of all.
 _COUNTED_ARCHIVES = 5
-_NOTE = re.compile(r"(?:licen[cs]e|copying|notice|readme)\b.*", re.IGNORECASE)
+#: Names of notes. Of Markdown and TOML, the library only reads files of agents' tasks.
+_NOTE = re.compile(
+    r"(?:licen[cs]e|copying|notice|readme)\b.*|(?!task\.toml|instruction\.md).*\.(?:md|toml)", re.IGNORECASE
+)
+#: Suffixes of tables: text files beside them describe them.
+_TABLES = {"arrow", "csv", "json", "jsonl", "ndjson", "parquet", "tsv"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def find_files(root: str, declared: dict[str, Any], split: str | None, token: st
     _check_inside([folder])
     base = f"{root}/{folder}".rstrip("/")
     everything = [] if data_files else _matching(["**"], base, token)[0]
-    splits = _declared_splits(data_files) if data_files else _splits_by_name(everything, base)
+    splits = _declared_splits(data_files) if data_files else _splits_by_name(_without_text(everything), base)
     if split not in (None, *splits):
         raise RebaseError(f"there is no split {split!r}; there are {', '.join(splits) or 'none'}")
     chosen = split or ("train" if "train" in splits else next(iter(splits), "train"))
@@ -117,7 +122,7 @@ def _archived(paths: list[str], token: str | None) -> list[str]:
         return []
     manager = StreamingDownloadManager(download_config=_download_config(token))
     files = chain.from_iterable(manager.iter_files(manager.extract(path)) for path in paths[:_COUNTED_ARCHIVES])
-    return [path for path in map(path_in_archive, files) if not is_note(path)]
+    return _without_text([path for path in map(path_in_archive, files) if not is_note(path)])
 
 
 def path_in_archive(name: str) -> str:
@@ -127,7 +132,17 @@ def path_in_archive(name: str) -> str:
 
 def is_note(path: str) -> bool:
     """Whether a file is a license or a description, by its name."""
-    return _NOTE.fullmatch(PurePosixPath(path).name) is not None
+    return _NOTE.fullmatch(PurePosixPath(path).name) is not None and not _is_table(path)
+
+
+def _is_table(path: str) -> bool:
+    return not _TABLES.isdisjoint(_format_suffixes(path))
+
+
+def _without_text(paths: list[str]) -> list[str]:
+    """The files without text files, if there are tables among them."""
+    has_tables = any(map(_is_table, paths))
+    return [path for path in paths if not has_tables or _is_table(path) or "txt" not in _format_suffixes(path)]
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -234,7 +249,10 @@ def _check_inside(patterns: Iterable[str]) -> None:
 
 
 def _matching(patterns: list[str], base: str, token: str | None) -> tuple[list[str], list[str]]:
-    """The files that match the patterns, and the files that are named and do not exist."""
+    """The files that match the patterns, and the files that are named and do not exist.
+
+    A note matches a pattern only if no other file does.
+    """
     from datasets.data_files import resolve_pattern
 
     paths: list[str] = []
@@ -242,7 +260,8 @@ def _matching(patterns: list[str], base: str, token: str | None) -> tuple[list[s
     for pattern in patterns:
         check_time()
         try:
-            paths += resolve_pattern(pattern, escape(base), download_config=_download_config(token))
+            matches = resolve_pattern(pattern, escape(base), download_config=_download_config(token))
+            paths += [path for path in matches if not is_note(path)] or matches
         except FileNotFoundError:
             missing += [] if has_magic(pattern) else [pattern]
     return list(dict.fromkeys(paths)), missing

@@ -24,7 +24,7 @@ from rebase.records import CARD_COLUMNS, INGEST_REJECTED_COLUMNS, ROW_COLUMNS, D
 
 logger = logging.getLogger(__name__)
 
-_VERSION = "7"  # Part of every fingerprint: raise it with every change of what ingest writes.
+_VERSION = "8"  # Part of every fingerprint: raise it with every change of what ingest writes.
 #: Datasets that are read at once: reading waits for disk and hub more than it computes.
 _READERS = 4
 #: Reasons that may pass: such a dataset is tried again by the next run.
