@@ -93,6 +93,32 @@ def test_files_of_other_formats_in_an_archive_are_recorded(tmp_path):
     assert rejection["detail"].endswith("not read with the others, which are csv")
 
 
+def test_a_broken_file_in_an_archive_does_not_affect_the_others(tmp_path):
+    files = {"a.csv": "t\nx\n", "b.csv": bytes(range(128, 256)) * 10, "c.csv": "t\ny\n"}
+    source = folder(tmp_path, {"data.zip": zipped(files)})
+    assert read(source) == ([{"t": "x"}, {"t": "y"}], ["b.csv"])
+    [rejection] = ingested(source)["rejected"]
+    assert rejection["detail"].startswith("data.zip/b.csv: ValueError: the content is not text")
+
+
+def test_an_archive_without_files_of_the_format_is_recorded(tmp_path):
+    files = {"a.zip": zipped({"a.csv": "t\nx\n"}), "b.zip": zipped({"b": "t\ny\n", "LICENSE": "z"})}
+    assert read(folder(tmp_path, files)) == ([{"t": "x"}], ["b.zip"])
+
+
+def test_names_in_an_archive_lead_to_no_file_outside(tmp_path, monkeypatch):
+    secret = zipped({"secret.csv": "t\nsecret\n"})
+    folder(tmp_path, {"outside.zip": secret})
+    monkeypatch.chdir(tmp_path)
+    names = ["outside.zip", "secret.csv::outside.zip"]
+    for number, files in enumerate([dict.fromkeys(names, "PK"), {"inner.zip": secret}]):
+        source = folder(tmp_path / str(number), {"data.zip": zipped(files)})
+        assert rejections(source) == [("no_data_files", 0)]
+        source = folder(tmp_path / str(number), {"data.zip": zipped(files | {"a.csv": "t\nx\n"})})
+        found, unread = read(source)
+        assert (found, sorted(unread)) == ([{"t": "x"}], sorted(files))
+
+
 def test_an_archive_whose_files_are_not_read_has_no_rows(tmp_path):
     """The library gives the path of the archive on this machine as a column."""
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:

@@ -116,18 +116,29 @@ def files_of_format(module: str, paths: Iterable[str]) -> list[str]:
 
 def _archived(paths: list[str], token: str | None) -> list[str]:
     """The data files in ZIP archives, if all paths are archives: the library would count a license, too."""
-    from datasets.download import StreamingDownloadManager
-
     if not all(path.endswith(".zip") for path in paths):
         return []
+    names = chain.from_iterable(extracted_files(path, token) for path in paths[:_COUNTED_ARCHIVES])
+    files = map(path_in_archive, names)
+    return _without_text([path for path in files if not is_note(path) and not leaves_archive(path)])
+
+
+def extracted_files(path: str, token: str | None) -> list[str]:
+    """The library's names of the files in an archive, ``zip://FILE::ARCHIVE``, or of one file without compression."""
+    from datasets.download import StreamingDownloadManager
+
     manager = StreamingDownloadManager(download_config=_download_config(token))
-    files = chain.from_iterable(manager.iter_files(manager.extract(path)) for path in paths[:_COUNTED_ARCHIVES])
-    return _without_text([path for path in map(path_in_archive, files) if not is_note(path)])
+    return list(manager.iter_files(manager.extract(path)))
 
 
 def path_in_archive(name: str) -> str:
-    """The path of a file in its archive, from the library's name of it: ``zip://FILE::ARCHIVE``."""
-    return name.partition("::")[0].removeprefix("zip://")
+    """The path of a file in its archive, from the library's name of it."""
+    return name.rpartition("::")[0].removeprefix("zip://")
+
+
+def leaves_archive(path: str) -> bool:
+    """Whether the library takes a path in an archive for an archive, which may be a file outside of the dataset."""
+    return path.lower().endswith(".zip") or "::" in path
 
 
 def is_note(path: str) -> bool:

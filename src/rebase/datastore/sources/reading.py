@@ -14,9 +14,11 @@ from rebase.datastore.sources.errors import NoDataFilesError, TooSlowError, chec
 from rebase.datastore.sources.files import (
     DataFiles,
     data_format,
+    extracted_files,
     files_of_format,
     is_data_file,
     is_note,
+    leaves_archive,
     path_in_archive,
 )
 from rebase.datastore.sources.parquet import sample_parquet, schema_label_names
@@ -73,48 +75,67 @@ def read_file(path: Path) -> list[dict[str, Any]]:
 
 
 def _items(files: DataFiles, sample: RowSample) -> Iterator[Any]:
-    """The rows of all files, or their JSON text. A file that fails is recorded, and its rows up to there count."""
-    by_library = files.module not in _MODULES
-    for path in files.paths[:1] if by_library else files.paths:
-        try:
-            for item in _library_rows(files) if by_library else _file_items(path, files, sample):
-                check_time()
-                yield item
-        except TooSlowError:
-            raise
-        except Exception as error:  # Every format has its own errors.
-            sample.unread.append((path, error))
+    """The rows of all files, or their JSON text."""
+    if files.module not in _MODULES:
+        yield from _recorded(files.paths[0], _library_rows(files), sample)
+        return
+    for path in files.paths:
+        yield from _recorded(path, _file_items(path, files, sample), sample)
+
+
+def _recorded(path: str, items: Iterator[Any], sample: RowSample) -> Iterator[Any]:
+    """The rows of a file. If it fails, that is recorded, and its rows up to there count."""
+    try:
+        for item in items:
+            check_time()
+            yield item
+    except TooSlowError:
+        raise
+    except Exception as error:  # Every format has its own errors.
+        sample.unread.append((path, error))
 
 
 def _file_items(path: str, files: DataFiles, sample: RowSample) -> Iterator[Any]:
+    """The rows of a file, or of the files of an archive."""
+    names = extracted_files(path, files.token)
+    if not path.lower().endswith(".zip"):
+        yield from _stream_items(names[0], files, sample)
+        return
+    for inner, name in _files_of_archive(path, names, files.module, sample).items():
+        yield from _recorded(f"{path}/{inner}", _stream_items(name, files, sample), sample)
+
+
+def _stream_items(name: str, files: DataFiles, sample: RowSample) -> Iterator[Any]:
+    """The rows of a file, which may be compressed or in an archive, by the library's name of it."""
     from datasets import DownloadConfig
-    from datasets.download import StreamingDownloadManager
     from datasets.utils.file_utils import xopen
 
-    config, options = DownloadConfig(token=files.token), files.options
-    manager = StreamingDownloadManager(download_config=config)
-    names, module = list(manager.iter_files(manager.extract(path))), files.module
-    for name in _files_of_archive(path, names, module, sample) if len(names) > 1 else names:
-        with xopen(name, "rb", download_config=config) as stream:
-            if module == "arrow":
-                yield from _arrow_rows(stream, sample)
-                continue
-            lines = open_text(stream, options.get("encoding"), files.decoding)
-            if module == "csv":
-                yield from csv_rows(lines, name, options)
-            elif module == "json":
-                yield from json_texts(lines, name, options.get("field"))
-            else:
-                yield from text_rows(lines, module, options)
+    options = files.options
+    with xopen(name, "rb", download_config=DownloadConfig(token=files.token)) as stream:
+        if files.module == "arrow":
+            yield from _arrow_rows(stream, sample)
+            return
+        lines = open_text(stream, options.get("encoding"), files.decoding)
+        if files.module == "csv":
+            yield from csv_rows(lines, name, options)
+        elif files.module == "json":
+            yield from json_texts(lines, name, options.get("field"))
+        else:
+            yield from text_rows(lines, files.module, options)
 
 
-def _files_of_archive(path: str, names: list[str], module: str, sample: RowSample) -> list[str]:
-    """The files of a format in a ZIP archive, without licenses; data files of other formats are unread."""
+def _files_of_archive(path: str, names: list[str], module: str, sample: RowSample) -> dict[str, str]:
+    """The library's names of the files of a format in a ZIP archive, by path, without notes.
+
+    Data files of other formats, and archives, are unread.
+    """
     data = {inner: name for name in names if not is_note(inner := path_in_archive(name))}
-    chosen = files_of_format(module, data)
-    for other in filter(is_data_file, data.keys() - chosen):
+    chosen = files_of_format(module, [inner for inner in data if not leaves_archive(inner)])
+    for other in filter(is_data_file, sorted(data.keys() - chosen)):
         sample.unread.append((f"{path}/{other}", NoDataFilesError(f"not read with the others, which are {module}")))
-    return [data[inner] for inner in chosen] or names
+    if not chosen:
+        raise NoDataFilesError(f"no {module} files in the archive")
+    return {inner: data[inner] for inner in chosen}
 
 
 def _arrow_rows(stream: IO[bytes], sample: RowSample) -> Iterator[Row]:
