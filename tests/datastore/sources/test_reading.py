@@ -15,6 +15,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from rebase.datastore.sources import FolderSource
+from rebase.errors import RebaseError
 from tests.datastore.folders import as_parquet, card, folder, ingested, read, rejections, rows
 
 
@@ -86,11 +87,57 @@ def test_a_license_beside_the_data_of_an_archive_is_no_data(tmp_path, suffix):
 
 def test_files_of_other_formats_in_an_archive_are_recorded(tmp_path):
     files = {"a.csv": "t\nx\n", "b/c.csv": "t\ny\n", "d.jsonl": '{"t": "z"}\n', "cat.svg": "<svg>"}
-    source = folder(tmp_path, {"all.zip": zipped(files)})
+    source = folder(tmp_path, {"all.zip": zipped(files), "CHANGELOG.md": "x", "LICENSE.txt": "x", "COPYING.txt": "x"})
     assert read(source) == ([{"t": "x"}, {"t": "y"}], ["d.jsonl"])
     [rejection] = ingested(source)["rejected"]
     assert rejection["detail"].startswith("all.zip/d.jsonl: ")
     assert rejection["detail"].endswith("not read with the others, which are csv")
+
+
+SPLITS = {"train.csv": "t\nx\n", "test.csv": "t\ny\n", "LICENSE.txt": "z\n"}
+
+
+@pytest.mark.parametrize(
+    "archives",
+    [
+        {"data.zip": SPLITS, "load": {}},
+        {"data.zip": {f"{name.partition('.')[0]}/{name}": text for name, text in SPLITS.items()}},
+        {"a.zip": {"train.csv": "t\nx\n"}, "b.zip": {"test.csv": "t\ny\n"}},
+    ],
+)
+def test_of_an_archive_with_several_splits_one_is_read(tmp_path, archives):
+    folder(tmp_path, {name: zipped(files) for name, files in archives.items()})
+    for split, other, cell in ((None, ["test"], "x"), ("test", [], "y")):
+        files, sample = FolderSource(tmp_path, split=split).read("default", 9)
+        rows_and_splits = [row for _, row in sample.rows], files.split, files.other_splits
+        assert rows_and_splits == ([{"t": cell}], split or "train", other)
+        assert (sample.unread, files.other_files) == ([], [])
+    with pytest.raises(RebaseError, match="there is no split 'dev'; there are train, test"):
+        FolderSource(tmp_path, split="dev").read("default", 9)
+
+
+def test_of_an_archive_that_the_library_reads_one_split_is_read(tmp_path):
+    files = {"train.conll": "x\tA\n\n", "test.conll": "y\tA\n\n", "LICENSE.txt": "z\n"}
+    assert rows(folder(tmp_path, {"data.zip": zipped(files)})) == [{"tokens": ["x"]}]
+
+
+def test_text_beside_tables_or_archives_is_recorded(tmp_path):
+    texts = {"notes.txt": "a\n", "more.txt": "b\n"}
+    source = folder(tmp_path, {"data.zip": zipped({"a.csv": "t\nx\n"} | texts)} | texts)
+    assert read(source) == ([{"t": "x"}], ["more.txt", "notes.txt"])
+    assert source.read("default", 9)[0].other_files == ["more.txt", "notes.txt"]
+
+
+def test_files_of_no_split_in_an_archive_with_splits_are_recorded(tmp_path):
+    source = folder(tmp_path, {"data.zip": zipped(SPLITS | {"more.csv": "t\nz\n"})})
+    assert read(source) == ([{"t": "x"}], ["more.csv"])
+
+
+@pytest.mark.parametrize("name", ["train.zip", "data.zip"])
+def test_an_archive_of_a_split_is_read_to_its_end(tmp_path, name):
+    declared = {"README.md": card(f"configs: [{{config_name: default, data_files: {name}}}]\n")}
+    files = {name: zipped(SPLITS)} | (declared if name == "data.zip" else {"test.zip": zipped(SPLITS)})
+    assert rows(folder(tmp_path, files)) == [{"t": "y"}, {"t": "x"}]
 
 
 def test_a_broken_file_in_an_archive_does_not_affect_the_others(tmp_path):

@@ -24,8 +24,8 @@ _COUNTED_ARCHIVES = 5
 _NOTE = re.compile(
     r"(?:licen[cs]e|copying|notice|readme)\b.*|(?!task\.toml|instruction\.md).*\.(?:md|toml)", re.IGNORECASE
 )
-#: Suffixes of tables: text files beside them describe them.
-_TABLES = {"arrow", "csv", "json", "jsonl", "ndjson", "parquet", "tsv"}
+#: Suffixes of tables and their archives: text files beside them describe them.
+_TABLES = {"arrow", "csv", "json", "jsonl", "ndjson", "parquet", "tsv", "zip"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class DataFiles:
         split: the split.
         other_splits: the config's other splits.
         other_files: files of other formats, and files that the library assigns to no split.
+        has_archived_splits: whether names in ZIP archives tell the splits; then other splits are not read from them.
         unusable: files that are declared but missing, or outside the dataset, with the reason.
         decoding: what is done with invalid bytes of text: ``replace``, or ``strict`` for an error.
 
@@ -52,6 +53,7 @@ class DataFiles:
     split: str = "train"
     other_splits: list[str] = field(default_factory=list)
     other_files: list[str] = field(default_factory=list)
+    has_archived_splits: bool = False
     unusable: dict[str, str] = field(default_factory=dict)
     decoding: str = "replace"
 
@@ -70,7 +72,9 @@ def find_files(root: str, declared: dict[str, Any], split: str | None, token: st
     _check_inside([folder])
     base = f"{root}/{folder}".rstrip("/")
     everything = [] if data_files else _matching(["**"], base, token)[0]
-    splits = _declared_splits(data_files) if data_files else _splits_by_name(_without_text(everything), base)
+    splits = _declared_splits(data_files) if data_files else splits_by_name(_without_text(everything), base)
+    archived_splits = {} if data_files else _archived_splits(splits, root, token)
+    splits = archived_splits or splits
     if split not in (None, *splits):
         raise RebaseError(f"there is no split {split!r}; there are {', '.join(splits) or 'none'}")
     chosen = split or ("train" if "train" in splits else next(iter(splits), "train"))
@@ -91,6 +95,7 @@ def find_files(root: str, declared: dict[str, Any], split: str | None, token: st
         split=chosen,
         other_splits=[] if split else list(splits),
         other_files=sorted(filter(is_data_file, (path.removeprefix(f"{base}/") for path in others))),
+        has_archived_splits=bool(archived_splits),
         unusable=dict.fromkeys(missing, "there is no such file") | dict.fromkeys(links, "a link out of the dataset"),
     )
 
@@ -115,10 +120,11 @@ def files_of_format(module: str, paths: Iterable[str]) -> list[str]:
 
 
 def _archived(paths: list[str], token: str | None) -> list[str]:
-    """The data files in ZIP archives, if all paths are archives: the library would count a license, too."""
-    if not all(path.endswith(".zip") for path in paths):
+    """The data files in ZIP archives, if all data files are archives: the library would count a license, too."""
+    archives = list(filter(_format_suffixes, paths))
+    if not all(map(is_archive, archives)):
         return []
-    names = chain.from_iterable(extracted_files(path, token) for path in paths[:_COUNTED_ARCHIVES])
+    names = chain.from_iterable(extracted_files(path, token) for path in archives[:_COUNTED_ARCHIVES])
     files = map(path_in_archive, names)
     return _without_text([path for path in files if not is_note(path) and not leaves_archive(path)])
 
@@ -131,6 +137,11 @@ def extracted_files(path: str, token: str | None) -> list[str]:
     return list(manager.iter_files(manager.extract(path)))
 
 
+def is_archive(path: str) -> bool:
+    """Whether a file is a ZIP archive, by its name."""
+    return path.lower().endswith(".zip")
+
+
 def path_in_archive(name: str) -> str:
     """The path of a file in its archive, from the library's name of it."""
     return name.rpartition("::")[0].removeprefix("zip://")
@@ -138,7 +149,7 @@ def path_in_archive(name: str) -> str:
 
 def leaves_archive(path: str) -> bool:
     """Whether the library takes a path in an archive for an archive, which may be a file outside of the dataset."""
-    return path.lower().endswith(".zip") or "::" in path
+    return is_archive(path) or "::" in path
 
 
 def is_note(path: str) -> bool:
@@ -206,7 +217,7 @@ def digest_of_content(digests: Mapping[str, str], front: Mapping[str, Any]) -> s
     Without configs, names of files count only by the splits that they tell.
     """
     paths = list(filter(is_data_file, digests))
-    splits = {path: split for split, of_split in _splits_by_name(paths, "").items() for path in of_split}
+    splits = {path: split for split, of_split in splits_by_name(paths).items() for path in of_split}
     names = {path: path if "configs" in front else splits.get(path, "") for path in paths}
     parts = sorted([names[path], *_format_suffixes(path), digests[path]] for path in paths)
     declared = [front.get("configs"), front.get("dataset_info")]
@@ -227,7 +238,7 @@ def _declared_splits(data_files: Any) -> dict[str, list[str]]:
     return splits
 
 
-def _splits_by_name(paths: list[str], base: str) -> dict[str, list[str]]:
+def splits_by_name(paths: list[str], base: str = "") -> dict[str, list[str]]:
     """The files of each split, by the library's patterns for the names of files and folders."""
     from datasets.data_files import _get_data_files_patterns
 
@@ -238,6 +249,13 @@ def _splits_by_name(paths: list[str], base: str) -> dict[str, list[str]]:
 
     patterns = _get_data_files_patterns(matching) if paths else {}
     return {str(split): list(dict.fromkeys(chain(*map(matching, patterns[split])))) for split in patterns}
+
+
+def _archived_splits(splits: dict[str, list[str]], root: str, token: str | None) -> dict[str, list[str]]:
+    """The splits that names in ZIP archives tell, each with all archives; empty unless these are all of one split."""
+    paths = list(chain(*splits.values())) if len(splits) == 1 else []
+    inner = splits_by_name(_archived([path for path in paths if is_inside(path, root)], token))
+    return dict.fromkeys(inner, paths) if len(inner) > 1 else {}
 
 
 @cache

@@ -16,10 +16,12 @@ from rebase.datastore.sources.files import (
     data_format,
     extracted_files,
     files_of_format,
+    is_archive,
     is_data_file,
     is_note,
     leaves_archive,
     path_in_archive,
+    splits_by_name,
 )
 from rebase.datastore.sources.parquet import sample_parquet, schema_label_names
 from rebase.datastore.sources.rows import Row, RowSample, rows_of
@@ -77,7 +79,7 @@ def read_file(path: Path) -> list[dict[str, Any]]:
 def _items(files: DataFiles, sample: RowSample) -> Iterator[Any]:
     """The rows of all files, or their JSON text."""
     if files.module not in _MODULES:
-        yield from _recorded(files.paths[0], _library_rows(files), sample)
+        yield from _recorded(files.paths[0], _library_rows(files, sample), sample)
         return
     for path in files.paths:
         yield from _recorded(path, _file_items(path, files, sample), sample)
@@ -97,12 +99,12 @@ def _recorded(path: str, items: Iterator[Any], sample: RowSample) -> Iterator[An
 
 def _file_items(path: str, files: DataFiles, sample: RowSample) -> Iterator[Any]:
     """The rows of a file, or of the files of an archive."""
-    names = extracted_files(path, files.token)
-    if not path.lower().endswith(".zip"):
-        yield from _stream_items(names[0], files, sample)
+    if not is_archive(path):
+        [name] = extracted_files(path, files.token)
+        yield from _stream_items(name, files, sample)
         return
-    for inner, name in _files_of_archive(path, names, files.module, sample).items():
-        yield from _recorded(f"{path}/{inner}", _stream_items(name, files, sample), sample)
+    for part, name in _files_of_archive(path, files, sample).items():
+        yield from _recorded(part, _stream_items(name, files, sample), sample)
 
 
 def _stream_items(name: str, files: DataFiles, sample: RowSample) -> Iterator[Any]:
@@ -124,18 +126,22 @@ def _stream_items(name: str, files: DataFiles, sample: RowSample) -> Iterator[An
             yield from text_rows(lines, files.module, options)
 
 
-def _files_of_archive(path: str, names: list[str], module: str, sample: RowSample) -> dict[str, str]:
-    """The library's names of the files of a format in a ZIP archive, by path, without notes.
+def _files_of_archive(path: str, files: DataFiles, sample: RowSample) -> dict[str, str]:
+    """The library's names of the files of the format and the split in a ZIP archive, by path, without notes.
 
-    Data files of other formats, and archives, are unread.
+    Data files of other formats or of no split, and archives, are unread.
     """
-    data = {inner: name for name in names if not is_note(inner := path_in_archive(name))}
-    chosen = files_of_format(module, [inner for inner in data if not leaves_archive(inner)])
-    for other in filter(is_data_file, sorted(data.keys() - chosen)):
-        sample.unread.append((f"{path}/{other}", NoDataFilesError(f"not read with the others, which are {module}")))
-    if not chosen:
-        raise NoDataFilesError(f"no {module} files in the archive")
-    return {inner: data[inner] for inner in chosen}
+    names = {path_in_archive(name): name for name in extracted_files(path, files.token)}
+    data = [inner for inner in names if not is_note(inner)]
+    usable = [inner for inner in data if not leaves_archive(inner)]
+    splits = splits_by_name(usable) if files.has_archived_splits else {files.split: usable}
+    chosen = files_of_format(files.module, splits.pop(files.split, []))
+    for other in filter(is_data_file, sorted(set(data).difference(chosen, *splits.values()))):
+        why = NoDataFilesError(f"not read with the others, which are {files.module}")
+        sample.unread.append((f"{path}/{other}", why))
+    if not (chosen or splits):
+        raise NoDataFilesError(f"no {files.module} files in the archive")
+    return {f"{path}/{inner}": names[inner] for inner in chosen}
 
 
 def _arrow_rows(stream: IO[bytes], sample: RowSample) -> Iterator[Row]:
@@ -153,14 +159,16 @@ def _arrow_rows(stream: IO[bytes], sample: RowSample) -> Iterator[Row]:
         yield from rows_of(pa.Table.from_batches([batch]))
 
 
-def _library_rows(files: DataFiles) -> Iterator[Row]:
+def _library_rows(files: DataFiles, sample: RowSample) -> Iterator[Row]:
     """The undecoded rows of formats other than those above, streamed by the library."""
     from datasets.data_files import DataFilesDict, DataFilesList
     from datasets.load import import_main_class
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
     builder_class = import_main_class(_PACKAGED_DATASETS_MODULES[files.module][0])
-    data_files = DataFilesDict(train=DataFilesList(files.paths, [()] * len(files.paths)))
+    parts = (_files_of_archive(path, files, sample).values() if is_archive(path) else [path] for path in files.paths)
+    paths = list(chain.from_iterable(parts))
+    data_files = DataFilesDict(train=DataFilesList(paths, [()] * len(paths)))
     with TemporaryDirectory() as cache:  # The library writes a lock file even for a stream.
         builder = builder_class(cache_dir=cache, data_files=data_files, hash="none", token=files.token)
         for name, value in files.options.items():
