@@ -128,6 +128,12 @@ def test_text_beside_tables_or_archives_is_recorded(tmp_path):
     assert source.read("default", 9)[0].other_files == ["more.txt", "notes.txt"]
 
 
+def test_many_texts_beside_a_table_are_a_corpus(tmp_path):
+    pages = {f"page{number}.txt": f"{number}\n" for number in range(6)}
+    files = folder(tmp_path, pages | {"pages.csv": "t\nx\n"}).read("default", 9)[0]
+    assert (files.module, len(files.paths), files.other_files) == ("text", 6, ["pages.csv"])
+
+
 def test_files_of_no_split_in_an_archive_with_splits_are_recorded(tmp_path):
     source = folder(tmp_path, {"data.zip": zipped(SPLITS | {"more.csv": "t\nz\n"})})
     assert read(source) == ([{"t": "x"}], ["more.csv"])

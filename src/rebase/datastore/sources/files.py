@@ -24,8 +24,8 @@ _COUNTED_ARCHIVES = 5
 _NOTE = re.compile(
     r"(?:licen[cs]e|copying|notice|readme)\b.*|(?!task\.toml|instruction\.md).*\.(?:md|toml)", re.IGNORECASE
 )
-#: Suffixes of tables and their archives: text files beside them describe them.
-_TABLES = {"arrow", "csv", "json", "jsonl", "ndjson", "parquet", "tsv", "zip"}
+#: Suffixes of tables and their archives: a few text files beside them, at most so many for each, describe them.
+_TABLES, _FEW = {"arrow", "csv", "json", "jsonl", "ndjson", "parquet", "tsv", "zip"}, 5
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,10 @@ def _is_table(path: str) -> bool:
 
 
 def _without_text(paths: list[str]) -> list[str]:
-    """The files without text files, if there are tables among them."""
-    has_tables = any(map(_is_table, paths))
-    return [path for path in paths if not has_tables or _is_table(path) or "txt" not in _format_suffixes(path)]
+    """The files without text files, if these are few beside tables. Many are a corpus, which a table describes."""
+    tables = {path for path in paths if _is_table(path)}
+    texts = {path for path in paths if "txt" in _format_suffixes(path)} - tables
+    return [path for path in paths if path not in texts] if len(texts) <= _FEW * len(tables) else paths
 
 
 def list_files(folder: Path) -> list[Path]:
