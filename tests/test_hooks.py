@@ -153,7 +153,7 @@ def create_context(conf: Path | None = None, env: str = "base", **params: object
     [
         ({"teacher": {"budgt_usd": 1}}, r"nothing reads teacher\.budgt_usd\. Did you mean teacher\.budget_usd"),
         ({"trian": {"epochs": 1}}, r"nothing reads trian\.epochs\. Did you mean train"),
-        ({"task": "squad", "zzz": 1}, r"nothing reads zzz\. Parameters of a run: .*student\.model, .*train"),
+        ({"task": "squad", "zzz": 1}, r"nothing reads zzz\. Allowed: .*student\.model, .*train"),
     ],
 )
 def test_a_setting_that_nothing_reads_stops_the_run(params: dict[str, object], words: str) -> None:
@@ -184,6 +184,12 @@ def test_an_old_name_stops_the_run_with_the_new_one(params: dict[str, object], w
         ("catalog_own.yml", "evaluation_set: {type: pandas.CSVDataset}", "evaluation_items"),
         ("parameters.yml", "train: {epochs: [", r"test/parameters\.yml: not valid YAML"),
         ("parameters.yml", 'train: {epochs: "${globals:nothing}"}', r"'nothing' not found.*\n.*train\.epochs"),
+        ("globals.yml", "taks: squad", r"test/globals\.yml: nothing reads taks\. Did you mean task\?"),
+        ("globals.yml", "budget_usd: 2", r"nothing reads budget_usd\. Did you mean teacher\.budget_usd\?"),
+        ("globals.yml", "teacher: {budgt_usd: 2}", r"nothing reads teacher\.budgt_usd\. .* teacher\.budget_usd\?"),
+        ("globals.yml", "student: {modle: x}", r"nothing reads student\.modle\. Did you mean student\.model\?"),
+        ("parameters.yml", "trian: {epochs: 2}", r"test/parameters\.yml: nothing reads trian\. Did you mean train\?"),
+        ("parameters_own.yml", "max_examples: 5", r"nothing reads max_examples\. Allowed: .* train, transform"),
     ],
 )
 def test_a_mistake_or_old_name_in_the_environment_s_files_stops_the_run(
@@ -226,6 +232,27 @@ def test_what_an_environment_of_ones_own_declares_is_taken(tmp_path: Path) -> No
     (conf_folder / "local" / "catalog_own.yml").write_text("_own: ${runtime_params:own,null}\n")
     (conf_folder / "local" / "parameters_own.yml").write_text("# nothing yet\n")
     assert create_context(conf_folder, own="x").params["train"].seed == 3407
+
+
+FREE = """
+_bucket: s3://bucket
+datastores: ${_bucket}/rebase
+own: 1
+sources: [hf://OWNER/NAME]
+engine: {kind: ray, workers: 2}
+teacher: {extra_body: {chat_template_kwargs: {enable_thinking: false}}, headers: {a: b}}
+judge_model: {provider: anthropic, model: claude-opus-5-5}
+students: [{model: OWNER/NAME, revision: COMMIT}]
+prices: {models: {openai: {my-model: {input: 0, output: 0}}}}
+"""
+
+
+def test_globals_that_a_file_reads_are_taken_with_all_that_is_in_them(tmp_path: Path) -> None:
+    conf = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
+    (conf / "test" / "globals.yml").write_text(FREE)
+    (conf / "test" / "catalog_own.yml").write_text("_own: ${globals:own}\n")
+    loader = create_context(conf, "test").config_loader
+    assert loader["globals"]["datastores"] == "s3://bucket/rebase"
 
 
 def test_a_packed_configuration_takes_parameters(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import partial
@@ -225,10 +225,10 @@ def _check_inputs(inputs: AbstractSet[str], catalog: CatalogProtocol) -> None:
 
 
 def _check_names(loader: AbstractConfigLoader, environment: str) -> None:
-    """Raise RebaseError for an old name in ``--params`` or in the run's environment, or a parameter that nothing reads.
+    """Raise RebaseError for an old name, or one that nothing reads, in ``--params`` or in the run's environment.
 
-    Kedro accepts any parameter, so that a misspelled budget would have no effect. Parameters inside a stage's group are
-    checked by the group's type. A packed configuration is not read.
+    Kedro accepts any parameter and any global, so that a misspelled budget would have no effect. Parameters inside a
+    stage's group are checked by the group's type. A packed configuration is not read.
     """
     given = loader.runtime_params or {}
     reject_old_names(given, "--params")
@@ -238,21 +238,33 @@ def _check_names(loader: AbstractConfigLoader, environment: str) -> None:
     if not (folder / environment).is_dir():
         names = [path.name for path in folder.iterdir() if path.is_dir()]
         raise RebaseError(f"There is no environment {environment!r} in {folder}. {did_you_mean(environment, names)}")
+    configuration = "\n".join(file.read_text("utf-8") for file in folder.rglob("*.yml"))
+    groups = {name for file in (folder / "base").rglob("parameters*.yml") for name in _read_settings(file)}
+    global_names, declared = (_names_read(configuration, source) for source in ("globals", "runtime_params"))
     for file in sorted((folder / environment).rglob("*.yml")):
-        reject_old_names(_read_settings(file), str(file))
-    if not given:
-        return
-    files = list(folder.rglob("*.yml"))
-    groups = {name for file in files if file.name.startswith("parameters") for name in _read_settings(file)}
-    texts = [file.read_text("utf-8") for file in files]
-    declared = {name for text in texts for name in re.findall(r"\$\{runtime_params:([\w.]+)", text)}
+        settings = _read_settings(file)
+        reject_old_names(settings, str(file))
+        # Names with an underscore are parts of other values.
+        settings = {str(name): value for name, value in settings.items() if not str(name).startswith("_")}
+        if file.name.startswith("parameters"):
+            _reject_unread(settings, groups, str(file))
+        elif file.name.startswith("globals"):
+            _reject_unread(flat_parameters(settings, global_names), global_names, str(file))
+    given = {name: value for name, value in given.items() if name not in groups}
+    _reject_unread(flat_parameters(given, declared), declared | groups, "--params")
+
+
+def _names_read(configuration: str, source: str) -> set[str]:
+    """The names that a configuration reads as ``${source:NAME}``."""
+    names = set(re.findall(rf"\$\{{{source}:([\w.]+)", configuration))
     # The catalog takes the whole group of the teacher; its type has the names.
-    declared = declared - {"teacher"} | {f"teacher.{name}" for name in TeacherSettings.model_fields}
-    names = sorted(declared | groups)
-    for name in flat_parameters({name: value for name, value in given.items() if name not in groups}, declared):
-        if name not in declared:
-            hint = did_you_mean(name, names, "Parameters of a run")
-            raise RebaseError(f"--params: nothing reads {name}. {hint}")
+    return names - {"teacher"} | {f"teacher.{name}" for name in TeacherSettings.model_fields}
+
+
+def _reject_unread(names: Iterable[str], allowed: AbstractSet[str], where: str) -> None:
+    for name in names:
+        if name not in allowed:
+            raise RebaseError(f"{where}: nothing reads {name}. {did_you_mean(name, allowed)}")
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
