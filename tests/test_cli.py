@@ -93,6 +93,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("--runner=Sequental", "has no attribute 'Sequental'"),
         ("--params=compute.dtype=float17", "compute.dtype is 'float17'. Set it to one of"),
         ("--params=student.model=package:nothing", "needs the Python package 'nothing', which is not installed"),
+        ("--params=student.model=nope", "The student 'nope' (revision main) cannot be loaded"),
         ("--params=student.model=./nothing", "There is no model ./nothing. Give an existing folder"),
         ("--pipelines=ingest --params=sources=nowhere/*", "sources: no folder matches"),
     ],

@@ -44,7 +44,6 @@ from rebase.reporting.freshness import describe_origin, unsaved_origin
 from rebase.reporting.runs import record_run
 from rebase.tasks.evaluation_items import make_evaluation_items
 from rebase.teacher.settings import TeacherSettings
-from rebase.weights import locate_model
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +96,9 @@ class RunReporter:
         if "judge" in inputs:
             catalog.load("judge").check()
         if "student" in inputs:
-            # Without this check, a model that is missing would be noticed after the teacher's work. It is the last one,
-            # because it converts the weights of a packaged model.
-            student = catalog.load("student")
-            locate_model(student.model, student.folder)
+            # Without this check, a model that is missing or gated would be noticed after the teacher's work. All that
+            # students are used for needs the tokenizer. It is the last check, because it converts a packaged model.
+            catalog.load("student").tokenizer()
 
     @hook_impl
     def after_node_run(self, outputs: dict[str, Any]) -> None:
