@@ -1,4 +1,7 @@
+import re
+
 import pytest
+import yaml
 
 from rebase.errors import RebaseError
 from rebase.records import Task
@@ -71,8 +74,35 @@ def test_a_language_is_one_that_rows_can_have(code, language):
 
 @pytest.mark.parametrize("content", [None, [], "text", 3])
 def test_a_file_that_is_no_mapping_is_rejected(content):
-    with pytest.raises(RebaseError, match="not a valid task"):
+    with pytest.raises(
+        RebaseError, match=r"not a valid task\.\n  the file: must be a mapping of fields \(NAME: VALUE\)$"
+    ):
         Task.parse(content, "topic.yml")
+
+
+@pytest.mark.parametrize(
+    ("change", "problems"),
+    [
+        (
+            "answer: {type: label, labels: [yes, 'no']}",
+            ["answer.labels.0: .*, not True as YAML .*: write it in quotes"],
+        ),
+        (
+            "examples: [{text: 2026-01-31, answer: 1}]",
+            ["examples.0.text: .* 2026-01-31 as", "examples.0.answer: .* 1 as"],
+        ),
+        ("metrics: [acuracy]", ["metrics.0: .* 'rouge_l', not 'acuracy'"]),
+        ("metrics: []", ["metrics: .* at least 1 item"]),
+        ("answer: label", [r"answer: must be a mapping of fields \(NAME: VALUE\)"]),
+    ],
+)
+def test_each_wrong_value_is_one_line(change, problems):
+    """A list is not too short because its items are wrong."""
+    with pytest.raises(RebaseError) as error:
+        Task.parse(GOOD | yaml.safe_load(change), "topic.yml")
+    _, *lines = str(error.value).splitlines()
+    assert len(lines) == len(problems), lines
+    assert all(map(re.search, problems, lines)), lines
 
 
 def typed_task(answer_type, answer, **fields):

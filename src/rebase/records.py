@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from itertools import product
 from pathlib import Path
 from string import Formatter
@@ -430,8 +431,14 @@ def validated(kind: Any, data: Any, problem: str) -> Any:
         return adapter.validate_python(data)
     except ValidationError as error:
         fields = flat_schema(adapter.json_schema())
-        lines = dict(_problem_line(item, fields) for item in reversed(error.errors(include_url=False)))
+        items = [item for item in error.errors(include_url=False) if not _lost_wrong_items(item)]
+        lines = dict(_problem_line(item, fields) for item in reversed(items))
         raise RebaseError("\n".join([problem, *reversed(lines.values())])) from None
+
+
+def _lost_wrong_items(item: Mapping[str, Any]) -> bool:
+    """Whether a list is too short only because each wrong item, which has an error of its own, was left out."""
+    return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
 
 
 def _problem_line(item: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[str, str]:
@@ -449,7 +456,12 @@ def _problem_line(item: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[s
     allowed = describe_field(fields.get(field) or fields.get(group, {}))
     message = item["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     message = message.replace("valid tuple", "valid list")
-    message += f", not {item['input']!r:.60}" if item["type"] == "literal_error" else ""
+    if item["type"] == "literal_error":
+        message += f", not {item['input']!r:.60}"
+    elif item["type"] == "model_type":
+        message = "must be a mapping of fields (NAME: VALUE)"
+    elif item["type"] == "string_type" and isinstance(item["input"], int | float | date):
+        message += f", not {item['input']} as YAML reads it: write it in quotes"
     bounds = f" (allowed: {allowed})" if any(map(allowed.count, "≥>≤<")) else ""
     return path, f"  {path or 'the file'}: {message}{bounds}"
 
