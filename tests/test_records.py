@@ -33,6 +33,7 @@ def test_a_good_task_renders_its_query():
     [
         ({"instruction": ""}, "instruction"),
         ({"metrics": ["acuracy"]}, "metrics.0"),
+        ({"metrics": ["accuracy", "numeric_match"]}, "`numeric_match` .* needs the type `number`, not `label`"),
         ({"color": "red"}, "color"),
         ({"version": "one"}, "version"),
         ({"name": "../topic"}, "name"),

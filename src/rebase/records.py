@@ -272,6 +272,8 @@ class Task(Strict):
             raise ValueError("`query` must name at least one field in braces, such as {question}")
         if self.passage is not None and self.passage not in fields:
             raise ValueError(f"`passage` names {self.passage!r}, which is not a field of `query` ({sorted(fields)})")
+        if "numeric_match" in self.metrics and self.answer.type != "number":
+            raise ValueError(f"`numeric_match` compares numbers: it needs the type `number`, not `{self.answer.type}`")
         needed = fields | {"answer"} | ({"rationale"} if self.cot else set())
         for number, example in enumerate(self.examples):
             if set(example) != needed:
