@@ -189,6 +189,8 @@ def test_an_old_name_stops_the_run_with_the_new_one(params: dict[str, object], w
         ("globals.yml", "teacher: {budgt_usd: 2}", r"nothing reads teacher\.budgt_usd\. .* teacher\.budget_usd\?"),
         ("globals.yml", "student: {modle: x}", r"nothing reads student\.modle\. Did you mean student\.model\?"),
         ("parameters.yml", "trian: {epochs: 2}", r"test/parameters\.yml: nothing reads trian\. Did you mean train\?"),
+        ("globals.yml", "datastore: ../x", r"datastore: String should match"),
+        ("parameters.yml", "students: [{model: x}]", r"test/parameters\.yml: students is a group .* in globals\.yml"),
         ("parameters_own.yml", "max_examples: 5", r"nothing reads max_examples\. Allowed: .* train, transform"),
     ],
 )
@@ -213,6 +215,10 @@ def test_an_environment_that_does_not_exist_is_one_message() -> None:
         ({"evaluate": {"limit": "x"}}, r"evaluate\.limit: .*integer \(allowed: integer ≥ 1, ≤ 10,000,000 or `null`\)"),
         ({"retrieve": {"aggregation": "median"}}, r"retrieve\.aggregation: .*'mean_of_max', not 'median'"),
         ({"seed": -1}, r"train\.seed: .* \(allowed: integer ≥ 0"),
+        ({"task": None}, r"\(--params, or globals\.yml\) are wrong:\n  task: Input should be a valid string"),
+        ({"sources": ["a", 1]}, r"globals\.yml\) are wrong:\n  sources\.1: .* string, not 1 .*: write it in quotes"),
+        ({"train": [1]}, r"--params: train is a group of parameters, not a list: set train\.NAME\.$"),
+        ({"students": [{"model": "x"}]}, r"students is a group .* The list of students belongs in globals\.yml\."),
     ],
 )
 def test_a_wrong_value_stops_the_run_before_kedro_reads_it(params: dict[str, object], words: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rebase.errors import RebaseError
-from rebase.parameters import check_parameters, flat_parameters
+from rebase.parameters import check_globals, check_parameters, flat_parameters
 from rebase.records import validated
 from rebase.teacher.settings import TeacherSettings
 
@@ -74,3 +74,25 @@ def test_an_unknown_name_gets_the_most_similar_one() -> None:
 def test_passages_of_no_length_would_pass() -> None:
     with pytest.raises(RebaseError, match="retrieve: `min_passage_words` is above `max_passage_words`"):
         check_parameters(changed("retrieve.min_passage_words", 500))
+
+
+GLOBALS = {"task": "squad", "datastore": "sample", "sources": "data/*", "seed": 1}
+
+
+@pytest.mark.parametrize("change", [{"sources": ["a", "hf://b"]}, {"datastore": 2}, {"datastore": "Über-2.b"}])
+def test_names_of_the_run_s_inputs_are_taken(change: dict[str, Any]) -> None:
+    check_globals(GLOBALS | change)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("task", [None, "", 5, ["a", "b"]]),
+        ("datastore", [None, "", "..", "../x", "a/b", ".x", "a\\b", True, ["a"]]),
+        ("sources", [None, "", 5, [], [1, 2], [""], {"a": "b"}]),
+    ],
+)
+def test_inputs_of_the_run_need_names(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(RebaseError, match=rf"^Globals .* are wrong:\n  {name}[.:]"):
+            check_globals(GLOBALS | {name: value})

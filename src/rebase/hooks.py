@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +26,7 @@ from rebase.datasets.versions import RunCatalog
 from rebase.errors import RebaseError, StageError, did_you_mean, user_message
 from rebase.files import DOWNLOADS, remove_temporaries
 from rebase.old_names import reject_old_names
-from rebase.parameters import check_parameters, flat_parameters
+from rebase.parameters import check_globals, check_parameters, flat_parameters
 from rebase.records import TEACHER_USAGE_COLUMNS
 from rebase.reporting.console import (
     STAGES,
@@ -72,7 +72,9 @@ class RunReporter:
         with user_errors():
             _check_names(context.config_loader, context.env or "local")
             check_parameters(context.config_loader["parameters"])
-            models = context.project_path / context.config_loader["globals"]["data"] / "06_models"
+            settings = context.config_loader["globals"]
+            check_globals({**settings, **(context.config_loader.runtime_params or {})})
+            models = context.project_path / settings["data"] / "06_models"
         if leftovers := [*remove_temporaries(models), *remove_temporaries(DOWNLOADS)]:
             logger.info("removed %d temporary files or folders of killed runs: %s", len(leftovers), leftovers[0])
 
@@ -245,9 +247,11 @@ def _check_names(loader: AbstractConfigLoader, environment: str) -> None:
         # Names with an underscore are parts of other values.
         settings = {str(name): value for name, value in settings.items() if not str(name).startswith("_")}
         if file.name.startswith("parameters"):
+            _reject_lists(settings, groups, str(file))
             _reject_unread(settings, groups, str(file))
         elif file.name.startswith("globals"):
             _reject_unread(flat_parameters(settings, global_names), global_names, str(file))
+    _reject_lists(given, groups, "--params")
     given = {name: value for name, value in given.items() if name not in groups}
     _reject_unread(flat_parameters(given, declared), declared | groups, "--params")
 
@@ -263,6 +267,14 @@ def _reject_unread(names: Iterable[str], allowed: AbstractSet[str], where: str) 
     for name in names:
         if name not in allowed:
             raise RebaseError(f"{where}: nothing reads {name}. {did_you_mean(name, allowed)}")
+
+
+def _reject_lists(parameters: Mapping[str, Any], groups: AbstractSet[str], where: str) -> None:
+    """Raise RebaseError for a list in the place of a group: Kedro's own error has no name."""
+    for name, value in parameters.items():
+        if name in groups and isinstance(value, list):
+            hint = " The list of students belongs in globals.yml." if name == "students" else ""
+            raise RebaseError(f"{where}: {name} is a group of parameters, not a list: set {name}.NAME.{hint}")
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

@@ -348,6 +348,18 @@ class JudgeParameters(Strict):
         return self
 
 
+class RunGlobals(Strict):
+    """The globals that name a run's inputs. ``datastore`` is the name of folders; ``sources`` may be one text."""
+
+    task: str = Field(min_length=1)
+    datastore: str = Field(pattern=r"^\w[\w. -]*$", coerce_numbers_to_str=True)
+    sources: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        Field(min_length=1),
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    ]
+
+
 def flat_parameters(parameters: Mapping[str, Any], values: Container[str] = (), prefix: str = "") -> dict[str, Any]:
     """Nested parameters by dotted name; a mapping whose name is in ``values`` counts as one value."""
     flat: dict[str, Any] = {}
@@ -366,3 +378,9 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     fields: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items() if name in parameters}
     given = {name: parameters[name] for name in fields}
     validated(create_model("Groups", **fields), given, "Parameters (--params, or parameters*.yml) are wrong:")
+
+
+def check_globals(settings: Mapping[str, Any]) -> None:
+    """Raise RebaseError if a global of ``RunGlobals`` has a wrong type or is no name."""
+    given = {name: settings[name] for name in RunGlobals.model_fields}
+    validated(RunGlobals, given, "Globals (--params, or globals.yml) are wrong:")
