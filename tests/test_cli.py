@@ -107,6 +107,22 @@ def test_a_mistake_is_one_message(project: Path, option: str, words: str) -> Non
     assert not (outputs(project) / "06_models" / "base").exists(), "weights were converted before the mistake was found"
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("doctor --params=task=squda", "There is no task 'squda' in .*. Did you mean squad?"),
+        ("trace town-notices --task=squda", "There is no task 'squda' in .*. Did you mean squad?"),
+        ("push a/b --task=squda", "There is no task 'squda' in .*. Did you mean squad?"),
+        ("push a/b", "push needs adapter: not there yet; kedro run --pipelines=train makes it."),
+        ("push a/b --only=dataset", "push needs reasoned_examples: not there yet; kedro run --pipelines=cot"),
+    ],
+)  # fmt: skip
+def test_a_command_names_what_does_not_exist(project: Path, command: str, words: str) -> None:
+    result = CliRunner().invoke(cli.cli, [*command.split(), "--env=test"])
+    assert result.exit_code == 1, result.output
+    assert re.search(re.escape(words).replace(r"\.\*", ".*"), result.stderr), result.stderr
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rebase.hooks.check_parameters", lambda parameters: parameters["no such group"])
     result = CliRunner().invoke(cli.run, ["--env=test"])

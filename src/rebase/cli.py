@@ -335,6 +335,7 @@ def doctor(params: dict[str, Any], env: str | None) -> None:
     from rebase.reporting.doctor import examine, render
 
     catalog = _catalog(env, params)
+    catalog.load("task")  # A task that does not exist has no files to examine.
     origins = {name: load() for name, load in load_origins(catalog).items()}
     findings = list(examine(catalog, origins, pipelines))
     click.echo(render(findings))
@@ -419,6 +420,7 @@ def trace(
 
     catalog = _catalog(env, task=task)
     run_catalog = RunCatalog(catalog, CREATED_BY, version)
+    catalog.load("task")  # A task that does not exist has no tables.
     result = trace_identifier(identifier, RunTables(run_catalog.load, env, task), system)
     if as_json:
         click.echo(json.dumps(result, indent=2))
@@ -479,12 +481,20 @@ def push(
     from rebase.reporting.run_tables import CREATED_BY
 
     catalog = _catalog(env, task=task)
-    load = RunCatalog(catalog, CREATED_BY).load
+    run_catalog = RunCatalog(catalog, CREATED_BY)
+    published_task = catalog.load("task")
+
+    def load(name: str) -> Any:
+        try:
+            return run_catalog.load(name)
+        except RebaseError as error:
+            raise RebaseError(f"push needs {name}: {error}") from error
+
     adapter = load("adapter") if only != "dataset" else None
     examples = published_examples(load("reasoned_examples"), load("training_set")) if only != "adapter" else None
     existing = [load(name) if catalog.exists(name) else None for name in ("scores", "evaluate_summary")]
     scores = adapter and scores_of(adapter, *existing)
-    with packed(repo, load("task"), examples, adapter, scores, license_checked) as (parcels, conditions):
+    with packed(repo, published_task, examples, adapter, scores, license_checked) as (parcels, conditions):
         click.echo(describe_parcels(parcels, repo, folder, public=public))
         for condition in conditions:
             click.echo(f"Condition of {condition}")
