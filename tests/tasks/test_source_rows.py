@@ -25,7 +25,10 @@ def test_all_rows_of_a_file_are_read_and_its_path_is_for_messages_alone(reading_
 
 def test_what_cannot_be_read_is_named_with_what_to_do(reading_task: Task, tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"n": ')
+    (tmp_path / "sheet.xlsx").touch()
     for location, words in {
+        tmp_path: r"The input of task 'tiny_reading' .* a folder or .* Give a JSONL, CSV or Parquet file\.$",
+        tmp_path / "sheet.xlsx": r"cannot be read from .*sheet\.xlsx: it is .* Give a JSONL, CSV or Parquet file\.$",
         tmp_path / "none.csv": r"The input of task 'tiny_reading' is missing: there is no file .*none\.csv\.$",
         tmp_path / "broken.jsonl": r"cannot be read from .*broken\.jsonl: (.|\n)*Correct the file\.$",
         "owner/name": r"from the hub as 'owner/name': (.|\n)*Give a file instead: --params=inputs_source=FILE\.$",

@@ -43,6 +43,11 @@ def read_source_rows(
             return SourceRows(read_file(Path(location)), location, {"dataset": Path(location).name})
         except Exception as error:  # Each format's reader raises errors of its own.
             raise RebaseError(f"{what} cannot be read from {location}: {error}\nCorrect the file.") from error
+    if Path(location).exists():
+        raise RebaseError(
+            f"{what} cannot be read from {location}: it is a folder, or of another format. "
+            "Give a JSONL, CSV or Parquet file."
+        )
     spec = task.evaluation
     is_evaluation_source = location == spec.source
     try:

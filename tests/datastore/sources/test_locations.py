@@ -26,6 +26,8 @@ def test_locations_are_folders_or_hub_ids(tmp_path):
         find_sources([f"{tmp_path}/*/a"])
     with pytest.raises(RebaseError, match="no folder matches"):
         find_sources([f"{tmp_path}/z"])
+    with pytest.raises(RebaseError, match=r"sources: there is no file '.*/z\.csv'\.$"):
+        find_sources([f"{tmp_path}/z.csv#nli"])
 
 
 def test_locations_between_commas_are_several_unless_a_path_has_the_comma(tmp_path):
@@ -90,8 +92,8 @@ def test_catalog_lists_hub_datasets(tmp_path, ending):
         ("id\n../../etc\n", r"row 2, column 'id': '../../etc' is not a hub id"),
         ("id\n/etc/passwd\n", r"row 2, column 'id': '/etc/passwd' is not a hub id"),
         ("id\na/b,c,d\n1,2\n", "cannot be read"),
-        ("", "no folder matches"),
-        ("id\n", "no folder matches"),
+        ("", "sources: the catalog '.*' is empty"),
+        ("id\n", "sources: the catalog '.*' is empty"),
     ],
 )
 def test_catalog_with_an_error_names_file_row_and_column(tmp_path, lines, complaint):

@@ -35,10 +35,7 @@ def find_sources(locations: Iterable[str], token: str | None = None) -> list[Sou
     for location in chain.from_iterable(map(_split, locations)):
         matches = list(_sources_at(location, token))
         if not matches:
-            raise RebaseError(
-                f"sources: no folder matches {location!r}. Hub datasets are written hf://OWNER/NAME, and a list of "
-                "them is a .csv or .parquet file."
-            )
+            raise RebaseError(f"sources: {_why_nothing(location)}")
         for source in matches:
             sources[source.dataset] = _join(sources.get(source.dataset, source), source)
     return [sources[name] for name in sorted(sources)]
@@ -112,6 +109,16 @@ def _sources_at(location: str, token: str | None) -> Iterator[Source]:
             yield FolderSource(path)
         elif catalog:
             yield from read_catalog(path, token, catalog["group"])
+
+
+def _why_nothing(location: str) -> str:
+    if catalog := _CATALOG.fullmatch(location):
+        file = catalog["file"]
+        return f"the catalog {file!r} is empty." if glob(file) else f"there is no file {file!r}."
+    return (
+        f"no folder matches {location!r}. Hub datasets are written hf://OWNER/NAME, and a list of them is a .csv or "
+        ".parquet file."
+    )
 
 
 def _hub_source(location: str, token: str | None) -> HubSource:
