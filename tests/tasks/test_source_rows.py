@@ -27,7 +27,7 @@ def test_what_cannot_be_read_is_named_with_what_to_do(reading_task: Task, tmp_pa
     (tmp_path / "broken.jsonl").write_text('{"n": ')
     (tmp_path / "sheet.xlsx").touch()
     for location, words in {
-        tmp_path: r"The input of task 'tiny_reading' .* a folder or .* Give a JSONL, CSV or Parquet file\.$",
+        tmp_path: r"The input of task 'tiny_reading' .* a folder, or .* Give a JSONL, CSV or Parquet file\.$",
         tmp_path / "sheet.xlsx": r"cannot be read from .*sheet\.xlsx: it is .* Give a JSONL, CSV or Parquet file\.$",
         tmp_path / "none.csv": r"The input of task 'tiny_reading' is missing: there is no file .*none\.csv\.$",
         tmp_path / "broken.jsonl": r"cannot be read from .*broken\.jsonl: (.|\n)*Correct the file\.$",
