@@ -23,6 +23,7 @@ _SIGNS = r"\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0963\u0971-\u0d
 # Signs with a meaning in formulas, code and bracket puzzles. Others, such as the hyphens of words and of ranges, are
 # optional in prose.
 _OPERATOR = re.compile(r"[()\[\]{}<>+*/=|]|(?<!\w)-(?=\s*[\d(])")
+# Of other scripts' signs those of logic and mathematics count, and emoji, but not marks beside names and numbers.
 _SYMBOL = re.compile(r"[^\w\s\x00-\x7f©®°]")
 _TOKEN = re.compile(rf"[{_UNSPACED}]|(?:[^\W_{_UNSPACED}]|[{_SIGNS}])+")
 # Soft hyphens, joiners, byte order marks, variation selectors.

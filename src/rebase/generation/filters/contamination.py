@@ -34,8 +34,8 @@ class ContaminationFilter:
     - a cell contains a whole text of at least 8 words;
     - a cell shares a run of ``n`` words with a text.
 
-    The time is linear in the length of the cells, the memory is bounded. ``shared`` are hashes of
-    texts and runs that are the format of the items, not their content.
+    The time is linear in the length of the cells, the memory is bounded. ``shared`` are hashes of texts and runs that
+    are the format of the items, not their content.
     """
 
     def __init__(self, items: Iterable[Sequence[str]], n: int, shared: Container[int] = ()) -> None:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 
 import pandas as pd
 
@@ -23,12 +24,15 @@ def source_filter(
     A dataset is excluded under the name, and by the license, of each of its duplicates in the ``cards``, too.
     """
     contaminated = ContaminationFilter.of(task, evaluation_items, ngram)
-    # A mapped query has the words of the mapping's template.
-    contaminated_text = contaminated if task.passage else ContaminationFilter.of_queries(task, evaluation_items, ngram)
     languages = LanguageFilter(task)
     duplicates: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for card in cards[cards["duplicate_of"] != ""].itertuples():
         duplicates[card.duplicate_of].append((card.dataset, card.license))
+
+    @cache
+    def of_queries() -> ContaminationFilter:
+        # Only a mapped query without a passage needs another filter: it has the words of the mapping's template.
+        return contaminated if task.passage else ContaminationFilter.of_queries(task, evaluation_items, ngram)
 
     def reject(row: Candidate, text: str) -> Rejection | None:
         others = duplicates.get(row.dataset, ())
@@ -39,7 +43,7 @@ def source_filter(
             or languages.reject(row.config, text)
             or contaminated.reject(row.cells)
             # A passage is cleaned: of HTML entities, for example, which hide what it shares with an item.
-            or (None if text in row.cells.values() else contaminated_text.reject({"passage": text}))
+            or (None if text in row.cells.values() else of_queries().reject({"passage": text}))
         )
 
     return reject
