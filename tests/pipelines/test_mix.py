@@ -85,6 +85,7 @@ def test_a_short_evaluation_item_is_no_real_example(reading_task):
     ("name", "references", "answers", "rejected"),
     [
         ("word_problems", ["1,200", "$5.00", "-3.0"], ["1200", "5", "-3"], {}),
+        ("word_problems", ["1/4", "1/3", "7"], ["0.25", "7"], {"not_a_number": 1}),
         ("news_topic", ["Sport", "none of these", "food"], ["sport", "food"], {"unknown_label": 1}),
     ],
 )

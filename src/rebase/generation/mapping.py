@@ -304,10 +304,12 @@ def _has_several(task: Task, answer: str) -> bool:
 def _spell(task: Task, answer: str) -> str:
     if task.answer.labels:
         return as_label(answer, task.answer.labels) or answer
-    if task.answer.type != "number":
-        return _clean(task, answer)
+    return spell_number(task, answer) if task.answer.type == "number" else _clean(task, answer)
+
+
+def spell_number(task: Task, answer: str) -> str:
+    """The number in an answer that people gave; a fraction without an end, such as 1/3, stays as it is."""
     number = extract(answer, task.answer)
-    # Nobody answers with all digits of 1/3.
     return number if len(number.partition(".")[2]) <= _MAX_DECIMALS else answer
 
 

@@ -9,11 +9,11 @@ import pandas as pd
 
 from rebase.errors import RebaseError
 from rebase.generation.filters.contamination import ContaminationFilter
+from rebase.generation.mapping import spell_number
 from rebase.generation.mixing import mix
 from rebase.generation.verification import ProtectedTexts, reject_answer, reject_input, tidy_answer
 from rebase.parameters import ContaminationParameters, MixParameters
 from rebase.records import EXAMPLE_COLUMNS, PEOPLE, Task, summarize_stage
-from rebase.tasks.extraction import extract
 
 #: How to make each origin that has no examples.
 _REMEDIES = {
@@ -85,7 +85,7 @@ def as_examples(task: Task, items: pd.DataFrame) -> pd.DataFrame:
     def answer(fields: str, references: str) -> str:
         first: str = json.loads(references)[0]
         return tidy_answer(
-            task, json.loads(fields), extract(first, task.answer) if task.answer.type == "number" else first
+            task, json.loads(fields), spell_number(task, first) if task.answer.type == "number" else first
         )
 
     examples = items.assign(
