@@ -45,8 +45,9 @@ _STOPWORDS = frozenset(
 )
 # Not a line break: the next line may start with a bullet.
 _GAP = r"[^\S\n]*+"
-_TERM = r"\(*+-?\d++(?:,\d++)*+(?:\.\d++)?+%?\)*+"
-_EXPRESSION = re.compile(rf"{_TERM}(?P<more>(?:{_GAP}[-+*/×÷]{_GAP}{_TERM})*+)")
+# Atomic groups: Python 3.11.2, Debian 12's, keeps what a possessive group has read before it fails ("6 * 8**").
+_TERM = r"\(*+-?\d++(?>(?:,\d++)*)(?>(?:\.\d++)?)%?\)*+"
+_EXPRESSION = re.compile(rf"{_TERM}(?P<more>(?>(?:{_GAP}[-+*/×÷]{_GAP}{_TERM})*))")
 _EQUALS = re.compile(r"\s*=\s*")
 #: Characters around an expression that show whether it is a part of a longer one.
 _NEAR = 40
