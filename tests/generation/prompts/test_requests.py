@@ -27,7 +27,7 @@ from tests.generation.prompts.samples import PARAMETERS, READING, SAMPLING, SUMS
 from tests.scripted import generate_all
 from tests.shipped import shipped_prompt
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 COT = shipped_prompt("cot")
 
